@@ -1,0 +1,8 @@
+//! Every decision of Dotgraft, as pure synchronous state machines: no tokio, kube, disk, clock or randomness.
+//!
+//! - [`ids`], [`model`]: the words.
+//! - `filesystem`: all state of one Filesystem on one node (design §4).
+//! - `run`: one execution of a ReplicationJob for one Filesystem (replication.md).
+
+pub mod ids;
+pub mod model;
