@@ -1,1 +1,11 @@
-//! placeholder
+//! The agent of a node: one owner per Filesystem, and what it needs of disk, network and API.
+//!
+//! `actor` decides (through `engine`) and owns; `driver` and `btrfs` are the disk; `stream` applies what peers send;
+//! `peer` is the network; `journal` is memory that survives; `cluster` is the API server.
+
+pub mod actor;
+pub mod btrfs;
+pub mod cluster;
+pub mod driver;
+pub mod journal;
+pub mod peer;

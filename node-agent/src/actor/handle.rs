@@ -1,0 +1,193 @@
+//! The way to a Filesystem's owner: a cheap clone that everyone else holds. Requests go through a bounded mailbox;
+//! status comes back through a `watch` channel.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use dotgraft_engine::ids::{CommitId, FsId, JobUid};
+use dotgraft_engine::model::{Commit, Problem, Reason, ResumeToken, Versions};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::driver::MountWhat;
+
+/// How many requests wait for one actor before it answers `Busy`.
+pub const MAILBOX: usize = 256;
+
+/// A transfer that a peer offers (proto `Offer`, parsed).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Offer {
+    /// The commit that comes.
+    pub target: Commit,
+    /// Its base; `None` for a full stream.
+    pub base: Option<CommitId>,
+    /// The job it is for.
+    pub job: JobUid,
+    /// The run that drives it.
+    pub run_id: uuid::Uuid,
+    /// The sender's epoch.
+    pub epoch: dotgraft_engine::ids::Epoch,
+    /// Bytes expected, if known.
+    pub expected: Option<u64>,
+    /// Stream version.
+    pub stream_version: u32,
+    /// Sender's kernel.
+    pub kernel_release: String,
+    /// Where the sender can go on.
+    pub resume: Option<ResumeToken>,
+    /// The sender's node, from its certificate.
+    pub from: dotgraft_engine::ids::NodeName,
+}
+
+/// What comes down a transfer after it was accepted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Frame {
+    /// Stream bytes.
+    Data(Bytes),
+    /// The end: length and BLAKE3 of the whole stream, prefix included.
+    End {
+        /// Bytes in all.
+        bytes: u64,
+        /// Their digest.
+        digest: [u8; 32],
+    },
+}
+
+/// What goes back up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reply {
+    /// Go on at this offset.
+    Accepted {
+        /// Stream bytes to skip.
+        offset: u64,
+    },
+    /// That much survives a crash.
+    Durable {
+        /// Stream bytes.
+        offset: u64,
+    },
+    /// The commit is durable and journaled.
+    Stored {
+        /// Which.
+        commit: CommitId,
+        /// It was here before.
+        already: bool,
+    },
+    /// Refused or failed; the transfer is over.
+    Refused(Problem),
+}
+
+/// A message to an actor from the outside.
+#[derive(Debug)]
+pub enum Request {
+    /// List versions for a job of a peer.
+    Versions {
+        /// For which job.
+        job: JobUid,
+        /// The answer.
+        reply: oneshot::Sender<Result<Versions, Problem>>,
+    },
+    /// Receive a commit. Frames and replies bypass the mailbox.
+    Receive {
+        /// What is offered.
+        offer: Box<Offer>,
+        /// The bytes. Closed without `End`: the peer went away.
+        frames: mpsc::Receiver<Frame>,
+        /// The answers; ends with `Stored` or `Refused`.
+        replies: mpsc::Sender<Reply>,
+    },
+    /// Bind-mount.
+    Mount {
+        /// Head or commit.
+        what: MountWhat,
+        /// Where.
+        target: PathBuf,
+        /// Read-only head.
+        read_only: bool,
+        /// The answer.
+        reply: oneshot::Sender<Result<(), Problem>>,
+    },
+    /// Unmount.
+    Unmount {
+        /// Where.
+        target: PathBuf,
+        /// The answer.
+        reply: oneshot::Sender<Result<(), Problem>>,
+    },
+    /// Fence the head; `force` even while it is mounted.
+    Fence {
+        /// Even while mounted.
+        force: bool,
+        /// The final commit and the generation.
+        reply: oneshot::Sender<Result<(CommitId, u64), Problem>>,
+    },
+    /// Undo a fence.
+    Thaw {
+        /// The answer.
+        reply: oneshot::Sender<Result<(), Problem>>,
+    },
+}
+
+/// Read-only view for people and tests: JSON of the engine's status.
+pub type StatusJson = Arc<serde_json::Value>;
+
+/// A cheap clone; the actor lives as long as the registry says.
+#[derive(Debug, Clone)]
+pub struct FsHandle {
+    fs: FsId,
+    mailbox: mpsc::Sender<Request>,
+    status: watch::Receiver<StatusJson>,
+}
+
+impl FsHandle {
+    /// A handle to the actor behind `mailbox`.
+    pub fn new(fs: FsId, mailbox: mpsc::Sender<Request>, status: watch::Receiver<StatusJson>) -> Self {
+        Self { fs, mailbox, status }
+    }
+    /// Whose.
+    pub fn fs_id(&self) -> FsId {
+        self.fs
+    }
+    /// The last status.
+    pub fn status(&self) -> StatusJson {
+        self.status.borrow().clone()
+    }
+
+    fn post(&self, request: Request) -> Result<(), Problem> {
+        self.mailbox.try_send(request).map_err(|e| match e {
+            mpsc::error::TrySendError::Full(_) => Problem::new(Reason::Busy, "the mailbox of this Filesystem is full; try again in a moment"),
+            mpsc::error::TrySendError::Closed(_) => Problem::new(Reason::NotFound, "this Filesystem is gone from this node"),
+        })
+    }
+
+    async fn ask<T>(&self, make: impl FnOnce(oneshot::Sender<Result<T, Problem>>) -> Request) -> Result<T, Problem> {
+        let (tx, rx) = oneshot::channel();
+        self.post(make(tx))?;
+        rx.await.unwrap_or_else(|_| Err(Problem::new(Reason::Busy, "the Filesystem's owner restarted; try again")))
+    }
+
+    /// The versions held here.
+    pub async fn versions(&self, job: JobUid) -> Result<Versions, Problem> {
+        self.ask(|reply| Request::Versions { job, reply }).await
+    }
+    /// Hands a transfer to the owner; everything more comes by `replies`.
+    pub fn receive(&self, offer: Offer, frames: mpsc::Receiver<Frame>, replies: mpsc::Sender<Reply>) -> Result<(), Problem> {
+        self.post(Request::Receive { offer: Box::new(offer), frames, replies })
+    }
+    /// Mounts head or commit at an existing directory.
+    pub async fn mount(&self, what: MountWhat, target: PathBuf, read_only: bool) -> Result<(), Problem> {
+        self.ask(|reply| Request::Mount { what, target, read_only, reply }).await
+    }
+    /// Unmounts.
+    pub async fn unmount(&self, target: PathBuf) -> Result<(), Problem> {
+        self.ask(|reply| Request::Unmount { target, reply }).await
+    }
+    /// Fences.
+    pub async fn fence(&self, force: bool) -> Result<(CommitId, u64), Problem> {
+        self.ask(|reply| Request::Fence { force, reply }).await
+    }
+    /// Thaws.
+    pub async fn thaw(&self) -> Result<(), Problem> {
+        self.ask(|reply| Request::Thaw { reply }).await
+    }
+}

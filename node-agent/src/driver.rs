@@ -1,0 +1,284 @@
+//! The seam to the disk: one trait, one real implementation (`btrfs`). Called only by a Filesystem's actor and its tasks.
+//!
+//! Every call blocks and runs on a blocking thread. Every call is idempotent: what is already there, or already gone, is
+//! success, because after a crash the actor repeats what its journal does not show as done. "Durable" means: still there
+//! after the power went, by the rules of storage.md §2.
+
+use std::io::Read;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use dotgraft_engine::ids::{BootId, CommitId, Epoch, FsId, PoolId};
+use dotgraft_engine::model::{Claim, Commit, Origin, Problem, Reason};
+use serde::{Deserialize, Serialize};
+
+/// What a driver call can end with.
+#[derive(Debug, thiserror::Error)]
+pub enum DriverError {
+    /// Pool, qgroup or metadata space is used up.
+    #[error("no space: {0}")]
+    NoSpace(String),
+    /// The named thing is not in the pool.
+    #[error("not found: {0}")]
+    NotFound(String),
+    /// A nested subvolume is inside the head (path relative to it).
+    #[error("nested subvolume at `{0}`: delete it or move it out of the volume, then the commit goes on by itself")]
+    NestedSubvolume(String),
+    /// Someone has it mounted.
+    #[error("mounted by {0}")]
+    Mounted(String),
+    /// A write slipped between snapshot and check of a fence.
+    #[error("the head changed while it was being fenced: {0}")]
+    FenceRaced(String),
+    /// The pool is read-only, failed, or another pool than expected.
+    #[error("pool failed: {0}")]
+    PoolFailed(String),
+    /// A checksum error: the data on disk is damaged.
+    #[error("checksum error: {0}")]
+    CorruptDisk(String),
+    /// A file of ours in the pool can't be understood or is of a newer version.
+    #[error("unreadable metadata: {0}")]
+    BadMetadata(String),
+    /// This kernel or pool can't do it.
+    #[error("not supported here: {0}")]
+    Unsupported(String),
+    /// Any other system error, with what was being done.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was being done, with the path.
+        what: String,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+}
+
+impl DriverError {
+    /// The closed kind, for conditions, metrics and gRPC codes.
+    pub fn kind(&self) -> Reason {
+        match self {
+            Self::NoSpace(_) => Reason::NoSpace,
+            Self::NotFound(_) => Reason::NotFound,
+            Self::NestedSubvolume(_) => Reason::NestedSubvolume,
+            Self::Mounted(_) => Reason::Mounted,
+            Self::FenceRaced(_) => Reason::Busy,
+            Self::PoolFailed(_) => Reason::PoolFailed,
+            Self::CorruptDisk(_) => Reason::CorruptDisk,
+            Self::BadMetadata(_) | Self::Io { .. } => Reason::Internal,
+            Self::Unsupported(_) => Reason::Unsupported,
+        }
+    }
+    /// As the engine wants it.
+    pub fn problem(&self) -> Problem {
+        Problem::new(self.kind(), self.to_string())
+    }
+}
+
+/// `fs.json` of storage.md §1: what a copy knows of itself, enough to adopt it without journal and API objects.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FsMeta {
+    /// [`dotgraft_engine::model::FORMAT_VERSION`]; a newer one is refused.
+    pub version: u32,
+    /// The Filesystem.
+    pub fs_id: FsId,
+    /// The pool it was written in; another pool's copy is not ours.
+    pub pool: PoolId,
+    /// Owner or Replica.
+    pub role: FsRole,
+    /// Active or Deleting.
+    pub state: FsState,
+    /// The object it belongs to.
+    pub claim: Option<Claim>,
+    /// Bytes the head may hold.
+    pub capacity: u64,
+    /// Bytes that history may hold on top; limit of the qgroup = capacity + history_limit.
+    pub history_limit: u64,
+    /// `Proof` or `Manual`.
+    pub fencing: String,
+    /// `Delete` or `Retain`.
+    pub reclaim_policy: String,
+    /// What it was branched from.
+    pub origin: Option<Origin>,
+    /// Number `n` of the level-1 qgroup `1/n` that holds every subvolume of it on this pool.
+    pub qgroup: u64,
+    /// Highest epoch seen.
+    pub epoch: Epoch,
+    /// Attempt counter of authority (migration.md §2).
+    pub attempt: u64,
+    /// Boot in which the owner opened `epoch`, if it did.
+    pub opened: Option<BootId>,
+}
+
+/// Role in `fs.json`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FsRole {
+    /// May write (after opening).
+    Owner,
+    /// Read-only copy.
+    Replica,
+}
+
+/// State in `fs.json`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FsState {
+    /// In use.
+    Active,
+    /// A recorded intent to delete it exists.
+    Deleting,
+}
+
+/// The pool as a whole.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PoolInfo {
+    /// btrfs filesystem UUID.
+    pub id: PoolId,
+    /// Highest send stream version.
+    pub stream_version: u32,
+    /// `uname -r`.
+    pub kernel_release: String,
+    /// What it can do: `simple-quotas`, `send-v2`, …; sorted.
+    pub features: Vec<String>,
+}
+
+/// Room in the pool, bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Space {
+    /// Size of the pool.
+    pub total: u64,
+    /// What may still be written, the 5 % reserve (at least 1 GiB, at most a quarter of the pool) left out.
+    pub available: u64,
+    /// Unallocated plus free metadata space: under 512 MiB commits and receives are refused.
+    pub metadata_free: u64,
+    /// The kernel forced the pool read-only.
+    pub read_only: bool,
+}
+
+/// Room of one Filesystem by its level-1 qgroup, bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Usage {
+    /// Used by head, commits and incoming together.
+    pub bytes: u64,
+    /// Their common limit; 0 = none.
+    pub limit: u64,
+}
+
+/// What a commit cost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct CommitDone {
+    /// Data bytes in extents newer than the parent's generation, if it was measured.
+    pub changed_bytes: Option<u64>,
+}
+
+/// Who has something mounted: a line for a condition.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Holder {
+    /// A process in the mount namespace that sees it.
+    pub pid: i32,
+    /// Its command name.
+    pub command: String,
+    /// The mount point there.
+    pub mount_point: PathBuf,
+}
+
+/// Proof of a fence: the snapshot holds all that was acknowledged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fenced {
+    /// Generation of head and snapshot, equal.
+    pub generation: u64,
+}
+
+/// What to mount.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MountWhat {
+    /// The writable head.
+    Head,
+    /// A commit, always read-only.
+    Commit(CommitId),
+}
+
+/// What is on disk of one Filesystem.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Found {
+    /// `fs.json`, if it can be read.
+    pub meta: Option<FsMeta>,
+    /// There is a head subvolume.
+    pub head: bool,
+    /// Complete commits: read-only subvolume with readable metadata; oldest first by (time, id).
+    pub commits: Vec<Commit>,
+    /// Names under `commits/` without a subvolume or without readable metadata.
+    pub broken: Vec<String>,
+    /// Targets with a partial receive.
+    pub incoming: Vec<CommitId>,
+    /// Checkpoints: (target, stream offset).
+    pub checkpoints: Vec<(CommitId, u64)>,
+}
+
+/// A work subvolume that a stream is applied to.
+#[derive(Debug)]
+pub struct Incoming {
+    /// Its root directory.
+    pub root: OwnedFd,
+    /// Root of the base commit, read-only: the clone source of an increment.
+    pub base: Option<OwnedFd>,
+}
+
+/// All that an actor and its tasks do to the disk.
+pub trait Driver: Send + Sync + 'static {
+    /// Facts about the pool, read once at mount.
+    fn pool(&self) -> &PoolInfo;
+    /// Room now. O(1).
+    fn space(&self) -> Result<Space, DriverError>;
+    /// Every Filesystem that has a directory in the pool.
+    fn list(&self) -> Result<Vec<FsId>, DriverError>;
+    /// What is there of one; nothing at all gives `Found::default()`.
+    fn inspect(&self, fs: FsId) -> Result<Found, DriverError>;
+
+    /// Makes the directories and the qgroup with its limit, then writes `fs.json`; durable.
+    fn prepare(&self, meta: &FsMeta) -> Result<(), DriverError>;
+    /// Replaces `fs.json`: write, fsync, rename, fsync of the parent.
+    fn write_meta(&self, meta: &FsMeta) -> Result<(), DriverError>;
+    /// Creates the head: empty, or a writable snapshot of a commit (of this or another Filesystem). Durable. An existing head stays.
+    fn create_head(&self, fs: FsId, qgroup: u64, from: Option<Origin>) -> Result<(), DriverError>;
+    /// Takes a commit of the head, or finds that it is there: nested-subvolume check, write-back, metadata written and fsynced, `snapshot -r`.
+    fn commit(&self, qgroup: u64, commit: &Commit) -> Result<CommitDone, DriverError>;
+    /// Replaces the metadata beside a commit (for `kept`), durably.
+    fn write_commit_meta(&self, commit: &Commit) -> Result<(), DriverError>;
+    /// Removes commits; durable (fsync of the parent).
+    fn delete_commit(&self, fs: FsId, commit: CommitId) -> Result<(), DriverError>;
+    /// Removes everything of a Filesystem, nested subvolumes depth-first, its qgroup and directory. Refuses with `Mounted` while anyone has any of it mounted. Durable.
+    fn destroy(&self, fs: FsId, qgroup: u64) -> Result<(), DriverError>;
+
+    /// Sets the limit of the level-1 qgroup, through the pool's top level.
+    fn set_limit(&self, qgroup: u64, bytes: u64) -> Result<(), DriverError>;
+    /// Use and limit of the level-1 qgroup.
+    fn usage(&self, qgroup: u64) -> Result<Usage, DriverError>;
+    /// Whether the head has changed since that commit was taken (generations; write-back is forced first). O(1).
+    fn head_changed_since(&self, fs: FsId, commit: CommitId) -> Result<bool, DriverError>;
+
+    /// Who has the head or any commit of it mounted, in any mount namespace, the agent's own pool mount left out.
+    fn holders(&self, fs: FsId) -> Result<Vec<Holder>, DriverError>;
+    /// Bind-mounts at an existing directory; the same again is success, something else there is an error.
+    fn mount(&self, fs: FsId, what: MountWhat, target: &Path, read_only: bool) -> Result<(), DriverError>;
+    /// Unmounts; what is not mounted is success.
+    fn unmount(&self, target: &Path) -> Result<(), DriverError>;
+    /// The fence of storage.md §3 with its snapshot under `commits/<commit>`; afterwards nothing can write the head.
+    fn fence(&self, qgroup: u64, commit: &Commit) -> Result<Fenced, DriverError>;
+    /// Makes the head writable again.
+    fn thaw(&self, fs: FsId) -> Result<(), DriverError>;
+    /// Whether the head is read-only now (fenced).
+    fn is_fenced(&self, fs: FsId) -> Result<bool, DriverError>;
+
+    /// A kernel send stream; dropping it ends the send. Reads ahead beside it.
+    fn send(&self, fs: FsId, base: Option<CommitId>, target: CommitId, version: u32) -> Result<Box<dyn Read + Send>, DriverError>;
+    /// About how many bytes `send` would give; `None` where that would take long.
+    fn estimate(&self, fs: FsId, base: Option<CommitId>, target: CommitId) -> Result<Option<u64>, DriverError>;
+
+    /// The work subvolume for a receive: from the last checkpoint (`Some(offset)`), else fresh (an older partial is removed first).
+    fn receive_start(&self, fs: FsId, qgroup: u64, target: CommitId, base: Option<CommitId>, checkpoint: Option<u64>) -> Result<Incoming, DriverError>;
+    /// `snapshot -r` of the partial as checkpoint at `offset`; older checkpoints of the target go once this one is durable.
+    fn receive_checkpoint(&self, fs: FsId, qgroup: u64, target: CommitId, offset: u64) -> Result<(), DriverError>;
+    /// Metadata, `snapshot -r incoming → commits/<id>`: atomic and durable. The partial stays until `receive_discard`.
+    fn receive_finish(&self, qgroup: u64, commit: &Commit) -> Result<(), DriverError>;
+    /// Removes partial and checkpoints of a target.
+    fn receive_discard(&self, fs: FsId, target: CommitId) -> Result<(), DriverError>;
+}
