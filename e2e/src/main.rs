@@ -1,0 +1,89 @@
+//! `dotgraft-e2e`: end-to-end tests, the demo and a cluster to play with, each in a sandbox that leaves nothing behind.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result};
+use clap::{Parser, Subcommand};
+use dotgraft_e2e::rig::{Options, Rig};
+use dotgraft_e2e::sandbox;
+
+#[derive(Parser)]
+#[command(name = "dotgraft-e2e", about = "End-to-end tests, demo and cluster of Dotgraft. Needs root.")]
+struct Cli {
+    #[command(subcommand)]
+    command: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Start control plane, operator and two agents, and leave them running.
+    Cluster {
+        /// Without operator and agents.
+        #[arg(long)]
+        control_plane_only: bool,
+    },
+    /// End what `cluster` or `KEEP=1 demo` left running.
+    Down,
+}
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    match dispatch(&args) {
+        Ok(code) => code,
+        Err(e) => {
+            eprintln!("error: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The sandbox's own roles first, then what people call.
+fn dispatch(args: &[String]) -> Result<ExitCode> {
+    match args {
+        [role, dir, rest @ ..] if role == "guard" => runtime(1)?.block_on(sandbox::guard(Path::new(dir), rest)),
+        [role, rest @ ..] if role == "init" => sandbox::init(rest),
+        _ => {
+            let cli = Cli::parse();
+            if matches!(cli.command, Verb::Down) {
+                return sandbox::down();
+            }
+            if sandbox::inside().is_none() {
+                return runtime(1)?.block_on(sandbox::run(args));
+            }
+            runtime(2)?.block_on(work(cli.command))
+        }
+    }
+}
+
+fn runtime(threads: usize) -> Result<tokio::runtime::Runtime> {
+    let mut builder = match threads {
+        1 => tokio::runtime::Builder::new_current_thread(),
+        _ => tokio::runtime::Builder::new_multi_thread(),
+    };
+    if threads > 1 {
+        builder.worker_threads(threads);
+    }
+    builder.enable_all().build().context("starting the runtime")
+}
+
+async fn work(verb: Verb) -> Result<ExitCode> {
+    match verb {
+        Verb::Cluster { control_plane_only } => {
+            let rig = Rig::up(Options { programs: !control_plane_only, ..Options::default() }).await?;
+            println!("ready after {:.1} s", rig.seconds);
+            stay(&rig).await
+        }
+        Verb::Down => Ok(ExitCode::SUCCESS),
+    }
+}
+
+/// Says how to use the cluster, lets the runner go and waits for `down`.
+async fn stay(rig: &Rig) -> Result<ExitCode> {
+    println!("\nThe cluster runs on. Use it:\n");
+    println!("  export KUBECONFIG={}", rig.kube.kubeconfig().display());
+    println!("  kubectl get nodes,dots -A\n");
+    println!("Logs: {}\nEnd it: make down", rig.dir.join("logs").display());
+    sandbox::keep()?;
+    std::future::pending().await
+}

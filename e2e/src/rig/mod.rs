@@ -1,0 +1,319 @@
+//! The rig: a real control plane, the operator and agents with a pool each, as processes of one sandbox.
+//!
+//! [`Rig::up`] is the one entry. It must run inside a [`crate::sandbox`], which is what makes sure that nothing stays.
+//! Every program gets what it would get in a real cluster: its own ServiceAccount token and the shipped rights.
+
+pub mod certificates;
+pub mod control_plane;
+pub mod kube;
+pub mod pools;
+pub mod ports;
+pub mod process;
+pub mod programs;
+pub mod tokens;
+pub mod wait;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use rustix::process::Signal;
+
+use self::control_plane::{ControlPlane, Tools};
+use self::kube::Kube;
+use self::pools::NodeFiles;
+use self::process::Processes;
+use self::programs::{Binaries, OPERATOR, RigNode};
+use self::wait::eventually;
+use crate::sandbox;
+
+/// What a rig is made of.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Nodes `n1`…, each with an agent and a pool.
+    pub agents: usize,
+    /// Size of each pool file, as `--pool-file-size` takes it.
+    pub pool_size: String,
+    /// Environment per program name, on top of the rig's own.
+    pub env: BTreeMap<String, BTreeMap<String, String>>,
+    /// `false`: control plane, CRDs, rights and tokens only.
+    pub programs: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { agents: 2, pool_size: "4GiB".into(), env: BTreeMap::new(), programs: true }
+    }
+}
+
+/// A running rig. Dropping it ends its programs, its mounts and its files.
+pub struct Rig {
+    /// Everything of this rig lies below.
+    pub dir: PathBuf,
+    /// The programs by name: `etcd`, `apiserver`, `kcm`, `operator`, `n1`, `n2`, …
+    pub processes: Processes,
+    /// Administrator's access.
+    pub kube: Kube,
+    /// The control plane.
+    pub control_plane: ControlPlane,
+    /// The nodes, `n1` first.
+    pub nodes: Vec<RigNode>,
+    /// `ip:port` of the operator's health and metrics.
+    pub operator_http: String,
+    /// Seconds from nothing to ready.
+    pub seconds: f64,
+    tools: Tools,
+    programs: Option<Binaries>,
+}
+
+static COUNT: AtomicU32 = AtomicU32::new(1);
+
+impl Rig {
+    /// Starts everything and waits until all is ready.
+    pub async fn up(options: Options) -> Result<Self> {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let start = Instant::now();
+        let base = sandbox::inside().context("a rig needs a sandbox: start it by `dotgraft-e2e test`, `demo` or `cluster`")?;
+        let dir = base.join(format!("r{}", COUNT.fetch_add(1, Ordering::Relaxed)));
+        fs::create_dir(&dir)?;
+        let tools = Tools::find()?;
+        let programs = if options.programs { Some(Binaries::find(&dir)?) } else { None };
+        let processes = Processes::new(&dir.join("logs"))?;
+        let control_plane = ControlPlane::start(&dir, &tools, &processes).await?;
+        let kube = Kube::new(&tools.path("kubectl"), &control_plane.admin).await?;
+        let nodes = (1..=options.agents).map(|i| node(&dir, &format!("n{i}"))).collect::<Result<Vec<_>>>()?;
+        let operator_http = format!("127.0.0.1:{}", ports::free()?);
+        let mut rig = Self { dir, processes, kube, control_plane, nodes, operator_http, seconds: 0.0, tools, programs };
+        rig.install().await?;
+        rig.register_nodes().await?;
+        rig.write_kubeconfigs().await?;
+        rig.start_programs(&options)?;
+        rig.ready(Duration::from_mins(1)).await?;
+        rig.seconds = start.elapsed().as_secs_f64();
+        Ok(rig)
+    }
+
+    /// A node by name.
+    pub fn node(&self, name: &str) -> Result<&RigNode> {
+        self.nodes.iter().find(|n| n.name == name).with_context(|| format!("the rig has no node {name}"))
+    }
+
+    /// Whether operator and agents are part of this rig.
+    pub fn has_programs(&self) -> bool {
+        self.programs.is_some()
+    }
+
+    /// The path of one of our programs (`kubectl-dot`, `dotgraft-agent`).
+    pub fn program(&self, name: &str) -> Result<PathBuf> {
+        Ok(self.programs.as_ref().context("this rig has no programs of ours")?.path(name))
+    }
+
+    /// The API seen with a token of an agent (its node's name) or of the operator: rights as shipped.
+    pub async fn kube_as(&self, program: &str) -> Result<Kube> {
+        let file = match program {
+            OPERATOR => self.operator_kubeconfig(),
+            node => self.node(node)?.files.kubeconfig.clone(),
+        };
+        Kube::new(&self.tools.path("kubectl"), &file).await
+    }
+
+    /// `kill -9` of a program.
+    pub fn kill9(&self, name: &str) -> Result<()> {
+        self.processes.kill9(name)
+    }
+
+    /// SIGSTOP: it lives, holds what it holds and does nothing.
+    pub fn pause(&self, name: &str) -> Result<()> {
+        self.processes.signal(name, Signal::STOP)
+    }
+
+    /// SIGCONT.
+    pub fn resume(&self, name: &str) -> Result<()> {
+        self.processes.signal(name, Signal::CONT)
+    }
+
+    /// Starts a stopped program again. Doesn't wait; see [`Rig::ready`].
+    pub fn start(&self, name: &str) -> Result<()> {
+        self.processes.start_again(name)
+    }
+
+    /// `kill -9` (if it still runs), start, wait until all is ready.
+    pub async fn restart(&self, name: &str) -> Result<()> {
+        if self.processes.running(name) {
+            self.kill9(name)?;
+        }
+        self.start(name)?;
+        self.ready(Duration::from_mins(1)).await
+    }
+
+    /// Kills an agent or the operator and starts it with a variable set, or removed by `None`; waits until it is
+    /// ready unless the variable is there to kill it.
+    pub async fn restart_with_env(&self, name: &str, key: &str, value: Option<&str>) -> Result<()> {
+        self.processes.set_env(name, key, value)?;
+        if self.processes.running(name) {
+            self.kill9(name)?;
+        }
+        self.start(name)?;
+        match value {
+            None => self.ready(Duration::from_mins(1)).await,
+            Some(_) => Ok(()),
+        }
+    }
+
+    /// Waits until the API server, and every program of ours that runs, is ready.
+    pub async fn ready(&self, timeout: Duration) -> Result<()> {
+        eventually("the API server", timeout, || async {
+            self.still_running("apiserver")?;
+            self.kube.api_ready().await
+        })
+        .await?;
+        if !self.has_programs() {
+            return Ok(());
+        }
+        let all = self.nodes.iter().map(|n| (n.name.as_str(), &n.http));
+        for (name, address) in std::iter::once((OPERATOR, &self.operator_http)).chain(all) {
+            if !self.processes.running(name) && self.processes.exited(name)?.is_none_or(|s| s.success()) {
+                continue;
+            }
+            let what = format!("{name} to be ready");
+            let ready = eventually(&what, timeout, || async {
+                self.still_running(name)?;
+                programs::ready(address).await
+            });
+            ready.await.with_context(|| format!("the end of its log:\n{}", self.processes.tail(name, 30)))?;
+        }
+        Ok(())
+    }
+
+    fn still_running(&self, name: &str) -> Result<()> {
+        match self.processes.exited(name)? {
+            None => Ok(()),
+            Some(status) => bail!("{name} has ended: {status}"),
+        }
+    }
+
+    fn operator_kubeconfig(&self) -> PathBuf {
+        self.dir.join("operator.kubeconfig")
+    }
+
+    /// Applies `crds/` and `deploy/` as shipped.
+    pub async fn install(&self) -> Result<()> {
+        let root = source_root();
+        let crds = manifests(&root.join("crds"))?;
+        for file in &crds {
+            self.kube.kubectl(&["apply", "--server-side", "-f", &file.to_string_lossy()]).await?;
+        }
+        if !crds.is_empty() {
+            self.kube.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=30s"]).await?;
+        }
+        let deploy = manifests(&root.join("deploy"))?;
+        let has_namespace = |f: &PathBuf| fs::read_to_string(f).is_ok_and(|text| text.contains("kind: Namespace"));
+        let (first, rest): (Vec<_>, Vec<_>) = deploy.into_iter().partition(has_namespace);
+        for file in first.iter().chain(&rest) {
+            self.kube.kubectl(&["apply", "--server-side", "-f", &file.to_string_lossy()]).await?;
+        }
+        Ok(())
+    }
+
+    /// Node objects as an administrator has them before install: address, and the label of the pool group.
+    async fn register_nodes(&self) -> Result<()> {
+        for node in &self.nodes {
+            let name = &node.name;
+            let yaml = format!(
+                "apiVersion: v1\nkind: Node\nmetadata:\n  name: {name}\n  labels:\n    kubernetes.io/hostname: {name}\n    dotgraft.dev/pool-group: default\n"
+            );
+            self.kube.apply(&yaml).await?;
+            let status = r#"{"status":{"addresses":[{"type":"InternalIP","address":"127.0.0.1"},{"type":"Hostname","address":"NAME"}]}}"#;
+            let status = status.replace("NAME", name);
+            self.kube.kubectl(&["patch", "node", name, "--subresource=status", "--type=merge", "-p", &status]).await?;
+        }
+        Ok(())
+    }
+
+    /// Writes each program's kubeconfig anew (also after a Node object was made anew).
+    pub async fn write_kubeconfigs(&self) -> Result<()> {
+        let client = self.kube.client();
+        let plane = &self.control_plane;
+        let operator = ("dotgraft-operator", None);
+        tokens::kubeconfig(&client, &plane.authority, &plane.server, operator, &self.operator_kubeconfig()).await?;
+        for node in &self.nodes {
+            let agent = ("dotgraft-agent", Some(node.name.as_str()));
+            tokens::kubeconfig(&client, &plane.authority, &plane.server, agent, &node.files.kubeconfig).await?;
+        }
+        Ok(())
+    }
+
+    fn start_programs(&self, options: &Options) -> Result<()> {
+        let Some(binaries) = &self.programs else { return Ok(()) };
+        let mut specs = vec![programs::operator(binaries, &self.operator_kubeconfig(), &self.operator_http)];
+        specs.extend(self.nodes.iter().map(|n| n.spec(binaries, &options.pool_size)));
+        for mut spec in specs {
+            spec.env.insert("RUST_BACKTRACE".into(), "1".into());
+            if let Some(env) = options.env.get(&spec.name) {
+                spec.env.extend(env.clone());
+            }
+            self.processes.start(spec)?;
+        }
+        Ok(())
+    }
+
+    /// The ends of all logs and all objects of ours: what a failed test prints.
+    pub async fn diagnosis(&self, lines: usize) -> String {
+        let mut text = String::new();
+        for name in self.processes.names() {
+            let lines = if ["etcd", "apiserver", "kcm"].contains(&name.as_str()) { lines.min(5) } else { lines };
+            let state = if self.processes.running(&name) { "running" } else { "ended" };
+            text += &format!("---- {name} ({state})\n{}\n", self.processes.tail(&name, lines));
+        }
+        let kinds: Vec<&str> = kube::KINDS.iter().map(|(_, plural, _)| *plural).collect();
+        match self.kube.kubectl(&["get", &kinds.join(","), "-A", "-o", "wide", "--request-timeout=5s"]).await {
+            Ok(table) => text += &format!("---- kubectl get\n{table}"),
+            Err(e) => text += &format!("---- kubectl get failed: {e:#}\n"),
+        }
+        text
+    }
+}
+
+fn node(dir: &Path, name: &str) -> Result<RigNode> {
+    let files = NodeFiles::create(dir, name)?;
+    let (listen, http) = (format!("127.0.0.1:{}", ports::free()?), format!("127.0.0.1:{}", ports::free()?));
+    Ok(RigNode { name: name.into(), files, listen, http })
+}
+
+/// The repository: `DOTGRAFT_SOURCE_DIR`, else where this crate was built from.
+pub fn source_root() -> PathBuf {
+    std::env::var_os("DOTGRAFT_SOURCE_DIR").map_or_else(|| PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/..")), PathBuf::from)
+}
+
+fn manifests(dir: &Path) -> Result<Vec<PathBuf>> {
+    let Ok(entries) = fs::read_dir(dir) else { return Ok(Vec::new()) };
+    let mut files: Vec<PathBuf> = entries.collect::<std::io::Result<Vec<_>>>()?.into_iter().map(|e| e.path()).collect();
+    files.retain(|f| f.extension().is_some_and(|e| e == "yaml" || e == "yml"));
+    files.sort();
+    Ok(files)
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        for name in self.processes.names() {
+            let _ = self.processes.signal(&name, Signal::CONT);
+            let _ = self.processes.forget(&name);
+        }
+        unmount_below(&self.dir);
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+}
+
+/// Unmounts all below `dir`, the deepest first.
+pub fn unmount_below(dir: &Path) {
+    let table = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let mut points: Vec<&str> = table.lines().filter_map(|line| line.split(' ').nth(1)).collect();
+    points.retain(|p| Path::new(p).starts_with(dir));
+    points.sort_by_key(|p| std::cmp::Reverse(p.len()));
+    for point in points {
+        let _ = rustix::mount::unmount(point, rustix::mount::UnmountFlags::DETACH);
+    }
+}
