@@ -1,0 +1,382 @@
+//! The planner: from what both sides hold to the steps that bring the receiver up to date, or to the reason
+//! why not. A pure function of two listings and two policies (replication.md §2); `Run` calls it after each listing.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use super::{Initial, Intermediate};
+use crate::ids::CommitId;
+use crate::model::{Commit, Conflict, Problem, Reason, ResumeToken, Versions, VersionsRole};
+
+/// Most ids that one list of a [`Conflict`] carries (the report is kept in an object's status).
+pub const CONFLICT_LIST_MAX: usize = 16;
+
+/// What a run has to do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Plan {
+    /// The newest commit that both sides have; `None` if the receiver is empty.
+    pub base: Option<CommitId>,
+    /// Oldest first; each one's `from` is on the receiver once those before it are done.
+    pub steps: Vec<PlanStep>,
+    /// The commit that must be on the receiver before the run may say `Completed`.
+    pub target: CommitId,
+    /// What was decided where there was a choice, for people.
+    pub resolution: Option<String>,
+    /// Why the receiver's partial receive is of no use, if it has one and it is not.
+    pub discarded: Option<String>,
+}
+
+/// One transfer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PlanStep {
+    /// Base; `None` is a full copy.
+    pub from: Option<CommitId>,
+    /// Target.
+    pub to: CommitId,
+    /// Go on from here; only ever on the first step.
+    pub resume: Option<ResumeToken>,
+}
+
+/// Why there is no plan.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{problem}")]
+pub struct Refused {
+    /// The typed reason; [`Reason::is_permanent`] says whether waiting can help.
+    pub problem: Problem,
+    /// Both histories, where they don't fit.
+    pub conflict: Option<Box<Conflict>>,
+}
+
+impl From<Problem> for Refused {
+    fn from(problem: Problem) -> Self {
+        Self {
+            problem,
+            conflict: None,
+        }
+    }
+}
+
+/// Plans up to the sender's newest commit.
+///
+/// # Errors
+/// Every row of the table in replication.md §2 that has no path, as a typed [`Refused`].
+pub fn plan(
+    local: &Versions,
+    peer: &Versions,
+    initial: Initial,
+    intermediate: Intermediate,
+) -> Result<Plan, Refused> {
+    plan_to(local, peer, initial, intermediate, None)
+}
+
+/// Plans up to `target`, so that a retry ends where the first attempt would have. A `target` that the sender
+/// no longer has counts as none: its newest commit is the target then.
+///
+/// # Errors
+/// As [`plan`].
+pub fn plan_to(
+    local: &Versions,
+    peer: &Versions,
+    initial: Initial,
+    intermediate: Intermediate,
+    target: Option<CommitId>,
+) -> Result<Plan, Refused> {
+    check_sides(local, peer)?;
+    let sides = Sides::new(local, peer);
+    let Some(newest) = sides.sender.last() else {
+        return Err(Problem::new(
+            Reason::NoCommits,
+            "there are no commits on the sender: make one, then start the job again",
+        )
+        .into());
+    };
+    let target = match target.and_then(|t| sides.position.get(&t)) {
+        Some(&at) => at,
+        None => sides.sender.len() - 1,
+    };
+    let target_id = sides.sender.get(target).map_or(newest.id, |c| c.id);
+    let base = sides.base()?;
+    let mut plan = Plan {
+        base,
+        steps: Vec::new(),
+        target: target_id,
+        resolution: None,
+        discarded: None,
+    };
+    let candidates = sides.candidates(base, target);
+    let resume = match &peer.resume {
+        None => None,
+        Some(token) => match sides.check_token(token, base, &candidates) {
+            Ok(()) => Some(token),
+            Err(why) => {
+                plan.discarded = Some(why);
+                None
+            }
+        },
+    };
+    lay_steps(&mut plan, &candidates, resume, initial, intermediate)?;
+    Ok(plan)
+}
+
+/// Roles and epochs, before any commit is looked at.
+fn check_sides(local: &Versions, peer: &Versions) -> Result<(), Problem> {
+    let problem = |reason, message: String| Err(Problem::new(reason, message));
+    match local.role {
+        VersionsRole::Deleting => {
+            return problem(
+                Reason::Deleting,
+                "the sender's copy is being deleted".to_owned(),
+            );
+        }
+        VersionsRole::Absent => {
+            return problem(
+                Reason::NotFound,
+                "the sender has no copy of this Filesystem".to_owned(),
+            );
+        }
+        VersionsRole::Replica => {
+            return problem(
+                Reason::NotOwner,
+                "this node holds a replica only; the owner's node runs the job".to_owned(),
+            );
+        }
+        VersionsRole::Owner => {}
+    }
+    if peer.epoch > local.epoch {
+        return problem(
+            Reason::StaleEpoch,
+            format!(
+                "the receiver has seen epoch {}, we are at {}: authority has moved away from this node",
+                peer.epoch, local.epoch
+            ),
+        );
+    }
+    match peer.role {
+        VersionsRole::Owner => problem(
+            Reason::ReceiverIsOwner,
+            "the receiver's copy is an owner's, not a replica's: it is not overwritten".to_owned(),
+        ),
+        VersionsRole::Deleting => problem(
+            Reason::Deleting,
+            "the receiver's copy is being deleted".to_owned(),
+        ),
+        VersionsRole::Absent | VersionsRole::Replica => Ok(()),
+    }
+}
+
+/// Both histories, without what no job may see, and the sender's indexed by id.
+struct Sides<'a> {
+    sender: Vec<&'a Commit>,
+    receiver: Vec<&'a Commit>,
+    position: BTreeMap<CommitId, usize>,
+    received: BTreeSet<CommitId>,
+}
+
+impl<'a> Sides<'a> {
+    fn new(local: &'a Versions, peer: &'a Versions) -> Self {
+        let visible = |v: &'a Versions| {
+            v.commits
+                .iter()
+                .filter(|c| !c.transient)
+                .collect::<Vec<_>>()
+        };
+        let sender = visible(local);
+        let receiver = match peer.role {
+            VersionsRole::Absent => Vec::new(),
+            _ => visible(peer),
+        };
+        let position = sender
+            .iter()
+            .enumerate()
+            .map(|(at, c)| (c.id, at))
+            .collect();
+        let received = receiver.iter().map(|c| c.id).collect();
+        Self {
+            sender,
+            receiver,
+            position,
+            received,
+        }
+    }
+
+    /// The newest commit of the receiver, which the sender must have too.
+    fn base(&self) -> Result<Option<CommitId>, Refused> {
+        let Some(newest) = self.receiver.last() else {
+            return Ok(None);
+        };
+        let base = self
+            .receiver
+            .iter()
+            .rposition(|c| self.position.contains_key(&c.id));
+        match base {
+            Some(at) if at + 1 == self.receiver.len() => Ok(Some(newest.id)),
+            Some(at) => Err(self.conflict(Reason::Diverged, Some(at))),
+            None => Err(self.conflict(Reason::NoCommonAncestor, None)),
+        }
+    }
+
+    /// Both tails after the receiver's commit number `base_at`.
+    fn conflict(&self, reason: Reason, base_at: Option<usize>) -> Refused {
+        let base = base_at.and_then(|at| self.receiver.get(at)).map(|c| c.id);
+        let receiver_from = base_at.map_or(0, |at| at + 1);
+        let sender_from = base
+            .and_then(|id| self.position.get(&id))
+            .map_or(0, |at| at + 1);
+        let ids =
+            |commits: &[&Commit], from: usize, other: &dyn Fn(CommitId) -> bool| -> Vec<CommitId> {
+                commits
+                    .iter()
+                    .skip(from)
+                    .map(|c| c.id)
+                    .filter(|id| !other(*id))
+                    .collect()
+            };
+        let sender_only = ids(&self.sender, sender_from, &|id| self.received.contains(&id));
+        let receiver_only = ids(&self.receiver, receiver_from, &|id| {
+            self.position.contains_key(&id)
+        });
+        let message = match base {
+            Some(base) => format!(
+                "after {base} the sender has {} commit(s) of its own and the receiver {}; nothing is overwritten",
+                sender_only.len(),
+                receiver_only.len()
+            ),
+            None => format!(
+                "the sender's {} commit(s) and the receiver's {} have none in common; nothing is overwritten",
+                sender_only.len(),
+                receiver_only.len()
+            ),
+        };
+        let cut = |mut ids: Vec<CommitId>| {
+            ids.truncate(CONFLICT_LIST_MAX);
+            ids
+        };
+        Refused {
+            problem: Problem::new(reason, message),
+            conflict: Some(Box::new(Conflict {
+                base,
+                sender_only: cut(sender_only),
+                receiver_only: cut(receiver_only),
+            })),
+        }
+    }
+
+    /// What of the sender's history, after the base and up to the target, the receiver lacks.
+    fn candidates(&self, base: Option<CommitId>, target: usize) -> Vec<CommitId> {
+        let from = base
+            .and_then(|id| self.position.get(&id))
+            .map_or(0, |at| at + 1);
+        self.sender
+            .iter()
+            .take(target + 1)
+            .skip(from)
+            .map(|c| c.id)
+            .filter(|id| !self.received.contains(id))
+            .collect()
+    }
+
+    /// Whether the receiver's partial is one of *our* path. The token comes from the peer: one that names a
+    /// commit we don't know, or another base, can't make us send anything (§6, test 12).
+    fn check_token(
+        &self,
+        token: &ResumeToken,
+        base: Option<CommitId>,
+        candidates: &[CommitId],
+    ) -> Result<(), String> {
+        if !self.position.contains_key(&token.target) {
+            return Err(format!(
+                "its target {} is not on the sender (any more)",
+                token.target
+            ));
+        }
+        if self.received.contains(&token.target) {
+            return Err(format!(
+                "its target {} is complete on the receiver",
+                token.target
+            ));
+        }
+        if !candidates.contains(&token.target) {
+            return Err(format!(
+                "its target {} is not on the way of this run",
+                token.target
+            ));
+        }
+        if token.base != base {
+            let name =
+                |id: Option<CommitId>| id.map_or_else(|| "nothing".to_owned(), |id| id.to_string());
+            return Err(format!(
+                "it starts from {}, the path from {}",
+                name(token.base),
+                name(base)
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// Fills in the steps: a partial receive first, then a first copy by policy, then increments.
+fn lay_steps(
+    plan: &mut Plan,
+    candidates: &[CommitId],
+    resume: Option<&ResumeToken>,
+    initial: Initial,
+    intermediate: Intermediate,
+) -> Result<(), Problem> {
+    let (Some(&oldest), Some(&newest)) = (candidates.first(), candidates.last()) else {
+        return Ok(()); // up to date
+    };
+    let mut rest = candidates;
+    let mut from = plan.base;
+    let after = |id: CommitId| {
+        let at = candidates
+            .iter()
+            .position(|c| *c == id)
+            .map_or(candidates.len(), |at| at + 1);
+        candidates.get(at..).unwrap_or_default()
+    };
+    let mut first = |to: CommitId, resume: Option<ResumeToken>| {
+        plan.steps.push(PlanStep { from, to, resume });
+        from = Some(to);
+        rest = after(to);
+    };
+    if let Some(token) = resume {
+        first(token.target, Some(token.clone()));
+        plan.resolution = Some(format!(
+            "go on with {} at byte {}",
+            token.target, token.offset
+        ));
+    } else if plan.base.is_none() {
+        match initial {
+            Initial::MostRecent => {
+                first(newest, None);
+                plan.resolution = Some(format!("start at most recent commit {newest}"));
+            }
+            Initial::All => {
+                first(oldest, None);
+                plan.resolution = Some(format!("start at oldest commit {oldest}"));
+            }
+            Initial::Fail => {
+                return Err(Problem::new(
+                    Reason::InitialRefused,
+                    "the receiver is empty and `initial: Fail` forbids a first copy",
+                ));
+            }
+        }
+    }
+    let rest = match intermediate {
+        Intermediate::All => rest,
+        Intermediate::LatestOnly => rest.last().map_or(rest, std::slice::from_ref),
+    };
+    for &to in rest {
+        plan.steps.push(PlanStep {
+            from,
+            to,
+            resume: None,
+        });
+        from = Some(to);
+    }
+    Ok(())
+}
