@@ -1,9 +1,10 @@
 //! Every decision of Dotgraft, as pure synchronous state machines: no tokio, kube, disk, clock or randomness.
 //!
 //! - [`ids`], [`model`]: the words.
-//! - `filesystem`: all state of one Filesystem on one node (design §4).
-//! - `run`: one execution of a ReplicationJob for one Filesystem (replication.md).
+//! - [`filesystem`]: all state of one Filesystem on one node (design §4).
+//! - [`run`]: one execution of a ReplicationJob for one Filesystem (replication.md).
 
+pub mod filesystem;
 pub mod ids;
 pub mod model;
 pub mod run;

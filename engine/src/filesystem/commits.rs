@@ -1,0 +1,551 @@
+//! Taking and removing commits; fence and thaw. One at a time per Filesystem, as they all touch the head or what hangs on it.
+//!
+//! Commit: *commit-intent* (uid → id, so that a repeated request makes no second one) → snapshot → *committed*.
+//! Removal: *commit-removing* → subvolume gone → *commit-removed*. A pinned commit is not removed; the request says by whom.
+
+use super::event::{Answer, Ctx, Note, Out, ReqId, Role, Task, TaskDone, WantedCommit};
+use super::record::{Record, RequestRow, RequestState};
+use super::{Filesystem, Opening, Slot};
+use crate::ids::{CommitId, RequestUid, Timestamp};
+use crate::model::{Commit, FORMAT_VERSION, Problem, Reason};
+
+/// Someone waits for a fence.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct FenceRequest {
+    req: ReqId,
+    force: bool,
+    started: bool,
+}
+
+impl FenceRequest {
+    pub(super) fn req(&self) -> ReqId {
+        self.req
+    }
+}
+
+impl Filesystem {
+    pub(super) fn advance_head(&mut self, ctx: &Ctx, out: &mut Out) {
+        if !self.is_active()
+            || self.is_deleting()
+            || self.is_running(Slot::Life) && self.opening == Opening::Closed
+        {
+            return;
+        }
+        if !self.is_ready(Slot::Head, ctx.now) {
+            return;
+        }
+        if let Some(id) = self.next_removal() {
+            self.start(Slot::Head, Task::DeleteCommit(id), out);
+        } else if self.may_write() {
+            self.advance_wanted(ctx, out);
+            if !self.is_running(Slot::Head) {
+                self.advance_fence(ctx, out);
+            }
+        }
+        self.settle_requests(out);
+        if let Some(id) = self.next_removal()
+            && !self.is_running(Slot::Head)
+        {
+            self.start(Slot::Head, Task::DeleteCommit(id), out);
+        }
+    }
+
+    fn next_removal(&self) -> Option<CommitId> {
+        self.removing.first().copied()
+    }
+
+    fn wanted(&self) -> Vec<WantedCommit> {
+        self.present()
+            .map(|p| p.commits.clone())
+            .unwrap_or_default()
+    }
+
+    /// Starts the first wanted commit that is not there yet. A pending one of an earlier life keeps its id.
+    fn advance_wanted(&mut self, ctx: &Ctx, out: &mut Out) {
+        for want in self.wanted().into_iter().filter(|w| !w.remove) {
+            let row = match self.requests.get(&want.uid) {
+                Some(row) if row.state == RequestState::Pending => row.clone(),
+                Some(_) => continue,
+                None => self.intend(&want, ctx, out),
+            };
+            let commit = self.commit_of(&row, &want);
+            self.start(
+                Slot::Head,
+                Task::Commit {
+                    qgroup: self.qgroup(),
+                    commit: Box::new(commit),
+                },
+                out,
+            );
+            return;
+        }
+    }
+
+    fn intend(&mut self, want: &WantedCommit, ctx: &Ctx, out: &mut Out) -> RequestRow {
+        let row = RequestRow {
+            version: FORMAT_VERSION,
+            uid: want.uid,
+            id: CommitId::from_uuid(ctx.fresh),
+            state: RequestState::Pending,
+            parent: self.parent_of_next(),
+            time: self.time_of_next(ctx.now),
+            changed_bytes: None,
+            problem: None,
+        };
+        self.put_request("commit-intent", row.clone(), out);
+        row
+    }
+
+    fn commit_of(&self, row: &RequestRow, want: &WantedCommit) -> Commit {
+        Commit {
+            version: FORMAT_VERSION,
+            id: row.id,
+            fs_id: self.id,
+            parent: row.parent,
+            time: row.time,
+            epoch: self.base.as_ref().map_or(crate::ids::Epoch(0), |b| b.epoch),
+            message: want.message.clone(),
+            metadata: want.metadata.clone(),
+            kept: Some(row.uid),
+            transient: false,
+        }
+    }
+
+    fn parent_of_next(&self) -> Option<CommitId> {
+        self.newest()
+            .map(|c| c.id)
+            .or_else(|| self.base.as_ref().and_then(|b| b.origin).map(|o| o.commit))
+    }
+
+    /// Later than every commit there is, whatever the clock does: time orders one history.
+    fn time_of_next(&self, now: Timestamp) -> Timestamp {
+        self.newest().map_or(now, |c| now.max(c.time.plus_ms(1)))
+    }
+
+    fn put_request(&mut self, name: &'static str, row: RequestRow, out: &mut Out) {
+        out.records
+            .push(Record::Request(name, Box::new(row.clone())));
+        self.requests.insert(row.uid, row);
+    }
+
+    /// Removals that objects ask for, and rows whose objects are gone.
+    fn settle_requests(&mut self, out: &mut Out) {
+        if self.desired.is_none() {
+            return;
+        }
+        let wanted = self.wanted();
+        for want in wanted.iter().filter(|w| w.remove) {
+            self.settle_removal(want, out);
+        }
+        let gone: Vec<RequestUid> = self
+            .requests
+            .values()
+            .filter(|r| r.state == RequestState::Removed && !wanted.iter().any(|w| w.uid == r.uid))
+            .map(|r| r.uid)
+            .collect();
+        for uid in gone {
+            self.requests.remove(&uid);
+            out.records.push(Record::RequestGone(uid));
+        }
+    }
+
+    fn settle_removal(&mut self, want: &WantedCommit, out: &mut Out) {
+        let known = self.requests.get(&want.uid).cloned();
+        let Some(id) = want
+            .id
+            .or_else(|| known.as_ref().map(|r| r.id))
+            .or_else(|| self.kept_by(want.uid))
+        else {
+            // It was never made here.
+            if known.is_none() {
+                self.put_request("removed", removed_row(want.uid, None), out);
+            }
+            return;
+        };
+        let row = known.unwrap_or_else(|| removed_row(want.uid, Some(id)));
+        if matches!(row.state, RequestState::Pending) && self.is_running(Slot::Head) {
+            return; // being taken just now: first that, then its removal
+        }
+        if self.commits.contains_key(&id) {
+            if let Some(holder) = self.pinned_by(id) {
+                let problem = Problem::new(
+                    Reason::Pinned,
+                    format!("commit {id} is pinned by {holder}; it goes when that lets go"),
+                );
+                if row.problem.as_ref() != Some(&problem) || row.state != RequestState::Removing {
+                    self.put_request(
+                        "remove-pinned",
+                        RequestRow {
+                            state: RequestState::Removing,
+                            problem: Some(problem),
+                            id,
+                            ..row
+                        },
+                        out,
+                    );
+                }
+                return;
+            }
+            self.commits.remove(&id);
+            self.removing.insert(id);
+            out.records.push(Record::CommitRemoving(id));
+            out.records.push(Record::CommitGone(id));
+            self.put_request(
+                "remove-intent",
+                RequestRow {
+                    state: RequestState::Removing,
+                    problem: None,
+                    id,
+                    ..row
+                },
+                out,
+            );
+        } else if !self.removing.contains(&id) && row.state != RequestState::Removed {
+            self.put_request(
+                "removed",
+                RequestRow {
+                    state: RequestState::Removed,
+                    problem: None,
+                    id,
+                    ..row
+                },
+                out,
+            );
+        } else if self.requests.get(&want.uid).is_none() {
+            self.put_request(
+                "remove-intent",
+                RequestRow {
+                    state: RequestState::Removing,
+                    problem: None,
+                    id,
+                    ..row
+                },
+                out,
+            );
+        }
+    }
+
+    fn kept_by(&self, uid: RequestUid) -> Option<CommitId> {
+        self.commits
+            .values()
+            .find(|c| c.kept == Some(uid))
+            .map(|c| c.id)
+    }
+
+    /// Who needs this commit, for a message; `None`: nobody.
+    pub(super) fn pinned_by(&self, id: CommitId) -> Option<String> {
+        if let Some(fs) = self
+            .origin_pins
+            .iter()
+            .find(|(_, c)| **c == id)
+            .map(|(fs, _)| fs)
+        {
+            return Some(format!("the Branch with Filesystem {fs}"));
+        }
+        if let Some((uid, what)) = self
+            .jobs
+            .iter()
+            .find_map(|(uid, j)| j.pins(id).map(|what| (uid, what)))
+        {
+            return Some(format!("replication job {uid} ({what})"));
+        }
+        if let Some((target, _)) = self
+            .mounts
+            .iter()
+            .find(|(_, w)| *w == super::MountWhat::Commit(id))
+        {
+            return Some(format!("a mount at {target}"));
+        }
+        if self.partial.as_ref().is_some_and(|p| p.base == Some(id)) {
+            return Some("a receive in progress (its base)".into());
+        }
+        if self.base.as_ref().is_some_and(|b| b.frozen == Some(id)) {
+            return Some("the fence of this Filesystem".into());
+        }
+        // The newest received commit is what the next increment needs.
+        if self.role() == Some(Role::Replica)
+            && self.newest().is_some_and(|c| c.id == id)
+            && self.commits.len() > 1
+        {
+            return Some("replication (newest received commit)".into());
+        }
+        None
+    }
+
+    // ---- fence ----
+
+    pub(super) fn handle_fence(&mut self, req: ReqId, force: bool, out: &mut Out) {
+        if let Some(id) = self.base.as_ref().and_then(|b| b.frozen) {
+            out.answers.push((req, Answer::Fenced(Ok((id, 0)))));
+        } else if self.may_write() {
+            self.fences.push(FenceRequest {
+                req,
+                force,
+                started: false,
+            });
+        } else {
+            out.answers
+                .push((req, Answer::Fenced(Err(self.not_owner()))));
+        }
+    }
+
+    fn advance_fence(&mut self, ctx: &Ctx, out: &mut Out) {
+        let Some(request) = self.fences.first_mut() else {
+            return;
+        };
+        request.started = true;
+        let force = request.force;
+        let commit = Commit {
+            version: FORMAT_VERSION,
+            id: CommitId::from_uuid(ctx.fresh),
+            fs_id: self.id,
+            parent: self.parent_of_next(),
+            time: self.time_of_next(ctx.now),
+            epoch: self.base.as_ref().map_or(crate::ids::Epoch(0), |b| b.epoch),
+            message: String::new(),
+            metadata: std::collections::BTreeMap::new(),
+            kept: None,
+            transient: true,
+        };
+        self.start(
+            Slot::Head,
+            Task::Fence {
+                qgroup: self.qgroup(),
+                commit: Box::new(commit),
+                force,
+            },
+            out,
+        );
+    }
+
+    pub(super) fn handle_thaw(&mut self, req: ReqId, out: &mut Out) {
+        if self.is_active() && self.role() == Some(Role::Owner) && !self.is_running(Slot::Head) {
+            self.thaw_for = Some(req);
+            self.start(Slot::Head, Task::Thaw, out);
+        } else {
+            out.answers
+                .push((req, Answer::Plain(Err(self.not_owner()))));
+        }
+    }
+
+    fn not_owner(&self) -> Problem {
+        if !self.is_active() {
+            return self.not_here();
+        }
+        if self.base.as_ref().is_some_and(|b| b.frozen.is_some()) {
+            return Problem::new(
+                Reason::Busy,
+                "the head is fenced; nothing writes it until it is thawed",
+            );
+        }
+        if self.role() == Some(Role::Owner) {
+            return Problem::new(
+                Reason::NotOwner,
+                "this node owns the Filesystem but has not opened it yet (waits for the API server)",
+            );
+        }
+        Problem::new(
+            Reason::NotOwner,
+            "this copy is a replica; only the owner's can be written",
+        )
+    }
+
+    pub(super) fn write_refusal(&self) -> Problem {
+        self.not_owner()
+    }
+
+    // ---- results ----
+
+    pub(super) fn on_head_done(
+        &mut self,
+        task: Task,
+        result: Result<TaskDone, Problem>,
+        ctx: &Ctx,
+        out: &mut Out,
+    ) {
+        match (task, result) {
+            (Task::Commit { commit, .. }, Ok(TaskDone::Committed { changed_bytes })) => {
+                self.on_committed(*commit, changed_bytes, ctx, out)
+            }
+            (Task::Commit { commit, .. }, Err(problem)) => {
+                self.on_commit_failed(&commit, problem, out)
+            }
+            (Task::DeleteCommit(id), Ok(_)) => {
+                self.removing.remove(&id);
+                out.records.push(Record::CommitRemoved(id));
+                self.usage_due = Timestamp(0);
+            }
+            (Task::DeleteCommit(_), Err(problem)) => self.trouble("Degraded", problem, out),
+            (Task::Fence { commit, .. }, result) => self.on_fenced(*commit, result, out),
+            (Task::Thaw, result) => self.on_thawed(result, ctx, out),
+            _ => {}
+        }
+    }
+
+    fn on_committed(
+        &mut self,
+        commit: Commit,
+        changed_bytes: Option<u64>,
+        ctx: &Ctx,
+        out: &mut Out,
+    ) {
+        let id = commit.id;
+        out.records
+            .push(Record::Commit("committed", Box::new(commit.clone())));
+        if let Some(row) = commit.kept.and_then(|uid| self.requests.get(&uid)).cloned() {
+            self.put_request(
+                "commit-done",
+                RequestRow {
+                    state: RequestState::Done,
+                    changed_bytes,
+                    problem: None,
+                    ..row
+                },
+                out,
+            );
+        }
+        self.commits.insert(id, commit);
+        self.clear("CommitBlocked");
+        self.usage_due = Timestamp(0);
+        out.notes.push(Note {
+            warning: false,
+            reason: "Committed".into(),
+            message: format!("commit {id}"),
+        });
+        self.on_new_commit_for_jobs(ctx, out);
+    }
+
+    fn on_commit_failed(&mut self, commit: &Commit, problem: Problem, out: &mut Out) {
+        if let Some(row) = commit.kept.and_then(|uid| self.requests.get(&uid)).cloned()
+            && row.problem.as_ref() != Some(&problem)
+        {
+            self.put_request(
+                "commit-blocked",
+                RequestRow {
+                    problem: Some(problem.clone()),
+                    ..row
+                },
+                out,
+            );
+        }
+        self.trouble("CommitBlocked", problem, out);
+    }
+
+    fn on_fenced(&mut self, commit: Commit, result: Result<TaskDone, Problem>, out: &mut Out) {
+        let started: Vec<FenceRequest> = self.fences.extract_if(.., |f| f.started).collect();
+        let answer = match result {
+            Ok(TaskDone::Fenced { generation }) => {
+                let id = commit.id;
+                out.records
+                    .push(Record::Commit("fence-commit", Box::new(commit.clone())));
+                self.commits.insert(id, commit);
+                self.save_base(
+                    "frozen",
+                    |b| {
+                        b.frozen = Some(id);
+                        b.opened = None;
+                    },
+                    out,
+                );
+                self.opening = Opening::Closed;
+                Ok((id, generation))
+            }
+            Ok(_) => Err(Problem::new(
+                Reason::Internal,
+                "unexpected result of a fence",
+            )),
+            Err(problem) => Err(problem),
+        };
+        for f in started {
+            out.answers.push((f.req, Answer::Fenced(answer.clone())));
+        }
+    }
+
+    fn on_thawed(&mut self, result: Result<TaskDone, Problem>, _ctx: &Ctx, out: &mut Out) {
+        let answer = result.map(|_| ());
+        if answer.is_ok() {
+            // R0: an opening lasts until this agent fences; it has to be won anew.
+            self.save_base("thawed", |b| b.frozen = None, out);
+            self.opening = Opening::Closed;
+        }
+        if let Some(req) = self.thaw_for.take() {
+            out.answers.push((req, Answer::Plain(answer)));
+        }
+    }
+
+    /// Journal and disk after a restart: intended commits that made it to disk are taken in, unknown ones too; what the
+    /// journal has and the disk has not is reported, never forgotten in silence.
+    pub(super) fn reconcile_commits(&mut self, on_disk: &[Commit], out: &mut Out) {
+        for commit in on_disk {
+            if self.removing.contains(&commit.id) || self.commits.contains_key(&commit.id) {
+                continue;
+            }
+            out.records
+                .push(Record::Commit("commit-found", Box::new(commit.clone())));
+            self.commits.insert(commit.id, commit.clone());
+            self.finish_request_of(commit, out);
+        }
+        let known: std::collections::BTreeSet<CommitId> = on_disk.iter().map(|c| c.id).collect();
+        let lost: Vec<CommitId> = self
+            .commits
+            .keys()
+            .filter(|id| !known.contains(id))
+            .copied()
+            .collect();
+        for id in &lost {
+            self.commits.remove(id);
+            out.records.push(Record::CommitGone(*id));
+        }
+        if !lost.is_empty() {
+            let ids: Vec<String> = lost.iter().take(4).map(ToString::to_string).collect();
+            let text = format!(
+                "{} commits of the journal are not in the pool: {}",
+                lost.len(),
+                ids.join(", ")
+            );
+            self.trouble("CommitsLost", Problem::new(Reason::CorruptDisk, text), out);
+        }
+    }
+
+    fn finish_request_of(&mut self, commit: &Commit, out: &mut Out) {
+        let Some(uid) = commit.kept else { return };
+        let row = self.requests.get(&uid).cloned().unwrap_or(RequestRow {
+            version: FORMAT_VERSION,
+            uid,
+            id: commit.id,
+            state: RequestState::Pending,
+            parent: commit.parent,
+            time: commit.time,
+            changed_bytes: None,
+            problem: None,
+        });
+        if row.id == commit.id && row.state == RequestState::Pending {
+            self.put_request(
+                "commit-done",
+                RequestRow {
+                    state: RequestState::Done,
+                    problem: None,
+                    ..row
+                },
+                out,
+            );
+        }
+    }
+}
+
+fn removed_row(uid: RequestUid, id: Option<CommitId>) -> RequestRow {
+    RequestRow {
+        version: FORMAT_VERSION,
+        uid,
+        id: id.unwrap_or_else(|| CommitId::from_uuid(uid.uuid())),
+        state: if id.is_some() {
+            RequestState::Removing
+        } else {
+            RequestState::Removed
+        },
+        parent: None,
+        time: Timestamp(0),
+        changed_bytes: None,
+        problem: None,
+    }
+}

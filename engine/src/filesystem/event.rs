@@ -1,0 +1,412 @@
+//! What goes into a [`Filesystem`](super::Filesystem) and what comes out: events, tasks, answers.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{BootId, CommitId, Epoch, FsId, JobUid, NodeName, OpId, RequestUid, Timestamp};
+use crate::model::{Claim, Commit, Origin, Place, Problem, ResumeToken, Versions};
+
+use super::jobs::WantedJob;
+use super::record::{Base, CheckpointRow, Record};
+
+/// Names a request of the shell, so that its answer finds the way back. Chosen by the shell, never reused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ReqId(pub u64);
+
+/// What the world looks like while an event is handled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ctx {
+    /// Wall clock, for people and backoff.
+    pub now: Timestamp,
+    /// A fresh UUIDv7, used for at most one new id of each kind.
+    pub fresh: uuid::Uuid,
+    /// Fresh randomness for jitter.
+    pub jitter: u64,
+}
+
+/// What is wanted of this copy: `Replica.spec.desired`, parsed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Desired {
+    /// `metadata.generation` of the Replica.
+    pub generation: i64,
+    /// Be there, or be gone.
+    pub intent: Intent,
+}
+
+/// See [`Desired`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Intent {
+    /// Hold a copy.
+    Present(Box<Present>),
+    /// Hold none. Obeyed by the rule of design §2: an owner, or a copy of a higher epoch, asks the API first.
+    Absent {
+        /// The epoch the operator knew.
+        epoch: Epoch,
+    },
+}
+
+/// A wanted copy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Present {
+    /// Owner or replica.
+    pub role: Role,
+    /// The epoch the operator knew.
+    pub epoch: Epoch,
+    /// The object it belongs to.
+    pub claim: Option<Claim>,
+    /// What it branches from.
+    pub origin: Option<Origin>,
+    /// Bytes for the head.
+    pub capacity: u64,
+    /// Bytes for history on top.
+    pub history_limit: u64,
+    /// `Proof` or `Manual`.
+    pub fencing: String,
+    /// `Delete` or `Retain`.
+    pub reclaim_policy: String,
+    /// Commits that objects ask for, or ask to remove.
+    pub commits: Vec<WantedCommit>,
+    /// Jobs whose sender this is.
+    pub jobs: Vec<WantedJob>,
+}
+
+/// One entry of `desired.commits`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WantedCommit {
+    /// UID of the Commit object.
+    pub uid: RequestUid,
+    /// Its message.
+    pub message: String,
+    /// Its metadata.
+    pub metadata: BTreeMap<String, String>,
+    /// Its id where one is known (to remove it).
+    pub id: Option<CommitId>,
+    /// The object is being deleted: remove the commit.
+    pub remove: bool,
+}
+
+/// What a copy is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Role {
+    /// May write, once authority is opened.
+    Owner,
+    /// Read-only.
+    Replica,
+}
+
+/// A transfer that a peer offers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReceiveOffer {
+    /// The commit that comes.
+    pub target: Commit,
+    /// Its base; `None` for a full stream.
+    pub base: Option<CommitId>,
+    /// The job.
+    pub job: JobUid,
+    /// The sender's epoch.
+    pub epoch: Epoch,
+    /// Expected bytes.
+    pub expected: Option<u64>,
+    /// Stream version.
+    pub stream_version: u32,
+    /// Sender's kernel.
+    pub kernel_release: String,
+    /// Where the sender can go on.
+    pub resume: Option<ResumeToken>,
+    /// Who sends.
+    pub from: NodeName,
+}
+
+/// Head or a commit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum MountWhat {
+    /// The writable head.
+    Head,
+    /// A commit, read-only.
+    Commit(CommitId),
+}
+
+/// Everything that can happen to a Filesystem.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// The actor has started: inspect the disk.
+    Start,
+    /// The Replica object changed (or was seen for the first time).
+    Desired(Desired),
+    /// The Replica object is gone. Never an intent to delete data.
+    Vanished,
+    /// A peer, or our own planner, lists versions.
+    Versions(ReqId),
+    /// A peer offers a commit.
+    Offer(ReqId, Box<ReceiveOffer>),
+    /// Bind-mount.
+    Mount(ReqId, MountWhat, String, bool),
+    /// Unmount.
+    Unmount(ReqId, String),
+    /// Fence the head; the flag forces it while mounted.
+    Fence(ReqId, bool),
+    /// Undo a fence.
+    Thaw(ReqId),
+    /// A Filesystem of this node wants to start from this commit.
+    PinOrigin(ReqId, FsId, CommitId),
+    /// It is gone.
+    UnpinOrigin(FsId),
+    /// Bytes of a running send: the absolute offset, and where it went on from.
+    Progress(OpId, u64, u64),
+    /// The sender waits for the receiver's verdict.
+    Verifying(OpId),
+    /// A receive has made a checkpoint, durable on disk; the task waits for [`Answer::Checkpointed`].
+    Checkpoint(OpId, ReqId, Box<CheckpointRow>),
+    /// A task ended.
+    Done(OpId, Box<Result<TaskDone, Problem>>),
+    /// The time of `next_wake` has come.
+    Timer,
+    /// A peer can be reached again: sleeps end.
+    PeerBack(NodeName),
+}
+
+/// Work for the shell: runs outside, ends with [`Event::Done`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Task {
+    /// Look at the disk.
+    Inspect,
+    /// A number for the level-1 qgroup.
+    AllocateQgroup,
+    /// R0 (migration.md §2): CAS `opened`; refused unless this place owns `epoch` or higher with nothing pending.
+    Open {
+        /// The highest epoch seen here.
+        seen: Epoch,
+    },
+    /// Quorum GET: is the Filesystem `Deleting`?
+    CheckDeleting,
+    /// Ask the origin's owner on this node to pin the commit.
+    PinOrigin(Origin),
+    /// Tell it that we are gone.
+    UnpinOrigin(Origin),
+    /// Directories, qgroup, fs.json.
+    Prepare(Box<Base>),
+    /// The head: empty or from the origin.
+    CreateHead {
+        /// Level-1 qgroup.
+        qgroup: u64,
+        /// Snapshot of this.
+        from: Option<Origin>,
+    },
+    /// Replace fs.json (and the limit).
+    WriteMeta(Box<Base>),
+    /// Take a commit.
+    Commit {
+        /// Level-1 qgroup.
+        qgroup: u64,
+        /// What.
+        commit: Box<Commit>,
+    },
+    /// Remove a commit.
+    DeleteCommit(CommitId),
+    /// Fence with this final commit; the flag: even while mounted.
+    Fence {
+        /// Level-1 qgroup.
+        qgroup: u64,
+        /// The final commit.
+        commit: Box<Commit>,
+        /// Even while mounted.
+        force: bool,
+    },
+    /// Undo it.
+    Thaw,
+    /// Look for holders in all mount namespaces, then remove everything.
+    Destroy {
+        /// Level-1 qgroup.
+        qgroup: u64,
+    },
+    /// Bytes and limit.
+    Usage {
+        /// Level-1 qgroup.
+        qgroup: u64,
+    },
+    /// Bind-mount.
+    Mount(MountWhat, String, bool),
+    /// Unmount.
+    Unmount(String),
+    /// Take the stream that came with request `req`.
+    Receive {
+        /// The offer's request: its frames and replies wait in the shell under this name.
+        req: ReqId,
+        /// Level-1 qgroup.
+        qgroup: u64,
+        /// What is offered.
+        offer: Box<ReceiveOffer>,
+        /// Go on from here.
+        checkpoint: Option<Box<CheckpointRow>>,
+    },
+    /// Remove partial and checkpoints of a target.
+    Discard(CommitId),
+    /// Ask a peer for its versions.
+    PeerVersions {
+        /// For this job.
+        job: JobUid,
+        /// Whom.
+        peer: Place,
+    },
+    /// Estimate a step.
+    Estimate {
+        /// Number of the step in the run's plan.
+        step: usize,
+        /// Base.
+        from: Option<CommitId>,
+        /// Target.
+        to: CommitId,
+    },
+    /// Send a step.
+    Send {
+        /// For this job.
+        job: JobUid,
+        /// The run.
+        run_id: uuid::Uuid,
+        /// To whom.
+        peer: Place,
+        /// Our epoch.
+        epoch: Epoch,
+        /// Base.
+        from: Option<CommitId>,
+        /// Target, with its metadata.
+        to: Box<Commit>,
+        /// Go on from here, after proving the prefix.
+        resume: Option<Box<ResumeToken>>,
+        /// Estimate.
+        expected: Option<u64>,
+        /// Bytes per second, if limited.
+        bandwidth: Option<u64>,
+    },
+}
+
+/// How a task ended well.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TaskDone {
+    /// Nothing more to say.
+    Ok,
+    /// For `Inspect`.
+    Inspected(Box<Found>),
+    /// For `AllocateQgroup`.
+    Qgroup(u64),
+    /// For `Open`: won.
+    Opened {
+        /// The epoch that was opened.
+        epoch: Epoch,
+        /// Attempt counter of authority.
+        attempt: u64,
+        /// The Filesystem is in phase `New`: it may be created empty.
+        new: bool,
+    },
+    /// For `CheckDeleting`.
+    Deleting(bool),
+    /// For `Commit`.
+    Committed {
+        /// Data bytes newer than the parent, if measured.
+        changed_bytes: Option<u64>,
+    },
+    /// For `Fence`.
+    Fenced {
+        /// Generation of head and snapshot.
+        generation: u64,
+    },
+    /// For `Usage`.
+    Usage {
+        /// Bytes.
+        bytes: u64,
+        /// Limit.
+        limit: u64,
+    },
+    /// For `Receive`: the commit is on disk, complete.
+    Received {
+        /// What was stored.
+        commit: Box<Commit>,
+    },
+    /// For `PeerVersions`.
+    Versions(Box<Versions>),
+    /// For `Estimate`.
+    Estimated(Option<u64>),
+    /// For `Send`: the receiver has it durably.
+    Sent {
+        /// Payload bytes of this step.
+        bytes: u64,
+        /// It was there before.
+        already: bool,
+    },
+}
+
+/// What `Inspect` found on disk.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Found {
+    /// From fs.json.
+    pub base: Option<Base>,
+    /// There is a head.
+    pub head: bool,
+    /// It is read-only: fenced.
+    pub fenced: bool,
+    /// Complete commits.
+    pub commits: Vec<Commit>,
+    /// Checkpoints: (target, offset).
+    pub checkpoints: Vec<(CommitId, u64)>,
+    /// Targets with a partial receive.
+    pub incoming: Vec<CommitId>,
+    /// Names under `commits/` that make no sense.
+    pub broken: Vec<String>,
+}
+
+/// The answer to a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// Done, or refused.
+    Plain(Result<(), Problem>),
+    /// Versions.
+    Versions(Result<Box<Versions>, Problem>),
+    /// A transfer is refused, or unnecessary (`Ok(commit)`: it is here). An accepted one is answered by its task.
+    Receive(Result<CommitId, Problem>),
+    /// A fence.
+    Fenced(Result<(CommitId, u64), Problem>),
+    /// The checkpoint is journaled.
+    Checkpointed,
+}
+
+/// Something to tell people: becomes an event object and a log line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Note {
+    /// `Warning` instead of `Normal`.
+    pub warning: bool,
+    /// CamelCase.
+    pub reason: String,
+    /// A sentence.
+    pub message: String,
+}
+
+/// What handling an event asks for. Records first, durably; only then the rest may be seen by anyone.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Out {
+    /// To the journal, all or nothing.
+    pub records: Vec<Record>,
+    /// To start.
+    pub tasks: Vec<(OpId, Task)>,
+    /// To cancel; their `Done` still comes.
+    pub cancels: Vec<OpId>,
+    /// To answer.
+    pub answers: Vec<(ReqId, Answer)>,
+    /// To tell.
+    pub notes: Vec<Note>,
+    /// Nothing of it is left here and nothing is wanted: the actor may end.
+    pub finished: bool,
+}
+
+/// Where and in which boot this copy lives.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Here {
+    /// Node and pool.
+    pub place: Place,
+    /// This boot.
+    pub boot: BootId,
+    /// Highest send stream version here.
+    pub stream_version: u32,
+    /// `uname -r`.
+    pub kernel_release: String,
+}

@@ -1,0 +1,454 @@
+//! All state of one Filesystem on one node, as a pure state machine (design §4). The actor in `node-agent` feeds it events,
+//! makes its records durable, then starts its tasks and gives its answers.
+//!
+//! Shape: [`Filesystem::handle`] changes the state by the event (`on_*`), then `advance` looks at *everything* that is
+//! wanted and starts what should run and does not. So an intent (deletion above all) is looked at in every state, and a
+//! retry is nothing special. At most one task runs per [`Slot`]; a `Done` of a stale operation is dropped.
+//!
+//! - `event`, `record`: the words in, out, and on disk
+//! - `life`: create, recover, open, delete         - `commits`: take and remove commits, fence, thaw
+//! - `receive`: taking a peer's commit             - `jobs`: sending, by `run`
+//! - `mounts`: mounts and origins                  - `status`: what people see
+
+mod commits;
+mod event;
+mod jobs;
+mod life;
+mod mounts;
+mod receive;
+mod record;
+mod status;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+pub use event::{
+    Answer, Ctx, Desired, Event, Found, Here, Intent, MountWhat, Note, Out, Present, ReceiveOffer,
+    ReqId, Role, Task, TaskDone, WantedCommit,
+};
+pub use jobs::WantedJob;
+pub use record::{
+    Base, CheckpointRow, Life, Opened, OriginPinRow, PartialRow, Record, Recovered, RequestRow,
+    RequestState, Row, RowError,
+};
+pub use status::{CommitStatus, Condition, FilesystemStatus, JobStatus, RequestStatus, RoleStatus};
+
+use crate::ids::{CommitId, FsId, JobUid, OpId, RequestUid, Timestamp};
+use crate::model::{Commit, Origin, Problem, Reason};
+
+/// Things that run one at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Slot {
+    /// Create, recover, open, delete.
+    Life,
+    /// What touches the head or removes commits: commit, fence, thaw.
+    Head,
+    /// Taking a stream.
+    Receive,
+    /// Removing partials.
+    Discard,
+    /// Reading the qgroup.
+    Usage,
+    /// A job's listing, estimate or send.
+    Job(JobUid, JobLane),
+    /// A mount request.
+    Mount(ReqId),
+}
+
+/// A job's two lanes: estimates run beside a send.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum JobLane {
+    /// List and send.
+    Main,
+    /// Estimates.
+    Estimate,
+}
+
+/// A task in flight.
+#[derive(Debug, Clone)]
+struct Running {
+    slot: Slot,
+    task: Task,
+    cancelled: bool,
+    /// The run's own sequence number, for jobs.
+    run_seq: u64,
+}
+
+/// When a slot may try again.
+#[derive(Debug, Clone, Copy)]
+struct Backoff {
+    failures: u32,
+    not_before: Timestamp,
+}
+
+/// Backoff between tries of one slot: 200 ms doubling to 30 s, each with up to a quarter of jitter.
+const BACKOFF_FIRST_MS: u64 = 200;
+const BACKOFF_LAST_MS: u64 = 30_000;
+/// How old an unused opening may be before the first mount must renew it (R0).
+const OPENING_FRESH_MS: u64 = 5_000;
+/// How often the qgroup is read when nothing else asks for it.
+const USAGE_EVERY_MS: u64 = 60_000;
+/// Bounds of what one Filesystem keeps for people.
+const RECENT_COMMITS: usize = 16;
+
+/// How the right to write stands on this node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Opening {
+    /// Not opened in this boot.
+    Closed,
+    /// Opened; `used` once something was mounted or committed under it.
+    Open {
+        /// When the CAS was won.
+        at: Timestamp,
+        /// Whether a mount has been made under it.
+        used: bool,
+    },
+}
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub struct Filesystem {
+    id: FsId,
+    here: Here,
+    generation: u64,
+    seq: u64,
+
+    /// The disk has been looked at.
+    inspected: bool,
+    /// Durable facts; `None`: nothing here.
+    base: Option<Base>,
+    opening: Opening,
+    /// The head is on disk.
+    head: bool,
+    commits: BTreeMap<CommitId, Commit>,
+    removing: BTreeSet<CommitId>,
+    requests: BTreeMap<RequestUid, RequestRow>,
+    partial: Option<PartialRow>,
+    checkpoint: Option<CheckpointRow>,
+    discard: BTreeSet<CommitId>,
+    jobs: BTreeMap<JobUid, jobs::JobState>,
+    origin_pins: BTreeMap<FsId, CommitId>,
+    unpin: Option<Origin>,
+    /// An opening that was won and is on its way to disk.
+    won: Option<life::Won>,
+    /// `fs.json` says `Deleting`.
+    deletion_on_disk: bool,
+    /// The origin's owner holds our origin commit.
+    origin_pinned: bool,
+    /// `fs.json` or the limit is behind the base row.
+    meta_dirty: bool,
+
+    /// Sends that could not be started; told to their runs in the same call.
+    refused_sends: Vec<(JobUid, u64)>,
+    /// The jobs of the present spec were taken.
+    specs_applied: bool,
+
+    desired: Option<Desired>,
+    /// A Replica object exists; `false` makes this copy an orphan.
+    managed: bool,
+    /// `Absent` was checked against the API and may be obeyed.
+    absent_confirmed: bool,
+
+    running: BTreeMap<OpId, Running>,
+    backoff: BTreeMap<Slot, Backoff>,
+    mounts: BTreeSet<(String, MountWhat)>,
+    waiting_mounts: Vec<mounts::WaitingMount>,
+    fences: Vec<commits::FenceRequest>,
+    thaw_for: Option<ReqId>,
+    /// Standing troubles, by condition type.
+    troubles: BTreeMap<&'static str, Problem>,
+    usage: (u64, u64),
+    usage_due: Timestamp,
+}
+
+impl Filesystem {
+    /// Rebuilds the state from the journal. `generation` must differ from that of every earlier incarnation in this process.
+    pub fn recover(id: FsId, here: Here, generation: u64, rows: Recovered) -> Self {
+        let opening = match rows.base.as_ref().and_then(|b| b.opened) {
+            // A restart of the agent in the same boot keeps the opening (R0); `used`, as mounts may be there.
+            Some(o)
+                if o.boot == here.boot
+                    && rows.base.as_ref().is_some_and(|b| b.epoch == o.epoch) =>
+            {
+                Opening::Open {
+                    at: Timestamp(0),
+                    used: true,
+                }
+            }
+            _ => Opening::Closed,
+        };
+        let unpin = rows
+            .base
+            .as_ref()
+            .filter(|b| b.life == Life::Gone)
+            .and_then(|b| b.origin);
+        Self {
+            id,
+            here,
+            generation,
+            seq: 0,
+            inspected: false,
+            opening,
+            head: false,
+            base: rows.base,
+            commits: rows.commits.into_iter().map(|c| (c.id, c)).collect(),
+            removing: rows.removing.into_iter().collect(),
+            requests: rows.requests.into_iter().map(|r| (r.uid, r)).collect(),
+            partial: rows.partial,
+            checkpoint: rows.checkpoint,
+            discard: BTreeSet::new(),
+            jobs: rows
+                .jobs
+                .into_iter()
+                .map(|row| (row.uid, jobs::JobState::recovered(row)))
+                .collect(),
+            origin_pins: rows.pins.into_iter().map(|p| (p.by, p.commit)).collect(),
+            unpin,
+            won: None,
+            deletion_on_disk: false,
+            origin_pinned: false,
+            meta_dirty: true,
+            refused_sends: Vec::new(),
+            specs_applied: false,
+            desired: None,
+            managed: false,
+            absent_confirmed: false,
+            running: BTreeMap::new(),
+            backoff: BTreeMap::new(),
+            mounts: BTreeSet::new(),
+            waiting_mounts: Vec::new(),
+            fences: Vec::new(),
+            thaw_for: None,
+            troubles: BTreeMap::new(),
+            usage: (0, 0),
+            usage_due: Timestamp(0),
+        }
+    }
+
+    /// Whose state this is.
+    pub fn id(&self) -> FsId {
+        self.id
+    }
+
+    /// Handles one event. Total: every event is answered in every state; stale ones are dropped.
+    pub fn handle(&mut self, event: Event, ctx: &Ctx, out: &mut Out) {
+        match event {
+            Event::Start | Event::Timer => {}
+            Event::Desired(desired) => self.on_desired(desired, out),
+            Event::Vanished => self.on_vanished(out),
+            Event::Versions(req) => self.handle_versions(req, out),
+            Event::Offer(req, offer) => self.handle_offer(req, *offer, out),
+            Event::Mount(req, what, target, read_only) => {
+                self.handle_mount(req, what, target, read_only, out)
+            }
+            Event::Unmount(req, target) => self.handle_unmount(req, target, out),
+            Event::Fence(req, force) => self.handle_fence(req, force, out),
+            Event::Thaw(req) => self.handle_thaw(req, out),
+            Event::PinOrigin(req, by, commit) => self.handle_pin_origin(req, by, commit, out),
+            Event::UnpinOrigin(by) => self.on_unpin_origin(by, out),
+            Event::Progress(op, bytes, from) => self.on_progress(op, bytes, from, ctx, out),
+            Event::Verifying(op) => self.on_verifying(op, ctx, out),
+            Event::Checkpoint(op, req, row) => self.on_checkpoint(op, req, *row, out),
+            Event::Done(op, result) => self.on_done(op, *result, ctx, out),
+            Event::PeerBack(node) => self.on_peer_back(&node, ctx, out),
+        }
+        self.advance(ctx, out);
+    }
+
+    /// When `Timer` must be delivered at the latest, if at all.
+    pub fn next_wake(&self) -> Option<Timestamp> {
+        let backoff = self
+            .backoff
+            .iter()
+            .filter(|(slot, _)| !self.is_running(**slot))
+            .map(|(_, b)| b.not_before);
+        let jobs = self.jobs.values().filter_map(jobs::JobState::next_wake);
+        let usage = (self.is_active() && !self.is_running(Slot::Usage)).then_some(self.usage_due);
+        backoff.chain(jobs).chain(usage).min()
+    }
+
+    /// Starts what should run and does not. The order is that of importance: life and death first.
+    fn advance(&mut self, ctx: &Ctx, out: &mut Out) {
+        self.advance_life(ctx, out);
+        self.advance_head(ctx, out);
+        self.advance_discard(ctx, out);
+        self.advance_mounts(ctx, out);
+        self.advance_jobs(ctx, out);
+        self.settle_refused_sends(ctx, out);
+        self.advance_usage(ctx, out);
+    }
+
+    fn on_done(&mut self, op: OpId, result: Result<TaskDone, Problem>, ctx: &Ctx, out: &mut Out) {
+        // Not ours any more: a late completion of an operation that an earlier incarnation started.
+        let Some(running) = self.running.remove(&op) else {
+            return;
+        };
+        match &result {
+            Ok(_) => {
+                self.backoff.remove(&running.slot);
+            }
+            Err(p) if p.reason == Reason::Cancelled => {}
+            Err(_) => self.back_off(running.slot, ctx),
+        }
+        match running.slot {
+            Slot::Life => self.on_life_done(running.task, result, ctx, out),
+            Slot::Head => self.on_head_done(running.task, result, ctx, out),
+            Slot::Receive => self.on_receive_done(running.task, result, out),
+            Slot::Discard => {
+                if let (Task::Discard(target), Ok(_)) = (&running.task, &result) {
+                    self.discard.remove(target);
+                }
+            }
+            Slot::Usage => self.on_usage_done(result, ctx),
+            Slot::Job(uid, _) => self.on_job_done(uid, running, result, ctx, out),
+            Slot::Mount(req) => self.on_mount_done(req, running.task, result, out),
+        }
+    }
+
+    // ---- tools for the other files ----
+
+    fn is_running(&self, slot: Slot) -> bool {
+        self.running.values().any(|r| r.slot == slot)
+    }
+
+    /// Free, and not sleeping after a failure.
+    fn is_ready(&self, slot: Slot, now: Timestamp) -> bool {
+        !self.is_running(slot) && self.backoff.get(&slot).is_none_or(|b| b.not_before <= now)
+    }
+
+    fn start(&mut self, slot: Slot, task: Task, out: &mut Out) -> OpId {
+        self.start_for_run(slot, task, 0, out)
+    }
+
+    fn start_for_run(&mut self, slot: Slot, task: Task, run_seq: u64, out: &mut Out) -> OpId {
+        self.seq += 1;
+        let op = OpId {
+            generation: self.generation,
+            seq: self.seq,
+        };
+        self.running.insert(
+            op,
+            Running {
+                slot,
+                task: task.clone(),
+                cancelled: false,
+                run_seq,
+            },
+        );
+        out.tasks.push((op, task));
+        op
+    }
+
+    fn cancel(&mut self, slot: Slot, out: &mut Out) {
+        for (op, running) in &mut self.running {
+            if running.slot == slot && !running.cancelled {
+                running.cancelled = true;
+                out.cancels.push(*op);
+            }
+        }
+    }
+
+    fn back_off(&mut self, slot: Slot, ctx: &Ctx) {
+        let failures = self
+            .backoff
+            .get(&slot)
+            .map_or(0, |b| b.failures)
+            .saturating_add(1);
+        let wait = (BACKOFF_FIRST_MS << (failures - 1).min(16)).min(BACKOFF_LAST_MS);
+        let jitter = ctx.jitter % (wait / 4 + 1);
+        self.backoff.insert(
+            slot,
+            Backoff {
+                failures,
+                not_before: ctx.now.plus_ms(wait + jitter),
+            },
+        );
+    }
+
+    /// A change of what is wanted ends a sleep.
+    fn wake(&mut self, slot: Slot) {
+        if let Some(b) = self.backoff.get_mut(&slot) {
+            b.not_before = Timestamp(0);
+        }
+    }
+
+    fn trouble(&mut self, condition: &'static str, problem: Problem, out: &mut Out) {
+        if self.troubles.get(condition) != Some(&problem) {
+            out.notes.push(Note {
+                warning: true,
+                reason: format!("{:?}", problem.reason),
+                message: problem.message.clone(),
+            });
+            self.troubles.insert(condition, problem);
+        }
+    }
+
+    fn clear(&mut self, condition: &'static str) {
+        self.troubles.remove(condition);
+    }
+
+    fn present(&self) -> Option<&Present> {
+        match self.desired.as_ref().map(|d| &d.intent) {
+            Some(Intent::Present(p)) => Some(p),
+            _ => None,
+        }
+    }
+
+    fn life(&self) -> Option<Life> {
+        self.base.as_ref().map(|b| b.life)
+    }
+
+    /// On disk and in use, as owner or replica.
+    fn is_active(&self) -> bool {
+        self.inspected && self.life() == Some(Life::Active)
+    }
+
+    fn is_deleting(&self) -> bool {
+        matches!(self.life(), Some(Life::Deleting | Life::Gone))
+    }
+
+    fn role(&self) -> Option<Role> {
+        self.base.as_ref().map(|b| b.role)
+    }
+
+    /// May write: owner, opened in this boot, not fenced, not deleting.
+    fn may_write(&self) -> bool {
+        self.is_active()
+            && self.role() == Some(Role::Owner)
+            && self.opening != Opening::Closed
+            && self.base.as_ref().is_some_and(|b| b.frozen.is_none())
+    }
+
+    fn qgroup(&self) -> u64 {
+        self.base.as_ref().map_or(0, |b| b.qgroup)
+    }
+
+    /// Commits oldest first: the owner gives each a later time than its parent, so time orders a history.
+    fn history(&self) -> Vec<&Commit> {
+        let mut all: Vec<&Commit> = self.commits.values().collect();
+        all.sort_by_key(|c| (c.time, c.id));
+        all
+    }
+
+    fn newest(&self) -> Option<&Commit> {
+        self.commits.values().max_by_key(|c| (c.time, c.id))
+    }
+
+    fn save_base(&mut self, name: &'static str, change: impl FnOnce(&mut Base), out: &mut Out) {
+        if let Some(base) = &mut self.base {
+            change(base);
+            out.records.push(Record::Base(name, Box::new(base.clone())));
+        }
+    }
+
+    fn not_here(&self) -> Problem {
+        match self.life() {
+            Some(Life::Deleting | Life::Gone) => {
+                Problem::new(Reason::Deleting, "this Filesystem is being deleted here")
+            }
+            _ => Problem::new(
+                Reason::NotPlaced,
+                "no copy of this Filesystem is ready here yet; it follows its Replica object",
+            ),
+        }
+    }
+}

@@ -1,0 +1,339 @@
+//! What a Filesystem writes to its journal: rows by key, so that the journal's size follows the state, not the history.
+//!
+//! Bodies are JSON with a `version`; a newer one is refused. The name of a record (not its key) is what fail points and
+//! metrics know it by.
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{BootId, CommitId, Epoch, FsId, RequestUid, Timestamp};
+use crate::model::{Claim, Commit, FORMAT_VERSION, Origin, Problem, ResumeToken};
+use crate::run::JobRow;
+
+use super::event::Role;
+
+/// How far the life of a copy has got.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Life {
+    /// Recorded, not all of it on disk yet.
+    Creating,
+    /// In use.
+    Active,
+    /// A recorded intent to delete it.
+    Deleting,
+    /// Deleted; the row stays as tombstone until the Replica object goes.
+    Gone,
+}
+
+/// The base row: what `fs.json` says too, plus what only this node needs to know.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Base {
+    /// Format version.
+    pub version: u32,
+    /// The Filesystem.
+    pub fs_id: FsId,
+    /// Owner or replica.
+    pub role: Role,
+    /// Creating, in use, deleting, gone.
+    pub life: Life,
+    /// Level-1 qgroup.
+    pub qgroup: u64,
+    /// The object it belongs to.
+    pub claim: Option<Claim>,
+    /// What it was branched from.
+    pub origin: Option<Origin>,
+    /// Bytes for the head.
+    pub capacity: u64,
+    /// Bytes for history on top.
+    pub history_limit: u64,
+    /// `Proof` or `Manual`.
+    pub fencing: String,
+    /// `Delete` or `Retain`.
+    pub reclaim_policy: String,
+    /// Highest epoch seen.
+    pub epoch: Epoch,
+    /// Attempt counter of authority.
+    pub attempt: u64,
+    /// AuthOpen: the epoch and boot for which authority was opened.
+    pub opened: Option<Opened>,
+    /// The head is fenced with this final commit.
+    pub frozen: Option<CommitId>,
+}
+
+/// AuthOpen of migration.md §2.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Opened {
+    /// For this epoch.
+    pub epoch: Epoch,
+    /// In this boot.
+    pub boot: BootId,
+}
+
+/// A commit that an object asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RequestRow {
+    /// Format version.
+    pub version: u32,
+    /// The object.
+    pub uid: RequestUid,
+    /// The id it got, before anything was done: so it is made only once.
+    pub id: CommitId,
+    /// How far.
+    pub state: RequestState,
+    /// Parent it got.
+    pub parent: Option<CommitId>,
+    /// When it was taken.
+    pub time: Timestamp,
+    /// What it cost, if measured.
+    pub changed_bytes: Option<u64>,
+    /// What stands in the way.
+    pub problem: Option<Problem>,
+}
+
+/// How far a wanted commit is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RequestState {
+    /// Intended, maybe on disk.
+    Pending,
+    /// On disk.
+    Done,
+    /// Its removal is intended.
+    Removing,
+    /// Removed.
+    Removed,
+}
+
+/// A receive that was accepted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PartialRow {
+    /// Format version.
+    pub version: u32,
+    /// What is being received.
+    pub target: Commit,
+    /// On top of what.
+    pub base: Option<CommitId>,
+}
+
+/// A durable point in a receive.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CheckpointRow {
+    /// Format version.
+    pub version: u32,
+    /// What the sender must prove.
+    pub token: ResumeToken,
+    /// The receiver's own state there (parser and hasher), opaque here.
+    pub state: String,
+}
+
+/// A Branch or clone on this node that started from a commit here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct OriginPinRow {
+    /// Format version.
+    pub version: u32,
+    /// Whose.
+    pub by: FsId,
+    /// Which commit.
+    pub commit: CommitId,
+}
+
+/// One row, put or deleted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Record {
+    /// Base row, with the record's name for this transition.
+    Base(&'static str, Box<Base>),
+    /// A commit exists here.
+    Commit(&'static str, Box<Commit>),
+    /// A commit's removal is decided; the row goes, the request row (if any) remembers.
+    CommitGone(CommitId),
+    /// A commit's removal is intended: swept again at start.
+    CommitRemoving(CommitId),
+    /// It is off the disk.
+    CommitRemoved(CommitId),
+    /// State of a wanted commit.
+    Request(&'static str, Box<RequestRow>),
+    /// The object is gone and so is its commit.
+    RequestGone(RequestUid),
+    /// A receive is intended.
+    Partial(Box<PartialRow>),
+    /// A receive has got this far.
+    Checkpoint(Box<CheckpointRow>),
+    /// No receive is open any more.
+    PartialGone,
+    /// A job's durable part.
+    Job(Box<JobRow>),
+    /// A job is gone.
+    JobGone(crate::ids::JobUid),
+    /// A Branch started from a commit here.
+    OriginPin(Box<OriginPinRow>),
+    /// It is gone.
+    OriginPinGone(FsId),
+    /// Every row of this Filesystem goes.
+    Forget,
+}
+
+/// A row as the journal keeps it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Row {
+    /// Key and JSON.
+    Put(String, Vec<u8>),
+    /// Key.
+    Delete(String),
+    /// All keys.
+    DeleteAll,
+}
+
+/// A row that can't be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RowError {
+    /// Not JSON, or not of the shape.
+    #[error("journal row `{key}` is damaged: {why}")]
+    Damaged {
+        /// Which.
+        key: String,
+        /// Why.
+        why: String,
+    },
+    /// Written by a newer program.
+    #[error(
+        "journal row `{key}` has format version {version}, newer than this program knows ({FORMAT_VERSION}): upgrade the agent"
+    )]
+    Newer {
+        /// Which.
+        key: String,
+        /// Its version.
+        version: u32,
+    },
+}
+
+fn json<T: Serialize>(row: &T) -> Vec<u8> {
+    // Our own rows hold strings, numbers and maps with string keys: serialising them can't fail.
+    serde_json::to_vec(row).unwrap_or_default()
+}
+
+impl Record {
+    /// What fail points and metrics call it.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Base(name, _) | Self::Commit(name, _) | Self::Request(name, _) => name,
+            Self::CommitGone(_) => "commit-gone",
+            Self::CommitRemoving(_) => "commit-removing",
+            Self::CommitRemoved(_) => "commit-removed",
+            Self::RequestGone(_) => "request-gone",
+            Self::Partial(_) => "receive-intent",
+            Self::Checkpoint(_) => "receive-checkpoint",
+            Self::PartialGone => "receive-over",
+            Self::Job(_) => "job",
+            Self::JobGone(_) => "job-gone",
+            Self::OriginPin(_) => "origin-pin",
+            Self::OriginPinGone(_) => "origin-unpin",
+            Self::Forget => "forget",
+        }
+    }
+
+    /// The rows it changes.
+    pub fn rows(&self) -> Vec<Row> {
+        match self {
+            Self::Base(_, b) => vec![Row::Put("base".into(), json(b))],
+            Self::Commit(_, c) => vec![Row::Put(format!("commit/{}", c.id), json(c))],
+            Self::CommitGone(id) => vec![Row::Delete(format!("commit/{id}"))],
+            Self::CommitRemoving(id) => {
+                vec![Row::Put(format!("removing/{id}"), json(&FORMAT_VERSION))]
+            }
+            Self::CommitRemoved(id) => vec![Row::Delete(format!("removing/{id}"))],
+            Self::Request(_, r) => vec![Row::Put(format!("request/{}", r.uid), json(r))],
+            Self::RequestGone(uid) => vec![Row::Delete(format!("request/{uid}"))],
+            Self::Partial(p) => vec![Row::Put("partial".into(), json(p))],
+            Self::Checkpoint(c) => vec![Row::Put("checkpoint".into(), json(c))],
+            Self::PartialGone => vec![
+                Row::Delete("partial".into()),
+                Row::Delete("checkpoint".into()),
+            ],
+            Self::Job(j) => vec![Row::Put(format!("job/{}", j.uid), json(j))],
+            Self::JobGone(uid) => vec![Row::Delete(format!("job/{uid}"))],
+            Self::OriginPin(p) => vec![Row::Put(format!("pin/{}", p.by), json(p))],
+            Self::OriginPinGone(fs) => vec![Row::Delete(format!("pin/{fs}"))],
+            Self::Forget => vec![Row::DeleteAll],
+        }
+    }
+}
+
+/// Everything the journal knew, parsed.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Recovered {
+    /// Base row.
+    pub base: Option<Base>,
+    /// Commits.
+    pub commits: Vec<Commit>,
+    /// Commits whose removal was intended.
+    pub removing: Vec<CommitId>,
+    /// Wanted commits.
+    pub requests: Vec<RequestRow>,
+    /// Open receive.
+    pub partial: Option<PartialRow>,
+    /// Its last checkpoint.
+    pub checkpoint: Option<CheckpointRow>,
+    /// Jobs.
+    pub jobs: Vec<JobRow>,
+    /// Branches from here.
+    pub pins: Vec<OriginPinRow>,
+}
+
+impl Recovered {
+    /// Parses rows; unknown keys are refused, as a newer program may have written them.
+    pub fn parse(rows: &[(String, Vec<u8>)]) -> Result<Self, RowError> {
+        let mut all = Self::default();
+        for (key, body) in rows {
+            let (kind, rest) = key.split_once('/').unwrap_or((key, ""));
+            match kind {
+                "base" => all.base = Some(read(key, body)?),
+                "commit" => all.commits.push(read(key, body)?),
+                "removing" => {
+                    all.removing
+                        .push(
+                            rest.parse()
+                                .map_err(|e: crate::ids::IdError| RowError::Damaged {
+                                    key: key.clone(),
+                                    why: e.to_string(),
+                                })?,
+                        )
+                }
+                "request" => all.requests.push(read(key, body)?),
+                "partial" => all.partial = Some(read(key, body)?),
+                "checkpoint" => all.checkpoint = Some(read(key, body)?),
+                "job" => all.jobs.push(read(key, body)?),
+                "pin" => all.pins.push(read(key, body)?),
+                _ => {
+                    return Err(RowError::Damaged {
+                        key: key.clone(),
+                        why: "unknown kind of row".into(),
+                    });
+                }
+            }
+        }
+        Ok(all)
+    }
+}
+
+fn read<T: serde::de::DeserializeOwned>(key: &str, body: &[u8]) -> Result<T, RowError> {
+    #[derive(Deserialize)]
+    struct Head {
+        version: u32,
+    }
+    let damaged = |e: serde_json::Error| RowError::Damaged {
+        key: key.to_owned(),
+        why: e.to_string(),
+    };
+    let head: Head = serde_json::from_slice(body).map_err(damaged)?;
+    if head.version > FORMAT_VERSION {
+        return Err(RowError::Newer {
+            key: key.to_owned(),
+            version: head.version,
+        });
+    }
+    serde_json::from_slice(body).map_err(damaged)
+}

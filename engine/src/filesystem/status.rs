@@ -1,0 +1,310 @@
+//! What people and the operator see of a copy: an immutable picture, made after every event.
+
+use serde::Serialize;
+
+use super::event::{Desired, Intent, MountWhat, Role};
+use super::record::{Base, Life, RequestState};
+use super::{Filesystem, Opening, RECENT_COMMITS, Slot};
+use crate::ids::{CommitId, Epoch, FsId, JobUid, RequestUid, Timestamp};
+use crate::model::{Commit, Problem, RunReport};
+use crate::run::JobRow;
+
+/// The role that is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub enum RoleStatus {
+    /// Nothing here.
+    Absent,
+    /// On its way in.
+    Creating,
+    /// The owner's copy.
+    Owner,
+    /// A read-only copy.
+    Replica,
+    /// A read-only copy that a commit is coming to.
+    Receiving,
+    /// On its way out.
+    Deleting,
+}
+
+/// `metav1.Condition` without its times: the shell adds them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Condition {
+    /// Its type.
+    pub r#type: String,
+    /// `True` or `False`.
+    pub status: bool,
+    /// CamelCase.
+    pub reason: String,
+    /// A sentence.
+    pub message: String,
+}
+
+/// A commit, for a list.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CommitStatus {
+    /// Its id.
+    pub id: CommitId,
+    /// Its parent.
+    pub parent: Option<CommitId>,
+    /// When.
+    pub time: Timestamp,
+    /// In which epoch.
+    pub epoch: Epoch,
+    /// What for.
+    pub message: String,
+}
+
+/// How a wanted commit stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RequestStatus {
+    /// Of which object.
+    pub uid: RequestUid,
+    /// The id it has or will have.
+    pub id: Option<CommitId>,
+    /// Its parent.
+    pub parent: Option<CommitId>,
+    /// When it was taken.
+    pub time: Option<Timestamp>,
+    /// Bytes newer than its parent, if measured.
+    pub changed_bytes: Option<u64>,
+    /// How far; `None`: not begun.
+    pub state: Option<RequestState>,
+    /// What stands in the way.
+    pub problem: Option<Problem>,
+}
+
+/// How a job stands.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct JobStatus {
+    /// Of which object.
+    pub uid: JobUid,
+    /// Its durable part.
+    pub row: JobRow,
+    /// The report of the present or last run.
+    pub report: Option<RunReport>,
+}
+
+/// Everything that is shown of one copy.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FilesystemStatus {
+    /// Whose.
+    pub fs_id: FsId,
+    /// `metadata.generation` of the Replica that this is about; 0: none seen.
+    pub observed_generation: i64,
+    /// Present role.
+    pub role: RoleStatus,
+    /// A Replica object exists; without one, data here is an orphan.
+    pub managed: bool,
+    /// Highest epoch seen.
+    pub epoch: Epoch,
+    /// The epoch that is open for writing here.
+    pub opened_epoch: Option<Epoch>,
+    /// Newest commit.
+    pub head: Option<CommitId>,
+    /// Number of commits.
+    pub commits: usize,
+    /// The newest, newest first.
+    pub recent_commits: Vec<CommitStatus>,
+    /// Used bytes of head and commits together.
+    pub bytes: u64,
+    /// Their limit.
+    pub limit: u64,
+    /// Stream bytes of a receive that are safe, if one is under way or interrupted.
+    pub receiving: Option<(CommitId, u64)>,
+    /// Jobs that send from here.
+    pub jobs: Vec<JobStatus>,
+    /// Wanted commits.
+    pub requests: Vec<RequestStatus>,
+    /// `target` or `target (commit)`, as mounted through this agent.
+    pub mounts: Vec<String>,
+    /// The head is fenced with this commit.
+    pub frozen: Option<CommitId>,
+    /// Conditions, `Ready` first.
+    pub conditions: Vec<Condition>,
+    /// What fs.json says: enough to adopt it.
+    pub base: Option<Base>,
+}
+
+impl Filesystem {
+    /// The picture now.
+    pub fn status(&self, now: Timestamp) -> FilesystemStatus {
+        let history = self.history();
+        FilesystemStatus {
+            fs_id: self.id,
+            observed_generation: self.desired.as_ref().map_or(0, |d| d.generation),
+            role: self.role_status(),
+            managed: self.managed,
+            epoch: self.base.as_ref().map_or(Epoch(0), |b| b.epoch),
+            opened_epoch: self
+                .base
+                .as_ref()
+                .filter(|_| self.opening != Opening::Closed)
+                .and_then(|b| b.opened)
+                .map(|o| o.epoch),
+            head: history.iter().rev().find(|c| !c.transient).map(|c| c.id),
+            commits: history.iter().filter(|c| !c.transient).count(),
+            recent_commits: history
+                .iter()
+                .rev()
+                .filter(|c| !c.transient)
+                .take(RECENT_COMMITS)
+                .map(|c| shown(c))
+                .collect(),
+            bytes: self.usage.0,
+            limit: self.usage.1,
+            receiving: self.partial.as_ref().map(|p| {
+                (
+                    p.target.id,
+                    self.checkpoint.as_ref().map_or(0, |c| c.token.offset),
+                )
+            }),
+            jobs: self
+                .jobs
+                .iter()
+                .map(|(uid, job)| JobStatus {
+                    uid: *uid,
+                    row: job.row(),
+                    report: job.report(now),
+                })
+                .collect(),
+            requests: self.request_statuses(),
+            mounts: self
+                .mounts
+                .iter()
+                .map(|(t, w)| {
+                    if *w == MountWhat::Head {
+                        t.clone()
+                    } else {
+                        format!("{t} (commit)")
+                    }
+                })
+                .collect(),
+            frozen: self.base.as_ref().and_then(|b| b.frozen),
+            conditions: self.conditions(),
+            base: self.base.clone().filter(|b| b.life != Life::Gone),
+        }
+    }
+
+    fn role_status(&self) -> RoleStatus {
+        match (self.life(), self.role()) {
+            (None | Some(Life::Gone), _) | (_, None) => RoleStatus::Absent,
+            (Some(Life::Creating), _) => RoleStatus::Creating,
+            (Some(Life::Deleting), _) => RoleStatus::Deleting,
+            (Some(Life::Active), Some(Role::Owner)) => RoleStatus::Owner,
+            (Some(Life::Active), Some(Role::Replica)) if self.is_running(Slot::Receive) => {
+                RoleStatus::Receiving
+            }
+            (Some(Life::Active), Some(Role::Replica)) => RoleStatus::Replica,
+        }
+    }
+
+    fn request_statuses(&self) -> Vec<RequestStatus> {
+        let wanted = match self.desired.as_ref() {
+            Some(Desired {
+                intent: Intent::Present(p),
+                ..
+            }) => p.commits.as_slice(),
+            _ => &[],
+        };
+        wanted
+            .iter()
+            .map(|w| match self.requests.get(&w.uid) {
+                Some(r) => RequestStatus {
+                    uid: w.uid,
+                    id: Some(r.id),
+                    parent: r.parent,
+                    time: (r.time.0 > 0).then_some(r.time),
+                    changed_bytes: r.changed_bytes,
+                    state: Some(r.state),
+                    problem: r.problem.clone(),
+                },
+                None => RequestStatus {
+                    uid: w.uid,
+                    id: None,
+                    parent: None,
+                    time: None,
+                    changed_bytes: None,
+                    state: None,
+                    problem: None,
+                },
+            })
+            .collect()
+    }
+
+    fn conditions(&self) -> Vec<Condition> {
+        let mut all = vec![self.ready_condition()];
+        all.extend(self.troubles.iter().map(|(kind, p)| Condition {
+            r#type: (*kind).to_owned(),
+            // `Opened` is a good thing that is missing; all others name a trouble that is there.
+            status: *kind != "Opened",
+            reason: format!("{:?}", p.reason),
+            message: p.message.clone(),
+        }));
+        all
+    }
+
+    fn ready_condition(&self) -> Condition {
+        let (status, reason, message) = match (self.life(), self.role()) {
+            (Some(Life::Active), Some(Role::Owner)) if self.may_write() => (
+                true,
+                "Open",
+                "this node owns the Filesystem and may write it".to_owned(),
+            ),
+            (Some(Life::Active), Some(Role::Owner)) => {
+                let why = self
+                    .troubles
+                    .get("HeadMissing")
+                    .or_else(|| self.troubles.get("Opened"))
+                    .map_or_else(|| self.write_refusal().message, |p| p.message.clone());
+                (
+                    false,
+                    if self.base.as_ref().is_some_and(|b| b.frozen.is_some()) {
+                        "Fenced"
+                    } else {
+                        "Closed"
+                    },
+                    why,
+                )
+            }
+            (Some(Life::Active), _) => (true, "InSync", format!("{} commits", self.commits.len())),
+            (Some(Life::Creating), _) => (
+                false,
+                "Creating",
+                self.troubles
+                    .values()
+                    .next()
+                    .map_or_else(|| "being created".into(), |p| p.message.clone()),
+            ),
+            (Some(Life::Deleting), _) => (
+                false,
+                "Deleting",
+                self.troubles
+                    .values()
+                    .next()
+                    .map_or_else(|| "being deleted".into(), |p| p.message.clone()),
+            ),
+            (Some(Life::Gone), _) => (false, "Deleted", "nothing of it is left here".into()),
+            (None, _) => (false, "Absent", "nothing of it is here".into()),
+        };
+        Condition {
+            r#type: "Ready".into(),
+            status,
+            reason: reason.into(),
+            message,
+        }
+    }
+}
+
+fn shown(c: &Commit) -> CommitStatus {
+    CommitStatus {
+        id: c.id,
+        parent: c.parent,
+        time: c.time,
+        epoch: c.epoch,
+        message: c.message.clone(),
+    }
+}
