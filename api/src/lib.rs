@@ -1,1 +1,39 @@
-//! placeholder
+//! The custom resources of group `dotgraft.dev/v1alpha1` (design §2): what people, the operator, the agents and the CLI say
+//! to each other. Types, schema and CEL rules only: no client, no decisions.
+//!
+//! The CRDs come from [`all_crds`] and from nowhere else: `T::crd()` lacks the refinements that are made there.
+
+pub mod branch;
+#[cfg(feature = "cases")]
+pub mod cases;
+pub mod commit;
+pub mod common;
+pub mod crds;
+pub mod dot;
+pub mod filesystem;
+pub mod node_pool;
+pub mod quantity;
+pub mod replica;
+pub mod replication_job;
+pub mod schema;
+
+pub use branch::{Branch, BranchFrom, BranchSpec, BranchStatus};
+pub use commit::{Commit, CommitSource, CommitSpec, CommitStatus};
+pub use common::{
+    Claim, ClaimKind, ClaimRef, Condition, ConditionUpdate, DeletionPolicy, Fencing, Initial, Intermediate, Origin, Place, Placement,
+    Problem, ReclaimPolicy, Time, condition, set_condition,
+};
+pub use crds::all_crds;
+pub use dot::{Dot, DotSpec, DotStatus, RecentCommit, ReplicaSummary};
+pub use filesystem::{Authority, Filesystem, FilesystemPhase, FilesystemSpec, FilesystemStatus, ForkPoint, Opened, Pending};
+pub use node_pool::{NodePool, NodePoolSpec, NodePoolStatus, Orphan, OrphanAction, OrphanActionKind, Orphans};
+pub use quantity::{QuantityError, parse_quantity};
+pub use replica::{
+    CommitState, CommitWish, CopyRole, Desired, DesiredRole, DesiredState, ImportStart, JobWish, LastRun, Replica, ReplicaCommit,
+    ReplicaCommitStatus, ReplicaJobStatus, ReplicaRetry, ReplicaSpec, ReplicaStatus,
+};
+pub use replication_job::{
+    AttemptError,
+    AttemptReport, CommitsPolicy, ConflictFail, CurrentStep, Direction, FilesystemCounts, ItemReport, JobReport, JobSource, JobTarget, Limits,
+    OnConflict, Progress, ReplicationJob, ReplicationJobSpec, ReplicationJobStatus, Retry, Schedule, Selector, StepCounts,
+};

@@ -1,0 +1,319 @@
+//! What several kinds share: names of finalizers, labels and field managers, small value types, and conditions.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::schema;
+
+pub use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+
+/// The API group.
+pub const GROUP: &str = "dotgraft.dev";
+/// Its only version.
+pub const VERSION: &str = "v1alpha1";
+/// Category of all kinds: `kubectl get dots`… shows everything of ours.
+pub const CATEGORY: &str = "dots";
+/// Namespace of our programs.
+pub const SYSTEM_NAMESPACE: &str = "dotgraft-system";
+
+/// Finalizer on Dot and Branch.
+pub const FINALIZER_CLAIM: &str = "dotgraft.dev/claim";
+/// Finalizer on Filesystem.
+pub const FINALIZER_FILESYSTEM: &str = "dotgraft.dev/filesystem";
+/// Finalizer on Replica; the agent takes it off when nothing is left in its pool.
+pub const FINALIZER_REPLICA: &str = "dotgraft.dev/replica";
+/// Finalizer on Commit.
+pub const FINALIZER_COMMIT: &str = "dotgraft.dev/commit";
+/// Finalizer on ReplicationJob.
+pub const FINALIZER_JOB: &str = "dotgraft.dev/job";
+
+/// Field manager of the operator.
+pub const MANAGER_OPERATOR: &str = "dotgraft-operator";
+/// Field manager of the agents.
+pub const MANAGER_AGENT: &str = "dotgraft-agent";
+
+/// Name of the operator's ServiceAccount.
+pub const SERVICE_ACCOUNT_OPERATOR: &str = "dotgraft-operator";
+/// Name of the agents' ServiceAccount.
+pub const SERVICE_ACCOUNT_AGENT: &str = "dotgraft-agent";
+/// User name that the API server gives the agents.
+pub const AGENT_USERNAME: &str = "system:serviceaccount:dotgraft-system:dotgraft-agent";
+/// Where the API server puts the node that a token is bound to (`userInfo.extra`, CSR `spec.extra`).
+pub const EXTRA_NODE_NAME: &str = "authentication.kubernetes.io/node-name";
+/// Signer of the agents' certificates.
+pub const SIGNER_NAME: &str = "dotgraft.dev/agent";
+/// Secret of the CA, in [`SYSTEM_NAMESPACE`].
+pub const CA_SECRET: &str = "dotgraft-ca";
+/// Lease of the operators.
+pub const LEASE_OPERATOR: &str = "dotgraft-operator";
+/// Prefix of the agents' heartbeat Leases, followed by the node name.
+pub const LEASE_AGENT_PREFIX: &str = "dotgraft-agent-";
+/// Annotation on a CSR: the port of the agent's peer service.
+pub const ANNOTATION_PEER_PORT: &str = "dotgraft.dev/peer-port";
+/// Label on Nodes: the pool group; absent means [`DEFAULT_POOL_GROUP`].
+pub const LABEL_POOL_GROUP: &str = "dotgraft.dev/pool-group";
+/// Pool group of nodes without the label.
+pub const DEFAULT_POOL_GROUP: &str = "default";
+/// Label on Replicas: the Filesystem they are a copy of.
+pub const LABEL_FS_ID: &str = "dotgraft.dev/fs-id";
+/// Label on Replicas: the node they are on, if the name fits a label.
+pub const LABEL_NODE: &str = "dotgraft.dev/node";
+/// Label on ReplicationJobs that the operator made for `placement.replicas`: UID of the claim.
+pub const LABEL_OWNED_BY: &str = "dotgraft.dev/owned-by";
+
+/// What happens to the data when a Dot or Branch is deleted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum DeletionPolicy {
+    /// Goes with it; waits while Branches of it exist.
+    #[default]
+    Delete,
+    /// Goes with it, and its Branches too.
+    Cascade,
+    /// Stays; the Filesystem becomes `Released`.
+    Retain,
+}
+
+/// What happens to a Filesystem's data when its claim is gone.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum ReclaimPolicy {
+    /// Deleted everywhere.
+    #[default]
+    Delete,
+    /// Kept until someone claims or drops it.
+    Retain,
+}
+
+/// When authority may leave a lost owner (migration.md §2). `Automatic` is not in this version.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Fencing {
+    /// On proof that the owner can't write any more.
+    #[default]
+    Proof,
+    /// By a person only.
+    Manual,
+}
+
+/// The first copy to an empty receiver.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Initial {
+    /// The newest commit, in one full step.
+    #[default]
+    MostRecent,
+    /// The oldest in full, then every increment.
+    All,
+    /// None: refuse, so that somebody looks.
+    Fail,
+}
+
+/// Which of the commits between two points are sent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Intermediate {
+    /// Every one.
+    #[default]
+    All,
+    /// The newest, skipping those between.
+    LatestOnly,
+}
+
+/// Kinds that claim a Filesystem.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+pub enum ClaimKind {
+    /// A Dot: its `main`.
+    #[default]
+    Dot,
+    /// A Branch.
+    Branch,
+}
+
+impl ClaimKind {
+    /// The kind as the API spells it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Dot => "Dot",
+            Self::Branch => "Branch",
+        }
+    }
+}
+
+/// The object that a Filesystem belongs to, by name.
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Claim {
+    /// Dot or Branch.
+    pub kind: ClaimKind,
+    /// Its namespace.
+    #[schemars(schema_with = "schema::namespace")]
+    pub namespace: String,
+    /// Its name.
+    #[schemars(schema_with = "schema::name")]
+    pub name: String,
+}
+
+/// The claim that holds a Filesystem; `uid` names the live object, if there is one.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ClaimRef {
+    /// Dot or Branch.
+    pub kind: ClaimKind,
+    /// Its namespace.
+    #[schemars(schema_with = "schema::namespace")]
+    pub namespace: String,
+    /// Its name.
+    #[schemars(schema_with = "schema::name")]
+    pub name: String,
+    /// UID of the live object; absent while the claim is gone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::uuid")]
+    pub uid: Option<String>,
+}
+
+impl ClaimRef {
+    /// The claim without its UID.
+    pub fn claim(&self) -> Claim {
+        Claim { kind: self.kind, namespace: self.namespace.clone(), name: self.name.clone() }
+    }
+}
+
+/// Where a copy is: a node and the pool on it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Place {
+    /// The node.
+    #[schemars(schema_with = "schema::name")]
+    pub node: String,
+    /// UUID of its pool.
+    #[schemars(schema_with = "schema::uuid")]
+    pub pool: String,
+}
+
+/// The commit of another Filesystem that this one started from.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Origin {
+    /// The other Filesystem.
+    #[schemars(schema_with = "schema::uuid")]
+    pub fs_id: String,
+    /// The commit, pinned there while this one exists.
+    #[schemars(schema_with = "schema::uuid")]
+    pub commit: String,
+}
+
+/// Where the copies of a Dot or Branch should be.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Placement {
+    /// Node of the writable copy; chosen by the operator if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::name")]
+    pub node: Option<String>,
+    /// Read-only copies on other nodes, updated on every commit.
+    #[serde(default)]
+    #[schemars(range(min = 0, max = 7))]
+    pub replicas: u32,
+    /// Only nodes with these labels.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(schema_with = "schema::labels")]
+    pub node_selector: BTreeMap<String, String>,
+}
+
+/// What stands in the way: a word for programs, a sentence for people.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Problem {
+    /// One of a closed set, such as `NoSpace`.
+    #[schemars(length(max = 64))]
+    pub reason: String,
+    /// What is wrong and what to do.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = 4096))]
+    pub message: String,
+}
+
+/// What a writer found about one aspect of an object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConditionUpdate<'a> {
+    /// The aspect, such as `Ready`.
+    pub type_: &'a str,
+    /// `Some(true)`, `Some(false)`, or `None` for `Unknown`.
+    pub status: Option<bool>,
+    /// CamelCase word for programs; must not be empty.
+    pub reason: &'a str,
+    /// Sentence for people; cut at 4096 characters.
+    pub message: &'a str,
+    /// `metadata.generation` that it was found for.
+    pub observed_generation: Option<i64>,
+}
+
+/// Longest message kept in a condition, in characters.
+const MESSAGE_MAX: usize = 4096;
+
+/// Sets a condition; `lastTransitionTime` moves to `now` only if its status changes. Returns whether anything changed, so that a
+/// caller writes no status while nothing does (design §2).
+pub fn set_condition(conditions: &mut Vec<Condition>, update: &ConditionUpdate<'_>, now: &Time) -> bool {
+    let status = match update.status {
+        Some(true) => "True",
+        Some(false) => "False",
+        None => "Unknown",
+    };
+    let mut next = Condition {
+        type_: update.type_.to_owned(),
+        status: status.to_owned(),
+        reason: update.reason.to_owned(),
+        message: update.message.chars().take(MESSAGE_MAX).collect(),
+        observed_generation: update.observed_generation,
+        last_transition_time: now.clone(),
+    };
+    let Some(old) = conditions.iter_mut().find(|c| c.type_ == update.type_) else {
+        conditions.push(next);
+        return true;
+    };
+    if old.status == next.status {
+        next.last_transition_time = old.last_transition_time.clone();
+    }
+    if *old == next {
+        return false;
+    }
+    *old = next;
+    true
+}
+
+/// The condition of that type, if there is one.
+pub fn condition<'a>(conditions: &'a [Condition], type_: &str) -> Option<&'a Condition> {
+    conditions.iter().find(|c| c.type_ == type_)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(s: &str) -> Time {
+        serde_json::from_value(serde_json::json!(s)).unwrap()
+    }
+    fn ready(status: bool, reason: &'static str) -> ConditionUpdate<'static> {
+        ConditionUpdate { type_: "Ready", status: Some(status), reason, message: "m", observed_generation: Some(1) }
+    }
+
+    #[test]
+    fn transition_time_moves_only_with_the_status() {
+        let (t1, t2, t3) = (at("2026-01-01T00:00:00Z"), at("2026-01-02T00:00:00Z"), at("2026-01-03T00:00:00Z"));
+        let mut list = Vec::new();
+        assert!(set_condition(&mut list, &ready(false, "Creating"), &t1));
+        assert!(!set_condition(&mut list, &ready(false, "Creating"), &t2), "nothing changed");
+        assert!(set_condition(&mut list, &ready(false, "NoSpace"), &t2));
+        assert_eq!(condition(&list, "Ready").unwrap().last_transition_time, t1);
+        assert_eq!(condition(&list, "Ready").unwrap().reason, "NoSpace");
+        assert!(set_condition(&mut list, &ready(true, "Ready"), &t3));
+        assert_eq!(condition(&list, "Ready").unwrap().last_transition_time, t3);
+        assert_eq!(list.len(), 1);
+    }
+
+    #[test]
+    fn a_condition_that_nobody_could_judge_is_unknown() {
+        let mut list = Vec::new();
+        let update = ConditionUpdate { status: None, ..ready(true, "NoReport") };
+        assert!(set_condition(&mut list, &update, &at("2026-01-01T00:00:00Z")));
+        assert_eq!(list[0].status, "Unknown");
+    }
+}
