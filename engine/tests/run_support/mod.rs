@@ -2,21 +2,17 @@
 #![allow(dead_code, missing_docs)] // each test file uses a part
 
 use dotgraft_engine::ids::{CommitId, Epoch, FsId, JobUid, PoolId, Timestamp};
-use dotgraft_engine::model::{
-    Commit, FORMAT_VERSION, Place, Problem, Reason, ResumeToken, RunReport, Versions, VersionsRole,
-};
+use dotgraft_engine::model::{Commit, FORMAT_VERSION, Place, Problem, Reason, ResumeToken, RunReport, Versions, VersionsRole};
 use dotgraft_engine::run::{
-    Initial, Intermediate, NoteReason, OnConflict, Outcome, Retry, Run, RunEffect, RunEffectKind,
-    RunEvent, RunSpec, SendOutcome, SendStep, State,
+    Initial, Intermediate, NoteReason, OnConflict, Outcome, Retry, Run, RunEffect, RunEffectKind, RunEvent, RunSpec, SendOutcome, SendStep,
+    State,
 };
 use uuid::Uuid;
 
 pub const MIB: u64 = 1 << 20;
 
 pub fn id(n: u64) -> CommitId {
-    CommitId::from_uuid(Uuid::from_u128(
-        0x0198_c2a5_7f00_7000_8000_0000_0000_0000 + u128::from(n),
-    ))
+    CommitId::from_uuid(Uuid::from_u128(0x0198_c2a5_7f00_7000_8000_0000_0000_0000 + u128::from(n)))
 }
 
 pub fn commit(n: u64) -> Commit {
@@ -35,10 +31,7 @@ pub fn commit(n: u64) -> Commit {
 }
 
 pub fn transient(n: u64) -> Commit {
-    Commit {
-        transient: true,
-        ..commit(n)
-    }
+    Commit { transient: true, ..commit(n) }
 }
 
 pub fn versions(role: VersionsRole, commits: &[u64]) -> Versions {
@@ -72,10 +65,7 @@ pub fn token(target: u64, base: Option<u64>, offset: u64) -> ResumeToken {
 }
 
 pub fn place() -> Place {
-    Place {
-        node: "n2".parse().unwrap(),
-        pool: PoolId::from_uuid(Uuid::from_u128(2)),
-    }
+    Place { node: "n2".parse().unwrap(), pool: PoolId::from_uuid(Uuid::from_u128(2)) }
 }
 
 pub fn job_uid() -> JobUid {
@@ -101,10 +91,7 @@ pub fn problem(reason: Reason) -> Problem {
 }
 
 pub fn sent(bytes_sent: u64) -> Result<SendOutcome, Problem> {
-    Ok(SendOutcome {
-        bytes_sent,
-        already: false,
-    })
+    Ok(SendOutcome { bytes_sent, already: false })
 }
 
 /// A run with its clock and all effects that were not looked at yet.
@@ -121,13 +108,7 @@ impl Rig {
         let mut out = Vec::new();
         let now = Timestamp(1_000_000);
         let run = Run::start(spec, now, 42, &mut out);
-        Self {
-            run,
-            now,
-            out,
-            notes: Vec::new(),
-            moves: Vec::new(),
-        }
+        Self { run, now, out, notes: Vec::new(), moves: Vec::new() }
     }
 
     pub fn give(&mut self, event: RunEvent) {
@@ -161,39 +142,25 @@ impl Rig {
     }
 
     pub fn list_seq(&mut self) -> u64 {
-        self.effects()
-            .into_iter()
-            .find(|e| e.kind == RunEffectKind::List)
-            .map(|e| e.seq)
-            .expect("a listing was asked for")
+        self.effects().into_iter().find(|e| e.kind == RunEffectKind::List).map(|e| e.seq).expect("a listing was asked for")
     }
 
     pub fn listed(&mut self, local: &Versions, peer: &Versions) {
         let seq = self.list_seq();
-        self.give(RunEvent::Listed {
-            seq,
-            local: local.clone(),
-            peer: Ok(peer.clone()),
-        });
+        self.give(RunEvent::Listed { seq, local: local.clone(), peer: Ok(peer.clone()) });
     }
 
     pub fn listing_failed(&mut self, reason: Reason) {
         let seq = self.list_seq();
-        self.give(RunEvent::Listed {
-            seq,
-            local: sender(&[1]),
-            peer: Err(problem(reason)),
-        });
+        self.give(RunEvent::Listed { seq, local: sender(&[1]), peer: Err(problem(reason)) });
     }
 
     /// Answers all estimates with `bytes` until none comes, and hands back what else was asked for.
     pub fn estimate_all(&mut self, bytes: Option<u64>) -> Vec<RunEffect> {
         let mut rest = Vec::new();
         loop {
-            let (estimates, others): (Vec<_>, Vec<_>) = self
-                .effects()
-                .into_iter()
-                .partition(|e| matches!(e.kind, RunEffectKind::Estimate { .. }));
+            let (estimates, others): (Vec<_>, Vec<_>) =
+                self.effects().into_iter().partition(|e| matches!(e.kind, RunEffectKind::Estimate { .. }));
             rest.extend(others);
             if estimates.is_empty() {
                 return rest;
@@ -202,11 +169,7 @@ impl Rig {
                 let RunEffectKind::Estimate { step, .. } = e.kind else {
                     continue;
                 };
-                self.give(RunEvent::Estimated {
-                    seq: e.seq,
-                    step,
-                    bytes,
-                });
+                self.give(RunEvent::Estimated { seq: e.seq, step, bytes });
             }
         }
     }
@@ -238,10 +201,7 @@ impl Rig {
     /// Sends the next step and moves the cursor; returns it.
     pub fn do_step(&mut self, bytes: u64) -> SendStep {
         let (seq, step) = self.sending();
-        self.give(RunEvent::SendDone {
-            seq,
-            result: sent(bytes),
-        });
+        self.give(RunEvent::SendDone { seq, result: sent(bytes) });
         let (seq, to) = self.moving();
         assert_eq!(to, step.to);
         self.give(RunEvent::CursorMoved { seq });
