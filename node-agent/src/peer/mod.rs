@@ -1,1 +1,48 @@
-//! placeholder
+//! The network: what agents say to each other (`Peer`, mutual TLS) and to programs of their node (`Local`, Unix socket).
+//!
+//! `directory`, `identity`, `leaf`, `tls` say who is who; `csr` gets our certificate; `accept`, `server` and `receive` serve
+//! peers; `client` and `transfer` call them; `local` is the socket; `convert` and `status` are the only places that know
+//! both the wire and the engine; `limits`, `progress` and `bandwidth` bound it all. Nothing here decides about data: the
+//! Filesystem's actor does.
+
+pub mod accept;
+pub mod bandwidth;
+pub mod client;
+pub mod convert;
+pub mod csr;
+pub mod directory;
+pub mod identity;
+pub mod leaf;
+pub mod limits;
+pub mod local;
+pub mod progress;
+mod receive;
+pub mod server;
+pub mod status;
+pub mod tls;
+pub mod transfer;
+
+pub use bandwidth::Bandwidth;
+pub use client::{ClientSettings, PeerClient};
+pub use csr::Renewer;
+pub use directory::{Fingerprint, PeerDirectory, PeerInfo};
+pub use identity::IdentityStore;
+pub use server::ServerSettings;
+pub use tls::TlsContext;
+pub use transfer::{Opened, Stored, Transfer};
+
+/// HTTP/2 window of a stream and of a connection, bytes (platform.md §4).
+pub const WINDOW: u32 = 16 << 20;
+/// HTTP/2 frame and payload of a Data message, bytes (platform.md §4).
+pub const FRAME: usize = 1 << 20;
+/// Same, as HTTP/2 wants it.
+const H2_FRAME: u32 = 1 << 20;
+/// Interval of HTTP/2 pings.
+const KEEPALIVE: std::time::Duration = std::time::Duration::from_secs(10);
+/// A ping unanswered for that long ends the connection.
+const KEEPALIVE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
+
+/// Wall clock, Unix seconds: certificates are about that.
+fn unix_now() -> i64 {
+    jiff::Timestamp::now().as_second()
+}

@@ -1,0 +1,179 @@
+//! Accepting peers: TCP, TLS handshake, and the connection that carries the peer's name into every request. What does not
+//! get through the handshake never reaches HTTP.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use dotgraft_engine::ids::NodeName;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::server::Connected;
+
+use super::limits::{Gate, Pass};
+use super::tls::{PeerIdentity, is_denial};
+
+/// How much an unauthenticated or too busy peer may take.
+#[derive(Debug, Clone, Copy)]
+pub struct AcceptSettings {
+    /// A handshake ends after that long.
+    pub handshake_timeout: Duration,
+    /// Handshakes at once from one address.
+    pub handshakes_per_address: usize,
+    /// Handshakes at once.
+    pub handshakes: usize,
+    /// Connections of one node.
+    pub connections_per_node: usize,
+    /// Connections.
+    pub connections: usize,
+}
+
+impl Default for AcceptSettings {
+    fn default() -> Self {
+        Self {
+            handshake_timeout: Duration::from_secs(10),
+            handshakes_per_address: 8,
+            handshakes: 64,
+            connections_per_node: 8,
+            connections: 512,
+        }
+    }
+}
+
+/// A connection whose peer is known.
+#[derive(Debug)]
+pub struct PeerConnection {
+    io: TlsStream<TcpStream>,
+    peer: Arc<PeerIdentity>,
+    _pass: Pass<NodeName>,
+}
+
+/// What requests of a connection carry: whose it is.
+#[derive(Debug, Clone)]
+pub struct ConnectedPeer(pub Arc<PeerIdentity>);
+
+impl Connected for PeerConnection {
+    type ConnectInfo = ConnectedPeer;
+    fn connect_info(&self) -> ConnectedPeer {
+        ConnectedPeer(Arc::clone(&self.peer))
+    }
+}
+
+impl AsyncRead for PeerConnection {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for PeerConnection {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, buf)
+    }
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+    }
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+}
+
+/// Accepts until cancelled; finished handshakes come out of the channel. Never an error: a bad peer is no reason to end.
+pub fn accept(
+    listener: TcpListener,
+    tls: TlsAcceptor,
+    settings: AcceptSettings,
+    cancel: CancellationToken,
+) -> mpsc::Receiver<Result<PeerConnection, Infallible>> {
+    let (ready, incoming) = mpsc::channel(16);
+    let acceptor = Acceptor {
+        tls,
+        settings,
+        ready,
+        handshakes: Gate::new(settings.handshakes_per_address, settings.handshakes),
+        connections: Gate::new(settings.connections_per_node, settings.connections),
+    };
+    tokio::spawn(async move {
+        tokio::select! {
+            () = cancel.cancelled() => {}
+            () = acceptor.run(listener) => {}
+        }
+    });
+    incoming
+}
+
+#[derive(Clone)]
+struct Acceptor {
+    tls: TlsAcceptor,
+    settings: AcceptSettings,
+    ready: mpsc::Sender<Result<PeerConnection, Infallible>>,
+    handshakes: Gate<IpAddr>,
+    connections: Gate<NodeName>,
+}
+
+impl Acceptor {
+    async fn run(self, listener: TcpListener) {
+        loop {
+            let (tcp, from) = match listener.accept().await {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    // Out of file descriptors, most likely: give others time to end.
+                    tracing::warn!(%error, "can't accept a connection of a peer");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    continue;
+                }
+            };
+            let Some(pass) = self.handshakes.enter(from.ip()) else {
+                tracing::debug!(%from, "too many handshakes at once; connection dropped");
+                continue;
+            };
+            let this = self.clone();
+            tokio::spawn(async move {
+                if let Some(connection) = this.handshake(tcp, from).await {
+                    drop(pass);
+                    // Full only while the server is ending or very busy; the peer's own deadlines run.
+                    let _ = this.ready.send(Ok(connection)).await;
+                }
+            });
+        }
+    }
+
+    async fn handshake(&self, tcp: TcpStream, from: SocketAddr) -> Option<PeerConnection> {
+        let _ = tcp.set_nodelay(true); // slower without, not wrong
+        let io = match tokio::time::timeout(self.settings.handshake_timeout, self.tls.accept(tcp)).await {
+            Ok(Ok(io)) => io,
+            Ok(Err(error)) => {
+                let denied = error.get_ref().and_then(|e| e.downcast_ref()).is_some_and(is_denial);
+                if denied {
+                    tracing::warn!(%from, %error, "a peer's certificate was refused");
+                } else {
+                    tracing::debug!(%from, %error, "handshake failed");
+                }
+                return None;
+            }
+            Err(_) => {
+                tracing::debug!(%from, "handshake took too long");
+                return None;
+            }
+        };
+        let peer = Arc::new(PeerIdentity::of_handshake(io.get_ref().1.peer_certificates())?);
+        let Some(pass) = self.connections.enter(peer.leaf.node.clone()) else {
+            tracing::warn!(%from, node = %peer.leaf.node, "too many connections of this node");
+            return None;
+        };
+        Some(PeerConnection { io, peer, _pass: pass })
+    }
+}
