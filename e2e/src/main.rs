@@ -5,6 +5,9 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
+use dotgraft_e2e::cases;
+use dotgraft_e2e::data::sqlite;
+use dotgraft_e2e::harness::runner::{self, Plan};
 use dotgraft_e2e::rig::{Options, Rig};
 use dotgraft_e2e::sandbox;
 
@@ -17,6 +20,17 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Verb {
+    /// Run the end-to-end tests.
+    Test {
+        /// Only cases whose id starts with one of these.
+        filters: Vec<String>,
+        /// Without operator and agents: cases that need them are reported as skipped.
+        #[arg(long)]
+        control_plane_only: bool,
+        /// Only list the cases.
+        #[arg(long)]
+        list: bool,
+    },
     /// Start control plane, operator and two agents, and leave them running.
     Cluster {
         /// Without operator and agents.
@@ -25,6 +39,9 @@ enum Verb {
     },
     /// End what `cluster` or `KEEP=1 demo` left running.
     Down,
+    /// For e2e/selftest.sh: a control plane, a btrfs on a loop device and an open file; then wait for the end.
+    #[command(hide = true)]
+    Hold,
 }
 
 fn main() -> ExitCode {
@@ -42,11 +59,18 @@ fn main() -> ExitCode {
 fn dispatch(args: &[String]) -> Result<ExitCode> {
     match args {
         [role, dir, rest @ ..] if role == "guard" => runtime(1)?.block_on(sandbox::guard(Path::new(dir), rest)),
+        [role, database, notes] if role == "sqlite-writer" => {
+            sqlite::writer_main(Path::new(database), Path::new(notes)).map(|()| ExitCode::SUCCESS)
+        }
         [role, rest @ ..] if role == "init" => sandbox::init(rest),
         _ => {
             let cli = Cli::parse();
             if matches!(cli.command, Verb::Down) {
                 return sandbox::down();
+            }
+            if matches!(cli.command, Verb::Test { list: true, .. }) {
+                cases::all().iter().for_each(|c| println!("{:<40} {}", c.id, c.title));
+                return Ok(ExitCode::SUCCESS);
             }
             if sandbox::inside().is_none() {
                 return runtime(1)?.block_on(sandbox::run(args));
@@ -74,6 +98,11 @@ async fn work(verb: Verb) -> Result<ExitCode> {
             println!("ready after {:.1} s", rig.seconds);
             stay(&rig).await
         }
+        Verb::Test { filters, control_plane_only, .. } => {
+            let ok = runner::run(cases::all(), &Plan { filters, control_plane_only }).await?;
+            Ok(if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
+        Verb::Hold => hold().await,
         Verb::Down => Ok(ExitCode::SUCCESS),
     }
 }
@@ -85,5 +114,23 @@ async fn stay(rig: &Rig) -> Result<ExitCode> {
     println!("  kubectl get nodes,dots -A\n");
     println!("Logs: {}\nEnd it: make down", rig.dir.join("logs").display());
     sandbox::keep()?;
+    std::future::pending().await
+}
+
+/// Everything a sandbox may hold: processes, a loop device with a mount, an open file.
+async fn hold() -> Result<ExitCode> {
+    let rig = Rig::up(Options { programs: false, ..Options::default() }).await?;
+    let (image, target) = (rig.dir.join("hold.img"), rig.dir.join("hold"));
+    std::fs::create_dir(&target)?;
+    std::fs::File::create(&image)?.set_len(256 << 20)?;
+    let run = |program: &str, args: &[&std::ffi::OsStr]| -> Result<()> {
+        let output = std::process::Command::new(program).args(args).output().with_context(|| format!("running {program}"))?;
+        anyhow::ensure!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(())
+    };
+    run("mkfs.btrfs", &["-q".as_ref(), image.as_os_str()])?;
+    run("mount", &["-o".as_ref(), "loop".as_ref(), image.as_os_str(), target.as_os_str()])?;
+    let _open = std::fs::File::create(target.join("file"))?;
+    println!("holding {}", rig.dir.display());
     std::future::pending().await
 }

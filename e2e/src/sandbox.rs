@@ -216,9 +216,11 @@ fn remove(dir: &Path) -> Result<()> {
 }
 
 fn loops_on(dir: &Path) -> bool {
-    fs::read_dir("/sys/block").into_iter().flatten().flatten().any(|entry| {
-        fs::read_to_string(entry.path().join("loop/backing_file")).is_ok_and(|file| Path::new(file.trim()).starts_with(dir))
-    })
+    fs::read_dir("/sys/block")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .any(|entry| fs::read_to_string(entry.path().join("loop/backing_file")).is_ok_and(|file| Path::new(file.trim()).starts_with(dir)))
 }
 
 fn sandboxes() -> Result<Vec<PathBuf>> {
@@ -231,9 +233,9 @@ fn sweep() -> Result<()> {
     for dir in sandboxes()? {
         let abandoned = match File::open(dir.join(LOCK)) {
             Ok(lock) => lock.try_lock().is_ok(),
-            Err(_) => fs::metadata(&dir)
-                .and_then(|m| m.modified())
-                .is_ok_and(|t| t.elapsed().is_ok_and(|age| age > Duration::from_mins(1))),
+            Err(_) => {
+                fs::metadata(&dir).and_then(|m| m.modified()).is_ok_and(|t| t.elapsed().is_ok_and(|age| age > Duration::from_mins(1)))
+            }
         };
         if abandoned {
             println!("removing {}, left by a run that was killed together with its guard", dir.display());

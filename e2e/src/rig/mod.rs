@@ -188,6 +188,26 @@ impl Rig {
         Ok(())
     }
 
+    /// Undoes what a test did to the programs: wakes the paused, drops twins and fail points, starts what is dead.
+    pub async fn heal(&self) -> Result<()> {
+        for name in self.processes.names() {
+            if name.ends_with("-twin") {
+                self.processes.forget(&name)?;
+                continue;
+            }
+            let changed = self.processes.restore(&name)?;
+            if !self.processes.running(&name) {
+                self.start(&name)?;
+            } else if changed {
+                self.kill9(&name)?;
+                self.start(&name)?;
+            } else {
+                self.resume(&name)?;
+            }
+        }
+        self.ready(Duration::from_mins(1)).await
+    }
+
     fn still_running(&self, name: &str) -> Result<()> {
         match self.processes.exited(name)? {
             None => Ok(()),

@@ -33,6 +33,8 @@ impl Spec {
 
 struct Entry {
     spec: Spec,
+    /// As it was started first: what [`Processes::restore`] goes back to.
+    original: Spec,
     child: Option<Child>,
 }
 
@@ -67,7 +69,8 @@ impl Processes {
             bail!("{name} is running already");
         }
         let child = self.spawn(&spec)?;
-        entries.insert(name, Entry { spec, child: Some(child) });
+        let original = entries.get(&name).map_or_else(|| spec.clone(), |e| e.original.clone());
+        entries.insert(name, Entry { spec, original, child: Some(child) });
         Ok(())
     }
 
@@ -106,6 +109,15 @@ impl Processes {
                 None => e.spec.env.remove(key),
             };
             Ok(())
+        })
+    }
+
+    /// Goes back to the environment and arguments of the first start. `true`: they were others.
+    pub fn restore(&self, name: &str) -> Result<bool> {
+        self.with(name, |e| {
+            let changed = e.spec.env != e.original.env || e.spec.args != e.original.args;
+            e.spec = e.original.clone();
+            Ok(changed)
         })
     }
 

@@ -1,0 +1,26 @@
+# Dotgraft's commands. All need root (namespaces, loop devices, btrfs); they say what they install before they do.
+#
+#   make demo      a Dot's life on a real API server with two real agents     KEEP=1 leaves it running
+#   make test      everything CI checks                                       CASES="1- crd" runs only these e2e cases
+#   make bench     side by side with btrfs send | receive and rsync
+#   make cluster   control plane, operator and two agents, to play with       make down ends it
+#
+# What is built stays in DOTGRAFT_CACHE (default ~/.cache/dotgraft): bin/ (etcd, Kubernetes, cargo-deny), target/ (ours).
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+export DOTGRAFT_CACHE ?= $(HOME)/.cache/dotgraft
+export CARGO_TARGET_DIR ?= $(DOTGRAFT_CACHE)/target
+export DOTGRAFT_TOOLS_DIR ?= $(DOTGRAFT_CACHE)/bin
+
+.PHONY: help demo test bench cluster down
+
+help:
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -10
+
+demo test bench cluster:
+	@e2e/make.sh $@
+
+down:
+	@e2e/make.sh down

@@ -1,0 +1,183 @@
+#!/usr/bin/env bash
+# What the Makefile's targets do: say what is missing, install and build it, then test, demonstrate, measure or play.
+#
+#   e2e/make.sh test|demo|bench|cluster|down
+#
+# Environment: DOTGRAFT_CACHE, CARGO_TARGET_DIR, DOTGRAFT_TOOLS_DIR (the Makefile sets them), KEEP, CASES, PROFILE.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+
+CARGO_DENY=0.20.2
+PROGRAMS=(mkfs.btrfs:btrfs-progs rsync:rsync cc:gcc cmake:cmake unshare:util-linux setpriv:util-linux)
+passed=0 failed=0 skipped=0 failures=()
+
+say()  { printf '%s\n' "$*"; }
+fail() { printf 'error: %s\n' "$*" >&2; exit 1; }
+step() { printf '\n== %s\n' "$*"; }
+
+# --- what is needed -------------------------------------------------------------------------------------------------
+
+need_root() {
+  [ "$(id -u)" = 0 ] && return
+  say "This needs root: it makes namespaces, loop devices and btrfs mounts, and installs Debian packages that are missing."
+  say "Needed: Rust (rustup reads rust-toolchain.toml), Go >= 1.26, and the packages btrfs-progs rsync gcc cmake util-linux."
+  say "Run it in a root shell, or: sudo --preserve-env=PATH,HOME make $1"
+  exit 1
+}
+
+missing_packages() {
+  local entry
+  for entry in "${PROGRAMS[@]}"; do
+    PATH=$PATH:/usr/sbin:/sbin command -v "${entry%%:*}" >/dev/null || say "${entry##*:}"
+  done | sort -u
+}
+
+missing_tools() {
+  local p
+  for p in etcd kube-apiserver kube-controller-manager kubectl; do [ -x "$DOTGRAFT_TOOLS_DIR/$p" ] || printf '%s ' "$p"; done
+}
+
+deny_version() { "$DOTGRAFT_TOOLS_DIR/cargo-deny" --version 2>/dev/null | awk '{print $2}'; }
+
+# prepare [deny]: announces everything that is missing, then installs it.
+prepare() {
+  local packages tools deny=
+  command -v cargo >/dev/null || fail "cargo is missing: install Rust by rustup (https://rustup.rs)"
+  packages=$(missing_packages | tr '\n' ' ')
+  tools=$(missing_tools)
+  [ "${1:-}" = deny ] && [ "$(deny_version)" != $CARGO_DENY ] && deny=yes
+  if [ -z "$packages$tools$deny" ]; then
+    say "Nothing to install. Builds go to $CARGO_TARGET_DIR."
+  else
+    say "This will first"
+    [ -n "$packages" ] && say "  - install Debian packages: $packages(apt-get)"
+    [ -n "$tools" ] && say "  - build from Go modules: $tools(once, about six minutes on two cores; into $DOTGRAFT_TOOLS_DIR)"
+    [ -n "$deny" ] && say "  - build cargo-deny $CARGO_DENY from crates.io (once, a few minutes; into $DOTGRAFT_TOOLS_DIR)"
+  fi
+  if [ -n "$packages" ]; then
+    # shellcheck disable=SC2086 # a list of words
+    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $packages >/dev/null ||
+      fail "could not install $packages"
+  fi
+  if [ -n "$tools" ] || [ ! -e "$DOTGRAFT_TOOLS_DIR/etcd" ]; then command -v go >/dev/null || fail "Go >= 1.26 is missing (https://go.dev/dl)"; fi
+  e2e/tools.sh "$DOTGRAFT_TOOLS_DIR" || fail "could not build the control plane"
+  [ -n "$deny" ] && install_deny
+  return 0
+}
+
+install_deny() {
+  local scratch
+  scratch=$(mktemp -d)
+  if CARGO_TARGET_DIR=$scratch/target cargo install --quiet --locked --version $CARGO_DENY --root "$scratch" cargo-deny; then
+    mv "$scratch/bin/cargo-deny" "$DOTGRAFT_TOOLS_DIR/cargo-deny"
+  else
+    say "cargo-deny could not be built; its checks will be reported as skipped"
+  fi
+  rm -rf "$scratch"
+}
+
+# The programs, once, for everything that follows.
+build() {
+  local profile=${PROFILE:-dev} flag=()
+  [ "$profile" = release ] && flag=(--release)
+  step "build"
+  cargo build --locked --workspace --bins "${flag[@]}" || fail "the build failed"
+  DOTGRAFT_BIN_DIR=$CARGO_TARGET_DIR/$([ "$profile" = release ] && echo release || echo debug)
+  export DOTGRAFT_BIN_DIR
+}
+
+e2e() { "$DOTGRAFT_BIN_DIR/dotgraft-e2e" "$@"; }
+
+# --- make test ------------------------------------------------------------------------------------------------------
+
+# check TITLE COMMAND...: one check, counted as one.
+check() {
+  local title=$1 start=$SECONDS
+  shift
+  step "$title"
+  if "$@"; then
+    passed=$((passed + 1)); say "ok ($((SECONDS - start)) s)"
+  else
+    failed=$((failed + 1)); failures+=("$title"); say "FAILED: $title"
+  fi
+}
+
+skip() { skipped=$((skipped + 1)); say "skipped: $*"; }
+
+# counted TITLE PASSED FAILED SKIPPED STATUS: adds what a test program reported; one that broke off counts as a failure.
+counted() {
+  passed=$((passed + $2)); failed=$((failed + $3)); skipped=$((skipped + $4))
+  [ "$5" != 0 ] && [ "$3" = 0 ] && failed=$((failed + 1))
+  if [ "$5" != 0 ] || [ "$3" != 0 ]; then failures+=("$1"); fi
+  say "$1: $2 passed, $3 failed, $4 skipped"
+}
+
+unit_tests() {
+  local log status
+  log=$(mktemp)
+  step "unit and property tests"
+  cargo test --locked --workspace --exclude dotgraft-e2e --no-fail-fast 2>&1 | tee "$log" | grep --line-buffered -Ev '^test .* \.\.\. (ok|ignored.*)$|^$|^running '
+  status=${PIPESTATUS[0]}
+  # shellcheck disable=SC2046 # three numbers
+  counted "unit and property tests" $(awk '/^test result:/ {p += $4; f += $6; i += $8} END {print p + 0, f + 0, i + 0}' "$log") "$status"
+  rm -f "$log"
+}
+
+supply_chain() {
+  local log
+  if [ "$(deny_version)" != $CARGO_DENY ]; then
+    step "cargo deny"; skip "cargo deny: cargo-deny $CARGO_DENY could not be built"; return
+  fi
+  check "cargo deny check bans licenses sources" "$DOTGRAFT_TOOLS_DIR/cargo-deny" --log-level error --locked check bans licenses sources
+  step "cargo deny check advisories"
+  log=$(mktemp)
+  if timeout 120 "$DOTGRAFT_TOOLS_DIR/cargo-deny" --log-level error --locked check advisories >"$log" 2>&1; then
+    passed=$((passed + 1)); say "ok"
+  elif grep -qiE 'failed to (fetch|clone|open|load).*advisory|advisory.*(fetch|clone|download)|failed to fetch' "$log" || [ ! -s "$log" ]; then
+    skip "advisories: their database can't be reached from here"
+  else
+    cat "$log"; failed=$((failed + 1)); failures+=("cargo deny check advisories")
+  fi
+  rm -f "$log"
+}
+
+e2e_tests() {
+  local log status
+  log=$(mktemp)
+  step "end-to-end tests"
+  # shellcheck disable=SC2086 # CASES is a list of words
+  e2e test ${CASES:-} 2>&1 | tee "$log"
+  status=${PIPESTATUS[0]}
+  # shellcheck disable=SC2046 # three numbers
+  counted "end-to-end tests" $(awk '/^[0-9]+ passed, [0-9]+ failed, [0-9]+ skipped$/ {p = $1; f = $3; s = $5} END {print p + 0, f + 0, s + 0}' "$log") "$status"
+  rm -f "$log"
+}
+
+all_tests() {
+  prepare deny
+  check "cargo fmt" cargo fmt --all --check
+  check "cargo clippy" cargo clippy --locked --workspace --all-targets -- -D warnings
+  supply_chain
+  build
+  check "the CRDs in crds/ are what the types say" "$DOTGRAFT_BIN_DIR/crdgen" --check
+  unit_tests
+  check "the sandbox leaves nothing behind, whoever is killed" e2e/selftest.sh
+  e2e_tests
+  step "summary"
+  local f
+  for f in "${failures[@]}"; do say "failed: $f"; done
+  say "$passed passed, $failed failed, $skipped skipped"
+  [ "$failed" = 0 ]
+}
+
+# --- targets --------------------------------------------------------------------------------------------------------
+
+command=${1:-help}
+case $command in
+  test) need_root test; all_tests ;;
+  demo) need_root demo; prepare; build; e2e demo ;;
+  cluster) need_root cluster; prepare; build; e2e cluster ;;
+  bench) need_root bench; prepare; PROFILE=release build; "$DOTGRAFT_BIN_DIR/dotgraft-bench" ;;
+  down) need_root down; DOTGRAFT_BIN_DIR=$CARGO_TARGET_DIR/${PROFILE:-debug}; e2e down ;;
+  *) sed -n '2,6p' "$0"; exit 1 ;;
+esac

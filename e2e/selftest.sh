@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# Proves that a sandbox leaves nothing behind: no process, mount, loop device or file, whoever is killed and how.
+#
+#   DOTGRAFT_BIN_DIR=... e2e/selftest.sh
+#
+# `dotgraft-e2e hold` starts a control plane, mounts btrfs from a loop device and keeps a file open on it; then it waits.
+set -uo pipefail
+BASE=$(mktemp -d)
+export DOTGRAFT_RIG_BASE=$BASE
+trap 'rm -rf "$BASE"' EXIT
+bad=0
+
+start() {
+  "$DOTGRAFT_BIN_DIR/dotgraft-e2e" hold >"$BASE/out" 2>&1 &
+  runner=$!
+  for _ in $(seq 600); do grep -q '^holding' "$BASE/out" && return; sleep 0.05; done
+  echo "the sandbox did not come up:"; cat "$BASE/out"; exit 1
+}
+guard() { cat "$BASE"/dotgraft-rig-*/guard.pid; }
+leftovers() {
+  grep -ls "$BASE/[d]otgraft-rig-" /proc/[0-9]*/cmdline 2>/dev/null | sed 's/^/process /'
+  grep -s "$BASE" /proc/mounts | sed 's/^/mount /'
+  grep -ls "$BASE" /sys/block/loop*/loop/backing_file 2>/dev/null | sed 's/^/loop device /'
+  find "$BASE" -mindepth 1 -not -name out | head -5 | sed 's/^/file /'
+}
+# check WHAT: waits until nothing is left, 15 s at most.
+check() {
+  local left
+  wait "$runner" 2>/dev/null
+  for _ in $(seq 300); do left=$(leftovers); [ -z "$left" ] && break; sleep 0.05; done
+  if [ -z "$left" ]; then echo "  $1: nothing left"; else echo "  $1: LEFT BEHIND"; echo "$left"; bad=1; fi
+}
+
+start; [ -n "$(leftovers)" ] || { echo "the check itself sees nothing"; exit 1; }
+kill -INT "$runner";                 check "Ctrl-C"
+start; kill -TERM "$runner";         check "SIGTERM of the runner"
+start; kill -KILL "$runner";         check "kill -9 of the runner"
+start; kill -KILL "$(guard)";        check "kill -9 of the guard"
+start; kill -KILL "$(guard)" "$runner"; wait "$runner" 2>/dev/null; sleep 1
+start; kill -INT "$runner";          check "kill -9 of both, then another run"
+exit $bad

@@ -1,0 +1,6 @@
+//! Real data for tests and demo: trees to copy, a database that is being written, and ways to compare, none of which
+//! shares code with the agents.
+
+pub mod digest;
+pub mod sqlite;
+pub mod tree;

@@ -1,0 +1,147 @@
+//! Runs cases one after the other, prints a line for each and what explains a failure, and the closing line.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use futures::FutureExt as _;
+
+use super::ids::WANTED;
+use super::{Case, Needs, Test};
+use crate::rig::{Options, Rig};
+
+/// What to run.
+pub struct Plan {
+    /// Run only cases whose id starts with one of these; all if empty.
+    pub filters: Vec<String>,
+    /// Start no program of ours: cases that need them are reported as skipped.
+    pub control_plane_only: bool,
+}
+
+#[derive(Default)]
+struct Counts {
+    passed: usize,
+    failed: Vec<String>,
+    skipped: Vec<String>,
+}
+
+/// Runs the cases that the plan takes. `true`: none has failed.
+pub async fn run(cases: Vec<Case>, plan: &Plan) -> Result<bool> {
+    check_ids(&cases)?;
+    let start = Instant::now();
+    let ids: BTreeSet<String> = cases.iter().map(|c| c.id.clone()).collect();
+    let takes = |c: &Case| plan.filters.is_empty() || plan.filters.iter().any(|f| c.id.starts_with(f.as_str()));
+    let chosen: Vec<Case> = cases.into_iter().filter(takes).collect();
+    if chosen.is_empty() {
+        bail!("no case's id starts with {}", plan.filters.join(" or "));
+    }
+    let mut counts = Counts::default();
+    let (api, others): (Vec<_>, Vec<_>) = chosen.into_iter().partition(|c| matches!(c.needs, Needs::Api));
+    let (shared, own): (Vec<_>, Vec<_>) = others.into_iter().partition(|c| matches!(c.needs, Needs::Agents));
+    on_one_rig(&api, &Options { programs: false, ..Options::default() }, &mut counts).await;
+    if plan.control_plane_only {
+        counts.skipped.extend(shared.iter().chain(&own).map(|c| c.id.clone()));
+    } else {
+        on_one_rig(&shared, &Options::default(), &mut counts).await;
+        for case in own {
+            if let Needs::Own(options) = case.needs.clone() {
+                on_one_rig(&[case], &options, &mut counts).await;
+            }
+        }
+    }
+    close(&counts, plan, &ids, start.elapsed());
+    Ok(counts.failed.is_empty())
+}
+
+fn check_ids(cases: &[Case]) -> Result<()> {
+    let mut seen = BTreeSet::new();
+    match cases.iter().find(|c| !seen.insert(c.id.as_str())) {
+        Some(twice) => bail!("two cases are called {}", twice.id),
+        None => Ok(()),
+    }
+}
+
+fn close(counts: &Counts, plan: &Plan, ids: &BTreeSet<String>, took: Duration) {
+    if plan.filters.is_empty() {
+        let without: Vec<_> = WANTED.iter().filter(|(id, _)| !covered(ids, id)).collect();
+        println!("\n{} of {} ids of the table of failures have a test; without one:", WANTED.len() - without.len(), WANTED.len());
+        for (id, what) in without {
+            println!("  {id:<18} {what}");
+        }
+    }
+    for id in &counts.skipped {
+        println!("skipped: {id} (needs operator and agents)");
+    }
+    for id in &counts.failed {
+        println!("failed: {id}");
+    }
+    println!("\n{} s", took.as_secs());
+    println!("{} passed, {} failed, {} skipped", counts.passed, counts.failed.len(), counts.skipped.len());
+}
+
+/// An id is covered by the case of that name, and by its parts (`5-create/after-CreateBegin`).
+fn covered(ids: &BTreeSet<String>, id: &str) -> bool {
+    let part = format!("{id}/");
+    ids.contains(id) || ids.range(part.clone()..).next().is_some_and(|next| next.starts_with(&part))
+}
+
+async fn on_one_rig(cases: &[Case], options: &Options, counts: &mut Counts) {
+    let mut rig: Option<Arc<Rig>> = None;
+    for case in cases {
+        if rig.is_none() {
+            rig = match Rig::up(options.clone()).await {
+                Ok(up) => {
+                    let what =
+                        if options.programs { format!("operator and {} agents", options.agents) } else { "control plane only".into() };
+                    println!("\nrig: {what}, ready after {:.1} s", up.seconds);
+                    Some(Arc::new(up))
+                }
+                Err(e) => {
+                    println!("FAIL  {}: the rig did not start: {e:#}", case.id);
+                    counts.failed.push(case.id.clone());
+                    continue;
+                }
+            };
+        }
+        let Some(up) = rig.clone() else { continue };
+        let start = Instant::now();
+        match one(case, up.clone()).await {
+            Ok(()) => {
+                println!("  ok    {:<34} {:>6.1} s  {}", case.id, start.elapsed().as_secs_f64(), case.title);
+                counts.passed += 1;
+            }
+            Err(e) => {
+                println!("  FAIL  {:<34} {:>6.1} s  {}\n        {e:#}", case.id, start.elapsed().as_secs_f64(), case.title);
+                if options.programs {
+                    let diagnosis = up.diagnosis(25).await;
+                    println!("{}", diagnosis.lines().map(|l| format!("        | {l}")).collect::<Vec<_>>().join("\n"));
+                    rig = None; // the next case starts on a fresh one
+                }
+                counts.failed.push(case.id.clone());
+            }
+        }
+    }
+}
+
+async fn one(case: &Case, rig: Arc<Rig>) -> Result<()> {
+    let test = Arc::new(Test::begin(rig, &case.id).await?);
+    let body = std::panic::AssertUnwindSafe(case.run(test.clone())).catch_unwind();
+    let late = async {
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        println!("  ...   {:<34}           {}", case.id, case.title);
+        std::future::pending::<()>().await
+    };
+    let result = tokio::select! {
+        result = tokio::time::timeout(case.timeout, body) => match result {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err(anyhow::anyhow!("the test panicked")),
+            Err(_) => Err(anyhow::anyhow!("not done after {:.0} s", case.timeout.as_secs_f64())),
+        },
+        () = late => Ok(()),
+    };
+    match result {
+        Ok(()) => tokio::time::timeout(Duration::from_mins(2), test.end()).await.context("cleaning up took 2 min")?.context("left behind"),
+        failed => failed, // what it left is evidence; the rig goes
+    }
+}
