@@ -10,15 +10,8 @@ use crate::{Branch, Commit, Dot, Filesystem, NodePool, Replica, ReplicationJob};
 
 /// All kinds, in an order in which they can be applied.
 pub fn all_crds() -> Vec<CustomResourceDefinition> {
-    let mut crds = vec![
-        Dot::crd(),
-        Branch::crd(),
-        Commit::crd(),
-        ReplicationJob::crd(),
-        Filesystem::crd(),
-        Replica::crd(),
-        NodePool::crd(),
-    ];
+    let mut crds =
+        vec![Dot::crd(), Branch::crd(), Commit::crd(), ReplicationJob::crd(), Filesystem::crd(), Replica::crd(), NodePool::crd()];
     for crd in &mut crds {
         for version in &mut crd.spec.versions {
             if let Some(schema) = version.schema.as_mut().and_then(|s| s.open_api_v3_schema.as_mut()) {
@@ -65,7 +58,7 @@ fn refine(schema: &mut JSONSchemaProps) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     /// Calls `f` with the path of every schema node.
@@ -82,11 +75,13 @@ mod tests {
         }
     }
 
-    fn each_schema(mut f: impl FnMut(&str, &JSONSchemaProps)) {
+    /// Calls `f` with every schema node of every kind, by its path: `Dot`, `Dot.spec`, `Dot.spec.capacity`, …
+    pub(crate) fn each_schema(mut f: impl FnMut(&str, &JSONSchemaProps)) {
         for crd in all_crds() {
             let kind = &crd.spec.names.kind;
             for version in &crd.spec.versions {
                 let root = version.schema.as_ref().unwrap().open_api_v3_schema.as_ref().unwrap();
+                f(kind, root);
                 for part in ["spec", "status"] {
                     walk(&format!("{kind}.{part}"), &root.properties.as_ref().unwrap()[part], &mut f);
                 }

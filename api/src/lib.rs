@@ -33,7 +33,7 @@ pub use replica::{
     ReplicaCommitStatus, ReplicaJobStatus, ReplicaRetry, ReplicaSpec, ReplicaStatus,
 };
 pub use replication_job::{
-    AttemptError,
-    AttemptReport, CommitsPolicy, ConflictFail, CurrentStep, Direction, FilesystemCounts, ItemReport, JobReport, JobSource, JobTarget, Limits,
-    OnConflict, Progress, ReplicationJob, ReplicationJobSpec, ReplicationJobStatus, Retry, Schedule, Selector, StepCounts,
+    AttemptError, AttemptReport, CommitsPolicy, ConflictFail, CurrentStep, Direction, FilesystemCounts, ItemReport, JobReport, JobSource,
+    JobTarget, Limits, OnConflict, Progress, ReplicationJob, ReplicationJobSpec, ReplicationJobStatus, Retry, Schedule, Selector,
+    StepCounts,
 };

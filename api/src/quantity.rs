@@ -44,10 +44,7 @@ pub fn parse_quantity(text: &str) -> Result<u64, QuantityError> {
     let digits: u128 = format!("{whole}{fraction}").parse().map_err(|_| malformed())?;
     // 27 digits (< 2^90) times 2^60 can pass 2^128: checked.
     let bytes = digits.checked_mul(unit).map(|n| n.div_ceil(scale));
-    bytes
-        .and_then(|n| i64::try_from(n).ok())
-        .and_then(|n| u64::try_from(n).ok())
-        .ok_or_else(|| QuantityError::TooLarge(text.to_owned()))
+    bytes.and_then(|n| i64::try_from(n).ok()).and_then(|n| u64::try_from(n).ok()).ok_or_else(|| QuantityError::TooLarge(text.to_owned()))
 }
 
 #[cfg(test)]

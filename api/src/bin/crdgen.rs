@@ -16,15 +16,9 @@ fn main() -> anyhow::Result<()> {
             other => dir = Some(PathBuf::from(other)),
         }
     }
-    let Some(dir) = dir else {
-        bail!("usage: crdgen [--check] DIR")
-    };
+    let Some(dir) = dir else { bail!("usage: crdgen [--check] DIR") };
     let files = dotgraft_api::crds::all_yaml().context("writing the CRDs as YAML")?;
-    if check {
-        compare(&dir, &files)
-    } else {
-        write(&dir, &files)
-    }
+    if check { compare(&dir, &files) } else { write(&dir, &files) }
 }
 
 fn write(dir: &Path, files: &[(String, String)]) -> anyhow::Result<()> {
@@ -43,11 +37,7 @@ fn compare(dir: &Path, files: &[(String, String)]) -> anyhow::Result<()> {
         if have == *yaml {
             continue;
         }
-        let line = have
-            .lines()
-            .zip(yaml.lines())
-            .take_while(|(a, b)| a == b)
-            .count();
+        let line = have.lines().zip(yaml.lines()).take_while(|(a, b)| a == b).count();
         drifted.push(format!(
             "{file}, line {}:\n  there:  {}\n  wanted: {}",
             line + 1,
