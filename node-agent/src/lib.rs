@@ -6,6 +6,8 @@
 pub mod actor;
 pub mod btrfs;
 pub mod cluster;
+pub mod digest;
 pub mod driver;
 pub mod journal;
 pub mod peer;
+pub mod stream;

@@ -1,0 +1,351 @@
+//! One digest for a whole tree, the same for two trees that a user could not tell apart (replication.md §3).
+//!
+//! `verify` and tests compare trees with it. In it: names, types, modes, owners, times of last change, xattrs (with ACLs
+//! and capabilities), symlink targets, which names are links to one file, device numbers, sizes and content. Not in it:
+//! `security.selinux`, other times, inode numbers, link counts, order of directories, holes (a hole is zeros).
+//!
+//! Version 1. The digest of a *thing* is BLAKE3 over its fields; that of an *entry* is over its thing and the sorted
+//! digests of all its paths. Entries are summed up in 1,024 lanes of 16 bits (LtHash), so their order does not matter, no
+//! directory has to be sorted, and memory does not grow with the tree, but for 32 bytes a name of files with several
+//! names. Content is hashed in blocks of 64 KiB with their numbers, zero blocks left out: a sparse file costs what it holds.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{
+    AtFlags, Dir, FileType, Mode, OFlags, SeekFrom, Stat, fgetxattr, flistxattr, getxattr, listxattr, major, minor, openat, readlinkat,
+    seek, statat,
+};
+use rustix::io::{Errno, pread};
+
+/// Version of the digest that is computed.
+pub const TREE_DIGEST_VERSION: u32 = 1;
+
+/// Lanes of the sum.
+const LANES: usize = 1024;
+/// Bytes of a content block.
+const BLOCK: usize = 64 << 10;
+/// Bytes read at a time.
+const READ: usize = 16 * BLOCK;
+/// `XATTR_LIST_MAX` and `XATTR_SIZE_MAX`.
+const MAX_XATTR: usize = 64 << 10;
+
+/// The digest of a tree, and how much there was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TreeDigest {
+    /// The digest; compares equal only within [`TREE_DIGEST_VERSION`].
+    pub digest: [u8; 32],
+    /// Names, the root included.
+    pub names: u64,
+    /// Bytes of content that were read, holes left out.
+    pub bytes: u64,
+}
+
+impl fmt::Display for TreeDigest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "v{TREE_DIGEST_VERSION}:{}", blake3::Hash::from(self.digest).to_hex())
+    }
+}
+
+/// A tree that could not be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TreeDigestError {
+    /// The kernel refused a call.
+    #[error("{call} of {path:?}: {errno}")]
+    System {
+        /// The call.
+        call: &'static str,
+        /// The path, lossily as text.
+        path: String,
+        /// The kernel's answer.
+        errno: Errno,
+    },
+    /// Another filesystem or subvolume is in the tree.
+    #[error("{0:?} is on another filesystem or subvolume")]
+    Crossing(String),
+}
+
+/// The digest of the tree below `root`, which must not change meanwhile. Opens one descriptor for each level.
+///
+/// # Errors
+/// What can't be read; another subvolume in it.
+pub fn tree_digest(root: &OwnedFd) -> Result<TreeDigest, TreeDigestError> {
+    let mut walk = Walk::new();
+    let stat = rustix::fs::fstat(root).map_err(|errno| walk.system("fstat", errno))?;
+    walk.dev = stat.st_dev;
+    let path = walk.names.clone().update(b"").finalize();
+    walk.directory(root.as_fd(), &stat, path.as_bytes())?;
+    Ok(walk.finish())
+}
+
+/// Names of one file, as far as they were seen.
+struct Links {
+    thing: [u8; 32],
+    expected: u64,
+    paths: Vec<[u8; 32]>,
+}
+
+struct Walk {
+    dev: u64,
+    things: blake3::Hasher,
+    names: blake3::Hasher,
+    entries: blake3::Hasher,
+    lanes: Vec<u16>,
+    links: HashMap<u64, Links>,
+    total: TreeDigest,
+    /// Path of what is looked at, for messages.
+    path: Vec<u8>,
+    buffer: Vec<u8>,
+}
+
+impl Walk {
+    fn new() -> Self {
+        Self {
+            dev: 0,
+            things: blake3::Hasher::new_derive_key("dotgraft.dev tree digest v1 thing"),
+            names: blake3::Hasher::new_derive_key("dotgraft.dev tree digest v1 path"),
+            entries: blake3::Hasher::new_derive_key("dotgraft.dev tree digest v1 entry"),
+            lanes: vec![0; LANES],
+            links: HashMap::new(),
+            total: TreeDigest { digest: [0; 32], names: 0, bytes: 0 },
+            path: Vec::new(),
+            buffer: vec![0; READ],
+        }
+    }
+
+    fn directory(&mut self, fd: BorrowedFd<'_>, stat: &Stat, path: &[u8; 32]) -> Result<(), TreeDigestError> {
+        let mut hasher = self.fields(b'd', stat);
+        self.xattrs(&mut hasher, Xattrs::Of(fd))?;
+        self.entry(stat, hasher.finalize().into(), *path);
+        let mut dir = Dir::read_from(fd).map_err(|errno| self.system("openat", errno))?;
+        while let Some(item) = dir.read() {
+            let item = item.map_err(|errno| self.system("getdents64", errno))?;
+            let name = item.file_name().to_bytes();
+            if name == b"." || name == b".." {
+                continue;
+            }
+            let len = self.path.len();
+            if len > 0 {
+                self.path.push(b'/');
+            }
+            self.path.extend_from_slice(name);
+            let child = self.names.clone().update(path).update(name).finalize();
+            self.child(fd, name, child.as_bytes())?;
+            self.path.truncate(len);
+        }
+        Ok(())
+    }
+
+    fn child(&mut self, dir: BorrowedFd<'_>, name: &[u8], path: &[u8; 32]) -> Result<(), TreeDigestError> {
+        let stat = statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).map_err(|errno| self.system("fstatat", errno))?;
+        if stat.st_dev != self.dev {
+            return Err(TreeDigestError::Crossing(self.text()));
+        }
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        if kind == FileType::Directory {
+            let fd = self.open(dir, name, OFlags::RDONLY | OFlags::DIRECTORY)?;
+            return self.directory(fd.as_fd(), &stat, path);
+        }
+        if stat.st_nlink > 1
+            && let Some(links) = self.links.get_mut(&stat.st_ino)
+        {
+            links.paths.push(*path);
+            if links.paths.len() as u64 == links.expected
+                && let Some(links) = self.links.remove(&stat.st_ino)
+            {
+                self.add(&links.thing, links.paths);
+            }
+            return Ok(());
+        }
+        let thing = self.thing(dir, name, kind, &stat)?;
+        self.entry(&stat, thing, *path);
+        Ok(())
+    }
+
+    fn thing(&mut self, dir: BorrowedFd<'_>, name: &[u8], kind: FileType, stat: &Stat) -> Result<[u8; 32], TreeDigestError> {
+        if kind == FileType::RegularFile {
+            let fd = self.open(dir, name, OFlags::RDONLY)?;
+            let mut hasher = self.fields(b'f', stat);
+            self.xattrs(&mut hasher, Xattrs::Of(fd.as_fd()))?;
+            hasher.update(&stat.st_size.to_le_bytes());
+            self.content(&mut hasher, &fd, u64::try_from(stat.st_size).unwrap_or(0))?;
+            return Ok(hasher.finalize().into());
+        }
+        let letter = match kind {
+            FileType::Symlink => b'l',
+            FileType::Fifo => b'p',
+            FileType::Socket => b's',
+            FileType::CharacterDevice => b'c',
+            _ => b'b',
+        };
+        let handle = self.open(dir, name, OFlags::PATH)?;
+        let mut hasher = self.fields(letter, stat);
+        self.xattrs(&mut hasher, Xattrs::By(format!("/proc/self/fd/{}", handle.as_raw_fd())))?;
+        match kind {
+            FileType::Symlink => {
+                let target = readlinkat(dir, name, Vec::new()).map_err(|errno| self.system("readlinkat", errno))?;
+                hasher.update(target.as_bytes());
+            }
+            FileType::CharacterDevice | FileType::BlockDevice => {
+                hasher.update(&major(stat.st_rdev).to_le_bytes());
+                hasher.update(&minor(stat.st_rdev).to_le_bytes());
+            }
+            _ => {}
+        }
+        Ok(hasher.finalize().into())
+    }
+
+    /// Type, mode, owner, group, time of last change: of fixed size.
+    fn fields(&self, letter: u8, stat: &Stat) -> blake3::Hasher {
+        let mut hasher = self.things.clone();
+        hasher.update(&[letter]);
+        hasher.update(&(stat.st_mode & 0o7777).to_le_bytes());
+        hasher.update(&stat.st_uid.to_le_bytes());
+        hasher.update(&stat.st_gid.to_le_bytes());
+        hasher.update(&stat.st_mtime.to_le_bytes());
+        hasher.update(&stat.st_mtime_nsec.to_le_bytes());
+        hasher
+    }
+
+    fn xattrs(&mut self, hasher: &mut blake3::Hasher, of: Xattrs<'_>) -> Result<(), TreeDigestError> {
+        let buffer = self.buffer.get_mut(..MAX_XATTR).unwrap_or_default();
+        let len = match of.list(buffer) {
+            Ok(len) => len,
+            Err(Errno::OPNOTSUPP) => 0,
+            Err(errno) => return Err(self.system("flistxattr", errno)),
+        };
+        let list = self.buffer.get(..len).unwrap_or_default().to_vec();
+        let mut names: Vec<&[u8]> = list.split(|&byte| byte == 0).filter(|name| !name.is_empty() && *name != b"security.selinux").collect();
+        names.sort_unstable();
+        hasher.update(&(names.len() as u64).to_le_bytes());
+        for name in names {
+            let buffer = self.buffer.get_mut(..MAX_XATTR).unwrap_or_default();
+            let len = of.get(name, buffer).map_err(|errno| self.system("fgetxattr", errno))?;
+            hasher.update(&(name.len() as u64).to_le_bytes()).update(name);
+            hasher.update(&(len as u64).to_le_bytes()).update(self.buffer.get(..len).unwrap_or_default());
+        }
+        Ok(())
+    }
+
+    /// Number and digest of each block that is not all zeros.
+    fn content(&mut self, hasher: &mut blake3::Hasher, fd: &OwnedFd, size: u64) -> Result<(), TreeDigestError> {
+        let mut at = 0;
+        // Small files have no holes worth asking for.
+        let mut data_end = if size <= READ as u64 { size } else { 0 };
+        while at < size {
+            if at >= data_end {
+                let data = match seek(fd, SeekFrom::Data(at)) {
+                    Ok(data) => data,
+                    Err(Errno::NXIO) => return Ok(()),
+                    Err(errno) => return Err(self.system("lseek", errno)),
+                };
+                data_end = seek(fd, SeekFrom::Hole(data)).map_err(|errno| self.system("lseek", errno))?.min(size);
+                at = at.max(data - data % BLOCK as u64);
+            }
+            let wanted = usize::try_from(size - at).unwrap_or(READ).min(READ);
+            let mut filled = 0;
+            while filled < wanted {
+                let room = self.buffer.get_mut(filled..wanted).unwrap_or_default();
+                match pread(fd, room, at + filled as u64).map_err(|errno| self.system("pread", errno))? {
+                    0 => break,
+                    read => filled += read,
+                }
+            }
+            if filled == 0 {
+                return Ok(());
+            }
+            self.total.bytes += filled as u64;
+            for block in self.buffer.get(..filled).unwrap_or_default().chunks(BLOCK) {
+                if !is_zero(block) {
+                    hasher.update(&(at / BLOCK as u64).to_le_bytes());
+                    hasher.update(blake3::hash(block).as_bytes());
+                }
+                at += block.len() as u64;
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds one name of a thing; those with several names wait for all of them.
+    fn entry(&mut self, stat: &Stat, thing: [u8; 32], path: [u8; 32]) {
+        let directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+        if directory || stat.st_nlink <= 1 {
+            self.add(&thing, vec![path]);
+        } else {
+            self.links.insert(stat.st_ino, Links { thing, expected: stat.st_nlink.into(), paths: vec![path] });
+        }
+    }
+
+    fn add(&mut self, thing: &[u8; 32], mut paths: Vec<[u8; 32]>) {
+        paths.sort_unstable();
+        let mut hasher = self.entries.clone();
+        hasher.update(thing);
+        hasher.update(&(paths.len() as u64).to_le_bytes());
+        for path in &paths {
+            hasher.update(path);
+        }
+        let mut lanes = [0u8; LANES * 2];
+        hasher.finalize_xof().fill(&mut lanes);
+        let (pairs, _) = lanes.as_chunks::<2>();
+        for (sum, pair) in self.lanes.iter_mut().zip(pairs) {
+            *sum = sum.wrapping_add(u16::from_le_bytes(*pair));
+        }
+        self.total.names += paths.len() as u64;
+    }
+
+    fn finish(mut self) -> TreeDigest {
+        // Names outside the tree: none in a subvolume, some in a plain directory.
+        for links in std::mem::take(&mut self.links).into_values() {
+            self.add(&links.thing, links.paths);
+        }
+        let mut hasher = blake3::Hasher::new_derive_key("dotgraft.dev tree digest v1 tree");
+        hasher.update(&self.total.names.to_le_bytes());
+        for lane in &self.lanes {
+            hasher.update(&lane.to_le_bytes());
+        }
+        TreeDigest { digest: hasher.finalize().into(), ..self.total }
+    }
+
+    fn open(&self, dir: BorrowedFd<'_>, name: &[u8], flags: OFlags) -> Result<OwnedFd, TreeDigestError> {
+        let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        // Reading must not touch last access; only root and owners may say so.
+        let quiet = if flags.contains(OFlags::PATH) { flags } else { flags | OFlags::NOATIME };
+        openat(dir, name, quiet, Mode::empty()).map_err(|errno| self.system("openat", errno))
+    }
+
+    fn system(&self, call: &'static str, errno: Errno) -> TreeDigestError {
+        TreeDigestError::System { call, path: self.text(), errno }
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.path).into_owned()
+    }
+}
+
+/// How the xattrs of something are reached.
+enum Xattrs<'fd> {
+    Of(BorrowedFd<'fd>),
+    By(String),
+}
+
+impl Xattrs<'_> {
+    fn list(&self, buffer: &mut [u8]) -> Result<usize, Errno> {
+        match self {
+            Self::Of(fd) => flistxattr(fd, buffer),
+            Self::By(path) => listxattr(path, buffer),
+        }
+    }
+
+    fn get(&self, name: &[u8], buffer: &mut [u8]) -> Result<usize, Errno> {
+        match self {
+            Self::Of(fd) => fgetxattr(fd, name, buffer),
+            Self::By(path) => getxattr(path, name, buffer),
+        }
+    }
+}
+
+fn is_zero(block: &[u8]) -> bool {
+    let (words, rest) = block.as_chunks::<16>();
+    words.iter().all(|word| u128::from_ne_bytes(*word) == 0) && rest.iter().all(|&byte| byte == 0)
+}
