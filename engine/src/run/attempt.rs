@@ -1,9 +1,7 @@
 //! Attempts of a run: how one fails, sleeps and is tried again; timers, wake-ups and cancelling; the end.
 
 use super::machine::{Out, Phase, Run, Stop};
-use super::{
-    ATTEMPTS_KEPT, CancelReason, NoteReason, Outcome, RunEffect, RunEffectKind, STOP_MS, State,
-};
+use super::{ATTEMPTS_KEPT, CancelReason, NoteReason, Outcome, RunEffect, RunEffectKind, STOP_MS, State};
 use crate::ids::Timestamp;
 use crate::model::{AttemptReport, Problem, Reason};
 
@@ -61,25 +59,17 @@ impl Run {
                     Stop::Cancel(first) => first.max(reason),
                     Stop::Timeout(_) => reason,
                 };
-                self.phase = Phase::Stopping {
-                    seq,
-                    why: Stop::Cancel(reason),
-                };
+                self.phase = Phase::Stopping { seq, why: Stop::Cancel(reason) };
                 self.give_up_at = None;
             }
-            Phase::Listing { .. }
-            | Phase::Estimating
-            | Phase::PlanningSleep
-            | Phase::MovingCursor { .. }
-            | Phase::Sleeping { .. } => self.end(Outcome::ContextDone(reason), now, out),
+            Phase::Listing { .. } | Phase::Estimating | Phase::PlanningSleep | Phase::MovingCursor { .. } | Phase::Sleeping { .. } => {
+                self.end(Outcome::ContextDone(reason), now, out)
+            }
         }
     }
 
     pub(super) fn stop_send(&mut self, seq: u64, why: Stop, now: Timestamp, out: Out) {
-        out.push(RunEffect {
-            seq,
-            kind: RunEffectKind::CancelSend,
-        });
+        out.push(RunEffect { seq, kind: RunEffectKind::CancelSend });
         if matches!(why, Stop::Cancel(_)) {
             self.give_up_at = None;
         }
@@ -88,12 +78,7 @@ impl Run {
 
     pub(super) fn open_attempt(&mut self, now: Timestamp) {
         let state = State::Planning.to_string();
-        self.attempts.push(AttemptReport {
-            state,
-            started_at: now,
-            finished_at: None,
-            error: None,
-        });
+        self.attempts.push(AttemptReport { state, started_at: now, finished_at: None, error: None });
         if self.attempts.len() > ATTEMPTS_KEPT {
             self.attempts.remove(0);
         }
@@ -108,19 +93,9 @@ impl Run {
     }
 
     /// The attempt is over: sleep and try again, or end if that can't help or may not be.
-    pub(super) fn fail_attempt(
-        &mut self,
-        problem: Problem,
-        plan_anew: bool,
-        now: Timestamp,
-        out: Out,
-    ) {
+    pub(super) fn fail_attempt(&mut self, problem: Problem, plan_anew: bool, now: Timestamp, out: Out) {
         self.close_send_bytes();
-        let last = self
-            .spec
-            .retry
-            .max_attempts
-            .is_some_and(|max| self.attempt >= max.max(1));
+        let last = self.spec.retry.max_attempts.is_some_and(|max| self.attempt >= max.max(1));
         if is_final(problem.reason) || last {
             return self.end(Outcome::Failed(problem), now, out);
         }
@@ -130,18 +105,9 @@ impl Run {
             State::Planning => Phase::PlanningSleep,
             _ => Phase::Sleeping { plan_anew },
         };
-        let previous = self
-            .attempts
-            .iter()
-            .rev()
-            .nth(1)
-            .and_then(|a| a.error.as_ref())
-            .map(|p| p.reason);
+        let previous = self.attempts.iter().rev().nth(1).and_then(|a| a.error.as_ref()).map(|p| p.reason);
         if previous != Some(problem.reason) {
-            let message = format!(
-                "attempt {} failed, the next in {delay} ms: {problem}",
-                self.attempt
-            );
+            let message = format!("attempt {} failed, the next in {delay} ms: {problem}", self.attempt);
             self.note(NoteReason::AttemptFailed, message, out);
         }
         self.close_attempt(phase.state(), Some(&problem), now);
@@ -165,43 +131,27 @@ impl Run {
         let Some(plan) = &self.plan else { return };
         let reached = plan.steps.last().map_or(plan.base, |last| Some(last.to));
         let outcome = match self.replicated {
-            Some(replicated) if self.replicated == reached => Outcome::Completed {
-                replicated,
-                bytes: self.sent,
-                steps: u32::try_from(self.done_before + self.done).unwrap_or(u32::MAX),
-            },
-            _ => Outcome::Failed(Problem::new(
-                Reason::Internal,
-                "no step is left, but the target is not there",
-            )),
+            Some(replicated) if self.replicated == reached => {
+                Outcome::Completed { replicated, bytes: self.sent, steps: u32::try_from(self.done_before + self.done).unwrap_or(u32::MAX) }
+            }
+            _ => Outcome::Failed(Problem::new(Reason::Internal, "no step is left, but the target is not there")),
         };
         self.end(outcome, now, out);
     }
 
     pub(super) fn end(&mut self, outcome: Outcome, now: Timestamp, out: Out) {
         let (reason, message) = match &outcome {
-            Outcome::Completed {
-                replicated,
-                bytes,
-                steps,
-            } => (
-                NoteReason::Completed,
-                format!("{replicated} is on the receiver: {steps} step(s), {bytes} bytes"),
-            ),
+            Outcome::Completed { replicated, bytes, steps } => {
+                (NoteReason::Completed, format!("{replicated} is on the receiver: {steps} step(s), {bytes} bytes"))
+            }
             Outcome::Failed(problem) => (NoteReason::Failed, problem.to_string()),
-            Outcome::ContextDone(reason) => (
-                NoteReason::Cancelled,
-                format!("the run was stopped: {reason:?}"),
-            ),
+            Outcome::ContextDone(reason) => (NoteReason::Cancelled, format!("the run was stopped: {reason:?}")),
         };
         self.note(reason, message, out);
         let error = match &outcome {
             Outcome::Completed { .. } => None,
             Outcome::Failed(problem) => Some(problem.clone()),
-            Outcome::ContextDone(reason) => Some(Problem::new(
-                Reason::Cancelled,
-                format!("the run was stopped: {reason:?}"),
-            )),
+            Outcome::ContextDone(reason) => Some(Problem::new(Reason::Cancelled, format!("the run was stopped: {reason:?}"))),
         };
         let ended = Phase::Ended(outcome);
         self.close_attempt(ended.state(), error.as_ref(), now);
@@ -220,8 +170,5 @@ pub(super) const fn is_final(reason: Reason) -> bool {
 }
 
 fn silence(doing: &str) -> Problem {
-    Problem::new(
-        Reason::Timeout,
-        format!("no byte and no message for too long while {doing}"),
-    )
+    Problem::new(Reason::Timeout, format!("no byte and no message for too long while {doing}"))
 }

@@ -34,9 +34,7 @@ impl Jitter {
     /// Milliseconds to sleep after `failures` failures in a row (1 or more): between half of the table's value
     /// and all of it.
     pub fn delay_ms(&mut self, failures: u32) -> u64 {
-        let full = BASE_MS
-            .saturating_mul(1 << failures.saturating_sub(1).min(20))
-            .min(CAP_MS);
+        let full = BASE_MS.saturating_mul(1 << failures.saturating_sub(1).min(20)).min(CAP_MS);
         let half = full / 2;
         half + self.next() % (full - half + 1)
     }
@@ -48,23 +46,12 @@ mod tests {
 
     #[test]
     fn sleeps_follow_the_table_and_never_exceed_the_cap() {
-        let table = [
-            (1, 500),
-            (2, 1_000),
-            (3, 2_000),
-            (7, 32_000),
-            (8, 60_000),
-            (9, 60_000),
-            (u32::MAX, 60_000),
-        ];
+        let table = [(1, 500), (2, 1_000), (3, 2_000), (7, 32_000), (8, 60_000), (9, 60_000), (u32::MAX, 60_000)];
         for seed in 0..200 {
             let mut jitter = Jitter::new(seed);
             for (failures, full) in table {
                 let got = jitter.delay_ms(failures);
-                assert!(
-                    (full / 2..=full).contains(&got),
-                    "{failures} failures slept {got}"
-                );
+                assert!((full / 2..=full).contains(&got), "{failures} failures slept {got}");
             }
         }
     }

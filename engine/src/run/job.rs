@@ -9,10 +9,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Deserializer, Serialize};
 use uuid::Uuid;
 
-use super::{
-    CancelReason, Initial, Intermediate, OnConflict, Outcome, Retry, Run, RunEffect, RunEffectKind,
-    RunEvent, RunSpec,
-};
+use super::{CancelReason, Initial, Intermediate, OnConflict, Outcome, Retry, Run, RunEffect, RunEffectKind, RunEvent, RunSpec};
 use crate::ids::{CommitId, JobUid, Timestamp};
 use crate::model::{Place, RunReport};
 
@@ -127,8 +124,7 @@ impl JobRow {
 fn known_version<'de, D: Deserializer<'de>>(input: D) -> Result<u32, D::Error> {
     let version = u32::deserialize(input)?;
     if version == 0 || version > JOB_ROW_VERSION {
-        let text =
-            format!("job row version {version} is not known (newest known: {JOB_ROW_VERSION})");
+        let text = format!("job row version {version} is not known (newest known: {JOB_ROW_VERSION})");
         return Err(serde::de::Error::custom(text));
     }
     Ok(version)
@@ -160,19 +156,8 @@ type Out<'a> = &'a mut Vec<RunEffect>;
 impl Job {
     /// A new job, or one from the journal.
     pub const fn restore(row: JobRow) -> Self {
-        let again = Again {
-            trigger: false,
-            commit: false,
-        };
-        Self {
-            row,
-            spec: None,
-            run: None,
-            newest: None,
-            again,
-            stopped: None,
-            next_seq: 1,
-        }
+        let again = Again { trigger: false, commit: false };
+        Self { row, spec: None, run: None, newest: None, again, stopped: None, next_seq: 1 }
     }
 
     /// The durable part, to be journaled with the effects of the same call.
@@ -216,14 +201,7 @@ impl Job {
 
     /// The spec was read, for the first time, again or changed. `newest` is the Filesystem's newest commit that
     /// is not transient. A spec of another job is ignored.
-    pub fn on_spec(
-        &mut self,
-        spec: JobSpec,
-        newest: Option<CommitId>,
-        now: Timestamp,
-        fresh: Fresh,
-        out: &mut Vec<RunEffect>,
-    ) {
+    pub fn on_spec(&mut self, spec: JobSpec, newest: Option<CommitId>, now: Timestamp, fresh: Fresh, out: &mut Vec<RunEffect>) {
         if spec.uid != self.row.uid {
             return;
         }
@@ -254,21 +232,12 @@ impl Job {
         }
         let once = spec.trigger.is_none() && !spec.on_commit && !row.done_once;
         let behind = spec.on_commit && self.newest.is_some() && self.newest != row.cursor;
-        let failed = row.last.as_ref().is_some_and(|l| {
-            !matches!(l.outcome, Outcome::Completed { .. }) && l.generation != spec.generation
-        });
+        let failed = row.last.as_ref().is_some_and(|l| !matches!(l.outcome, Outcome::Completed { .. }) && l.generation != spec.generation);
         row.owed |= triggered || once || (behind && (first || changed)) || failed;
     }
 
     /// A commit was made in the Filesystem.
-    pub fn on_commit_made(
-        &mut self,
-        commit: CommitId,
-        transient: bool,
-        now: Timestamp,
-        fresh: Fresh,
-        out: &mut Vec<RunEffect>,
-    ) {
+    pub fn on_commit_made(&mut self, commit: CommitId, transient: bool, now: Timestamp, fresh: Fresh, out: &mut Vec<RunEffect>) {
         if transient {
             return;
         }
@@ -282,26 +251,14 @@ impl Job {
     }
 
     /// A result, timer or wake-up for the run in hand; ignored if there is none.
-    pub fn handle(
-        &mut self,
-        event: RunEvent,
-        now: Timestamp,
-        fresh: Fresh,
-        out: &mut Vec<RunEffect>,
-    ) {
+    pub fn handle(&mut self, event: RunEvent, now: Timestamp, fresh: Fresh, out: &mut Vec<RunEffect>) {
         self.tell_run(event, now, out);
         self.settle(now, fresh, out);
     }
 
     /// The job or its Filesystem goes, or this node stops being the owner: ends the run; none starts until
     /// [`Job::on_resume`], and never again after `Deleted`.
-    pub fn on_stop(
-        &mut self,
-        reason: CancelReason,
-        now: Timestamp,
-        fresh: Fresh,
-        out: &mut Vec<RunEffect>,
-    ) {
+    pub fn on_stop(&mut self, reason: CancelReason, now: Timestamp, fresh: Fresh, out: &mut Vec<RunEffect>) {
         self.stopped = self.stopped.max(Some(reason));
         self.settle(now, fresh, out);
     }
@@ -351,12 +308,7 @@ impl Job {
             // Not its own end: what was owed still is.
             Outcome::ContextDone(_) => {}
         }
-        row.last = Some(LastRun {
-            run_id: run.spec().run_id,
-            generation: row.observed_generation,
-            outcome,
-            report: run.report(now),
-        });
+        row.last = Some(LastRun { run_id: run.spec().run_id, generation: row.observed_generation, outcome, report: run.report(now) });
     }
 
     /// Brings the run in hand in line with what is wanted: cancels it, or starts one.

@@ -6,10 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::backoff::Jitter;
 use super::plan::Plan;
 use super::rate::Rate;
-use super::{
-    CancelReason, NoteReason, Outcome, RunEffect, RunEffectKind, RunEvent, RunSpec, State,
-    moved_back,
-};
+use super::{CancelReason, NoteReason, Outcome, RunEffect, RunEffectKind, RunEvent, RunSpec, State, moved_back};
 use crate::ids::{CommitId, Timestamp};
 use crate::model::{AttemptReport, Conflict, Problem};
 
@@ -46,9 +43,7 @@ impl Phase {
         match self {
             Self::Listing { .. } | Self::Estimating => State::Planning,
             Self::PlanningSleep => State::PlanningError,
-            Self::Sending { .. } | Self::Stopping { .. } | Self::MovingCursor { .. } => {
-                State::Working
-            }
+            Self::Sending { .. } | Self::Stopping { .. } | Self::MovingCursor { .. } => State::Working,
             Self::Sleeping { .. } => State::WorkingWait,
             Self::Ended(Outcome::ContextDone(_)) => State::ContextDone,
             Self::Ended(_) => State::Completed,
@@ -61,20 +56,21 @@ impl Phase {
 pub(super) struct StepBytes {
     /// Of the step, prefix included.
     pub(super) replicated: u64,
-    /// Its resumed prefix.
-    pub(super) resumed_from: u64,
+    /// Its resumed prefix, as the first progress of this send said.
+    pub(super) resumed_from: Option<u64>,
     /// The send has ended: what it put on the wire is part of `Run::sent`.
     pub(super) closed: bool,
 }
 
 impl StepBytes {
+    /// Bytes that were there before this send.
+    pub(super) fn prefix(&self) -> u64 {
+        self.resumed_from.unwrap_or(0)
+    }
+
     /// What a send under way has put on the wire so far.
-    pub(super) const fn sent(&self) -> u64 {
-        if self.closed {
-            0
-        } else {
-            self.replicated.saturating_sub(self.resumed_from)
-        }
+    pub(super) fn sent(&self) -> u64 {
+        if self.closed { 0 } else { self.replicated.saturating_sub(self.prefix()) }
     }
 }
 
@@ -130,16 +126,9 @@ pub(super) type Out<'a> = &'a mut Vec<RunEffect>;
 
 impl Run {
     /// Starts: asks for the listing. `jitter_seed` is drawn by the caller; the same one makes the same run.
-    pub fn start(
-        spec: RunSpec,
-        now: Timestamp,
-        jitter_seed: u64,
-        out: &mut Vec<RunEffect>,
-    ) -> Self {
+    pub fn start(spec: RunSpec, now: Timestamp, jitter_seed: u64, out: &mut Vec<RunEffect>) -> Self {
         let mut run = Self {
-            phase: Phase::Listing {
-                seq: spec.first_seq,
-            },
+            phase: Phase::Listing { seq: spec.first_seq },
             started_at: now,
             finished_at: None,
             entered_at: now,
@@ -186,11 +175,7 @@ impl Run {
             RunEvent::Estimated { seq, step, bytes } => {
                 self.on_estimated(seq, step, bytes, now, out);
             }
-            RunEvent::Progress {
-                seq,
-                bytes,
-                resumed_from,
-            } => self.on_progress(seq, bytes, resumed_from, now),
+            RunEvent::Progress { seq, bytes, resumed_from } => self.on_progress(seq, bytes, resumed_from, now),
             RunEvent::Verifying { seq } => self.on_verifying(seq, now, out),
             RunEvent::SendDone { seq, result } => self.on_send_done(seq, result, now, out),
             RunEvent::CursorMoved { seq } => self.on_cursor_moved(seq, now, out),
@@ -240,17 +225,10 @@ impl Run {
         let (from, to) = (self.phase.state(), phase.state());
         if from != to {
             if !from.may_become(to) {
-                self.note(
-                    NoteReason::InvariantBroken,
-                    format!("{from} may not become {to}"),
-                    out,
-                );
+                self.note(NoteReason::InvariantBroken, format!("{from} may not become {to}"), out);
             }
             let after_ms = now.since_ms(self.entered_at);
-            out.push(RunEffect {
-                seq: self.next_seq,
-                kind: RunEffectKind::Moved { from, to, after_ms },
-            });
+            out.push(RunEffect { seq: self.next_seq, kind: RunEffectKind::Moved { from, to, after_ms } });
             self.next_seq = self.next_seq.wrapping_add(1);
             self.entered_at = now;
             if to == State::Working {

@@ -299,8 +299,5 @@ pub enum Outcome {
 
 /// `now` moved back to before the last event: what is due moves with it (failures.md, row 15).
 fn moved_back(due: Timestamp, by_ms: u64) -> Timestamp {
-    Timestamp(
-        due.0
-            .saturating_sub(i64::try_from(by_ms).unwrap_or(i64::MAX)),
-    )
+    Timestamp(due.0.saturating_sub(i64::try_from(by_ms).unwrap_or(i64::MAX)))
 }

@@ -52,10 +52,7 @@ pub struct Refused {
 
 impl From<Problem> for Refused {
     fn from(problem: Problem) -> Self {
-        Self {
-            problem,
-            conflict: None,
-        }
+        Self { problem, conflict: None }
     }
 }
 
@@ -63,12 +60,7 @@ impl From<Problem> for Refused {
 ///
 /// # Errors
 /// Every row of the table in replication.md §2 that has no path, as a typed [`Refused`].
-pub fn plan(
-    local: &Versions,
-    peer: &Versions,
-    initial: Initial,
-    intermediate: Intermediate,
-) -> Result<Plan, Refused> {
+pub fn plan(local: &Versions, peer: &Versions, initial: Initial, intermediate: Intermediate) -> Result<Plan, Refused> {
     plan_to(local, peer, initial, intermediate, None)
 }
 
@@ -87,11 +79,7 @@ pub fn plan_to(
     check_sides(local, peer)?;
     let sides = Sides::new(local, peer);
     let Some(newest) = sides.sender.last() else {
-        return Err(Problem::new(
-            Reason::NoCommits,
-            "there are no commits on the sender: make one, then start the job again",
-        )
-        .into());
+        return Err(Problem::new(Reason::NoCommits, "there are no commits on the sender: make one, then start the job again").into());
     };
     let target = match target.and_then(|t| sides.position.get(&t)) {
         Some(&at) => at,
@@ -99,13 +87,7 @@ pub fn plan_to(
     };
     let target_id = sides.sender.get(target).map_or(newest.id, |c| c.id);
     let base = sides.base()?;
-    let mut plan = Plan {
-        base,
-        steps: Vec::new(),
-        target: target_id,
-        resolution: None,
-        discarded: None,
-    };
+    let mut plan = Plan { base, steps: Vec::new(), target: target_id, resolution: None, discarded: None };
     let candidates = sides.candidates(base, target);
     let resume = match &peer.resume {
         None => None,
@@ -126,43 +108,27 @@ fn check_sides(local: &Versions, peer: &Versions) -> Result<(), Problem> {
     let problem = |reason, message: String| Err(Problem::new(reason, message));
     match local.role {
         VersionsRole::Deleting => {
-            return problem(
-                Reason::Deleting,
-                "the sender's copy is being deleted".to_owned(),
-            );
+            return problem(Reason::Deleting, "the sender's copy is being deleted".to_owned());
         }
         VersionsRole::Absent => {
-            return problem(
-                Reason::NotFound,
-                "the sender has no copy of this Filesystem".to_owned(),
-            );
+            return problem(Reason::NotFound, "the sender has no copy of this Filesystem".to_owned());
         }
         VersionsRole::Replica => {
-            return problem(
-                Reason::NotOwner,
-                "this node holds a replica only; the owner's node runs the job".to_owned(),
-            );
+            return problem(Reason::NotOwner, "this node holds a replica only; the owner's node runs the job".to_owned());
         }
         VersionsRole::Owner => {}
     }
     if peer.epoch > local.epoch {
         return problem(
             Reason::StaleEpoch,
-            format!(
-                "the receiver has seen epoch {}, we are at {}: authority has moved away from this node",
-                peer.epoch, local.epoch
-            ),
+            format!("the receiver has seen epoch {}, we are at {}: authority has moved away from this node", peer.epoch, local.epoch),
         );
     }
     match peer.role {
-        VersionsRole::Owner => problem(
-            Reason::ReceiverIsOwner,
-            "the receiver's copy is an owner's, not a replica's: it is not overwritten".to_owned(),
-        ),
-        VersionsRole::Deleting => problem(
-            Reason::Deleting,
-            "the receiver's copy is being deleted".to_owned(),
-        ),
+        VersionsRole::Owner => {
+            problem(Reason::ReceiverIsOwner, "the receiver's copy is an owner's, not a replica's: it is not overwritten".to_owned())
+        }
+        VersionsRole::Deleting => problem(Reason::Deleting, "the receiver's copy is being deleted".to_owned()),
         VersionsRole::Absent | VersionsRole::Replica => Ok(()),
     }
 }
@@ -177,29 +143,15 @@ struct Sides<'a> {
 
 impl<'a> Sides<'a> {
     fn new(local: &'a Versions, peer: &'a Versions) -> Self {
-        let visible = |v: &'a Versions| {
-            v.commits
-                .iter()
-                .filter(|c| !c.transient)
-                .collect::<Vec<_>>()
-        };
+        let visible = |v: &'a Versions| v.commits.iter().filter(|c| !c.transient).collect::<Vec<_>>();
         let sender = visible(local);
         let receiver = match peer.role {
             VersionsRole::Absent => Vec::new(),
             _ => visible(peer),
         };
-        let position = sender
-            .iter()
-            .enumerate()
-            .map(|(at, c)| (c.id, at))
-            .collect();
+        let position = sender.iter().enumerate().map(|(at, c)| (c.id, at)).collect();
         let received = receiver.iter().map(|c| c.id).collect();
-        Self {
-            sender,
-            receiver,
-            position,
-            received,
-        }
+        Self { sender, receiver, position, received }
     }
 
     /// The newest commit of the receiver, which the sender must have too.
@@ -207,10 +159,7 @@ impl<'a> Sides<'a> {
         let Some(newest) = self.receiver.last() else {
             return Ok(None);
         };
-        let base = self
-            .receiver
-            .iter()
-            .rposition(|c| self.position.contains_key(&c.id));
+        let base = self.receiver.iter().rposition(|c| self.position.contains_key(&c.id));
         match base {
             Some(at) if at + 1 == self.receiver.len() => Ok(Some(newest.id)),
             Some(at) => Err(self.conflict(Reason::Diverged, Some(at))),
@@ -222,22 +171,12 @@ impl<'a> Sides<'a> {
     fn conflict(&self, reason: Reason, base_at: Option<usize>) -> Refused {
         let base = base_at.and_then(|at| self.receiver.get(at)).map(|c| c.id);
         let receiver_from = base_at.map_or(0, |at| at + 1);
-        let sender_from = base
-            .and_then(|id| self.position.get(&id))
-            .map_or(0, |at| at + 1);
-        let ids =
-            |commits: &[&Commit], from: usize, other: &dyn Fn(CommitId) -> bool| -> Vec<CommitId> {
-                commits
-                    .iter()
-                    .skip(from)
-                    .map(|c| c.id)
-                    .filter(|id| !other(*id))
-                    .collect()
-            };
+        let sender_from = base.and_then(|id| self.position.get(&id)).map_or(0, |at| at + 1);
+        let ids = |commits: &[&Commit], from: usize, other: &dyn Fn(CommitId) -> bool| -> Vec<CommitId> {
+            commits.iter().skip(from).map(|c| c.id).filter(|id| !other(*id)).collect()
+        };
         let sender_only = ids(&self.sender, sender_from, &|id| self.received.contains(&id));
-        let receiver_only = ids(&self.receiver, receiver_from, &|id| {
-            self.position.contains_key(&id)
-        });
+        let receiver_only = ids(&self.receiver, receiver_from, &|id| self.position.contains_key(&id));
         let message = match base {
             Some(base) => format!(
                 "after {base} the sender has {} commit(s) of its own and the receiver {}; nothing is overwritten",
@@ -256,62 +195,31 @@ impl<'a> Sides<'a> {
         };
         Refused {
             problem: Problem::new(reason, message),
-            conflict: Some(Box::new(Conflict {
-                base,
-                sender_only: cut(sender_only),
-                receiver_only: cut(receiver_only),
-            })),
+            conflict: Some(Box::new(Conflict { base, sender_only: cut(sender_only), receiver_only: cut(receiver_only) })),
         }
     }
 
     /// What of the sender's history, after the base and up to the target, the receiver lacks.
     fn candidates(&self, base: Option<CommitId>, target: usize) -> Vec<CommitId> {
-        let from = base
-            .and_then(|id| self.position.get(&id))
-            .map_or(0, |at| at + 1);
-        self.sender
-            .iter()
-            .take(target + 1)
-            .skip(from)
-            .map(|c| c.id)
-            .filter(|id| !self.received.contains(id))
-            .collect()
+        let from = base.and_then(|id| self.position.get(&id)).map_or(0, |at| at + 1);
+        self.sender.iter().take(target + 1).skip(from).map(|c| c.id).filter(|id| !self.received.contains(id)).collect()
     }
 
     /// Whether the receiver's partial is one of *our* path. The token comes from the peer: one that names a
     /// commit we don't know, or another base, can't make us send anything (§6, test 12).
-    fn check_token(
-        &self,
-        token: &ResumeToken,
-        base: Option<CommitId>,
-        candidates: &[CommitId],
-    ) -> Result<(), String> {
+    fn check_token(&self, token: &ResumeToken, base: Option<CommitId>, candidates: &[CommitId]) -> Result<(), String> {
         if !self.position.contains_key(&token.target) {
-            return Err(format!(
-                "its target {} is not on the sender (any more)",
-                token.target
-            ));
+            return Err(format!("its target {} is not on the sender (any more)", token.target));
         }
         if self.received.contains(&token.target) {
-            return Err(format!(
-                "its target {} is complete on the receiver",
-                token.target
-            ));
+            return Err(format!("its target {} is complete on the receiver", token.target));
         }
         if !candidates.contains(&token.target) {
-            return Err(format!(
-                "its target {} is not on the way of this run",
-                token.target
-            ));
+            return Err(format!("its target {} is not on the way of this run", token.target));
         }
         if token.base != base {
-            let name =
-                |id: Option<CommitId>| id.map_or_else(|| "nothing".to_owned(), |id| id.to_string());
-            return Err(format!(
-                "it starts from {}, the path from {}",
-                name(token.base),
-                name(base)
-            ));
+            let name = |id: Option<CommitId>| id.map_or_else(|| "nothing".to_owned(), |id| id.to_string());
+            return Err(format!("it starts from {}, the path from {}", name(token.base), name(base)));
         }
         Ok(())
     }
@@ -331,10 +239,7 @@ fn lay_steps(
     let mut rest = candidates;
     let mut from = plan.base;
     let after = |id: CommitId| {
-        let at = candidates
-            .iter()
-            .position(|c| *c == id)
-            .map_or(candidates.len(), |at| at + 1);
+        let at = candidates.iter().position(|c| *c == id).map_or(candidates.len(), |at| at + 1);
         candidates.get(at..).unwrap_or_default()
     };
     let mut first = |to: CommitId, resume: Option<ResumeToken>| {
@@ -344,10 +249,7 @@ fn lay_steps(
     };
     if let Some(token) = resume {
         first(token.target, Some(token.clone()));
-        plan.resolution = Some(format!(
-            "go on with {} at byte {}",
-            token.target, token.offset
-        ));
+        plan.resolution = Some(format!("go on with {} at byte {}", token.target, token.offset));
     } else if plan.base.is_none() {
         match initial {
             Initial::MostRecent => {
@@ -359,10 +261,7 @@ fn lay_steps(
                 plan.resolution = Some(format!("start at oldest commit {oldest}"));
             }
             Initial::Fail => {
-                return Err(Problem::new(
-                    Reason::InitialRefused,
-                    "the receiver is empty and `initial: Fail` forbids a first copy",
-                ));
+                return Err(Problem::new(Reason::InitialRefused, "the receiver is empty and `initial: Fail` forbids a first copy"));
             }
         }
     }
@@ -371,11 +270,7 @@ fn lay_steps(
         Intermediate::LatestOnly => rest.last().map_or(rest, std::slice::from_ref),
     };
     for &to in rest {
-        plan.steps.push(PlanStep {
-            from,
-            to,
-            resume: None,
-        });
+        plan.steps.push(PlanStep { from, to, resume: None });
         from = Some(to);
     }
     Ok(())

@@ -16,14 +16,7 @@ impl Run {
         self.enter(Phase::Listing { seq }, Some(PROGRESS_MS), now, out);
     }
 
-    pub(super) fn on_listed(
-        &mut self,
-        seq: u64,
-        local: &Versions,
-        peer: Result<Versions, Problem>,
-        now: Timestamp,
-        out: Out,
-    ) {
+    pub(super) fn on_listed(&mut self, seq: u64, local: &Versions, peer: Result<Versions, Problem>, now: Timestamp, out: Out) {
         if self.phase != (Phase::Listing { seq }) {
             return;
         }
@@ -41,23 +34,13 @@ impl Run {
         }
     }
 
-    pub(super) fn adopt_plan(
-        &mut self,
-        plan: Plan,
-        peer_free: Option<u64>,
-        now: Timestamp,
-        out: Out,
-    ) {
+    pub(super) fn adopt_plan(&mut self, plan: Plan, peer_free: Option<u64>, now: Timestamp, out: Out) {
         self.tell_plan(&plan, out);
         self.target = Some(plan.target);
         self.replicated = plan.base;
         self.conflict = None;
         self.peer_free = peer_free;
-        self.pinned = plan
-            .base
-            .into_iter()
-            .chain(plan.steps.iter().map(|s| s.to))
-            .collect();
+        self.pinned = plan.base.into_iter().chain(plan.steps.iter().map(|s| s.to)).collect();
         self.done_before += self.done;
         self.done = 0;
         self.sent_before = self.sent;
@@ -76,24 +59,14 @@ impl Run {
 
     pub(super) fn tell_plan(&mut self, plan: &Plan, out: Out) {
         if let Some(gone) = self.target.filter(|t| *t != plan.target) {
-            let message = format!(
-                "{gone} is not on the sender any more; the run now ends at {}",
-                plan.target
-            );
+            let message = format!("{gone} is not on the sender any more; the run now ends at {}", plan.target);
             self.note(NoteReason::TargetGone, message, out);
         }
         if let Some(why) = &plan.discarded {
-            self.note(
-                NoteReason::PartialDiscarded,
-                format!("a partial receive is dropped: {why}"),
-                out,
-            );
+            self.note(NoteReason::PartialDiscarded, format!("a partial receive is dropped: {why}"), out);
         }
         if self.plan.is_none() && !plan.steps.is_empty() {
-            let how = plan
-                .resolution
-                .clone()
-                .unwrap_or_else(|| "increments from what is there".to_owned());
+            let how = plan.resolution.clone().unwrap_or_else(|| "increments from what is there".to_owned());
             let message = format!("{} step(s) to {}: {how}", plan.steps.len(), plan.target);
             self.note(NoteReason::Planned, message, out);
         }
@@ -119,14 +92,7 @@ impl Run {
         }
     }
 
-    pub(super) fn on_estimated(
-        &mut self,
-        seq: u64,
-        step: usize,
-        bytes: Option<u64>,
-        now: Timestamp,
-        out: Out,
-    ) {
+    pub(super) fn on_estimated(&mut self, seq: u64, step: usize, bytes: Option<u64>, now: Timestamp, out: Out) {
         if self.estimates_asked.get(&seq) != Some(&step) {
             return;
         }

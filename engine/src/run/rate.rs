@@ -18,10 +18,7 @@ pub struct Rate {
 impl Rate {
     /// Starts counting at `now`.
     pub const fn new(now: Timestamp) -> Self {
-        Self {
-            since: now,
-            buckets: BTreeMap::new(),
-        }
+        Self { since: now, buckets: BTreeMap::new() }
     }
 
     /// `bytes` more have been sent. After the clock went back, counts from there.
@@ -30,22 +27,15 @@ impl Rate {
             *self = Self::new(now);
         }
         let bucket = now.0.div_euclid(BUCKET_MS);
-        self.buckets
-            .retain(|at, _| *at <= bucket && !Self::is_old(*at, now));
+        self.buckets.retain(|at, _| *at <= bucket && !Self::is_old(*at, now));
         let sum = self.buckets.entry(bucket).or_default();
         *sum = sum.saturating_add(bytes);
     }
 
     /// The mean over the window, or since the start if that is shorter; the first second counts as a whole one.
     pub fn per_second(&self, now: Timestamp) -> u64 {
-        let bytes = self
-            .buckets
-            .iter()
-            .filter(|(at, _)| !Self::is_old(**at, now))
-            .fold(0_u64, |sum, (_, b)| sum.saturating_add(*b));
-        let span = now
-            .since_ms(self.since)
-            .clamp(BUCKET_MS.unsigned_abs(), WINDOW_MS.unsigned_abs());
+        let bytes = self.buckets.iter().filter(|(at, _)| !Self::is_old(**at, now)).fold(0_u64, |sum, (_, b)| sum.saturating_add(*b));
+        let span = now.since_ms(self.since).clamp(BUCKET_MS.unsigned_abs(), WINDOW_MS.unsigned_abs());
         u64::try_from(u128::from(bytes) * 1_000 / u128::from(span)).unwrap_or(u64::MAX)
     }
 

@@ -37,9 +37,7 @@ impl Run {
         match &self.phase {
             Phase::Listing { .. } => ItemState::Planning,
             Phase::Estimating | Phase::Ended(Outcome::ContextDone(_)) => ItemState::Ready,
-            Phase::Sending { .. } | Phase::Stopping { .. } | Phase::MovingCursor { .. } => {
-                ItemState::Active
-            }
+            Phase::Sending { .. } | Phase::Stopping { .. } | Phase::MovingCursor { .. } => ItemState::Active,
             Phase::PlanningSleep | Phase::Sleeping { .. } => ItemState::RetryWait,
             Phase::Ended(Outcome::Completed { .. }) => ItemState::Completed,
             Phase::Ended(Outcome::Failed(_)) => ItemState::PermanentError,
@@ -85,7 +83,7 @@ impl Run {
             from: step.from,
             to: step.to,
             state: self.current_state().to_string(),
-            resumed: self.step_bytes.resumed_from > 0,
+            resumed: self.step_bytes.prefix() > 0,
             expected: self.estimate(step),
             replicated: self.step_bytes.replicated,
         })
@@ -93,29 +91,14 @@ impl Run {
 
     const fn current_state(&self) -> StepState {
         match &self.phase {
-            Phase::Sending {
-                verifying: false, ..
-            } => StepState::Sending,
-            Phase::Sending {
-                verifying: true, ..
-            } => StepState::Verifying,
-            Phase::MovingCursor {
-                catch_up: false, ..
-            } => StepState::MovingCursor,
-            Phase::Stopping {
-                why: Stop::Timeout(_),
-                ..
+            Phase::Sending { verifying: false, .. } => StepState::Sending,
+            Phase::Sending { verifying: true, .. } => StepState::Verifying,
+            Phase::MovingCursor { catch_up: false, .. } => StepState::MovingCursor,
+            Phase::Stopping { why: Stop::Timeout(_), .. } | Phase::Sleeping { .. } => StepState::Retry,
+            Phase::Stopping { why: Stop::Cancel(_), .. } | Phase::Ended(_) => StepState::Failed,
+            Phase::Listing { .. } | Phase::Estimating | Phase::PlanningSleep | Phase::MovingCursor { catch_up: true, .. } => {
+                StepState::Ready
             }
-            | Phase::Sleeping { .. } => StepState::Retry,
-            Phase::Stopping {
-                why: Stop::Cancel(_),
-                ..
-            }
-            | Phase::Ended(_) => StepState::Failed,
-            Phase::Listing { .. }
-            | Phase::Estimating
-            | Phase::PlanningSleep
-            | Phase::MovingCursor { catch_up: true, .. } => StepState::Ready,
         }
     }
 }

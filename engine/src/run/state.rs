@@ -24,31 +24,14 @@ pub enum State {
 
 impl State {
     /// All of them.
-    pub const ALL: [Self; 6] = [
-        Self::Planning,
-        Self::PlanningError,
-        Self::Working,
-        Self::WorkingWait,
-        Self::Completed,
-        Self::ContextDone,
-    ];
+    pub const ALL: [Self; 6] = [Self::Planning, Self::PlanningError, Self::Working, Self::WorkingWait, Self::Completed, Self::ContextDone];
 
     /// What may follow this state: the table of replication.md §1.
     pub const fn leaves_to(self) -> &'static [Self] {
         match self {
-            Self::Planning => &[
-                Self::Working,
-                Self::PlanningError,
-                Self::Completed,
-                Self::ContextDone,
-            ],
+            Self::Planning => &[Self::Working, Self::PlanningError, Self::Completed, Self::ContextDone],
             Self::PlanningError => &[Self::Planning, Self::ContextDone],
-            Self::Working => &[
-                Self::Working,
-                Self::WorkingWait,
-                Self::Completed,
-                Self::ContextDone,
-            ],
+            Self::Working => &[Self::Working, Self::WorkingWait, Self::Completed, Self::ContextDone],
             Self::WorkingWait => &[Self::Working, Self::Planning, Self::ContextDone],
             Self::Completed | Self::ContextDone => &[],
         }
@@ -126,11 +109,7 @@ mod tests {
     #[test]
     fn every_state_that_is_not_the_end_can_be_cancelled() {
         for state in State::ALL {
-            assert_eq!(
-                state.may_become(State::ContextDone),
-                !state.is_end(),
-                "{state}"
-            );
+            assert_eq!(state.may_become(State::ContextDone), !state.is_end(), "{state}");
             assert_eq!(state.leaves_to().is_empty(), state.is_end(), "{state}");
         }
     }

@@ -23,15 +23,7 @@ impl Run {
         match base {
             Some(to) if self.cursor != base => {
                 let seq = self.emit(RunEffectKind::MoveCursor { to, bytes: 0 }, out);
-                self.enter(
-                    Phase::MovingCursor {
-                        seq,
-                        catch_up: true,
-                    },
-                    Some(PROGRESS_MS),
-                    now,
-                    out,
-                );
+                self.enter(Phase::MovingCursor { seq, catch_up: true }, Some(PROGRESS_MS), now, out);
             }
             _ => self.next_step(now, out),
         }
@@ -53,37 +45,17 @@ impl Run {
         };
         self.step_bytes = StepBytes::default();
         let expected = self.estimate(&step);
-        let send = SendStep {
-            from: step.from,
-            to: step.to,
-            resume: step.resume,
-            expected,
-        };
+        let send = SendStep { from: step.from, to: step.to, resume: step.resume, expected };
         let seq = self.emit(RunEffectKind::Send(send), out);
-        self.enter(
-            Phase::Sending {
-                seq,
-                verifying: false,
-            },
-            Some(PROGRESS_MS),
-            now,
-            out,
-        );
+        self.enter(Phase::Sending { seq, verifying: false }, Some(PROGRESS_MS), now, out);
     }
 
     /// "No space" is said before bytes are sent (replication.md §2), from what was free when listed.
     pub(super) fn lacks_space(&self, step: &PlanStep) -> Option<Problem> {
-        let free = self
-            .peer_free?
-            .saturating_sub(self.sent.saturating_sub(self.sent_before));
-        let needed = self
-            .estimate(step)?
-            .saturating_sub(step.resume.as_ref().map_or(0, |r| r.offset));
+        let free = self.peer_free?.saturating_sub(self.sent.saturating_sub(self.sent_before));
+        let needed = self.estimate(step)?.saturating_sub(step.resume.as_ref().map_or(0, |r| r.offset));
         (needed > free).then(|| {
-            let message = format!(
-                "the step to {} needs {needed} bytes, the receiver has {free} left",
-                step.to
-            );
+            let message = format!("the step to {} needs {needed} bytes, the receiver has {free} left", step.to);
             Problem::new(Reason::NoSpace, message)
         })
     }
@@ -95,43 +67,22 @@ impl Run {
             _ => return,
         };
         let before = self.step_bytes.sent();
-        self.step_bytes.resumed_from = resumed_from.min(bytes);
+        self.step_bytes.resumed_from.get_or_insert(resumed_from.min(bytes));
         self.step_bytes.replicated = self.step_bytes.replicated.max(bytes);
-        self.rate
-            .add(self.step_bytes.sent().saturating_sub(before), now);
+        self.rate.add(self.step_bytes.sent().saturating_sub(before), now);
         if !stopping {
-            let verifying = matches!(
-                self.phase,
-                Phase::Sending {
-                    verifying: true,
-                    ..
-                }
-            );
+            let verifying = matches!(self.phase, Phase::Sending { verifying: true, .. });
             self.wake_at = Some(now.plus_ms(if verifying { VERIFY_MS } else { PROGRESS_MS }));
         }
     }
 
     pub(super) fn on_verifying(&mut self, seq: u64, now: Timestamp, out: Out) {
         if matches!(self.phase, Phase::Sending { seq: s, .. } if s == seq) {
-            self.enter(
-                Phase::Sending {
-                    seq,
-                    verifying: true,
-                },
-                Some(VERIFY_MS),
-                now,
-                out,
-            );
+            self.enter(Phase::Sending { seq, verifying: true }, Some(VERIFY_MS), now, out);
         }
     }
 
-    pub(super) fn on_send_done(
-        &mut self,
-        seq: u64,
-        result: Result<SendOutcome, Problem>,
-        now: Timestamp,
-        out: Out,
-    ) {
+    pub(super) fn on_send_done(&mut self, seq: u64, result: Result<SendOutcome, Problem>, now: Timestamp, out: Out) {
         let stop = match &self.phase {
             Phase::Sending { seq: s, .. } if *s == seq => None,
             Phase::Stopping { seq: s, why } if *s == seq => Some(why.clone()),
@@ -150,23 +101,11 @@ impl Run {
                 let Some(to) = self.replicated else { return };
                 let bytes = self.step_actual.last().copied().unwrap_or(0);
                 let seq = self.emit(RunEffectKind::MoveCursor { to, bytes }, out);
-                self.enter(
-                    Phase::MovingCursor {
-                        seq,
-                        catch_up: false,
-                    },
-                    Some(PROGRESS_MS),
-                    now,
-                    out,
-                );
+                self.enter(Phase::MovingCursor { seq, catch_up: false }, Some(PROGRESS_MS), now, out);
             }
             // A send that was stopped for silence ends as `Cancelled` or the like; a verdict counts more.
             (Some(Stop::Timeout(timeout)), Err(problem)) => {
-                let problem = if is_final(problem.reason) {
-                    problem
-                } else {
-                    timeout
-                };
+                let problem = if is_final(problem.reason) { problem } else { timeout };
                 self.fail_attempt(problem, true, now, out);
             }
             (None, Err(problem)) => {
@@ -181,14 +120,11 @@ impl Run {
         if let Some(to) = self.step(self.done).map(|s| s.to) {
             self.replicated = Some(to);
         }
-        let bytes = if outcome.already {
-            0
-        } else {
-            outcome.bytes_sent
-        };
+        let said = if outcome.already { 0 } else { outcome.bytes_sent };
+        let bytes = said.max(self.step_bytes.sent());
         self.sent = self.sent.saturating_add(bytes);
         self.step_actual.push(bytes);
-        self.step_bytes.replicated = self.step_bytes.resumed_from.saturating_add(bytes);
+        self.step_bytes.replicated = self.step_bytes.prefix().saturating_add(bytes);
         self.step_bytes.closed = true;
     }
 
@@ -199,11 +135,7 @@ impl Run {
     }
 
     pub(super) fn on_cursor_moved(&mut self, seq: u64, now: Timestamp, out: Out) {
-        let Phase::MovingCursor {
-            seq: awaited,
-            catch_up,
-        } = self.phase
-        else {
+        let Phase::MovingCursor { seq: awaited, catch_up } = self.phase else {
             return;
         };
         if awaited != seq {

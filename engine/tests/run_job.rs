@@ -1,0 +1,462 @@
+//! A job across runs, commits, specs and restarts (README §2, replication.md §5 and §6 test 6).
+
+mod run_support;
+
+use dotgraft_engine::ids::{CommitId, JobUid, Timestamp};
+use dotgraft_engine::model::{Reason, Versions, VersionsRole};
+use dotgraft_engine::run::{
+    CancelReason, Fresh, Initial, Job, JobRow, JobSpec, Outcome, Retry, Run, RunEffect, RunEffectKind, RunEvent, RunParams, RunSpec, State,
+};
+use run_support::*;
+use uuid::Uuid;
+
+fn one_shot(generation: i64) -> JobSpec {
+    let RunSpec { peer, initial, intermediate, retry, on_conflict, .. } = spec();
+    let params = RunParams { peer, initial, intermediate, retry, on_conflict };
+    JobSpec { uid: job_uid(), generation, suspend: false, trigger: None, on_commit: false, params }
+}
+
+fn on_commit(generation: i64) -> JobSpec {
+    JobSpec { on_commit: true, ..one_shot(generation) }
+}
+
+fn triggered(generation: i64, trigger: &str) -> JobSpec {
+    JobSpec { trigger: Some(trigger.to_owned()), ..one_shot(generation) }
+}
+
+/// A job, both sides' commits and a receiver that does as it is told.
+struct World {
+    job: Job,
+    ours: Vec<u64>,
+    theirs: Vec<CommitId>,
+    now: Timestamp,
+    runs: u32,
+    out: Vec<RunEffect>,
+    /// Rows as they were "journaled" with each call.
+    journal: JobRow,
+}
+
+impl World {
+    fn new(ours: &[u64]) -> Self {
+        let row = JobRow::new(job_uid());
+        Self {
+            job: Job::restore(row.clone()),
+            ours: ours.to_vec(),
+            theirs: Vec::new(),
+            now: Timestamp(1_000),
+            runs: 0,
+            out: Vec::new(),
+            journal: row,
+        }
+    }
+
+    fn fresh() -> Fresh {
+        Fresh { run_id: Uuid::from_u128(5), jitter_seed: 3 }
+    }
+
+    fn newest(&self) -> Option<CommitId> {
+        self.ours.last().map(|n| id(*n))
+    }
+
+    fn call(&mut self, f: impl FnOnce(&mut Job, Timestamp, &mut Vec<RunEffect>)) {
+        f(&mut self.job, self.now, &mut self.out);
+        self.journal = self.job.row().clone();
+    }
+
+    fn spec(&mut self, spec: JobSpec) {
+        let newest = self.newest();
+        self.call(|job, now, out| job.on_spec(spec, newest, now, Self::fresh(), out));
+    }
+
+    fn commit(&mut self, n: u64) {
+        self.ours.push(n);
+        self.call(|job, now, out| job.on_commit_made(id(n), false, now, Self::fresh(), out));
+    }
+
+    fn give(&mut self, event: RunEvent) {
+        self.call(|job, now, out| job.handle(event, now, Self::fresh(), out));
+    }
+
+    fn peer(&self) -> Versions {
+        let commits = self.theirs.iter().map(|c| dotgraft_engine::model::Commit { id: *c, ..commit(1) }).collect();
+        Versions { commits, ..versions(VersionsRole::Replica, &[]) }
+    }
+
+    /// Answers one effect as a healthy world does; false if there is none.
+    fn step(&mut self) -> bool {
+        if self.out.is_empty() {
+            return false;
+        }
+        let effect = self.out.remove(0);
+        let seq = effect.seq;
+        match effect.kind {
+            RunEffectKind::List => {
+                self.runs += 1;
+                let (local, peer) = (sender(&self.ours), Ok(self.peer()));
+                self.give(RunEvent::Listed { seq, local, peer });
+            }
+            RunEffectKind::Estimate { step, .. } => self.give(RunEvent::Estimated { seq, step, bytes: Some(1) }),
+            RunEffectKind::Send(step) => {
+                self.theirs.push(step.to);
+                self.give(RunEvent::SendDone { seq, result: sent(1) });
+            }
+            RunEffectKind::CancelSend => {
+                self.give(RunEvent::SendDone { seq, result: Err(problem(Reason::Cancelled)) });
+            }
+            RunEffectKind::MoveCursor { .. } => self.give(RunEvent::CursorMoved { seq }),
+            RunEffectKind::Moved { .. } | RunEffectKind::Note { .. } => {}
+        }
+        true
+    }
+
+    fn settle(&mut self) {
+        for _ in 0..10_000 {
+            if !self.step() {
+                return;
+            }
+        }
+        panic!("it never comes to rest");
+    }
+
+    /// Steps until the next effect is of that kind; it stays in front.
+    fn until(&mut self, wanted: impl Fn(&RunEffectKind) -> bool) -> u64 {
+        for _ in 0..10_000 {
+            if let Some(first) = self.out.first().filter(|e| wanted(&e.kind)) {
+                return first.seq;
+            }
+            assert!(self.step(), "it came to rest before");
+        }
+        panic!("it never comes there");
+    }
+
+    /// Kills the agent and starts it again with what was journaled.
+    fn restart(&mut self) {
+        let text = serde_json::to_string(&self.journal).unwrap();
+        self.out.clear();
+        self.job = Job::restore(serde_json::from_str(&text).unwrap());
+    }
+}
+
+fn is_list(kind: &RunEffectKind) -> bool {
+    *kind == RunEffectKind::List
+}
+
+fn is_send(kind: &RunEffectKind) -> bool {
+    matches!(kind, RunEffectKind::Send(_))
+}
+
+#[test]
+fn a_one_shot_job_runs_once_also_after_a_restart_and_a_changed_spec() {
+    let mut w = World::new(&[1, 2]);
+    w.spec(one_shot(1));
+    w.settle();
+    assert_eq!((w.runs, w.theirs.clone()), (1, vec![id(2)]));
+    assert_eq!(w.job.row().cursor, Some(id(2)));
+    w.spec(one_shot(1));
+    w.commit(3);
+    w.settle();
+    w.restart();
+    w.spec(one_shot(1));
+    w.settle();
+    w.spec(one_shot(2));
+    w.settle();
+    assert_eq!(w.runs, 1);
+    assert_eq!(w.job.report(w.now).map(|r| r.state), Some("Completed".to_owned()), "the report outlives a restart");
+}
+
+#[test]
+fn a_one_shot_job_that_was_cut_off_is_redone_wherever_it_was() {
+    for cut in 0..12 {
+        let mut w = World::new(&[1, 2]);
+        w.spec(JobSpec { params: RunParams { initial: Initial::All, ..one_shot(1).params }, ..one_shot(1) });
+        for _ in 0..cut {
+            w.step();
+        }
+        w.restart();
+        assert!(w.job.is_idle(), "nothing starts before the spec is read");
+        w.spec(JobSpec { params: RunParams { initial: Initial::All, ..one_shot(1).params }, ..one_shot(1) });
+        w.settle();
+        assert_eq!(w.theirs, [id(1), id(2)], "cut after {cut}");
+        assert_eq!(w.job.row().cursor, Some(id(2)), "cut after {cut}");
+        assert!(w.job.row().done_once && !w.job.row().owed, "cut after {cut}");
+    }
+}
+
+#[test]
+fn a_new_trigger_runs_and_the_same_does_not() {
+    let mut w = World::new(&[1]);
+    w.spec(triggered(1, "a"));
+    w.settle();
+    w.spec(triggered(1, "a"));
+    w.restart();
+    w.spec(triggered(1, "a"));
+    w.settle();
+    assert_eq!(w.runs, 1);
+    w.ours.push(2);
+    w.spec(triggered(2, "b"));
+    w.settle();
+    assert_eq!((w.runs, w.theirs.len()), (2, 2));
+    assert_eq!(w.job.row().observed_trigger.as_deref(), Some("b"));
+    w.spec(JobSpec { trigger: None, ..triggered(3, "b") });
+    w.settle();
+    assert_eq!(w.runs, 2, "taking the trigger away asks for nothing");
+}
+
+#[test]
+fn a_trigger_during_a_run_starts_another_as_soon_as_it_ends_also_across_a_crash() {
+    for crash in [false, true] {
+        let mut w = World::new(&[1]);
+        w.spec(triggered(1, "a"));
+        w.until(is_send);
+        w.ours.push(2);
+        w.spec(triggered(2, "b"));
+        if crash {
+            w.restart();
+            w.spec(triggered(2, "b"));
+        }
+        w.settle();
+        assert_eq!(w.theirs.last(), Some(&id(2)), "crash {crash}");
+        assert_eq!(w.runs, 2, "crash {crash}");
+    }
+}
+
+#[test]
+fn test_6_a_commit_made_during_a_run_starts_the_next_as_soon_as_it_ends() {
+    let mut w = World::new(&[1]);
+    w.spec(on_commit(1));
+    w.until(is_send);
+    w.commit(2);
+    w.settle();
+    assert_eq!(w.runs, 2);
+    assert_eq!(w.theirs, [id(1), id(2)]);
+}
+
+#[test]
+fn a_commit_that_the_run_has_listed_already_starts_no_other() {
+    let mut w = World::new(&[1]);
+    w.spec(on_commit(1));
+    w.until(is_list);
+    w.commit(2);
+    w.settle();
+    assert_eq!((w.runs, w.theirs.clone()), (1, vec![id(2)]));
+}
+
+#[test]
+fn an_on_commit_job_waits_for_the_first_commit_and_ignores_transient_ones() {
+    let mut w = World::new(&[]);
+    w.spec(on_commit(1));
+    w.call(|job, now, out| job.on_commit_made(id(50), true, now, World::fresh(), out));
+    w.settle();
+    assert_eq!(w.runs, 0);
+    w.commit(1);
+    w.settle();
+    assert_eq!((w.runs, w.theirs.clone()), (1, vec![id(1)]));
+    assert_eq!(w.job.row().last_successful_time, Some(w.now));
+}
+
+#[test]
+fn an_on_commit_job_catches_up_after_a_restart_only_if_it_is_behind() {
+    let mut w = World::new(&[1]);
+    w.spec(on_commit(1));
+    w.settle();
+    w.restart();
+    w.spec(on_commit(1));
+    w.settle();
+    assert_eq!(w.runs, 1, "it is not behind");
+    w.restart();
+    w.ours.push(2); // made by the agent before, or after, while the job was not known
+    w.spec(on_commit(1));
+    w.settle();
+    assert_eq!((w.runs, w.theirs.len()), (2, 2));
+}
+
+#[test]
+fn a_commit_ends_a_sleep_at_once() {
+    let mut w = World::new(&[1]);
+    w.spec(on_commit(1));
+    let seq = w.until(is_list);
+    w.out.clear();
+    let peer = Err(problem(Reason::Unreachable));
+    w.give(RunEvent::Listed { seq, local: sender(&[1]), peer });
+    assert_eq!(w.job.run().map(Run::state), Some(State::PlanningError));
+    w.commit(2);
+    assert_eq!(w.job.run().map(Run::state), Some(State::Planning));
+    w.settle();
+    assert_eq!(w.theirs, [id(2)]);
+}
+
+#[test]
+fn suspending_stops_the_run_and_keeps_what_is_owed() {
+    let mut w = World::new(&[1]);
+    w.spec(one_shot(1));
+    w.until(is_send);
+    w.out.clear(); // the send is under way and does not end by itself
+    w.spec(JobSpec { suspend: true, ..one_shot(2) });
+    w.settle();
+    assert!(w.job.is_idle());
+    assert_eq!(w.job.report(w.now).map(|r| r.state), Some("ContextDone".to_owned()));
+    assert!(w.job.row().owed && !w.job.row().done_once);
+    w.restart();
+    w.spec(JobSpec { suspend: true, ..one_shot(2) });
+    w.settle();
+    assert_eq!(w.theirs, []);
+    w.spec(one_shot(3));
+    w.settle();
+    assert_eq!(w.theirs, [id(1)]);
+}
+
+#[test]
+fn changed_run_parameters_supersede_the_run_in_hand() {
+    let mut w = World::new(&[1, 2]);
+    w.spec(one_shot(1));
+    w.until(is_send);
+    w.out.clear();
+    let mut changed = one_shot(2);
+    changed.params.initial = Initial::All;
+    w.spec(changed);
+    w.settle();
+    assert_eq!(w.theirs, [id(1), id(2)], "the second run obeyed the new spec");
+    assert_eq!(w.runs, 2);
+}
+
+#[test]
+fn a_new_peer_has_a_cursor_of_its_own_and_is_served_once() {
+    let mut w = World::new(&[1, 2]);
+    w.spec(one_shot(1));
+    w.settle();
+    let mut elsewhere = one_shot(2);
+    elsewhere.params.peer.node = "n3".parse().unwrap();
+    w.theirs.clear();
+    w.spec(elsewhere);
+    assert_eq!(w.job.row().cursor, None);
+    w.settle();
+    assert_eq!((w.runs, w.theirs.clone()), (2, vec![id(2)]));
+}
+
+#[test]
+fn deleting_the_job_stops_all_and_for_good() {
+    let mut w = World::new(&[1]);
+    w.spec(on_commit(1));
+    w.until(is_send);
+    w.out.clear();
+    w.call(|job, now, out| job.on_stop(CancelReason::Deleted, now, World::fresh(), out));
+    assert!(!w.job.is_idle(), "until the send has confirmed");
+    w.settle();
+    assert!(w.job.is_idle());
+    w.commit(2);
+    w.spec(on_commit(2));
+    w.call(|job, now, out| job.on_resume(now, World::fresh(), out));
+    w.settle();
+    assert!(w.job.is_idle());
+    assert_eq!(w.theirs, []);
+}
+
+#[test]
+fn a_node_that_is_owner_again_goes_on() {
+    let mut w = World::new(&[1]);
+    w.spec(one_shot(1));
+    w.until(is_send);
+    w.out.clear();
+    w.call(|job, now, out| job.on_stop(CancelReason::NotOwner, now, World::fresh(), out));
+    w.settle();
+    assert!(w.job.is_idle());
+    w.call(|job, now, out| job.on_resume(now, World::fresh(), out));
+    w.settle();
+    assert_eq!(w.theirs, [id(1)]);
+}
+
+#[test]
+fn a_failed_run_waits_for_a_named_change() {
+    let mut w = World::new(&[]);
+    w.spec(one_shot(1));
+    w.settle();
+    assert!(matches!(w.job.row().last.as_ref().map(|l| &l.outcome), Some(Outcome::Failed(_))));
+    assert_eq!(w.job.row().consecutive_failures, 1);
+    w.restart();
+    w.spec(one_shot(1));
+    w.settle();
+    assert_eq!(w.runs, 1, "unchanged, it fails again");
+    w.ours.push(1);
+    w.spec(one_shot(2));
+    w.settle();
+    assert_eq!((w.runs, w.theirs.clone()), (2, vec![id(1)]));
+    assert_eq!(w.job.row().consecutive_failures, 0);
+}
+
+#[test]
+fn a_deadline_counts_as_a_failure_and_does_not_start_over() {
+    let mut w = World::new(&[1]);
+    let mut spec = one_shot(1);
+    spec.params.retry = Retry { max_attempts: None, deadline_ms: Some(5_000) };
+    w.spec(spec);
+    w.out.clear(); // the listing never comes
+    w.now = w.job.next_wake().unwrap();
+    w.give(RunEvent::Timer);
+    w.settle();
+    assert!(w.job.is_idle());
+    assert_eq!((w.runs, w.job.row().consecutive_failures), (0, 1));
+    assert!(w.job.row().done_once);
+}
+
+#[test]
+fn the_cursor_is_in_the_row_of_the_same_call_that_asks_to_move_it() {
+    let mut w = World::new(&[1]);
+    w.spec(one_shot(1));
+    w.until(|k| matches!(k, RunEffectKind::MoveCursor { .. }));
+    assert_eq!(w.journal.cursor, Some(id(1)));
+    assert!(w.job.pins().contains(&id(1)));
+}
+
+#[test]
+fn late_results_of_an_earlier_run_are_not_taken_for_the_next_ones() {
+    let mut w = World::new(&[1]);
+    w.spec(triggered(1, "a"));
+    let late = w.until(is_send);
+    w.settle();
+    w.ours.push(2);
+    w.spec(triggered(2, "b"));
+    let seq = w.until(is_send);
+    assert!(seq > late);
+    w.out.clear();
+    w.give(RunEvent::SendDone { seq: late, result: sent(1) });
+    assert_eq!(w.job.row().cursor, Some(id(1)));
+    assert_eq!(w.job.run().map(Run::state), Some(State::Working));
+}
+
+#[test]
+fn the_spec_of_another_job_is_ignored() {
+    let mut w = World::new(&[1]);
+    let other = JobSpec { uid: JobUid::from_uuid(Uuid::from_u128(99)), ..one_shot(1) };
+    w.spec(other);
+    w.settle();
+    assert_eq!(w.runs, 0);
+    assert_eq!(*w.job.row(), JobRow::new(job_uid()));
+}
+
+// ---- the row on disk ----
+
+fn full_row() -> JobRow {
+    let mut w = World::new(&[1, 2]);
+    w.spec(triggered(4, "now"));
+    w.settle();
+    w.job.row().clone()
+}
+
+#[test]
+fn the_row_on_disk_is_the_golden_file() {
+    let golden = include_str!("run_golden/job_row_v1.json");
+    let row: JobRow = serde_json::from_str(golden).unwrap();
+    assert_eq!(row, full_row());
+    let ours: serde_json::Value = serde_json::to_value(&row).unwrap();
+    assert_eq!(ours, serde_json::from_str::<serde_json::Value>(golden).unwrap());
+}
+
+#[test]
+fn a_row_of_a_newer_program_is_refused() {
+    let mut row = serde_json::to_value(full_row()).unwrap();
+    row["version"] = 2.into();
+    let error = serde_json::from_value::<JobRow>(row.clone()).unwrap_err();
+    assert!(error.to_string().contains("version 2"), "{error}");
+    row["version"] = 0.into();
+    assert!(serde_json::from_value::<JobRow>(row).is_err());
+}
