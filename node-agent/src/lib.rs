@@ -4,10 +4,16 @@
 //! `peer` is the network; `journal` is memory that survives; `cluster` is the API server.
 
 pub mod actor;
+pub mod app;
 pub mod btrfs;
 pub mod cluster;
 pub mod digest;
 pub mod driver;
+pub mod http;
 pub mod journal;
+pub mod logging;
+pub mod metrics;
 pub mod peer;
+pub mod readiness;
 pub mod stream;
+pub mod supervisor;

@@ -1,2 +1,84 @@
-//! placeholder
-fn main() {}
+//! `dotgraft-agent`: reads its arguments and runs the agent until it is told to stop. Mounts stay when it ends.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::Parser;
+use dotgraft_agent::app::{self, Settings};
+use dotgraft_agent::btrfs::PoolSource;
+use dotgraft_agent::logging::{self, Format};
+use dotgraft_api::quantity::parse_quantity;
+use dotgraft_engine::ids::NodeName;
+use tokio_util::sync::CancellationToken;
+
+/// The agent of a node: owns the Filesystems in its pool.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Args {
+    /// Name of the Node object.
+    #[arg(long, env = "NODE_NAME")]
+    node_name: String,
+    /// Kubeconfig with the agent's own token.
+    #[arg(long, env = "KUBECONFIG")]
+    kubeconfig: PathBuf,
+    /// Directory for journal, certificates and the private mount of the pool.
+    #[arg(long)]
+    state_dir: PathBuf,
+    /// File that holds the pool, made with --pool-file-size if it is not there.
+    #[arg(long, required_unless_present = "pool_device", conflicts_with = "pool_device")]
+    pool_file: Option<PathBuf>,
+    /// Size of a new pool file, as a Kubernetes quantity.
+    #[arg(long, default_value = "4Gi")]
+    pool_file_size: String,
+    /// Block device that holds the pool.
+    #[arg(long)]
+    pool_device: Option<PathBuf>,
+    /// Address for other agents: an IP of this node.
+    #[arg(long)]
+    listen: SocketAddr,
+    /// Address for probes and metrics.
+    #[arg(long)]
+    http: SocketAddr,
+    /// Unix socket for programs of this node.
+    #[arg(long)]
+    socket: PathBuf,
+    /// Namespace of the operator, where the agent keeps its Lease.
+    #[arg(long, default_value = dotgraft_api::common::SYSTEM_NAMESPACE)]
+    namespace: String,
+    /// json or human; by default human on a terminal.
+    #[arg(long)]
+    log_format: Option<Format>,
+}
+
+impl Args {
+    fn settings(self) -> anyhow::Result<Settings> {
+        let pool = match (self.pool_file, self.pool_device) {
+            (Some(path), _) => PoolSource::File { path, size_bytes: parse_quantity(&self.pool_file_size)? },
+            (None, Some(device)) => PoolSource::Device(device),
+            (None, None) => anyhow::bail!("give --pool-file or --pool-device"),
+        };
+        Ok(Settings {
+            node: self.node_name.parse::<NodeName>()?,
+            kubeconfig: self.kubeconfig,
+            state_dir: self.state_dir,
+            pool,
+            listen: self.listen,
+            http: self.http,
+            socket: self.socket,
+            namespace: self.namespace,
+        })
+    }
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let args = Args::parse();
+    logging::init(args.log_format);
+    let stop = CancellationToken::new();
+    let signalled = stop.clone();
+    tokio::spawn(async move {
+        let _ = dotgraft_agent::app::terminated().await;
+        signalled.cancel();
+    });
+    app::run(args.settings()?, stop).await
+}

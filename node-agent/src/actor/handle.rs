@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use dotgraft_engine::filesystem::FilesystemStatus;
 use dotgraft_engine::ids::{CommitId, FsId, JobUid};
 use dotgraft_engine::model::{Commit, Problem, Reason, ResumeToken, Versions};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -136,12 +137,12 @@ pub type StatusJson = Arc<serde_json::Value>;
 pub struct FsHandle {
     fs: FsId,
     mailbox: mpsc::Sender<Request>,
-    status: watch::Receiver<StatusJson>,
+    status: watch::Receiver<Arc<FilesystemStatus>>,
 }
 
 impl FsHandle {
     /// A handle to the actor behind `mailbox`.
-    pub fn new(fs: FsId, mailbox: mpsc::Sender<Request>, status: watch::Receiver<StatusJson>) -> Self {
+    pub fn new(fs: FsId, mailbox: mpsc::Sender<Request>, status: watch::Receiver<Arc<FilesystemStatus>>) -> Self {
         Self { fs, mailbox, status }
     }
     /// Whose.
@@ -149,8 +150,12 @@ impl FsHandle {
         self.fs
     }
     /// The last status.
-    pub fn status(&self) -> StatusJson {
+    pub fn current(&self) -> Arc<FilesystemStatus> {
         self.status.borrow().clone()
+    }
+    /// The last status as JSON, for people and tests.
+    pub fn status(&self) -> StatusJson {
+        Arc::new(serde_json::to_value(self.current().as_ref()).unwrap_or_default())
     }
 
     fn post(&self, request: Request) -> Result<(), Problem> {

@@ -58,6 +58,8 @@ pub enum Op {
         /// As in `Put`.
         key: String,
     },
+    /// Removes every record of the scope: the end of a Filesystem.
+    DeleteAll,
 }
 
 impl Entry {
@@ -236,6 +238,7 @@ fn check(entries: &[Entry]) -> Result<(), JournalError> {
         let (key, value) = match &entry.op {
             Op::Put { key, value } => (key, value.len()),
             Op::Delete { key } => (key, 0),
+            Op::DeleteAll => continue,
         };
         if key.is_empty() || key.len() > MAX_KEY || key.contains('\0') {
             return Err(JournalError::Invalid {

@@ -233,7 +233,7 @@ impl Writer {
         }
         let put = |e: &Entry| match &e.op {
             Op::Put { key, value } => key.len().saturating_add(value.len()),
-            Op::Delete { .. } => 0,
+            Op::Delete { .. } | Op::DeleteAll => 0,
         };
         entries.iter().map(put).sum::<usize>() > LOW_SPACE_PUT
             && ballast::free_bytes(&self.path) < self.ballast_bytes / 2
@@ -283,10 +283,12 @@ fn write(conn: &Connection, request: &Commit) -> Result<(), JournalError> {
         "INSERT INTO record (scope, key, value) VALUES (?1, ?2, ?3) ON CONFLICT (scope, key) DO UPDATE SET value = excluded.value",
     )?;
     let mut delete = conn.prepare_cached("DELETE FROM record WHERE scope = ?1 AND key = ?2")?;
+    let mut delete_all = conn.prepare_cached("DELETE FROM record WHERE scope = ?1")?;
     for entry in &request.entries {
         match &entry.op {
             Op::Put { key, value } => put.execute(params![scope, key, value])?,
             Op::Delete { key } => delete.execute(params![scope, key])?,
+            Op::DeleteAll => delete_all.execute(params![scope])?,
         };
     }
     Ok(())

@@ -1,0 +1,67 @@
+//! Between the engine's base row and `fs.json`.
+
+use dotgraft_engine::filesystem::{Base, Life, Opened, Role};
+use dotgraft_engine::ids::PoolId;
+use dotgraft_engine::model::{FORMAT_VERSION, Problem, Reason};
+
+use crate::driver::{FsMeta, FsRole, FsState};
+
+/// What goes to disk.
+pub fn meta_of(base: &Base, pool: PoolId) -> FsMeta {
+    FsMeta {
+        version: FORMAT_VERSION,
+        fs_id: base.fs_id,
+        pool,
+        role: match base.role {
+            Role::Owner => FsRole::Owner,
+            Role::Replica => FsRole::Replica,
+        },
+        state: match base.life {
+            Life::Deleting | Life::Gone => FsState::Deleting,
+            Life::Creating | Life::Active => FsState::Active,
+        },
+        claim: base.claim.clone(),
+        capacity: base.capacity,
+        history_limit: base.history_limit,
+        fencing: base.fencing.clone(),
+        reclaim_policy: base.reclaim_policy.clone(),
+        origin: base.origin,
+        qgroup: base.qgroup,
+        epoch: base.epoch,
+        attempt: base.attempt,
+        opened: base.opened.map(|o| o.boot),
+    }
+}
+
+/// What comes from disk when the journal knows nothing. An owner without a head is one whose creation did not end.
+pub fn base_of(meta: &FsMeta, head: bool) -> Result<Base, Problem> {
+    if meta.version > FORMAT_VERSION {
+        return Err(Problem::new(Reason::Unsupported, format!("fs.json has version {}, newer than this agent knows: upgrade it", meta.version)));
+    }
+    let role = match meta.role {
+        FsRole::Owner => Role::Owner,
+        FsRole::Replica => Role::Replica,
+    };
+    let life = match meta.state {
+        FsState::Deleting => Life::Deleting,
+        FsState::Active if role == Role::Owner && !head => Life::Creating,
+        FsState::Active => Life::Active,
+    };
+    Ok(Base {
+        version: FORMAT_VERSION,
+        fs_id: meta.fs_id,
+        role,
+        life,
+        qgroup: meta.qgroup,
+        claim: meta.claim.clone(),
+        origin: meta.origin,
+        capacity: meta.capacity,
+        history_limit: meta.history_limit,
+        fencing: meta.fencing.clone(),
+        reclaim_policy: meta.reclaim_policy.clone(),
+        epoch: meta.epoch,
+        attempt: meta.attempt,
+        opened: meta.opened.map(|boot| Opened { epoch: meta.epoch, boot }),
+        frozen: None,
+    })
+}

@@ -1,0 +1,109 @@
+//! What all actors of a node share: disk, journal, peers, API server, metrics; and the way from one actor to another.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use dotgraft_engine::filesystem::{FilesystemStatus, Here, Note};
+use dotgraft_engine::ids::{FsId, Timestamp};
+use dotgraft_engine::model::Place;
+use tokio::sync::mpsc;
+
+use super::actor::{Order, wall_clock};
+use super::api::ClusterApi;
+use super::registry::Registry;
+use crate::driver::Driver;
+use crate::journal::Journal;
+use crate::metrics::Metrics;
+use crate::peer::PeerClient;
+
+/// Shared by all actors.
+pub struct Node {
+    /// Place, boot, kernel.
+    pub here: Here,
+    /// The disk.
+    pub driver: Arc<dyn Driver>,
+    /// Memory that survives.
+    pub journal: Journal,
+    /// Other agents.
+    pub peers: PeerClient,
+    /// The API server.
+    pub api: ClusterApi,
+    /// Figures.
+    pub metrics: Metrics,
+    /// Who lives here.
+    pub registry: Registry,
+    orders: Mutex<BTreeMap<FsId, mpsc::UnboundedSender<Order>>>,
+    generation: AtomicU64,
+}
+
+impl Node {
+    /// A node with nobody on it.
+    pub fn new(here: Here, driver: Arc<dyn Driver>, journal: Journal, peers: PeerClient, api: ClusterApi, metrics: Metrics, registry: Registry) -> Self {
+        Self {
+            here,
+            driver,
+            journal,
+            peers,
+            api,
+            metrics,
+            registry,
+            orders: Mutex::default(),
+            generation: AtomicU64::new(0),
+        }
+    }
+
+    /// Node and pool.
+    pub fn place(&self) -> &Place {
+        &self.here.place
+    }
+
+    /// Wall clock.
+    #[allow(clippy::unused_self)] // the clock belongs to the node; tests of actors may give it one of their own
+    pub fn now(&self) -> Timestamp {
+        wall_clock()
+    }
+
+    /// A number that no incarnation of any Filesystem in this process had before.
+    pub fn next_generation(&self) -> u64 {
+        self.generation.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// Counts a (re)build from the journal.
+    pub fn count_recovery(&self) {
+        self.metrics.recovered();
+    }
+
+    /// Registers the way to an actor.
+    pub fn enrol(&self, fs: FsId, orders: mpsc::UnboundedSender<Order>) {
+        self.orders.lock().unwrap_or_else(PoisonError::into_inner).insert(fs, orders);
+    }
+
+    /// Forgets it.
+    pub fn discharge(&self, fs: FsId) {
+        self.orders.lock().unwrap_or_else(PoisonError::into_inner).remove(&fs);
+    }
+
+    /// Gives an order to the owner of `fs`; `false`: it does not live here.
+    pub fn order(&self, fs: FsId, order: Order) -> bool {
+        let orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
+        orders.get(&fs).is_some_and(|tx| tx.send(order).is_ok())
+    }
+
+    /// To everyone.
+    pub fn order_all(&self, order: &Order) {
+        for tx in self.orders.lock().unwrap_or_else(PoisonError::into_inner).values() {
+            let _ = tx.send(order.clone());
+        }
+    }
+
+    /// The status of a Filesystem changed; everything in it is durable.
+    pub fn publish(&self, status: &Arc<FilesystemStatus>) {
+        self.api.publish(status, self.now());
+    }
+
+    /// An event for people.
+    pub fn tell(&self, fs: FsId, note: &Note) {
+        self.api.tell(fs, note);
+    }
+}

@@ -1,0 +1,214 @@
+//! The work that an actor starts: each task runs outside the loop, says what it has to say, and ends with one `Done`.
+
+use std::sync::Arc;
+
+use dotgraft_engine::filesystem::{Event, Found, MountWhat, Task, TaskDone};
+use dotgraft_engine::ids::{FsId, OpId};
+use dotgraft_engine::model::{Origin, Problem, Reason};
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use super::actor::{Answered, Order, Said, cancelled};
+use super::convert;
+use super::handle::{Frame, Reply};
+use super::node::Node;
+use super::{receive, send};
+use crate::driver::{self, Driver, DriverError};
+
+/// Frames and replies of an accepted transfer.
+pub type Transfer = (mpsc::Receiver<Frame>, mpsc::Sender<Reply>);
+
+/// What every task has at hand.
+#[derive(Clone)]
+pub struct TaskCtx {
+    /// Whose.
+    pub fs: FsId,
+    /// Which.
+    pub op: OpId,
+    /// The node.
+    pub node: Arc<Node>,
+    /// The way back to the actor.
+    pub said: mpsc::Sender<Said>,
+    /// Told to stop.
+    pub cancel: CancellationToken,
+}
+
+impl TaskCtx {
+    /// A driver call on a blocking thread.
+    pub async fn blocking<T: Send + 'static>(
+        &self,
+        call: impl FnOnce(&dyn Driver) -> Result<T, DriverError> + Send + 'static,
+    ) -> Result<T, Problem> {
+        let driver = self.node.driver.clone();
+        match tokio::task::spawn_blocking(move || call(driver.as_ref())).await {
+            Ok(result) => result.map_err(|e| e.problem()),
+            Err(e) => Err(Problem::new(Reason::Internal, format!("a driver call died: {e}"))),
+        }
+    }
+
+    /// Tells the engine something.
+    pub async fn say(&self, event: Event) {
+        // The actor is gone only when the process ends.
+        let _ = self.said.send(Said::Event(event)).await;
+    }
+}
+
+/// Runs one task to its end.
+pub async fn run(ctx: TaskCtx, task: Task, transfer: Option<Transfer>) {
+    let result = carry_out(&ctx, task, transfer).await;
+    if let Err(problem) = &result
+        && problem.reason == Reason::Internal
+    {
+        tracing::warn!(op = %ctx.op, "task failed: {problem}");
+    }
+    ctx.say(Event::Done(ctx.op, Box::new(result))).await;
+}
+
+async fn carry_out(ctx: &TaskCtx, task: Task, transfer: Option<Transfer>) -> Result<TaskDone, Problem> {
+    let fs = ctx.fs;
+    match task {
+        Task::Inspect => inspect(ctx).await,
+        Task::AllocateQgroup => ctx.blocking(|d| d.allocate_qgroup()).await.map(TaskDone::Qgroup),
+        Task::Open { seen } => ctx.node.api.open(fs, seen).await,
+        Task::CheckDeleting => ctx.node.api.is_deleting(fs).await.map(TaskDone::Deleting),
+        Task::PinOrigin(origin) => pin_origin(ctx, origin).await,
+        Task::UnpinOrigin(origin) => {
+            ctx.node.order(origin.fs_id, Order::UnpinOrigin(fs));
+            Ok(TaskDone::Ok)
+        }
+        Task::Prepare(base) => {
+            let meta = convert::meta_of(&base, ctx.node.here.place.pool);
+            ctx.blocking(move |d| d.prepare(&meta)).await.map(|()| TaskDone::Ok)
+        }
+        Task::CreateHead { qgroup, from } => ctx.blocking(move |d| d.create_head(fs, qgroup, from)).await.map(|()| TaskDone::Ok),
+        Task::WriteMeta(base) => {
+            let meta = convert::meta_of(&base, ctx.node.here.place.pool);
+            let (qgroup, limit) = (base.qgroup, base.capacity.saturating_add(base.history_limit));
+            ctx.blocking(move |d| {
+                d.set_limit(qgroup, limit)?;
+                d.write_meta(&meta)
+            })
+            .await
+            .map(|()| TaskDone::Ok)
+        }
+        Task::Commit { qgroup, commit } => {
+            let began = std::time::Instant::now();
+            let done = ctx.blocking(move |d| refuse_if_low(d).and_then(|()| d.commit(qgroup, &commit))).await;
+            ctx.node.metrics.commit(done.is_ok(), began.elapsed());
+            done.map(|done| TaskDone::Committed { changed_bytes: done.changed_bytes })
+        }
+        Task::DeleteCommit(id) => ctx.blocking(move |d| d.delete_commit(fs, id)).await.map(|()| TaskDone::Ok),
+        Task::Fence { qgroup, commit, force } => ctx.blocking(move |d| fence(d, fs, qgroup, &commit, force)).await,
+        Task::Thaw => ctx.blocking(move |d| d.thaw(fs)).await.map(|()| TaskDone::Ok),
+        Task::Destroy { qgroup } => ctx.blocking(move |d| destroy(d, fs, qgroup)).await,
+        Task::Usage { qgroup } => {
+            ctx.blocking(move |d| d.usage(qgroup)).await.map(|u| TaskDone::Usage { bytes: u.bytes, limit: u.limit })
+        }
+        Task::Mount(what, target, read_only) => {
+            let what = match what {
+                MountWhat::Head => driver::MountWhat::Head,
+                MountWhat::Commit(id) => driver::MountWhat::Commit(id),
+            };
+            ctx.blocking(move |d| d.mount(fs, what, target.as_ref(), read_only)).await.map(|()| TaskDone::Ok)
+        }
+        Task::Unmount(target) => ctx.blocking(move |d| d.unmount(target.as_ref())).await.map(|()| TaskDone::Ok),
+        Task::Discard(target) => ctx.blocking(move |d| d.receive_discard(fs, target)).await.map(|()| TaskDone::Ok),
+        Task::Receive { qgroup, offer, checkpoint, .. } => match transfer {
+            Some((frames, replies)) => receive::run(ctx, qgroup, *offer, checkpoint, frames, replies).await,
+            None => Err(cancelled()),
+        },
+        Task::PeerVersions { job, peer } => {
+            let versions = ctx.node.peers.versions(&peer.node, fs, job);
+            tokio::select! {
+                v = versions => v.map(|v| TaskDone::Versions(Box::new(v))),
+                () = ctx.cancel.cancelled() => Err(cancelled()),
+            }
+        }
+        Task::Estimate { from, to, .. } => ctx.blocking(move |d| d.estimate(fs, from, to)).await.map(TaskDone::Estimated),
+        Task::Send { run_id, peer, epoch, job, from, to, resume, expected, bandwidth } => {
+            let plan = send::Plan { run_id, peer, epoch, job, from, to: *to, resume: resume.map(|r| *r), expected, bandwidth };
+            send::run(ctx, plan).await
+        }
+    }
+}
+
+async fn inspect(ctx: &TaskCtx) -> Result<TaskDone, Problem> {
+    let fs = ctx.fs;
+    let (found, fenced) = ctx
+        .blocking(move |d| {
+            let found = d.inspect(fs)?;
+            let fenced = found.head && d.is_fenced(fs)?;
+            Ok((found, fenced))
+        })
+        .await?;
+    let base = match found.meta {
+        Some(meta) if meta.pool != ctx.node.here.place.pool => {
+            let text = format!("fs.json names pool {}, this is {}: the directory was copied from another pool; it is left alone", meta.pool, ctx.node.here.place.pool);
+            return Err(Problem::new(Reason::Invalid, text));
+        }
+        Some(meta) => Some(convert::base_of(&meta, found.head)?),
+        None => None,
+    };
+    Ok(TaskDone::Inspected(Box::new(Found {
+        base,
+        head: found.head,
+        fenced,
+        commits: found.commits,
+        checkpoints: found.checkpoints,
+        incoming: found.incoming,
+        broken: found.broken,
+    })))
+}
+
+/// Under 512 MiB of metadata room commits and receives are refused (storage.md §1).
+pub fn refuse_if_low(d: &dyn Driver) -> Result<(), DriverError> {
+    const METADATA_FLOOR: u64 = 512 << 20;
+    let space = d.space()?;
+    if space.read_only {
+        return Err(DriverError::PoolFailed("the kernel has made the pool read-only; see its log, then replace the disk or restart the node".into()));
+    }
+    // A pool that is small by design (tests, edge) gets a floor in proportion.
+    let floor = METADATA_FLOOR.min(space.total / 16);
+    if space.metadata_free < floor {
+        let text = format!("only {} MiB are left for metadata in the pool (needs {} MiB): delete commits or Dots, or enlarge the pool", space.metadata_free >> 20, floor >> 20);
+        return Err(DriverError::NoSpace(text));
+    }
+    Ok(())
+}
+
+fn held_by(holders: &[driver::Holder]) -> String {
+    let mut text: Vec<String> = holders.iter().take(3).map(|h| format!("{} (pid {}) at {}", h.command, h.pid, h.mount_point.display())).collect();
+    if holders.len() > 3 {
+        text.push(format!("and {} more", holders.len() - 3));
+    }
+    text.join(", ")
+}
+
+fn fence(d: &dyn Driver, fs: FsId, qgroup: u64, commit: &dotgraft_engine::model::Commit, force: bool) -> Result<TaskDone, DriverError> {
+    let holders = d.holders(fs)?;
+    if !holders.is_empty() && !force {
+        return Err(DriverError::Mounted(held_by(&holders)));
+    }
+    d.fence(qgroup, commit).map(|f| TaskDone::Fenced { generation: f.generation })
+}
+
+/// A mounted subvolume would vanish without a word to its users: looked at right before (storage.md §3).
+fn destroy(d: &dyn Driver, fs: FsId, qgroup: u64) -> Result<TaskDone, DriverError> {
+    let holders = d.holders(fs)?;
+    if !holders.is_empty() {
+        return Err(DriverError::Mounted(held_by(&holders)));
+    }
+    d.destroy(fs, qgroup).map(|()| TaskDone::Ok)
+}
+
+async fn pin_origin(ctx: &TaskCtx, origin: Origin) -> Result<TaskDone, Problem> {
+    let (tx, rx) = oneshot::channel();
+    let answer = Answered(Arc::new(std::sync::Mutex::new(Some(tx))));
+    if !ctx.node.order(origin.fs_id, Order::PinOrigin(ctx.fs, origin.commit, answer)) {
+        return Err(Problem::new(Reason::NotFound, format!("Filesystem {} is not on this node; a Branch starts where its origin is", origin.fs_id)));
+    }
+    match rx.await {
+        Ok(result) => result.map(|()| TaskDone::Ok),
+        Err(_) => Err(Problem::new(Reason::Busy, "the origin's owner restarted; trying again")),
+    }
+}

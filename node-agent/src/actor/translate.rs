@@ -1,0 +1,272 @@
+//! Between the API's words and the engine's: `Replica.spec.desired` in, `Replica.status` and orphans out. Pure.
+
+use dotgraft_api::common::{ConditionUpdate, Fencing, Initial as ApiInitial, Intermediate as ApiIntermediate, ReclaimPolicy, set_condition};
+use dotgraft_api::node_pool::Orphan;
+use dotgraft_api::replica::{
+    CommitState, CommitWish, CopyRole, DesiredRole, DesiredState, JobWish, LastRun, Replica, ReplicaCommit, ReplicaCommitStatus,
+    ReplicaJobStatus, ReplicaStatus,
+};
+use dotgraft_engine::filesystem::{
+    Desired, FilesystemStatus, Intent, JobStatus, Present, RequestState, RequestStatus, Role, RoleStatus, WantedCommit, WantedJob,
+};
+use dotgraft_engine::ids::{Epoch, FsId, IdError, Timestamp};
+use dotgraft_engine::model::{Claim, Origin, Place};
+use dotgraft_engine::run::{Initial, Intermediate, JobSpec, OnConflict, Outcome, Retry, RunParams};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+
+/// A Replica object that this agent can't make sense of.
+#[derive(Debug, thiserror::Error)]
+#[error("Replica {name}: {source}")]
+pub struct BadReplica {
+    /// Its name.
+    pub name: String,
+    /// What is wrong.
+    pub source: IdError,
+}
+
+/// Which Filesystem and what is wanted of it.
+pub fn desired_of(replica: &Replica) -> Result<(FsId, Desired), BadReplica> {
+    let name = replica.metadata.name.clone().unwrap_or_default();
+    parse(replica).map_err(|source| BadReplica { name, source })
+}
+
+fn parse(replica: &Replica) -> Result<(FsId, Desired), IdError> {
+    let fs: FsId = replica.spec.fs_id.parse()?;
+    let d = &replica.spec.desired;
+    let generation = replica.metadata.generation.unwrap_or(0);
+    let intent = match d.state {
+        DesiredState::Absent => Intent::Absent { epoch: Epoch(d.epoch) },
+        DesiredState::Present => Intent::Present(Box::new(Present {
+            role: match d.role {
+                Some(DesiredRole::Owner) => Role::Owner,
+                Some(DesiredRole::Replica) | None => Role::Replica,
+            },
+            epoch: Epoch(d.epoch),
+            claim: d.claim.as_ref().map(|c| Claim {
+                kind: c.kind.as_str().to_owned(),
+                namespace: c.namespace.clone(),
+                name: c.name.clone(),
+            }),
+            origin: match &d.origin {
+                Some(o) => Some(Origin { fs_id: o.fs_id.parse()?, commit: o.commit.parse()? }),
+                None => None,
+            },
+            capacity: d.capacity,
+            history_limit: d.history_limit,
+            fencing: fencing_text(d.fencing).to_owned(),
+            reclaim_policy: reclaim_text(d.reclaim_policy).to_owned(),
+            commits: d.commits.iter().map(wanted_commit).collect::<Result<_, _>>()?,
+            jobs: d.jobs.iter().map(wanted_job).collect::<Result<_, _>>()?,
+        })),
+    };
+    Ok((fs, Desired { generation, intent }))
+}
+
+const fn fencing_text(f: Fencing) -> &'static str {
+    match f {
+        Fencing::Proof => "Proof",
+        Fencing::Manual => "Manual",
+    }
+}
+
+const fn reclaim_text(r: ReclaimPolicy) -> &'static str {
+    match r {
+        ReclaimPolicy::Delete => "Delete",
+        ReclaimPolicy::Retain => "Retain",
+    }
+}
+
+fn wanted_commit(c: &CommitWish) -> Result<WantedCommit, IdError> {
+    Ok(WantedCommit {
+        uid: c.uid.parse()?,
+        message: c.message.clone(),
+        metadata: c.metadata.clone(),
+        id: c.id.as_ref().map(|id| id.parse()).transpose()?,
+        remove: c.remove,
+    })
+}
+
+fn wanted_job(j: &JobWish) -> Result<WantedJob, IdError> {
+    let params = RunParams {
+        peer: Place { node: j.peer.node.parse()?, pool: j.peer.pool.parse()? },
+        initial: match j.initial {
+            ApiInitial::MostRecent => Initial::MostRecent,
+            ApiInitial::All => Initial::All,
+            ApiInitial::Fail => Initial::Fail,
+        },
+        intermediate: match j.intermediate {
+            ApiIntermediate::All => Intermediate::All,
+            ApiIntermediate::LatestOnly => Intermediate::LatestOnly,
+        },
+        retry: Retry {
+            max_attempts: j.retry.max_attempts,
+            deadline_ms: j.retry.deadline_seconds.map(|s| u64::from(s).saturating_mul(1000)),
+        },
+        on_conflict: OnConflict::Fail,
+    };
+    let spec = JobSpec {
+        uid: j.uid.parse()?,
+        generation: j.generation,
+        suspend: j.suspend,
+        trigger: j.trigger.clone(),
+        on_commit: j.on_commit,
+        params,
+    };
+    Ok(WantedJob { spec, bandwidth: j.bandwidth })
+}
+
+// ---- out ----
+
+/// Kubernetes' time of ours; out of range gives the epoch.
+pub fn time(t: Timestamp) -> Time {
+    Time(jiff::Timestamp::from_millisecond(t.0).unwrap_or_default())
+}
+
+fn cut(text: &str, chars: usize) -> String {
+    text.chars().take(chars).collect()
+}
+
+/// `Replica.status`. Conditions keep the transition times of `before`.
+pub fn status_of(s: &FilesystemStatus, before: Option<&ReplicaStatus>, now: Timestamp) -> ReplicaStatus {
+    ReplicaStatus {
+        observed_generation: Some(s.observed_generation),
+        role: copy_role(s.role),
+        epoch: s.epoch.0,
+        phase: phase(s),
+        head: s.head.map(|h| h.to_string()),
+        bytes: s.bytes,
+        limit: s.limit,
+        commit_count: s.commits as u64,
+        recent_commits: s
+            .recent_commits
+            .iter()
+            .map(|c| ReplicaCommit {
+                id: c.id.to_string(),
+                parent: c.parent.map(|p| p.to_string()),
+                time: time(c.time),
+                message: cut(&c.message, 256),
+                epoch: c.epoch.0,
+            })
+            .collect(),
+        import_start: None,
+        opened_epoch: s.opened_epoch.map(|e| e.0),
+        jobs: s.jobs.iter().take(32).map(job_status).collect(),
+        commits: s.requests.iter().take(256).map(request_status).collect(),
+        mounts: s.mounts.iter().take(16).map(|m| cut(m, 1024)).collect(),
+        conditions: conditions(s, before, now),
+    }
+}
+
+fn copy_role(role: RoleStatus) -> CopyRole {
+    match role {
+        RoleStatus::Absent => CopyRole::Absent,
+        RoleStatus::Creating => CopyRole::Creating,
+        RoleStatus::Owner => CopyRole::Owner,
+        RoleStatus::Replica => CopyRole::Replica,
+        RoleStatus::Receiving => CopyRole::Receiving,
+        RoleStatus::Deleting => CopyRole::Deleting,
+    }
+}
+
+fn phase(s: &FilesystemStatus) -> String {
+    let mut text = s.conditions.first().map_or_else(String::new, |c| c.reason.clone());
+    if let Some((commit, safe)) = s.receiving {
+        text = format!("receiving {commit}, {} MiB safe", safe >> 20);
+    } else if let Some(trouble) = s.conditions.iter().skip(1).find(|c| c.status) {
+        text = format!("{text}, {}", trouble.r#type);
+    }
+    cut(&text, 256)
+}
+
+fn job_status(j: &JobStatus) -> ReplicaJobStatus {
+    let last = j.row.last.as_ref().map(|l| {
+        let (success, commit) = match &l.outcome {
+            Outcome::Completed { replicated, .. } => (true, Some(replicated.to_string())),
+            _ => (false, l.report.replicated.map(|c| c.to_string())),
+        };
+        LastRun {
+            finished_at: time(l.report.finished_at.unwrap_or(l.report.started_at)),
+            started_at: time(l.report.started_at),
+            bytes: l.report.replicated_bytes,
+            commit,
+            success,
+        }
+    });
+    ReplicaJobStatus {
+        uid: j.uid.to_string(),
+        observed_trigger: j.row.observed_trigger.clone(),
+        observed_generation: j.row.observed_generation,
+        report: j.report.as_ref().and_then(|r| serde_json::to_value(r).ok()),
+        last,
+        last_successful_time: j.row.last_successful_time.map(time),
+        consecutive_failures: j.row.consecutive_failures,
+    }
+}
+
+fn request_status(r: &RequestStatus) -> ReplicaCommitStatus {
+    let state = match (r.state, &r.problem) {
+        (None, _) | (Some(RequestState::Pending), None) => CommitState::Pending,
+        (Some(RequestState::Pending), Some(_)) => CommitState::Refused,
+        (Some(RequestState::Done), _) => CommitState::Done,
+        (Some(RequestState::Removing), Some(_)) => CommitState::Pinned,
+        (Some(RequestState::Removing), None) => CommitState::Pending,
+        (Some(RequestState::Removed), _) => CommitState::Removed,
+    };
+    ReplicaCommitStatus {
+        uid: r.uid.to_string(),
+        id: r.id.map(|id| id.to_string()),
+        parent: r.parent.map(|p| p.to_string()),
+        time: r.time.map(time),
+        changed_bytes: r.changed_bytes,
+        state,
+        message: r.problem.as_ref().map(|p| cut(&p.to_string(), 4096)),
+    }
+}
+
+fn conditions(s: &FilesystemStatus, before: Option<&ReplicaStatus>, now: Timestamp) -> Vec<Condition> {
+    let mut all: Vec<Condition> = before.map(|b| b.conditions.clone()).unwrap_or_default();
+    all.retain(|old| s.conditions.iter().any(|c| c.r#type == old.type_));
+    for c in s.conditions.iter().take(16) {
+        let update = ConditionUpdate {
+            type_: &c.r#type,
+            status: Some(c.status),
+            reason: &c.reason,
+            message: &c.message,
+            observed_generation: Some(s.observed_generation),
+        };
+        set_condition(&mut all, &update, &time(now));
+    }
+    all
+}
+
+/// What a copy without a Replica object looks like to a person who may adopt it; `None`: nothing is there.
+pub fn orphan_of(s: &FilesystemStatus) -> Option<Orphan> {
+    let base = s.base.as_ref()?;
+    Some(Orphan {
+        fs_id: s.fs_id.to_string(),
+        role: match base.role {
+            Role::Owner => CopyRole::Owner,
+            Role::Replica => CopyRole::Replica,
+        },
+        epoch: base.epoch.0,
+        attempt: base.attempt,
+        claim: base.claim.as_ref().and_then(api_claim),
+        origin: base.origin.map(|o| dotgraft_api::common::Origin { fs_id: o.fs_id.to_string(), commit: o.commit.to_string() }),
+        capacity: base.capacity,
+        history_limit: base.history_limit,
+        head: s.head.map(|h| h.to_string()),
+        commits: s.commits as u64,
+        bytes: s.bytes,
+        deleting: s.role == RoleStatus::Deleting,
+    })
+}
+
+fn api_claim(c: &Claim) -> Option<dotgraft_api::common::Claim> {
+    use dotgraft_api::common::ClaimKind;
+    let kind = match c.kind.as_str() {
+        "Dot" => ClaimKind::Dot,
+        "Branch" => ClaimKind::Branch,
+        _ => return None,
+    };
+    Some(dotgraft_api::common::Claim { kind, namespace: c.namespace.clone(), name: c.name.clone() })
+}

@@ -1,0 +1,194 @@
+//! Puts the agent together: API server, certificate, pool, journal, actors, servers; in the order in which each needs the
+//! one before. What has to wait (for the operator, for the disk) waits visibly: `/readyz` says for what.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use dotgraft_engine::filesystem::Here;
+use dotgraft_engine::ids::{NodeName, PoolId};
+use dotgraft_engine::model::Place;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::actor::api::ClusterApi;
+use crate::actor::{Node, Registry};
+use crate::btrfs::{BtrfsPool, PoolError, PoolSource};
+use crate::cluster::authority::AuthorityClient;
+use crate::cluster::events::Events;
+use crate::cluster::pools::{Fact, OwnPool, PoolFacts};
+use crate::cluster::status::StatusWriter;
+use crate::cluster::{self, lease, node, pools, replicas};
+use crate::driver::Driver;
+use crate::http;
+use crate::readiness::Readiness;
+use crate::journal::{self, Journal};
+use crate::metrics::Metrics;
+use crate::peer::csr::RenewSettings;
+use crate::peer::{ClientSettings, IdentityStore, PeerClient, PeerDirectory, Renewer, ServerSettings, TlsContext, local, server};
+use crate::supervisor::Supervisor;
+
+/// How long between two looks for a disk that is not there.
+const POOL_RETRY: Duration = Duration::from_secs(5);
+
+/// What the agent is told at its start.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Its node.
+    pub node: NodeName,
+    /// The API server and our token.
+    pub kubeconfig: PathBuf,
+    /// Journal, certificates, private mount.
+    pub state_dir: PathBuf,
+    /// The disk.
+    pub pool: PoolSource,
+    /// For peers.
+    pub listen: SocketAddr,
+    /// For probes and metrics.
+    pub http: SocketAddr,
+    /// For programs of this node.
+    pub socket: PathBuf,
+    /// The operator's namespace.
+    pub namespace: String,
+}
+
+/// Ends on SIGTERM or SIGINT.
+///
+/// # Errors
+/// If the handlers can't be installed.
+pub async fn terminated() -> std::io::Result<()> {
+    let mut term = signal(SignalKind::terminate())?;
+    let mut int = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+    Ok(())
+}
+
+/// Runs the agent until `stop`.
+///
+/// # Errors
+/// What can't be mended by waiting: bad arguments, a pool in use by another agent, a journal of another pool.
+pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<()> {
+    make_private_dir(&settings.state_dir)?;
+    let metrics = Metrics::new();
+    let ready = Readiness::default();
+    ready.wait("pool", "not opened yet");
+    let probes = TcpListener::bind(settings.http).await.with_context(|| format!("--http {}", settings.http))?;
+    let asked = ready.clone();
+    tokio::spawn(http::serve(probes, metrics.clone(), Arc::new(move || asked.troubles())));
+
+    let client = cluster::client(&settings.kubeconfig).await?;
+    let directory = PeerDirectory::default();
+    let identity = IdentityStore::open(&settings.state_dir.join("tls"), settings.node.clone())?;
+    let renewer = Renewer::new(client.clone(), identity.clone(), settings.listen, RenewSettings::default())?;
+    let renewing = stop.clone();
+    tokio::spawn(async move { renewer.run(renewing).await });
+    let (own, pools_fresh) = pools::start(client.clone(), settings.node.clone(), directory.clone());
+    ready.check(move || pools_fresh.trouble());
+
+    let pool = tokio::select! {
+        pool = open_pool(&settings, &own, &ready) => pool?,
+        () = stop.cancelled() => return Ok(()),
+    };
+    ready.done("pool");
+    let info = pool.pool().clone();
+    let here = Here {
+        place: Place { node: settings.node.clone(), pool: info.id },
+        boot: node::boot_id()?,
+        stream_version: info.stream_version,
+        kernel_release: info.kernel_release.clone(),
+    };
+    let observe = metrics.clone();
+    let options = journal::Options { observer: Some(Arc::new(move |seen| observe.journal(seen))), ..journal::Options::default() };
+    let journal = Journal::open_with(&journal_path(&settings.state_dir), info.id, options)?;
+    let context = TlsContext::new(identity, directory);
+    let api = ClusterApi::new(
+        here.clone(),
+        AuthorityClient::new(client.clone()),
+        StatusWriter::start(client.clone()),
+        Events::start(client.clone(), &settings.node),
+    );
+    let peers = PeerClient::new(context.clone(), ClientSettings::default());
+    let registry = Registry::default();
+    let node = Arc::new(Node::new(here, Arc::new(pool), journal, peers, api, metrics, registry.clone()));
+
+    let mut supervisor = Supervisor::new(node, own);
+    supervisor.wake_all().await.map_err(|e| anyhow::anyhow!("{e}"))?;
+    let (events, replicas_fresh, _watch) = replicas::watch(client.clone(), &settings.node);
+    ready.check(move || replicas_fresh.trouble());
+    let listener = TcpListener::bind(settings.listen).await.with_context(|| format!("--listen {}", settings.listen))?;
+    spawn_logged("peer service", server::serve(listener, context, registry.clone(), ServerSettings::default(), stop.clone()));
+    let (socket, local_stop) = (settings.socket.clone(), stop.clone());
+    spawn_logged("local socket", async move { local::serve(&socket, registry, local_stop).await });
+    tokio::spawn(lease::beat(client, settings.namespace.clone(), settings.node.clone()));
+    info!(node = %settings.node, pool = %info.id, listen = %settings.listen, "the agent runs");
+    supervisor.run(events, stop).await;
+    info!("stopped; mounts stay as they are");
+    Ok(())
+}
+
+fn spawn_logged<E: std::fmt::Display + Send>(what: &'static str, service: impl Future<Output = Result<(), E>> + Send + 'static) {
+    tokio::spawn(async move {
+        if let Err(e) = service.await {
+            error!("{what} ended: {e}");
+            // Without it the agent looks alive and serves nobody: the supervisor of the process starts it anew.
+            std::process::exit(1);
+        }
+    });
+}
+
+fn make_private_dir(path: &Path) -> anyhow::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).with_context(|| format!("--state-dir {}", path.display()))
+}
+
+fn journal_path(state_dir: &Path) -> PathBuf {
+    state_dir.join("journal.db")
+}
+
+/// Opens the pool that belongs to this node: the one the journal is bound to, else the one NodePool records (storage.md §1).
+/// A disk that is not there is waited for; nothing is formatted in its place.
+async fn open_pool(settings: &Settings, own: &OwnPool, ready: &Readiness) -> anyhow::Result<BtrfsPool> {
+    let expected = match journal::pool_of(&journal_path(&settings.state_dir))? {
+        Some(pool) => Some(pool),
+        None => recorded_pool(own, ready).await?,
+    };
+    let mount_point = settings.state_dir.join("pool");
+    make_private_dir(&mount_point)?;
+    loop {
+        let (source, at) = (settings.pool.clone(), mount_point.clone());
+        let opened = tokio::task::spawn_blocking(move || BtrfsPool::open(&source, &at, expected)).await?;
+        match opened {
+            Ok((pool, report)) => {
+                info!(?report, "pool opened");
+                return Ok(pool);
+            }
+            Err(e @ PoolError::Missing { .. }) => {
+                warn!("{e}");
+                ready.wait("pool", &format!("PoolMissing: {e}"));
+                own.set(missing(expected, &e.to_string()));
+                tokio::time::sleep(POOL_RETRY).await;
+            }
+            Err(e) => bail!("the pool can't be opened: {e}"),
+        }
+    }
+}
+
+/// Without a journal only the API knows whether this node had a pool: so the agent waits for it before it formats anything.
+async fn recorded_pool(own: &OwnPool, ready: &Readiness) -> anyhow::Result<Option<PoolId>> {
+    ready.wait("pool", "waiting for the operator to make this node's NodePool object");
+    let object = own.exists().await.context("the watch of NodePools ended")?;
+    let recorded = object.status.as_ref().and_then(|s| s.pool.as_deref());
+    Ok(recorded.map(str::parse).transpose()?)
+}
+
+fn missing(expected: Option<PoolId>, message: &str) -> PoolFacts {
+    let fact = |kind: &str, status| Fact { kind: kind.into(), status: Some(status), reason: "PoolMissing".into(), message: message.into() };
+    PoolFacts { pool: expected, conditions: vec![fact("Ready", false), fact("PoolMissing", true)], ..PoolFacts::default() }
+}

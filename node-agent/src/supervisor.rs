@@ -1,0 +1,203 @@
+//! Brings actors to life: one for every Filesystem that is in the journal, on the disk, or wanted by a Replica object; and
+//! gives the node's own account (NodePool.status: room, orphans, condition). It decides nothing about data.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use dotgraft_api::Replica;
+use dotgraft_engine::filesystem::{Desired, FilesystemStatus};
+use dotgraft_engine::ids::FsId;
+use dotgraft_engine::model::Problem;
+use kube::ResourceExt;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::actor::{self, Node, Order, translate};
+use crate::cluster::pools::{Fact, OwnPool, PoolFacts};
+use crate::cluster::replicas::ReplicaEvent;
+use crate::driver::Space;
+
+/// How often the node's own account is looked at (written only on change).
+const ACCOUNT_EVERY: Duration = Duration::from_secs(2);
+
+/// See the module's documentation.
+pub struct Supervisor {
+    node: Arc<Node>,
+    own: OwnPool,
+    /// Actors that live, with the slot's generation.
+    actors: BTreeMap<FsId, (mpsc::UnboundedSender<Order>, u64)>,
+    /// What is wanted, for an actor that ends just then.
+    wanted: BTreeMap<FsId, Desired>,
+    ended: (mpsc::UnboundedSender<FsId>, mpsc::UnboundedReceiver<FsId>),
+    synced: bool,
+}
+
+impl Supervisor {
+    /// For a node with nobody on it.
+    pub fn new(node: Arc<Node>, own: OwnPool) -> Self {
+        Self { node, own, actors: BTreeMap::new(), wanted: BTreeMap::new(), ended: mpsc::unbounded_channel(), synced: false }
+    }
+
+    /// Starts an actor for everything that is here already.
+    ///
+    /// # Errors
+    /// If journal or pool can't be listed.
+    pub async fn wake_all(&mut self) -> Result<(), Problem> {
+        let mut here = self.node.journal.filesystems().await.map_err(|e| e.problem())?;
+        let driver = self.node.driver.clone();
+        let on_disk = tokio::task::spawn_blocking(move || driver.list())
+            .await
+            .map_err(|e| Problem::new(dotgraft_engine::model::Reason::Internal, e.to_string()))?
+            .map_err(|e| e.problem())?;
+        here.extend(on_disk);
+        here.sort_unstable();
+        here.dedup();
+        info!(filesystems = here.len(), "waking");
+        for fs in here {
+            self.ensure(fs);
+        }
+        Ok(())
+    }
+
+    /// Runs until the watch ends or `stop` is cancelled; then stops all actors. Mounts stay.
+    pub async fn run(mut self, mut replicas: mpsc::Receiver<ReplicaEvent>, stop: CancellationToken) {
+        let mut account = tokio::time::interval(ACCOUNT_EVERY);
+        account.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => break,
+                Some(fs) = self.ended.1.recv() => self.on_ended(fs),
+                event = replicas.recv() => match event {
+                    Some(event) => self.on_event(event),
+                    None => break,
+                },
+                _ = account.tick() => self.account().await,
+            }
+        }
+        self.node.order_all(&Order::Stop);
+    }
+
+    fn on_event(&mut self, event: ReplicaEvent) {
+        match event {
+            ReplicaEvent::Synced => self.synced = true,
+            ReplicaEvent::Changed(replica) => self.on_replica(&replica),
+            ReplicaEvent::Gone(name) => self.on_gone(&name),
+        }
+    }
+
+    fn on_replica(&mut self, replica: &Replica) {
+        let pool = self.node.place().pool.to_string();
+        if replica.spec.pool != pool {
+            // Another disk under the same node name: nothing of it is here, and nothing is made here in its place.
+            warn!(replica = replica.name_any(), wanted = replica.spec.pool, here = pool, "a Replica of another pool is left alone");
+            return;
+        }
+        match translate::desired_of(replica) {
+            Ok((fs, desired)) => {
+                self.node.api.attach(fs, replica);
+                self.wanted.insert(fs, desired.clone());
+                self.ensure(fs);
+                self.node.order(fs, Order::Desired(desired));
+            }
+            Err(e) => warn!("ignored: {e}"),
+        }
+    }
+
+    fn on_gone(&mut self, name: &str) {
+        let Some(fs) = name.split_once('.').and_then(|(fs, _)| fs.parse::<FsId>().ok()) else { return };
+        self.wanted.remove(&fs);
+        self.node.api.detach(fs);
+        self.node.order(fs, Order::Vanished);
+    }
+
+    fn ensure(&mut self, fs: FsId) {
+        if self.actors.contains_key(&fs) {
+            return;
+        }
+        let ended = self.ended.0.clone();
+        let started = actor::start(fs, self.node.clone(), move || {
+            let _ = ended.send(fs);
+        });
+        let generation = self.node.registry.insert(started.handle);
+        self.node.enrol(fs, started.orders.clone());
+        self.actors.insert(fs, (started.orders, generation));
+        self.node.metrics.actors(self.actors.len());
+    }
+
+    fn on_ended(&mut self, fs: FsId) {
+        if let Some((_, generation)) = self.actors.remove(&fs) {
+            self.node.registry.remove(fs, generation);
+            self.node.discharge(fs);
+            self.node.metrics.actors(self.actors.len());
+        }
+        // It ended while the object came back: an order of that moment may be lost with it.
+        if let Some(desired) = self.wanted.get(&fs).cloned() {
+            self.ensure(fs);
+            self.node.order(fs, Order::Desired(desired));
+        }
+    }
+
+    /// The node's own account. Orphans count only once the whole list of objects was seen.
+    async fn account(&self) {
+        let driver = self.node.driver.clone();
+        let space = tokio::task::spawn_blocking(move || driver.space()).await;
+        let (space, ready) = match space {
+            Ok(Ok(space)) if space.read_only => (space, fact(false, "PoolFailed", READ_ONLY)),
+            Ok(Ok(space)) => (space, fact(true, "Mounted", "the pool is mounted and takes writes")),
+            Ok(Err(e)) => (Space::default(), fact(false, "PoolFailed", &e.to_string())),
+            Err(e) => (Space::default(), fact(false, "PoolFailed", &e.to_string())),
+        };
+        let all: Vec<_> = self.node.registry.all().iter().map(actor::FsHandle::current).collect();
+        let orphans: Vec<_> = if self.synced {
+            all.iter().filter(|s| !s.managed).filter_map(|s| translate::orphan_of(s)).collect()
+        } else {
+            Vec::new()
+        };
+        self.count(&all, space, orphans.len());
+        let pool = self.node.driver.pool();
+        let failed = ready.status == Some(false);
+        let mut conditions = vec![ready];
+        if failed {
+            let trouble = conditions.first().cloned();
+            conditions.extend(trouble.map(|t| Fact { kind: "PoolFailed".into(), status: Some(true), ..t }));
+        }
+        self.own.set(PoolFacts {
+            pool: Some(pool.id),
+            capacity: space.total,
+            available: space.available,
+            features: pool.features.clone(),
+            kernel_release: pool.kernel_release.clone(),
+            orphans,
+            conditions,
+        });
+    }
+
+    fn count(&self, all: &[Arc<FilesystemStatus>], space: Space, orphans: usize) {
+        let metrics = &self.node.metrics;
+        metrics.pool(space.total, space.available);
+        metrics.orphans(orphans);
+        metrics.quota(all.iter().map(|s| s.bytes).sum(), all.iter().map(|s| s.limit).sum());
+        metrics.statuses_behind(self.node.api.behind());
+        let mut troubles: BTreeMap<&str, usize> = TROUBLES.iter().map(|t| (*t, 0)).collect();
+        for condition in all.iter().flat_map(|s| s.conditions.iter()).filter(|c| c.status) {
+            if let Some(n) = troubles.get_mut(condition.r#type.as_str()) {
+                *n += 1;
+            }
+        }
+        for (name, n) in troubles {
+            metrics.condition(name, n);
+        }
+    }
+}
+
+/// Conditions of copies that are counted; each names a trouble.
+const TROUBLES: [&str; 8] =
+    ["CommitBlocked", "CommitsLost", "DataMissing", "Degraded", "DeletionBlocked", "HeadMissing", "ReceiveFailed", "StaleIntent"];
+
+const READ_ONLY: &str = "the kernel has made the pool read-only: see the node's kernel log; reads go on, replicas on other nodes are whole";
+
+fn fact(status: bool, reason: &str, message: &str) -> Fact {
+    Fact { kind: "Ready".into(), status: Some(status), reason: reason.into(), message: message.into() }
+}
