@@ -1,0 +1,145 @@
+//! The book of statuses, without a network.
+
+use super::*;
+use dotgraft_api::{CopyRole, ReplicaJobStatus};
+
+fn status(role: CopyRole, bytes: u64) -> ReplicaStatus {
+    ReplicaStatus { role, bytes, ..ReplicaStatus::default() }
+}
+
+fn with_report(report: Value) -> ReplicaStatus {
+    let job = ReplicaJobStatus { uid: "j".into(), report: Some(report), ..ReplicaJobStatus::default() };
+    ReplicaStatus { jobs: vec![job], ..ReplicaStatus::default() }
+}
+
+fn fs() -> FsId {
+    "0198c2a5-7f00-7000-8000-000000000001".parse().unwrap()
+}
+
+fn object(uid: &str) -> Object {
+    Object { name: "r".into(), uid: uid.into() }
+}
+
+fn put(book: &mut Book, status: ReplicaStatus, now: Instant) {
+    book.put(fs(), &object("u"), status, now);
+}
+
+fn observe(book: &mut Book, version: u64, status: Option<&ReplicaStatus>, now: Instant) {
+    book.observe(fs(), &object("u"), Some(version), status, now);
+}
+
+fn take(book: &mut Book, now: Instant) -> Option<Write> {
+    book.take(now).ok()
+}
+
+/// A book in which "r" was written at the returned time.
+fn written() -> (Book, Instant) {
+    let (mut book, now) = (Book::default(), Instant::now());
+    put(&mut book, status(CopyRole::Owner, 1), now);
+    let sent = take(&mut book, now).unwrap();
+    book.done(&sent, Ok(Some(10)), now);
+    assert_eq!(book.dirty.len(), 0);
+    (book, now)
+}
+
+#[test]
+fn the_same_status_is_not_written_twice() {
+    let (mut book, now) = written();
+    put(&mut book, status(CopyRole::Owner, 1), now);
+    assert!(take(&mut book, now + PROGRESS_EVERY * 10).is_none());
+}
+
+#[test]
+fn progress_waits_and_a_transition_does_not() {
+    let (mut book, now) = written();
+    put(&mut book, status(CopyRole::Owner, 2), now);
+    assert!(take(&mut book, now + PROGRESS_EVERY - SPACING).is_none());
+    put(&mut book, status(CopyRole::Owner, 3), now + SPACING);
+    put(&mut book, status(CopyRole::Deleting, 3), now + SPACING);
+    let sent = take(&mut book, now + SPACING).unwrap();
+    assert_eq!(*sent.status, status(CopyRole::Deleting, 3), "the newest value goes out");
+    assert!(take(&mut book, now + PROGRESS_EVERY * 2).is_none(), "one write at a time");
+}
+
+#[test]
+fn what_changes_during_a_write_is_written_after_it() {
+    let (mut book, now) = (Book::default(), Instant::now());
+    put(&mut book, status(CopyRole::Creating, 0), now);
+    let sent = take(&mut book, now).unwrap();
+    put(&mut book, status(CopyRole::Owner, 0), now);
+    observe(&mut book, 5, Some(&status(CopyRole::Absent, 0)), now);
+    book.done(&sent, Ok(Some(10)), now);
+    assert_eq!(*take(&mut book, now + SPACING).unwrap().status, status(CopyRole::Owner, 0));
+}
+
+#[test]
+fn failures_back_off_without_losing_the_newest_and_a_gone_object_is_dropped() {
+    let (mut book, mut now) = (Book::default(), Instant::now());
+    let down = || Err(ClusterError::Unreachable { message: String::new() });
+    for i in 0..20 {
+        put(&mut book, status(CopyRole::Owner, i), now);
+        let due = match book.take(now) {
+            Err(Some(due)) => due,
+            Ok(sent) => {
+                book.done(&sent, down(), now);
+                book.take(now).unwrap_err().unwrap()
+            }
+            Err(None) => panic!("forgotten"),
+        };
+        assert!(due - now <= Duration::from_secs(30));
+        now = due;
+    }
+    let sent = take(&mut book, now).unwrap();
+    assert_eq!(sent.status.bytes, 19);
+    book.done(&sent, Err(ClusterError::Missing), now);
+    assert!(book.slots.is_empty() && book.dirty.is_empty());
+}
+
+#[test]
+fn what_somebody_else_changed_is_corrected_but_an_old_echo_is_ignored() {
+    let (mut book, now) = written();
+    observe(&mut book, 9, Some(&status(CopyRole::Absent, 0)), now);
+    assert!(book.dirty.is_empty(), "older than our own write");
+    observe(&mut book, 11, None, now);
+    assert_eq!(take(&mut book, now + PROGRESS_EVERY).unwrap().status.role, CopyRole::Owner);
+}
+
+#[test]
+fn what_the_api_has_already_is_not_written_after_a_restart() {
+    let (mut book, now) = (Book::default(), Instant::now());
+    observe(&mut book, 3, Some(&status(CopyRole::Owner, 7)), now);
+    put(&mut book, status(CopyRole::Owner, 7), now);
+    assert!(take(&mut book, now + PROGRESS_EVERY).is_none());
+}
+
+#[test]
+fn only_running_numbers_are_progress() {
+    let base = json!({"state": "Working", "replicatedBytes": 1, "current": {"to": "a", "state": "Sending", "replicated": 1}});
+    let faster = json!({"state": "Working", "replicatedBytes": 2, "bytesPerSecond": 9, "current": {"to": "a", "state": "Sending", "replicated": 2}});
+    let next = json!({"state": "Working", "replicatedBytes": 2, "current": {"to": "b", "state": "Sending", "replicated": 0}});
+    assert!(only_progress(&with_report(base.clone()), &with_report(faster)));
+    assert!(!only_progress(&with_report(base.clone()), &with_report(next)));
+    assert!(!only_progress(&with_report(base), &ReplicaStatus::default()));
+}
+
+#[test]
+fn nulls_and_fractions_of_seconds_do_not_look_like_changes() {
+    let time = serde_json::from_value(json!("2026-01-02T03:04:05.678Z")).unwrap();
+    let mut status = with_report(json!({"finishedAt": null, "attempts": [{"error": null, "state": "x"}]}));
+    status.jobs[0].last_successful_time = Some(time);
+    let normal = normal(status);
+    assert_eq!(normal.jobs[0].report, Some(json!({"attempts": [{"state": "x"}]})));
+    let echo: ReplicaStatus = serde_json::from_str(&serde_json::to_string(&normal).unwrap()).unwrap();
+    assert_eq!(normal, echo);
+}
+
+#[test]
+fn a_late_answer_about_an_old_object_says_nothing_about_its_successor() {
+    let (mut book, now) = (Book::default(), Instant::now());
+    put(&mut book, status(CopyRole::Owner, 1), now);
+    let old = take(&mut book, now).unwrap();
+    book.put(fs(), &object("new"), status(CopyRole::Creating, 0), now);
+    book.done(&old, Err(ClusterError::Missing), now);
+    let sent = take(&mut book, now).unwrap();
+    assert_eq!((sent.object.uid.as_str(), sent.status.role), ("new", CopyRole::Creating));
+}
