@@ -67,6 +67,10 @@ impl DriverError {
             Self::Unsupported(_) => Reason::Unsupported,
         }
     }
+    /// The error that a stream of [`Driver::send`] ended with, out of what its `Read` returned.
+    pub fn of_read(error: &std::io::Error) -> Option<&Self> {
+        error.get_ref()?.downcast_ref()
+    }
     /// As the engine wants it.
     pub fn problem(&self) -> Problem {
         Problem::new(self.kind(), self.to_string())
@@ -230,9 +234,12 @@ pub trait Driver: Send + Sync + 'static {
     fn space(&self) -> Result<Space, DriverError>;
     /// Every Filesystem that has a directory in the pool.
     fn list(&self) -> Result<Vec<FsId>, DriverError>;
-    /// What is there of one; nothing at all gives `Found::default()`.
+    /// What is there of one; nothing at all gives `Found::default()`. `BadMetadata` where `fs.json` is damaged, of a newer version or of
+    /// another pool: data is there then, so it must not look like nothing.
     fn inspect(&self, fs: FsId) -> Result<Found, DriverError>;
 
+    /// A number for a new Filesystem's level-1 qgroup: used by no qgroup of the pool, unique among concurrent callers, below 2^40.
+    fn allocate_qgroup(&self) -> Result<u64, DriverError>;
     /// Makes the directories and the qgroup with its limit, then writes `fs.json`; durable.
     fn prepare(&self, meta: &FsMeta) -> Result<(), DriverError>;
     /// Replaces `fs.json`: write, fsync, rename, fsync of the parent.
@@ -275,7 +282,8 @@ pub trait Driver: Send + Sync + 'static {
 
     /// The work subvolume for a receive: from the last checkpoint (`Some(offset)`), else fresh (an older partial is removed first).
     fn receive_start(&self, fs: FsId, qgroup: u64, target: CommitId, base: Option<CommitId>, checkpoint: Option<u64>) -> Result<Incoming, DriverError>;
-    /// `snapshot -r` of the partial as checkpoint at `offset`; older checkpoints of the target go once this one is durable.
+    /// `snapshot -r` of the partial as checkpoint at `offset`. The one before it stays (the journal may not name this one yet);
+    /// those older than that go once this one is durable.
     fn receive_checkpoint(&self, fs: FsId, qgroup: u64, target: CommitId, offset: u64) -> Result<(), DriverError>;
     /// Metadata, `snapshot -r incoming → commits/<id>`: atomic and durable. The partial stays until `receive_discard`.
     fn receive_finish(&self, qgroup: u64, commit: &Commit) -> Result<(), DriverError>;

@@ -1,0 +1,98 @@
+//! Removes all of a Filesystem (storage.md §1, §3, §5).
+
+use std::os::fd::OwnedFd;
+
+use dotgraft_engine::ids::FsId;
+use rustix::fs::AtFlags;
+
+use super::fsx::{self, Context, What};
+use super::{BtrfsPool, layout, locked, meta, mounts, quota, subvol};
+use crate::driver::{DriverError, Holder};
+
+impl BtrfsPool {
+    /// See [`crate::driver::Driver::holders`].
+    pub(super) fn holders_of(&self, fs: FsId) -> Result<Vec<Holder>, DriverError> {
+        let root = format!("/{}/{fs}", layout::FS);
+        mounts::holders(&self.dev, |r| r.starts_with(&root))
+    }
+
+    /// See [`crate::driver::Driver::destroy`].
+    ///
+    /// btrfs itself deletes what a pod has mounted without a word, so it is looked for twice: before the fence, so that a running pod is
+    /// not killed for nothing, and under it, right before the deletion. The limits go, because deleting what is nested writes in the volume.
+    pub(super) fn destroy_fs(&self, fs: FsId, qgroup: u64) -> Result<(), DriverError> {
+        if let Some(dir) = fsx::maybe(self.fs_dir(fs))? {
+            mounts::nobody(&self.holders_of(fs)?)?;
+            if let Some(head) = subvol::find(&dir, layout::HEAD)? {
+                self.freeze(&head)?;
+                if let Err(held) = mounts::nobody(&self.holders_of(fs)?) {
+                    self.unfreeze(&head)?;
+                    return Err(held);
+                }
+                if subvol::first_nested(self.root(), &head)?.is_some() {
+                    fsx::gone_is_fine(quota::set_limit(&self.root, qgroup, 0))?;
+                    self.unfreeze(&head)?;
+                }
+            }
+            self.remove_subvolumes(&dir)?;
+            self.remove_rest(fs, &dir)?;
+        }
+        fsx::sync_dir(fsx::open_dir(&self.root, layout::FS)?)?;
+        self.remove_qgroups(qgroup)
+    }
+
+    /// All subvolumes, then `fsync` of each directory they were in: from then on they stay deleted.
+    fn remove_subvolumes(&self, dir: &OwnedFd) -> Result<(), DriverError> {
+        let mut parents = Vec::new();
+        for name in fsx::names(dir)? {
+            match fsx::what(dir, &name)? {
+                Some(What::Subvolume) => drop(subvol::remove(self.root(), dir, &name)?),
+                Some(What::Directory) => {
+                    let sub = fsx::open_dir(dir, &name)?;
+                    for inner in fsx::names(&sub)? {
+                        if fsx::what(&sub, &inner)? == Some(What::Subvolume) {
+                            subvol::remove(self.root(), &sub, &inner)?;
+                        }
+                    }
+                    parents.push(sub);
+                }
+                _ => {}
+            }
+        }
+        parents.iter().try_for_each(fsx::sync_dir)?;
+        fsx::sync_dir(dir)
+    }
+
+    /// Plain files and directories; `fs.json` last, so that an interrupted deletion still says whose it is.
+    fn remove_rest(&self, fs: FsId, dir: &OwnedFd) -> Result<(), DriverError> {
+        for name in fsx::names(dir)?.into_iter().filter(|n| n != meta::FS_JSON) {
+            if fsx::what(dir, &name)? == Some(What::Directory) {
+                let sub = fsx::open_dir(dir, &name)?;
+                for inner in fsx::names(&sub)? {
+                    fsx::remove_file(&sub, &inner)?;
+                }
+                fsx::remove_dir(dir, &name)?;
+            } else {
+                fsx::remove_file(dir, &name)?;
+            }
+        }
+        fsx::remove_file(dir, meta::FS_JSON)?;
+        let all = fsx::open_dir(&self.root, layout::FS)?;
+        let removed = rustix::fs::unlinkat(&all, fs.to_string(), AtFlags::REMOVEDIR);
+        fsx::gone_is_fine(removed.doing(|| format!("rmdir {fs}")))?;
+        fsx::sync_dir(all)
+    }
+
+    /// The kernel keeps a qgroup while its cleaner works through the deleted subvolumes: what it refuses now is tried again with the
+    /// next deletion and at the next start.
+    fn remove_qgroups(&self, qgroup: u64) -> Result<(), DriverError> {
+        let mut doomed = locked(&self.doomed);
+        doomed.insert(qgroup);
+        for n in doomed.clone() {
+            if quota::remove(&self.root, n)? {
+                doomed.remove(&n);
+            }
+        }
+        Ok(())
+    }
+}

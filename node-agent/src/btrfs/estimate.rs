@@ -1,0 +1,66 @@
+//! How much changed between two commits, by a walk over extents (platform.md §4, "tree search"): for estimates and a commit's size.
+
+use std::ops::ControlFlow;
+use std::os::fd::BorrowedFd;
+use std::time::{Duration, Instant};
+
+use dotgraft_engine::ids::{CommitId, FsId};
+
+use super::BtrfsPool;
+use super::fsx::Context;
+use super::ioctl::SearchKey;
+use super::search::{self, FIRST_INODE, LAST_FREE, kind};
+use crate::driver::DriverError;
+
+/// An estimate may take this long.
+const BUDGET: Duration = Duration::from_millis(250);
+/// Stream bytes for an inode that changed: its commands and attributes.
+const PER_INODE: u64 = 250;
+
+/// Bounds that cover all inodes of a tree.
+pub fn all_inodes(tree: u64, newer_than: u64) -> SearchKey {
+    SearchKey {
+        tree,
+        min: (FIRST_INODE, kind::INODE, 0),
+        max: (LAST_FREE, 255, u64::MAX),
+        min_transid: if newer_than == 0 { 0 } else { newer_than.saturating_add(1) },
+    }
+}
+
+/// Data bytes of extents made after the transaction `newer_than` and the number of inodes changed after it; `None` if the walk would
+/// take longer than `budget`.
+fn walk(root: BorrowedFd<'_>, tree: u64, newer_than: u64, budget: Duration) -> Result<Option<(u64, u64)>, DriverError> {
+    let started = Instant::now();
+    let (mut bytes, mut inodes, mut late, mut seen) = (0_u64, 0_u64, false, 0_u32);
+    search::for_each(root, all_inodes(tree, newer_than), 64 << 10, |item| {
+        seen = seen.wrapping_add(1);
+        if seen % 256 == 0 && started.elapsed() > budget {
+            late = true;
+            return ControlFlow::Break(());
+        }
+        if item.kind == kind::INODE && item.u64_at(8).is_some_and(|transid| transid > newer_than) {
+            inodes += 1;
+        } else if let Some(extent) = search::extent(&item).filter(|e| e.generation > newer_than) {
+            bytes = bytes.saturating_add(extent.len);
+        }
+        ControlFlow::Continue(())
+    })
+    .doing(|| "walk a tree".to_owned())?;
+    Ok((!late).then_some((bytes, inodes)))
+}
+
+/// Data bytes of extents made after a transaction; `None` if it takes longer than `budget` to know.
+pub fn data_newer_than(root: BorrowedFd<'_>, tree: u64, newer_than: u64, budget: Duration) -> Result<Option<u64>, DriverError> {
+    Ok(walk(root, tree, newer_than, budget)?.map(|(bytes, _)| bytes))
+}
+
+impl BtrfsPool {
+    /// See [`crate::driver::Driver::estimate`]. Deletions and renames are left out; clones count as data.
+    pub(super) fn estimate_send(&self, fs: FsId, base: Option<CommitId>, target: CommitId) -> Result<Option<u64>, DriverError> {
+        let target = self.commit_subvol(fs, target)?.info;
+        let base = base.map(|b| self.commit_subvol(fs, b)).transpose()?;
+        let newer_than = base.map_or(0, |b| b.info.created);
+        let found = walk(self.root(), target.id, newer_than, BUDGET)?;
+        Ok(found.map(|(bytes, inodes)| bytes.saturating_add(inodes.saturating_mul(PER_INODE))))
+    }
+}

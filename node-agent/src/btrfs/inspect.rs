@@ -1,0 +1,87 @@
+//! What is on disk of a Filesystem: the truth that `recover` compares the journal with.
+
+use dotgraft_engine::ids::{CommitId, FsId};
+
+use super::fsx::{self, What};
+use super::{BtrfsPool, layout, meta, subvol};
+use crate::driver::{DriverError, Found};
+
+/// Name of a checkpoint: `<target>.<offset>`.
+pub fn checkpoint_name(target: CommitId, offset: u64) -> String {
+    format!("{target}.{offset}")
+}
+
+/// Back from a name; `None` if it is not a checkpoint's.
+pub fn parse_checkpoint(name: &str) -> Option<(CommitId, u64)> {
+    let (target, offset) = name.split_once('.')?;
+    let parsed = (target.parse().ok()?, offset.parse().ok()?);
+    (checkpoint_name(parsed.0, parsed.1) == name).then_some(parsed)
+}
+
+impl BtrfsPool {
+    /// See [`crate::driver::Driver::inspect`].
+    pub(super) fn look(&self, fs: FsId) -> Result<Found, DriverError> {
+        let Some(dir) = fsx::maybe(self.fs_dir(fs))? else { return Ok(Found::default()) };
+        let mut found = Found { meta: fsx::maybe(meta::read_fs(&dir, self.info.id))?, ..Found::default() };
+        if let Some(of) = found.meta.as_ref().map(|m| m.fs_id).filter(|id| *id != fs) {
+            return Err(DriverError::BadMetadata(format!("the directory of {fs} holds the fs.json of {of}")));
+        }
+        found.head = fsx::what(&dir, layout::HEAD)? == Some(What::Subvolume);
+        self.look_at_commits(fs, &mut found)?;
+        for name in self.names_in(fs, layout::INCOMING)? {
+            found.incoming.extend(name.parse::<CommitId>().ok());
+        }
+        for name in self.names_in(fs, layout::CHECKPOINTS)? {
+            found.checkpoints.extend(parse_checkpoint(&name));
+        }
+        found.checkpoints.sort_unstable();
+        Ok(found)
+    }
+
+    fn look_at_commits(&self, fs: FsId, found: &mut Found) -> Result<(), DriverError> {
+        let Some(commits) = fsx::maybe(self.fs_sub(fs, layout::COMMITS))? else { return Ok(()) };
+        let names = fsx::names(&commits)?;
+        for name in &names {
+            if let Some(id) = name.strip_suffix(".json").and_then(|id| id.parse::<CommitId>().ok()) {
+                // Metadata without its snapshot: a commit that did not happen, or half of a deletion.
+                if fsx::what(&commits, &id.to_string())?.is_none() {
+                    found.broken.push(id.to_string());
+                }
+                continue;
+            }
+            let Ok(id) = name.parse::<CommitId>() else {
+                found.broken.push(name.clone());
+                continue;
+            };
+            let complete = subvol::open(&commits, name).is_ok_and(|s| s.info.read_only);
+            match meta::read_commit(&commits, id) {
+                Ok(commit) if complete && commit.fs_id == fs => found.commits.push(commit),
+                _ => found.broken.push(name.clone()),
+            }
+        }
+        found.commits.sort_by_key(|c| (c.time, c.id));
+        Ok(())
+    }
+
+    /// Names in a directory of a Filesystem; none if it is not there.
+    pub(super) fn names_in(&self, fs: FsId, name: &str) -> Result<Vec<String>, DriverError> {
+        match fsx::maybe(self.fs_sub(fs, name))? {
+            Some(dir) => fsx::names(dir),
+            None => Ok(Vec::new()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_checkpoint_name_has_one_spelling() {
+        let id: CommitId = "0198c2a5-7f00-7000-8000-000000000001".parse().unwrap();
+        assert_eq!(parse_checkpoint(&checkpoint_name(id, 67_108_864)), Some((id, 67_108_864)));
+        for bad in ["", ".", "x.1", &format!("{id}."), &format!("{id}.01"), &format!("{id}.+1"), &format!("{id}.1.json")] {
+            assert_eq!(parse_checkpoint(bad), None, "{bad}");
+        }
+    }
+}

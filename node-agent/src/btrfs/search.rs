@@ -1,0 +1,211 @@
+//! Walks items of btrfs trees (`TREE_SEARCH_V2`) and reads the few kinds we need. Called by quota, subvol, estimate and read-ahead.
+//!
+//! Buffers of 64 to 256 KiB are fastest (platform.md §4). `min_transid` filters whole leaves: what comes back may still be older.
+
+use std::ops::ControlFlow;
+use std::os::fd::BorrowedFd;
+
+use rustix::io::Result;
+
+use super::ioctl::{self, SearchKey};
+
+/// Tree of tree roots.
+pub const ROOT_TREE: u64 = 1;
+/// Tree of qgroups.
+pub const QUOTA_TREE: u64 = 8;
+/// First inode of a subvolume, its root directory.
+pub const FIRST_INODE: u64 = 256;
+/// Last object id that is a user's inode or subvolume.
+pub const LAST_FREE: u64 = u64::MAX - 255;
+
+/// Item types.
+pub mod kind {
+    /// An inode.
+    pub const INODE: u32 = 1;
+    /// A range of a file.
+    pub const EXTENT_DATA: u32 = 108;
+    /// (parent tree, `ROOT_REF`, child tree).
+    pub const ROOT_REF: u32 = 156;
+    /// (0, `QGROUP_INFO`, qgroup).
+    pub const QGROUP_INFO: u32 = 242;
+    /// (0, `QGROUP_LIMIT`, qgroup).
+    pub const QGROUP_LIMIT: u32 = 244;
+    /// (member, `QGROUP_RELATION`, group) and back.
+    pub const QGROUP_RELATION: u32 = 246;
+}
+
+/// One item of a tree.
+#[derive(Debug, Clone, Copy)]
+pub struct Item<'a> {
+    /// Object id of its key.
+    pub object: u64,
+    /// Type of its key.
+    pub kind: u32,
+    /// Offset of its key.
+    pub offset: u64,
+    /// Its bytes.
+    pub data: &'a [u8],
+}
+
+impl Item<'_> {
+    /// Little-endian number at a byte offset; `None` if the item is too short.
+    pub fn u64_at(&self, at: usize) -> Option<u64> {
+        self.data.get(at..at.checked_add(8)?)?.try_into().ok().map(u64::from_le_bytes)
+    }
+    /// The same, two bytes.
+    pub fn u16_at(&self, at: usize) -> Option<u16> {
+        self.data.get(at..at.checked_add(2)?)?.try_into().ok().map(u16::from_le_bytes)
+    }
+    /// The same, one byte.
+    pub fn u8_at(&self, at: usize) -> Option<u8> {
+        self.data.get(at).copied()
+    }
+}
+
+/// Goes over all items in the bounds of `key`, in key order, until `f` breaks. The composite key range includes items of types between:
+/// `f` looks at `kind`.
+pub fn for_each(fd: BorrowedFd<'_>, mut key: SearchKey, buffer: usize, mut f: impl FnMut(Item<'_>) -> ControlFlow<()>) -> Result<()> {
+    let mut buf = vec![0_u8; buffer];
+    loop {
+        let (count, start) = ioctl::tree_search(fd, &key, &mut buf)?;
+        if count == 0 {
+            return Ok(());
+        }
+        let mut rest = buf.get(start..).unwrap_or_default();
+        let mut last = None;
+        for _ in 0..count {
+            let Some((item, tail)) = split_item(rest) else { return Ok(()) };
+            rest = tail;
+            last = Some((item.object, item.kind, item.offset));
+            if f(item).is_break() {
+                return Ok(());
+            }
+        }
+        match last.and_then(successor) {
+            Some(next) if next <= key.max => key.min = next,
+            _ => return Ok(()),
+        }
+    }
+}
+
+/// The header of a found item: transid, objectid, offset, type, len; then `len` bytes.
+fn split_item(bytes: &[u8]) -> Option<(Item<'_>, &[u8])> {
+    let u64_at = |at: usize| bytes.get(at..at + 8)?.try_into().ok().map(u64::from_ne_bytes);
+    let u32_at = |at: usize| bytes.get(at..at + 4)?.try_into().ok().map(u32::from_ne_bytes);
+    let len = usize::try_from(u32_at(28)?).ok()?;
+    let data = bytes.get(32..32_usize.checked_add(len)?)?;
+    let item = Item { object: u64_at(8)?, kind: u32_at(24)?, offset: u64_at(16)?, data };
+    Some((item, bytes.get(32 + len..)?))
+}
+
+/// The key right after this one.
+fn successor((object, kind, offset): (u64, u32, u64)) -> Option<(u64, u32, u64)> {
+    match offset.checked_add(1) {
+        Some(offset) => Some((object, kind, offset)),
+        None if kind < 255 => Some((object, kind + 1, 0)),
+        None => object.checked_add(1).map(|object| (object, 0, 0)),
+    }
+}
+
+/// A subvolume directly inside another tree.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Child {
+    /// Its tree.
+    pub id: u64,
+    /// Inode of the directory it is in, in the parent's tree.
+    pub dir: u64,
+    /// Its name there: any bytes.
+    pub name: Vec<u8>,
+}
+
+/// The subvolumes directly inside the tree `parent`.
+pub fn children(fd: BorrowedFd<'_>, parent: u64) -> Result<Vec<Child>> {
+    let key = SearchKey { tree: ROOT_TREE, min: (parent, kind::ROOT_REF, 0), max: (parent, kind::ROOT_REF, u64::MAX), min_transid: 0 };
+    let mut found = Vec::new();
+    for_each(fd, key, 64 << 10, |item| {
+        if let (kind::ROOT_REF, Some(dir), Some(len)) = (item.kind, item.u64_at(0), item.u16_at(16)) {
+            let name = item.data.get(18..18 + usize::from(len)).unwrap_or_default().to_vec();
+            found.push(Child { id: item.offset, dir, name });
+        }
+        ControlFlow::Continue(())
+    })?;
+    Ok(found)
+}
+
+/// A piece of a file as an `EXTENT_DATA` item has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extent {
+    /// The file.
+    pub inode: u64,
+    /// Where in the file, bytes.
+    pub at: u64,
+    /// Transaction that made it.
+    pub generation: u64,
+    /// Bytes of the file it covers.
+    pub len: u64,
+    /// Bytes on disk that are its own; 0 for holes, preallocation and inline data.
+    pub disk: u64,
+    /// Its data is inside the item.
+    pub inline: bool,
+    /// It is compressed.
+    pub compressed: bool,
+}
+
+/// Reads an `EXTENT_DATA` item; `None` for other kinds and for what is too short.
+pub fn extent(item: &Item<'_>) -> Option<Extent> {
+    if item.kind != kind::EXTENT_DATA {
+        return None;
+    }
+    let inline = item.u8_at(20)? == 0;
+    let base = Extent {
+        inode: item.object,
+        at: item.offset,
+        generation: item.u64_at(0)?,
+        len: 0,
+        disk: 0,
+        inline,
+        compressed: item.u8_at(16)? != 0,
+    };
+    if inline {
+        return Some(Extent { len: item.u64_at(8)?, ..base });
+    }
+    let (start, disk, len) = (item.u64_at(21)?, item.u64_at(29)?, item.u64_at(45)?);
+    let has_data = start != 0 && item.u8_at(20)? == 1;
+    Some(Extent { len: if has_data { len } else { 0 }, disk: if has_data { disk } else { 0 }, ..base })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_key_after_the_last_offset_is_the_next_type_then_the_next_object() {
+        assert_eq!(successor((5, 1, 7)), Some((5, 1, 8)));
+        assert_eq!(successor((5, 1, u64::MAX)), Some((5, 2, 0)));
+        assert_eq!(successor((5, 255, u64::MAX)), Some((6, 0, 0)));
+        assert_eq!(successor((u64::MAX, 255, u64::MAX)), None);
+    }
+
+    #[test]
+    fn a_short_buffer_or_item_gives_nothing_instead_of_a_panic() {
+        assert!(split_item(&[0; 31]).is_none());
+        let mut long = vec![0_u8; 40];
+        long[28] = 200;
+        assert!(split_item(&long).is_none());
+        let item = Item { object: 1, kind: kind::EXTENT_DATA, offset: 0, data: &[0; 20] };
+        assert!(extent(&item).is_none());
+    }
+
+    #[test]
+    fn a_hole_and_a_preallocated_range_hold_no_data() {
+        let mut data = vec![0_u8; 53];
+        data[20] = 1;
+        data[45] = 9;
+        let hole = extent(&Item { object: 257, kind: kind::EXTENT_DATA, offset: 0, data: &data }).unwrap();
+        assert_eq!((hole.len, hole.disk), (0, 0));
+        data[21] = 1; // on disk
+        data[20] = 2; // preallocated
+        let prealloc = extent(&Item { object: 257, kind: kind::EXTENT_DATA, offset: 0, data: &data }).unwrap();
+        assert_eq!(prealloc.len, 0);
+    }
+}
