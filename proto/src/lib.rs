@@ -1,9 +1,11 @@
-//! Generated gRPC code, and nothing else. The sources are in `proto/proto`.
-#![allow(missing_docs, clippy::pedantic)] // generated
+//! Generated gRPC code, and the codec that bounds what it decodes. The sources are in `proto/proto`.
+
+pub mod bounded;
 
 /// What agents say to each other and to programs of their node.
 pub mod agent {
     /// `dotgraft.agent.v1`
+    #[allow(missing_docs, clippy::pedantic)] // generated
     pub mod v1 {
         tonic::include_proto!("dotgraft.agent.v1");
     }

@@ -5,20 +5,17 @@ use bytes::Bytes;
 use dotgraft_engine::ids::{CommitId, Epoch, FsId, JobUid, NodeName, Timestamp};
 use dotgraft_engine::model::{Commit, FORMAT_VERSION, Problem, Reason, ResumeToken, Versions, VersionsRole};
 use dotgraft_proto::agent::v1 as wire;
+use dotgraft_proto::bounded::{MAX_LISTED_METADATA, MAX_METADATA, MAX_VERSIONS};
 use wire::versions_response::Role;
 
 use crate::actor::handle::{Frame, Offer, Reply};
 
 /// Largest message of a commit, bytes.
 pub const MAX_MESSAGE: usize = 4096;
-/// Most metadata entries of a commit.
-pub const MAX_METADATA: usize = 64;
 /// Largest metadata key, bytes.
 pub const MAX_KEY: usize = 253;
 /// Largest metadata value, bytes.
 pub const MAX_VALUE: usize = 1024;
-/// Most commits that a listing may have.
-pub const MAX_VERSIONS: usize = 65_536;
 /// Largest payload of one Data frame, bytes.
 pub const MAX_FRAME: usize = 4 << 20;
 /// Longest kernel release (`uname -r`), bytes.
@@ -228,7 +225,9 @@ pub fn versions_to_wire(v: &Versions) -> wire::VersionsResponse {
         VersionsRole::Deleting => Role::Deleting,
     };
     let mut versions: Vec<_> = v.commits.iter().map(commit_to_wire).collect();
-    if versions.iter().map(prost::Message::encoded_len).sum::<usize>() > MAX_LISTING {
+    let bytes: usize = versions.iter().map(prost::Message::encoded_len).sum();
+    let entries: usize = versions.iter().map(|v| v.metadata.len()).sum();
+    if bytes > MAX_LISTING || entries > MAX_LISTED_METADATA {
         for version in &mut versions {
             version.message.clear();
             version.metadata.clear();

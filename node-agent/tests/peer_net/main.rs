@@ -1,0 +1,9 @@
+//! The network of an agent, over loopback with a real CA, real TLS and a fake actor behind the handle: what reaches the
+//! actor, what reaches the peer, and what is refused before either hears of it (failures.md rows 6, 9, 13, 14).
+
+mod certificates;
+mod csr;
+mod hostile;
+mod local;
+mod streams;
+mod support;
