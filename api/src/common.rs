@@ -34,9 +34,9 @@ pub const MANAGER_OPERATOR: &str = "dotgraft-operator";
 /// Field manager of the agents.
 pub const MANAGER_AGENT: &str = "dotgraft-agent";
 
-/// Name of the operator's ServiceAccount.
+/// Name of the operator's `ServiceAccount`.
 pub const SERVICE_ACCOUNT_OPERATOR: &str = "dotgraft-operator";
-/// Name of the agents' ServiceAccount.
+/// Name of the agents' `ServiceAccount`.
 pub const SERVICE_ACCOUNT_AGENT: &str = "dotgraft-agent";
 /// User name that the API server gives the agents.
 pub const AGENT_USERNAME: &str = "system:serviceaccount:dotgraft-system:dotgraft-agent";
@@ -60,7 +60,7 @@ pub const DEFAULT_POOL_GROUP: &str = "default";
 pub const LABEL_FS_ID: &str = "dotgraft.dev/fs-id";
 /// Label on Replicas: the node they are on, if the name fits a label.
 pub const LABEL_NODE: &str = "dotgraft.dev/node";
-/// Label on ReplicationJobs that the operator made for `placement.replicas`: UID of the claim.
+/// Label on `ReplicationJobs` that the operator made for `placement.replicas`: UID of the claim.
 pub const LABEL_OWNED_BY: &str = "dotgraft.dev/owned-by";
 
 /// What happens to the data when a Dot or Branch is deleted.

@@ -35,7 +35,7 @@ pub fn all_yaml() -> Result<Vec<(String, String)>, serde_yaml::Error> {
 }
 
 /// No `nullable` (a null is dropped by the API server, so `has()` in CEL means "is set"), no default of null, and formats of
-/// integers that OpenAPI knows.
+/// integers that `OpenAPI` knows.
 fn refine(schema: &mut JSONSchemaProps) {
     schema.nullable = None;
     if schema.default.as_ref().is_some_and(|d| d.0.is_null()) {

@@ -3,6 +3,9 @@
 //!
 //! The CRDs come from [`all_crds`] and from nowhere else: `T::crd()` lacks the refinements that are made there.
 
+// The lint takes the repeated keys of kube's `printcolumn(...)` for repeated attributes.
+#![allow(clippy::duplicated_attributes)]
+
 pub mod branch;
 #[cfg(feature = "cases")]
 pub mod cases;

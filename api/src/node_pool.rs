@@ -109,7 +109,7 @@ pub struct NodePoolStatus {
     /// Copies in the pool that no object asks for; kept until a person decides.
     #[serde(default)]
     pub orphans: Orphans,
-    /// Ready, PoolMissing, PoolFailed.
+    /// Ready, `PoolMissing`, `PoolFailed`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "schema::conditions")]
     pub conditions: Vec<Condition>,

@@ -249,7 +249,7 @@ pub struct ReplicaStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), inner(length(max = 1024)), extend("x-kubernetes-list-type" = "atomic"))]
     pub mounts: Vec<String>,
-    /// Ready, Degraded, Diverged, AuthorityUnknown, EpochRegression, PendingLost, HeadMissing, StaleIntent.
+    /// Ready, Degraded, Diverged, `AuthorityUnknown`, `EpochRegression`, `PendingLost`, `HeadMissing`, `StaleIntent`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "schema::conditions")]
     pub conditions: Vec<Condition>,
@@ -296,7 +296,7 @@ pub struct ReplicaCommit {
     pub epoch: u64,
 }
 
-/// EImportStart, as the importer reports it (migration.md R5).
+/// `EImportStart`, as the importer reports it (migration.md R5).
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ImportStart {

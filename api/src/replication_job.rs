@@ -194,7 +194,7 @@ pub struct ReplicationJobStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 253))]
     pub observed_trigger: Option<String>,
-    /// Planning, PlanningError, Working, WorkingWait, Completed or ContextDone.
+    /// Planning, `PlanningError`, Working, `WorkingWait`, Completed or `ContextDone`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub state: Option<String>,
@@ -327,7 +327,7 @@ pub struct ItemReport {
     /// Name of the Dot or Branch.
     #[schemars(length(max = 253))]
     pub name: String,
-    /// Planning, Ready, Active, RetryWait, PermanentError or Completed.
+    /// Planning, Ready, Active, `RetryWait`, `PermanentError` or Completed.
     #[schemars(length(max = 64))]
     pub state: String,
     /// How a conflict or first copy was resolved.
