@@ -1,5 +1,8 @@
 //! The samples in `deploy/samples/` are what the types read, and mean what people expect of them.
 
+// A helper outside of a test function may unwrap too: this whole file is tests.
+#![allow(clippy::unwrap_used)]
+
 use dotgraft_api::{Branch, Commit, DeletionPolicy, Direction, Dot, Fencing, Initial, ReplicationJob, parse_quantity};
 use serde::de::DeserializeOwned;
 
