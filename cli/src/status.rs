@@ -1,0 +1,158 @@
+//! `kubectl dot status`: what is there, whether it is safe, and what needs a person.
+
+use anyhow::Result;
+use clap::Args;
+use dotgraft_api::{Branch, Condition, Dot, DotStatus, ReplicationJob, condition};
+use kube::api::ListParams;
+use kube::{Api, Client, ResourceExt};
+use serde::Serialize;
+
+use crate::Common;
+use crate::output::{self, Table, bytes, short};
+
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// Every namespace.
+    #[arg(short = 'A', long)]
+    all_namespaces: bool,
+    /// Show again every second until interrupted.
+    #[arg(short, long)]
+    watch: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Report {
+    volumes: Vec<Volume>,
+    jobs: Vec<Job>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Volume {
+    namespace: String,
+    name: String,
+    owner: Option<String>,
+    head: Option<String>,
+    bytes: u64,
+    limit: u64,
+    replicas: Vec<String>,
+    ready: bool,
+    trouble: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Job {
+    namespace: String,
+    name: String,
+    target: String,
+    state: String,
+    replicated: u64,
+    expected: Option<u64>,
+    lag: Option<String>,
+    trouble: Option<String>,
+}
+
+pub async fn run(client: &Client, common: &Common, args: &StatusArgs) -> Result<()> {
+    loop {
+        let report = gather(client, args.all_namespaces).await?;
+        output::print(common.output, &report, |wide| draw(&report, wide))?;
+        if !args.watch {
+            return Ok(());
+        }
+        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+        println!();
+    }
+}
+
+async fn gather(client: &Client, all: bool) -> Result<Report> {
+    let list = ListParams::default();
+    let (dots, branches, jobs) = if all {
+        (Api::<Dot>::all(client.clone()), Api::<Branch>::all(client.clone()), Api::<ReplicationJob>::all(client.clone()))
+    } else {
+        (Api::default_namespaced(client.clone()), Api::default_namespaced(client.clone()), Api::default_namespaced(client.clone()))
+    };
+    let mut volumes: Vec<Volume> =
+        dots.list(&list).await?.into_iter().map(|d| volume(&d.namespace().unwrap_or_default(), d.name_any(), d.status.unwrap_or_default())).collect();
+    volumes.extend(
+        branches
+            .list(&list)
+            .await?
+            .into_iter()
+            .map(|b| volume(&b.namespace().unwrap_or_default(), format!("branch/{}", b.name_any()), b.status.unwrap_or_default())),
+    );
+    let jobs = jobs.list(&list).await?.into_iter().map(job).collect();
+    Ok(Report { volumes, jobs })
+}
+
+fn volume(namespace: &str, name: String, s: DotStatus) -> Volume {
+    Volume {
+        namespace: namespace.to_owned(),
+        name,
+        owner: s.owner,
+        head: s.head,
+        bytes: s.bytes.unwrap_or(0),
+        limit: s.limit.unwrap_or(0),
+        replicas: s.replicas.iter().map(|r| format!("{} ({})", r.node, r.state)).collect(),
+        ready: condition(&s.conditions, "Ready").is_some_and(|c| c.status == "True"),
+        trouble: trouble(&s.conditions),
+    }
+}
+
+fn trouble(conditions: &[Condition]) -> Option<String> {
+    let not_ready = condition(conditions, "Ready").filter(|c| c.status != "True");
+    let degraded = conditions.iter().find(|c| matches!(c.type_.as_str(), "Degraded" | "Diverged") && c.status == "True");
+    not_ready.or(degraded).map(|c| format!("{}: {}", c.reason, c.message))
+}
+
+fn job(j: ReplicationJob) -> Job {
+    let s = j.status.clone().unwrap_or_default();
+    let progress = s.progress.clone().unwrap_or_default();
+    Job {
+        namespace: j.namespace().unwrap_or_default(),
+        name: j.name_any(),
+        target: j.spec.target.node.clone(),
+        state: s.state.unwrap_or_else(|| "Pending".into()),
+        replicated: progress.replicated_bytes,
+        expected: progress.expected_bytes,
+        lag: s.lag,
+        trouble: s.problem.map(|p| format!("{}: {}", p.reason, p.message)),
+    }
+}
+
+fn draw(report: &Report, wide: bool) -> String {
+    let mut volumes = Table::new(&["NAMESPACE", "NAME", "READY", "OWNER", "COMMIT", "USED", "LIMIT", "REPLICAS", "TROUBLE"]);
+    for v in &report.volumes {
+        let head = v.head.clone().unwrap_or_default();
+        volumes.row(vec![
+            v.namespace.clone(),
+            v.name.clone(),
+            v.ready.to_string(),
+            v.owner.clone().unwrap_or_default(),
+            if wide { head } else { short(&head) },
+            bytes(v.bytes),
+            bytes(v.limit),
+            v.replicas.join(", "),
+            v.trouble.clone().unwrap_or_default(),
+        ]);
+    }
+    let mut jobs = Table::new(&["NAMESPACE", "JOB", "TARGET", "STATE", "SENT", "EXPECTED", "LAG", "TROUBLE"]);
+    for j in &report.jobs {
+        jobs.row(vec![
+            j.namespace.clone(),
+            j.name.clone(),
+            j.target.clone(),
+            j.state.clone(),
+            bytes(j.replicated),
+            j.expected.map(bytes).unwrap_or_default(),
+            j.lag.clone().unwrap_or_default(),
+            j.trouble.clone().unwrap_or_default(),
+        ]);
+    }
+    match (report.volumes.is_empty(), report.jobs.is_empty()) {
+        (true, true) => "No Dots, Branches or jobs.".into(),
+        (false, true) => volumes.text(),
+        (true, false) => jobs.text(),
+        (false, false) => format!("{}\n\n{}", volumes.text(), jobs.text()),
+    }
+}
