@@ -1,10 +1,11 @@
 //! The tests, by subject. A new file of cases is added to [`all`].
 
+pub mod crd_rules;
 pub mod rights;
 
 use crate::harness::Case;
 
 /// Every case, in the order in which they run.
 pub fn all() -> Vec<Case> {
-    [rights::cases()].into_iter().flatten().collect()
+    [crd_rules::cases(), rights::cases()].into_iter().flatten().collect()
 }

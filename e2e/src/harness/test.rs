@@ -5,6 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use k8s_openapi::api::core::v1::Namespace;
+use kube::api::{Api, DeleteParams, ObjectMeta, PostParams};
 use serde_json::{Value, json};
 
 use crate::local::Local;
@@ -34,8 +36,9 @@ impl Test {
         let namespace = format!("t-{short}-{}", &uuid::Uuid::new_v4().simple().to_string()[..5]);
         let dir = rig.dir.join("tests").join(&namespace);
         std::fs::create_dir_all(&dir)?;
-        let yaml = format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: {namespace}}}\n");
-        rig.kube.apply(&yaml).await?;
+        let metadata = ObjectMeta { name: Some(namespace.clone()), ..ObjectMeta::default() };
+        let object = Namespace { metadata, ..Namespace::default() };
+        Api::all(rig.kube.client()).create(&PostParams::default(), &object).await.context("creating the test's namespace")?;
         Ok(Self { rig, namespace, dir, mounts: Mutex::default() })
     }
 
@@ -173,8 +176,7 @@ impl Test {
     /// on the disks, no Filesystem.
     pub async fn end(&self) -> Result<()> {
         if !self.rig.has_programs() {
-            self.kube().kubectl(&["delete", "namespace", &self.namespace, "--wait=false"]).await?;
-            return Ok(());
+            return self.drop_namespace().await;
         }
         self.rig.heal().await?;
         let mounts = std::mem::take(&mut *self.mounts.lock().unwrap_or_else(PoisonError::into_inner));
@@ -183,8 +185,15 @@ impl Test {
         }
         unmount_below(&self.dir);
         self.delete_all().await?;
-        self.kube().kubectl(&["delete", "namespace", &self.namespace, "--wait=false"]).await?;
+        self.drop_namespace().await?;
         let _ = std::fs::remove_dir_all(&self.dir);
+        Ok(())
+    }
+
+    /// Asks for its deletion; the controller manager does it in its own time.
+    async fn drop_namespace(&self) -> Result<()> {
+        let namespaces: Api<Namespace> = Api::all(self.kube().client());
+        namespaces.delete(&self.namespace, &DeleteParams::background()).await.context("deleting the test's namespace")?;
         Ok(())
     }
 

@@ -101,6 +101,11 @@ impl Rig {
         self.nodes.iter().find(|n| n.name == name).with_context(|| format!("the rig has no node {name}"))
     }
 
+    /// The path of kubectl.
+    pub fn kubectl(&self) -> PathBuf {
+        self.tools.path("kubectl")
+    }
+
     /// Whether operator and agents are part of this rig.
     pub fn has_programs(&self) -> bool {
         self.programs.is_some()
