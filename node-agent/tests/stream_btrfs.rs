@@ -2,6 +2,8 @@
 //!
 //! Needs root, loop devices and btrfs-progs. `btrfs receive` is the oracle where it is right.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a fixture that fails is a test that fails")]
+
 mod stream_support;
 
 use std::ffi::OsStr;
@@ -32,7 +34,7 @@ fn acl() -> Vec<u8> {
 }
 
 fn xattr(path: &Path, name: &str, value: &[u8]) {
-    lsetxattr(path, name, value, XattrFlags::empty()).unwrap_or_else(|errno| panic!("{name} of {path:?}: {errno}"));
+    lsetxattr(path, name, value, XattrFlags::empty()).unwrap_or_else(|errno| panic!("{name} of {}: {errno}", path.display()));
 }
 
 fn mode(path: &Path, mode: u32) {
@@ -544,7 +546,7 @@ fn random_histories_arrive_whole() {
         let root = source.create("head");
         let mut made: Vec<String> = Vec::new();
         for n in 0..4 {
-            for _ in 0..1 + random.below(60) {
+            for _ in 0..=random.below(60) {
                 random_change(&root, &mut random);
             }
             let commit = format!("c{n}");

@@ -65,6 +65,7 @@ impl Applier {
     ///
     /// # Errors
     /// When a root can't be opened as a directory.
+    #[allow(clippy::needless_pass_by_value, reason = "the subvolumes are the applier's from here on, and opened anew")]
     pub fn new(root: OwnedFd, base: Option<OwnedFd>, class: ContentClass, limits: Limits) -> Result<Self, StreamError> {
         let trees = || {
             let mut work = Tree::new(&root)?;
@@ -292,12 +293,21 @@ impl Applier {
         self.make_pending()?;
         match *command {
             Command::Subvol { .. } | Command::Snapshot { .. } => Err(Cause::Sequence("a second subvolume in one stream")),
-            Command::Mkfile { path } => self.hold(path, New::File),
-            Command::Mkdir { path } => self.hold(path, New::Directory),
+            Command::Mkfile { path } => {
+                self.hold(path, New::File);
+                Ok(())
+            }
+            Command::Mkdir { path } => {
+                self.hold(path, New::Directory);
+                Ok(())
+            }
             Command::Mknod { path, mode, rdev } => self.mknod(path, mode, rdev),
             Command::Mkfifo { path, mode } => self.mknod_as(path, FileType::Fifo, mode),
             Command::Mksock { path, mode } => self.mknod_as(path, FileType::Socket, mode),
-            Command::Symlink { path, target } => self.hold(path, New::Symlink(Target(target.to_vec()))),
+            Command::Symlink { path, target } => {
+                self.hold(path, New::Symlink(Target(target.to_vec())));
+                Ok(())
+            }
             Command::Rename { path, to } => self.rename(path, to),
             Command::Link { path, existing } => self.link(path, existing),
             Command::Unlink { path } => self.remove(path, false),
@@ -367,7 +377,7 @@ impl Applier {
         self.object(path)?.remove_xattr(name)
     }
 
-    /// Whether an xattr is left out: labels of the sender's SELinux always, privileged ones from a remote.
+    /// Whether an xattr is left out: security labels of the sender always, privileged ones from a remote.
     fn skips_xattr(&mut self, name: &[u8]) -> Result<bool, Cause> {
         if name == b"security.selinux" {
             return Ok(true);

@@ -1,7 +1,7 @@
 //! Everything by which a stream reaches the disk: one subvolume, opened so that no path in a stream can leave it.
 //!
 //! The rules are storage.md §5, "Confinement". A directory on the way is opened from the root's descriptor by `openat2`
-//! with BENEATH, NO_SYMLINKS, NO_MAGICLINKS and NO_XDEV, *and* its `st_dev` is compared, because NO_XDEV does not stop at a
+//! with `BENEATH`, `NO_SYMLINKS`, `NO_MAGICLINKS` and `NO_XDEV`, *and* its `st_dev` is compared, because `NO_XDEV` does not stop at a
 //! nested subvolume. The last component is one checked name, used by `*at` calls that don't follow. Nothing is opened for
 //! reading or writing before it is known to be a regular file or a directory: opening a device has effects of its own.
 //!

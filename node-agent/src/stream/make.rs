@@ -17,10 +17,9 @@ use super::state::{New, PathBytes, Pending};
 
 impl Applier {
     /// Holds back the making of `what` until its name is known.
-    pub(super) fn hold(&mut self, path: StreamPath<'_>, what: New) -> Result<(), Cause> {
+    pub(super) fn hold(&mut self, path: StreamPath<'_>, what: New) {
         self.object = None;
         self.pending = Some(Pending { path: PathBytes(path.bytes().to_vec()), what });
-        Ok(())
     }
 
     /// A device, pipe or socket; `mode` has the type.
@@ -29,7 +28,8 @@ impl Applier {
         if allowed != mode {
             self.skipped.set_id_bits += 1;
         }
-        self.hold(path, New::Node { mode: allowed, rdev })
+        self.hold(path, New::Node { mode: allowed, rdev });
+        Ok(())
     }
 
     /// A pipe or socket, whose command may leave the mode out.
@@ -59,6 +59,8 @@ impl Applier {
         }
         self.make_pending()?;
         let (old, new) = (self.work.place(path)?, self.work.place(to)?);
+        // The kernel would rename another subvolume's root as well.
+        old.stat()?;
         renameat_with(old.dir(), old.name(), new.dir(), new.name(), RenameFlags::NOREPLACE)
             .map_err(|errno| Cause::system("renameat2", path.bytes(), errno))?;
         self.forget(path, Some(to));

@@ -5,7 +5,7 @@
 //! `security.selinux`, other times, inode numbers, link counts, order of directories, holes (a hole is zeros).
 //!
 //! Version 1. The digest of a *thing* is BLAKE3 over its fields; that of an *entry* is over its thing and the sorted
-//! digests of all its paths. Entries are summed up in 1,024 lanes of 16 bits (LtHash), so their order does not matter, no
+//! digests of all its paths. Entries are summed up in 1,024 lanes of 16 bits (`LtHash`), so their order does not matter, no
 //! directory has to be sorted, and memory does not grow with the tree, but for 32 bytes a name of files with several
 //! names. Content is hashed in blocks of 64 KiB with their numbers, zero blocks left out: a sparse file costs what it holds.
 
@@ -116,7 +116,7 @@ impl Walk {
 
     fn directory(&mut self, fd: BorrowedFd<'_>, stat: &Stat, path: &[u8; 32]) -> Result<(), TreeDigestError> {
         let mut hasher = self.fields(b'd', stat);
-        self.xattrs(&mut hasher, Xattrs::Of(fd))?;
+        self.xattrs(&mut hasher, &Xattrs::Of(fd))?;
         self.entry(stat, hasher.finalize().into(), *path);
         let mut dir = Dir::read_from(fd).map_err(|errno| self.system("openat", errno))?;
         while let Some(item) = dir.read() {
@@ -167,7 +167,7 @@ impl Walk {
         if kind == FileType::RegularFile {
             let fd = self.open(dir, name, OFlags::RDONLY)?;
             let mut hasher = self.fields(b'f', stat);
-            self.xattrs(&mut hasher, Xattrs::Of(fd.as_fd()))?;
+            self.xattrs(&mut hasher, &Xattrs::Of(fd.as_fd()))?;
             hasher.update(&stat.st_size.to_le_bytes());
             self.content(&mut hasher, &fd, u64::try_from(stat.st_size).unwrap_or(0))?;
             return Ok(hasher.finalize().into());
@@ -181,7 +181,7 @@ impl Walk {
         };
         let handle = self.open(dir, name, OFlags::PATH)?;
         let mut hasher = self.fields(letter, stat);
-        self.xattrs(&mut hasher, Xattrs::By(format!("/proc/self/fd/{}", handle.as_raw_fd())))?;
+        self.xattrs(&mut hasher, &Xattrs::By(format!("/proc/self/fd/{}", handle.as_raw_fd())))?;
         match kind {
             FileType::Symlink => {
                 let target = readlinkat(dir, name, Vec::new()).map_err(|errno| self.system("readlinkat", errno))?;
@@ -208,7 +208,7 @@ impl Walk {
         hasher
     }
 
-    fn xattrs(&mut self, hasher: &mut blake3::Hasher, of: Xattrs<'_>) -> Result<(), TreeDigestError> {
+    fn xattrs(&mut self, hasher: &mut blake3::Hasher, of: &Xattrs<'_>) -> Result<(), TreeDigestError> {
         let buffer = self.buffer.get_mut(..MAX_XATTR).unwrap_or_default();
         let len = match of.list(buffer) {
             Ok(len) => len,
@@ -273,7 +273,7 @@ impl Walk {
         if directory || stat.st_nlink <= 1 {
             self.add(&thing, vec![path]);
         } else {
-            self.links.insert(stat.st_ino, Links { thing, expected: stat.st_nlink.into(), paths: vec![path] });
+            self.links.insert(stat.st_ino, Links { thing, expected: stat.st_nlink, paths: vec![path] });
         }
     }
 
@@ -348,4 +348,160 @@ impl Xattrs<'_> {
 fn is_zero(block: &[u8]) -> bool {
     let (words, rest) = block.as_chunks::<16>();
     words.iter().all(|word| u128::from_ne_bytes(*word) == 0) && rest.iter().all(|&byte| byte == 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File};
+    use std::os::unix::fs::{FileExt as _, PermissionsExt as _, chown, symlink};
+    use std::path::Path;
+
+    use rustix::fs::{CWD, Timespec, Timestamps, XattrFlags, lsetxattr, makedev, mknodat, utimensat};
+
+    use super::*;
+
+    fn digest(path: &Path) -> TreeDigest {
+        tree_digest(&File::open(path).unwrap().into()).unwrap()
+    }
+
+    /// Sets one time on everything.
+    fn settle(root: &Path) {
+        let time = Timespec { tv_sec: 1_700_000_000, tv_nsec: 123_456_789 };
+        let times = Timestamps { last_access: time, last_modification: time };
+        for entry in fs::read_dir(root).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() && !path.is_symlink() {
+                settle(&path);
+            } else {
+                utimensat(CWD, &path, &times, AtFlags::SYMLINK_NOFOLLOW).unwrap();
+            }
+        }
+        utimensat(CWD, root, &times, AtFlags::empty()).unwrap();
+    }
+
+    fn mode(path: &Path, bits: u32) {
+        fs::set_permissions(path, fs::Permissions::from_mode(bits)).unwrap();
+    }
+
+    /// One of each, in a directory that may live on any filesystem with `trusted.` xattrs.
+    fn build(root: &Path) {
+        mode(root, 0o755);
+        fs::create_dir(root.join("dir")).unwrap();
+        mode(&root.join("dir"), 0o2750);
+        for name in ["file", "dir/linked", "alone"] {
+            fs::write(root.join(name), format!("content of {name}")).unwrap();
+            mode(&root.join(name), 0o640);
+        }
+        fs::hard_link(root.join("dir/linked"), root.join("link")).unwrap();
+        chown(root.join("file"), Some(12), Some(34)).unwrap();
+        symlink("dir/linked", root.join("symlink")).unwrap();
+        let device = |name: &str, kind, number: (u32, u32)| {
+            mknodat(CWD, root.join(name), kind, Mode::from_raw_mode(0o600), makedev(number.0, number.1)).unwrap();
+            mode(&root.join(name), 0o600);
+        };
+        device("null", FileType::CharacterDevice, (1, 3));
+        device("disk", FileType::BlockDevice, (7, 300));
+        device("pipe", FileType::Fifo, (0, 0));
+        device("socket", FileType::Socket, (0, 0));
+        let sparse = File::create(root.join("sparse")).unwrap();
+        mode(&root.join("sparse"), 0o600);
+        sparse.write_all_at(b"data", 200_000).unwrap();
+        sparse.set_len(5 << 20).unwrap();
+        for name in ["file", "symlink", "pipe"] {
+            lsetxattr(root.join(name), "trusted.golden", b"\0value", XattrFlags::empty()).unwrap();
+        }
+        settle(root);
+    }
+
+    #[test]
+    fn the_digest_of_version_1_is_golden() {
+        let dir = tempfile::tempdir().unwrap();
+        build(dir.path());
+        let found = digest(dir.path());
+        assert_eq!(found.names, 12);
+        assert_eq!(found.to_string(), "v1:d53ba2d3452851f7eb3bdb79673b0feb522299e763fead5db1f3e6d47d6ac045");
+        let empty = tempfile::tempdir().unwrap();
+        mode(empty.path(), 0o755);
+        settle(empty.path());
+        assert_eq!(digest(empty.path()).to_string(), "v1:a4b41c9b52cca03a58cdef76001b46b93abc2dc1a5f59460023b785292bb681c");
+    }
+
+    #[test]
+    fn order_of_making_inodes_and_holes_are_not_in_it() {
+        let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        for (root, names) in [(one.path(), ["a", "b", "c"]), (two.path(), ["c", "a", "b"])] {
+            for name in names {
+                fs::write(root.join(name), name).unwrap();
+            }
+            mode(root, 0o700);
+        }
+        File::create(one.path().join("zeros")).unwrap().set_len(3 << 20).unwrap();
+        fs::write(two.path().join("zeros"), vec![0; 3 << 20]).unwrap();
+        settle(one.path());
+        settle(two.path());
+        assert_eq!(digest(one.path()).digest, digest(two.path()).digest);
+    }
+
+    #[test]
+    fn every_single_difference_changes_it() {
+        type Change = fn(&Path);
+        let changes: [Change; 16] = [
+            |root| fs::write(root.join("file"), "content of filf").unwrap(),
+            |root| fs::rename(root.join("alone"), root.join("alone2")).unwrap(),
+            |root| fs::rename(root.join("alone"), root.join("dir/alone")).unwrap(),
+            |root| mode(&root.join("file"), 0o641),
+            |root| mode(&root.join("dir"), 0o750),
+            |root| chown(root.join("file"), Some(13), None).unwrap(),
+            |root| chown(root.join("file"), None, Some(35)).unwrap(),
+            |root| lsetxattr(root.join("file"), "trusted.golden", b"\0valuf", XattrFlags::empty()).unwrap(),
+            |root| lsetxattr(root.join("alone"), "trusted.more", b"", XattrFlags::empty()).unwrap(),
+            |root| lsetxattr(root, "trusted.more", b"", XattrFlags::empty()).unwrap(),
+            |root| {
+                // The same bytes at both names, but two files.
+                fs::remove_file(root.join("link")).unwrap();
+                fs::copy(root.join("dir/linked"), root.join("link")).unwrap();
+            },
+            |root| {
+                fs::remove_file(root.join("symlink")).unwrap();
+                symlink("dir/linkee", root.join("symlink")).unwrap();
+                lsetxattr(root.join("symlink"), "trusted.golden", b"\0value", XattrFlags::empty()).unwrap();
+            },
+            |root| {
+                fs::remove_file(root.join("null")).unwrap();
+                mknodat(CWD, root.join("null"), FileType::CharacterDevice, Mode::from_raw_mode(0o600), makedev(1, 5)).unwrap();
+            },
+            |root| {
+                fs::remove_file(root.join("socket")).unwrap();
+                mknodat(CWD, root.join("socket"), FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
+            },
+            |root| File::options().write(true).open(root.join("sparse")).unwrap().set_len((5 << 20) + 1).unwrap(),
+            |root| fs::create_dir(root.join("dir/empty")).unwrap(),
+        ];
+        let mut seen = Vec::new();
+        for change in std::iter::once((|_| ()) as Change).chain(changes) {
+            let dir = tempfile::tempdir().unwrap();
+            build(dir.path());
+            change(dir.path());
+            settle(dir.path());
+            let found = digest(dir.path()).digest;
+            assert!(!seen.contains(&found), "change {}", seen.len());
+            seen.push(found);
+        }
+        // And times.
+        let dir = tempfile::tempdir().unwrap();
+        build(dir.path());
+        let time = Timespec { tv_sec: 1_700_000_000, tv_nsec: 123_456_790 };
+        let times = Timestamps { last_access: time, last_modification: time };
+        utimensat(CWD, dir.path().join("symlink"), &times, AtFlags::SYMLINK_NOFOLLOW).unwrap();
+        assert!(!seen.contains(&digest(dir.path()).digest));
+    }
+
+    #[test]
+    fn a_huge_sparse_file_costs_what_it_holds() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = File::create(dir.path().join("huge")).unwrap();
+        file.write_all_at(b"x", 3 << 40).unwrap();
+        file.set_len(4 << 40).unwrap();
+        assert!(digest(dir.path()).bytes <= 4 << 20);
+    }
 }

@@ -3,6 +3,7 @@
 //! They need root, loop devices and `btrfs`; without those they fail, by design (style.md rule 12).
 
 #![allow(dead_code, reason = "each test program uses its part")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a fixture that fails is a test that fails")]
 
 use std::fs::{self, File};
 use std::os::fd::OwnedFd;
@@ -159,6 +160,12 @@ impl Random {
 
     pub fn one_in(&mut self, n: usize) -> bool {
         self.below(n) == 0
+    }
+
+    /// Below `usual`, but one time in `n` below `all`.
+    pub fn mostly(&mut self, usual: usize, all: usize, n: usize) -> usize {
+        let end = if self.one_in(n) { all } else { usual };
+        self.below(end)
     }
 
     pub fn pick<'a, T: ?Sized>(&mut self, from: &[&'a T]) -> &'a T {
