@@ -1,1 +1,274 @@
-//! later
+//! A peer that sends garbage, stops in mid-frame, floods or sends a bomb (failures.md row 13).
+
+use std::time::{Duration, Instant};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use dotgraft_agent::peer::accept::AcceptSettings;
+use dotgraft_agent::peer::convert::MAX_FRAME;
+use dotgraft_agent::peer::server::ServerSettings;
+use dotgraft_agent::peer::status::problem_of;
+use dotgraft_engine::ids::FsId;
+use dotgraft_engine::model::{Problem, Reason};
+use dotgraft_proto::agent::v1 as wire;
+use futures::StreamExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_stream::wrappers::ReceiverStream;
+use wire::receive_request::Message;
+
+use crate::raw;
+use crate::support::*;
+
+/// Node b that lists a certificate of node a, which the test holds.
+async fn victim(settings: ServerSettings) -> (Node, (String, String), Node) {
+    let ca = Ca::new("ca");
+    let (a, b) = pair(&ca, settings).await;
+    let identity = ca.issue(&Leaf::of("a"));
+    let spy = Node::start("a", identity.clone(), settings).await;
+    let info = dotgraft_agent::peer::PeerInfo { fingerprints: vec![a.fingerprint(), spy.fingerprint()], ..a.info() };
+    b.context.directory.update(node("a"), info);
+    (b, identity, a)
+}
+
+async fn still_serves(from: &Node, to: &Node) {
+    let fs = actor(to, Act::Store).fs;
+    soon(from.client().versions(&to.name, fs, job())).await.unwrap();
+}
+
+fn message(message: Message) -> wire::ReceiveRequest {
+    wire::ReceiveRequest { message: Some(message) }
+}
+
+fn good_offer(fs: FsId) -> wire::Offer {
+    dotgraft_agent::peer::convert::offer_to_wire(fs, &offer(fs, 3))
+}
+
+/// Sends messages and keeps the stream open; the problem that ends it.
+async fn problem_after(to: &Node, identity: &(String, String), messages: Vec<wire::ReceiveRequest>) -> Problem {
+    let mut stub = raw::stub(to, identity).await;
+    let (tx, rx) = tokio::sync::mpsc::channel(16);
+    for message in messages {
+        tx.try_send(message).unwrap();
+    }
+    let result = soon(async {
+        let mut answers = stub.receive(ReceiverStream::new(rx)).await?.into_inner();
+        while answers.message().await?.is_some() {}
+        Ok::<_, tonic::Status>(())
+    })
+    .await;
+    drop(tx);
+    problem_of(&result.expect_err("the stream ended well"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn garbage_and_plaintext_end_at_the_handshake() {
+    let (b, _, a) = victim(ServerSettings::default()).await;
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0".to_vec();
+    let mut record = vec![0x16, 3, 3, 0xff, 0xff];
+    record.extend([0; 4096]);
+    for garbage in [preface, b"GET / HTTP/1.1\r\n\r\n".to_vec(), vec![0; 100_000], vec![0xff; 100_000], record] {
+        let mut tcp = TcpStream::connect(b.address).await.unwrap();
+        let _ = tcp.write_all(&garbage).await;
+        let _ = tcp.shutdown().await;
+        let mut answer = Vec::new();
+        let _ = soon(tcp.read_to_end(&mut answer)).await;
+        assert!(answer.len() < 100, "{} bytes of answer to garbage", answer.len());
+    }
+    still_serves(&a, &b).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn garbage_behind_the_handshake_ends_the_connection() {
+    let (b, identity, a) = victim(ServerSettings::default()).await;
+    for garbage in [vec![0; 100_000], vec![0xff; 100_000], b"GET / HTTP/1.1\r\n\r\n".to_vec()] {
+        let mut stream = raw::tls(&b, Some(&identity), &rustls::version::TLS13).await.unwrap();
+        let _ = stream.write_all(&garbage).await;
+        let mut answer = Vec::new();
+        let _ = soon(stream.read_to_end(&mut answer)).await;
+        assert!(answer.len() < 1000);
+    }
+    still_serves(&a, &b).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_that_never_shake_hands_hold_their_places_for_a_moment_only() {
+    let accept = AcceptSettings { handshake_timeout: Duration::from_millis(300), handshakes_per_address: 4, ..AcceptSettings::default() };
+    let (b, _, a) = victim(ServerSettings { accept, ..ServerSettings::default() }).await;
+    let mut mute = Vec::new();
+    for _ in 0..4 {
+        mute.push(TcpStream::connect(b.address).await.unwrap());
+    }
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let fs = actor(&b, Act::Store).fs;
+    assert_eq!(soon(a.client().versions(&b.name, fs, job())).await.unwrap_err().reason, Reason::Unreachable);
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    still_serves(&a, &b).await;
+    let mut end = Vec::new();
+    assert!(soon(mute[0].read_to_end(&mut end)).await.is_ok(), "a mute connection is still open");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_of_one_node_are_bounded() {
+    let accept = AcceptSettings { connections_per_node: 2, ..AcceptSettings::default() };
+    let (b, identity, _) = victim(ServerSettings { accept, ..ServerSettings::default() }).await;
+    let mut open = Vec::new();
+    for _ in 0..2 {
+        let mut stream = raw::tls(&b, Some(&identity), &rustls::version::TLS13).await.unwrap();
+        assert!(soon(stream.read_u8()).await.is_ok());
+        open.push(stream);
+    }
+    assert!(!raw::let_in(&b, Some(&identity)).await, "a third connection");
+    drop(open);
+    soon(async {
+        while !raw::let_in(&b, Some(&identity)).await {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_breaks_a_bound_is_invalid_and_ends_the_stream() {
+    let (b, identity, a) = victim(ServerSettings::default()).await;
+    let fs = actor(&b, Act::Store).fs;
+    let good = || message(Message::Offer(good_offer(fs)));
+    let end = |digest: Vec<u8>| message(Message::End(wire::End { bytes: 0, digest }));
+    let changed = |change: fn(&mut wire::Offer, &mut wire::Version)| {
+        let mut offer = good_offer(fs);
+        let mut target = offer.target.take().unwrap();
+        change(&mut offer, &mut target);
+        offer.target = Some(target);
+        vec![message(Message::Offer(offer))]
+    };
+    let many = |n: usize| -> std::collections::HashMap<_, _> { (0..n).map(|i| (i.to_string(), String::new())).collect() };
+    let bomb = {
+        let mut offer = good_offer(fs);
+        offer.target.as_mut().unwrap().metadata = many(300_000);
+        vec![message(Message::Offer(offer))]
+    };
+    let cases: Vec<(&str, Vec<wire::ReceiveRequest>)> = vec![
+        ("data first", vec![message(Message::Data(bytes(1)))]),
+        ("nothing first", vec![wire::ReceiveRequest { message: None }]),
+        ("a second offer", vec![good(), good()]),
+        ("an empty frame", vec![good(), message(Message::Data(Bytes::new()))]),
+        ("a frame over 4 MiB", vec![good(), message(Message::Data(bytes(MAX_FRAME + 1)))]),
+        ("a frame of 40 MiB", vec![good(), message(Message::Data(bytes(40 << 20)))]),
+        ("a digest of 31 bytes", vec![good(), end(vec![0; 31])]),
+        ("no id", changed(|_, t| t.id.clear())),
+        ("an id with a path", changed(|_, t| t.id = "../../etc/passwd".into())),
+        ("upper-case id", changed(|o, _| o.fs_id = o.fs_id.to_uppercase())),
+        ("a bad base", changed(|o, _| o.base = "x".into())),
+        ("its own base", changed(|o, t| o.base = t.id.clone())),
+        ("a bad job", changed(|o, _| o.job_uid.clear())),
+        ("a bad run", changed(|o, _| o.run_id = "1".into())),
+        ("a long message", changed(|_, t| t.message = "x".repeat(4097))),
+        ("65 metadata", changed(|_, t| t.metadata = (0..65).map(|i| (i.to_string(), String::new())).collect())),
+        ("a long key", changed(|_, t| t.metadata = [("k".repeat(254), String::new())].into())),
+        ("a long value", changed(|_, t| t.metadata = [("k".into(), "v".repeat(1025))].into())),
+        ("a kernel release with a newline", changed(|o, _| o.kernel_release = "6\n".into())),
+        ("a resume token with a short digest", changed(|o, t| {
+            o.resume = Some(wire::Resume { target: t.id.clone(), prefix_digest: vec![1], ..wire::Resume::default() });
+        })),
+        ("a bomb of metadata", bomb),
+    ];
+    for (what, messages) in cases {
+        let problem = problem_after(&b, &identity, messages).await;
+        assert_eq!(problem.reason, Reason::Invalid, "{what}: {problem}");
+    }
+    let newer = changed(|_, t| t.format = 2);
+    assert_eq!(problem_after(&b, &identity, newer).await.reason, Reason::Unsupported);
+    still_serves(&a, &b).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_good_offer_of_the_raw_peer_is_accepted() {
+    // Else the cases above would prove nothing.
+    let (b, identity, _) = victim(ServerSettings::default()).await;
+    let actor = actor(&b, Act::Store);
+    let messages = vec![
+        message(Message::Offer(good_offer(actor.fs))),
+        message(Message::Data(bytes(MAX_FRAME))),
+        message(Message::End(wire::End { bytes: MAX_FRAME as u64, digest: vec![0; 32] })),
+    ];
+    let mut stub = raw::stub(&b, &identity).await;
+    let mut answers = soon(stub.receive(futures::stream::iter(messages))).await.unwrap().into_inner();
+    let mut last = None;
+    while let Some(answer) = soon(answers.message()).await.unwrap() {
+        last = answer.message;
+    }
+    assert!(matches!(last, Some(wire::receive_response::Message::Stored(_))), "{last:?}");
+}
+
+/// A gRPC message with its prefix.
+fn framed(message: &wire::ReceiveRequest) -> Bytes {
+    use prost::Message as _;
+    let mut out = BytesMut::new();
+    out.put_u8(0);
+    out.put_u32(u32::try_from(message.encoded_len()).unwrap());
+    message.encode(&mut out).unwrap();
+    out.freeze()
+}
+
+/// Sends a good offer and half a frame, then what the caller sends.
+async fn half_a_frame(to: &Node, identity: &(String, String), fs: FsId) -> (tokio::sync::mpsc::Sender<Bytes>, tokio::task::JoinHandle<Option<String>>) {
+    let stream = raw::tls(to, Some(identity), &rustls::version::TLS13).await.unwrap();
+    let channel = raw::channel(stream).await;
+    let (tx, rx) = tokio::sync::mpsc::channel::<Bytes>(16);
+    tx.try_send(framed(&message(Message::Offer(good_offer(fs))))).unwrap();
+    let frame = framed(&message(Message::Data(bytes(1 << 20))));
+    tx.try_send(frame.slice(..1000)).unwrap();
+    let body = http_body_util::StreamBody::new(ReceiverStream::new(rx).map(|b| Ok::<_, tonic::Status>(hyper::body::Frame::data(b))));
+    let request = hyper::Request::post("/dotgraft.agent.v1.Peer/Receive")
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .body(tonic::body::Body::new(body))
+        .unwrap();
+    let call = tokio::spawn(async move {
+        use http_body_util::BodyExt;
+        use tower::ServiceExt;
+        let response = channel.oneshot(request).await.ok()?;
+        let body = response.into_body().collect().await.ok()?;
+        Some(body.trailers()?.get("grpc-status")?.to_str().ok()?.to_owned())
+    });
+    (tx, call)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_stops_in_mid_frame_is_timed_out() {
+    let (b, identity, a) = victim(quick()).await;
+    let actor = actor(&b, Act::Store);
+    let start = Instant::now();
+    let (tx, call) = half_a_frame(&b, &identity, actor.fs).await;
+    assert_eq!(soon(call).await.unwrap().as_deref(), Some("4"), "DEADLINE_EXCEEDED");
+    assert!(start.elapsed() >= quick().expectation.silence);
+    let seen = actor.saw(|s| s.abandoned).await;
+    assert_eq!(seen.frames, 0, "half a frame reached the actor");
+    drop(tx);
+    still_serves(&a, &b).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_goes_away_in_mid_frame_frees_the_actor_at_once() {
+    let (b, identity, _) = victim(ServerSettings::default()).await;
+    let actor = actor(&b, Act::Store);
+    let (tx, call) = half_a_frame(&b, &identity, actor.fs).await;
+    actor.saw(|s| s.from.is_some()).await;
+    call.abort();
+    drop(tx);
+    assert_eq!(actor.saw(|s| s.abandoned).await.frames, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frame_that_comes_byte_by_byte_is_timed_out_too() {
+    let (b, identity, _) = victim(quick()).await;
+    let actor = actor(&b, Act::Store);
+    let (tx, call) = half_a_frame(&b, &identity, actor.fs).await;
+    let drip = tokio::spawn(async move {
+        while tx.send(bytes(1)).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
+    assert_eq!(soon(call).await.unwrap().as_deref(), Some("4"), "DEADLINE_EXCEEDED");
+    actor.saw(|s| s.abandoned).await;
+    drip.abort();
+}

@@ -5,5 +5,6 @@ mod certificates;
 mod csr;
 mod hostile;
 mod local;
+mod raw;
 mod streams;
 mod support;
