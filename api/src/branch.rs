@@ -23,7 +23,7 @@ pub use crate::dot::DotStatus as BranchStatus;
     derive = "Default",
     doc = "Branch is another line of history of a Dot: a writable volume that starts from one of the Dot's commits.",
     shortname = "dbranch",
-    category = "dots",
+    category = "dotgraft",
     printcolumn(name = "Dot", type_ = "string", json_path = ".spec.dot"),
     printcolumn(name = "Owner", type_ = "string", json_path = ".status.owner", description = "node that may write it"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].status"),

@@ -22,7 +22,7 @@ use crate::schema::{self, rules};
     derive = "Default",
     doc = "Commit asks for a commit of a Dot or Branch and keeps it: the commit goes, on every node, when this object is deleted.",
     shortname = "dcommit",
-    category = "dots",
+    category = "dotgraft",
     printcolumn(name = "Source", type_ = "string", json_path = ".spec.source.name"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].status"),
     printcolumn(name = "Id", type_ = "string", json_path = ".status.id"),

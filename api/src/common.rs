@@ -14,7 +14,7 @@ pub const GROUP: &str = "dotgraft.dev";
 /// Its only version.
 pub const VERSION: &str = "v1alpha1";
 /// Category of all kinds: `kubectl get dots`… shows everything of ours.
-pub const CATEGORY: &str = "dots";
+pub const CATEGORY: &str = "dotgraft";
 /// Namespace of our programs.
 pub const SYSTEM_NAMESPACE: &str = "dotgraft-system";
 

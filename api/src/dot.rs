@@ -32,7 +32,7 @@ pub(crate) const NODE_RULE: (&str, &str) = (
     derive = "Default",
     doc = "Dot is a named, versioned volume on local disks: it has commits and branches, and read-only copies on other nodes.",
     shortname = "dot",
-    category = "dots",
+    category = "dotgraft",
     printcolumn(name = "Capacity", type_ = "string", json_path = ".spec.capacity"),
     printcolumn(name = "Owner", type_ = "string", json_path = ".status.owner", description = "node that may write it"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].status"),

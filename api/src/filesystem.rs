@@ -21,7 +21,7 @@ use crate::schema::{self, rules};
     derive = "Default",
     doc = "Filesystem is the data of a Dot or Branch, the same in every cluster and on every disk, and the authority over it. Made by the operator.",
     shortname = "dfs",
-    category = "dots",
+    category = "dotgraft",
     validation = Rule::new("self.metadata.name.matches('^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$')").message("a Filesystem is named by its id, a lower-case UUID"),
     validation = Rule::new("!has(oldSelf.status) || !has(oldSelf.status.authority) || (has(self.status) && has(self.status.authority))").message("authority can't be taken away, only changed"),
     printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),

@@ -20,7 +20,7 @@ use crate::schema::{self, rules};
     derive = "Default",
     doc = "NodePool is the agent of a node: its address and certificates, and the pool that holds its copies. Made by the operator.",
     shortname = "dpool",
-    category = "dots",
+    category = "dotgraft",
     validation = Rule::new("self.metadata.name == self.spec.node").message("a NodePool is named as its node"),
     printcolumn(name = "Group", type_ = "string", json_path = ".spec.poolGroup"),
     printcolumn(name = "Capacity", type_ = "integer", json_path = ".status.capacityBytes", description = "bytes"),

@@ -22,7 +22,7 @@ use crate::schema::{self, rules};
     derive = "Default",
     doc = "Replica is one copy of a Filesystem in one pool: what the operator wants of it, and what the agent there says. Made by the operator.",
     shortname = "dreplica",
-    category = "dots",
+    category = "dotgraft",
     selectable = ".spec.node",
     selectable = ".spec.fsId",
     validation = Rule::new("self.metadata.name == self.spec.fsId + '.' + self.spec.pool").message("a Replica is named <fsId>.<pool>"),

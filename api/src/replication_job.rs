@@ -22,7 +22,7 @@ use crate::schema::{self, rules};
     derive = "Default",
     doc = "ReplicationJob brings the commits of Dots to another node: once, when triggered, or on every commit.",
     shortname = "rjob",
-    category = "dots",
+    category = "dotgraft",
     printcolumn(name = "Target", type_ = "string", json_path = ".spec.target.node"),
     printcolumn(name = "State", type_ = "string", json_path = ".status.state"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].status"),
