@@ -1,2 +1,125 @@
-//! placeholder
-fn main() {}
+//! The program: reads flags, opens the watches, campaigns for the lease, and controls while it leads.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::{Parser, ValueEnum};
+use dotgraft_operator::context::Ctx;
+use dotgraft_operator::http::{Health, serve};
+use dotgraft_operator::metrics::Metrics;
+use dotgraft_operator::{leader, runtime};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Client, Config};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tracing_subscriber::EnvFilter;
+
+/// Decides what every agent is to do, and signs the agents' certificates.
+#[derive(Debug, Parser)]
+#[command(name = "dotgraft-operator", version)]
+struct Args {
+    /// Kubeconfig file; in a pod, leave it out to use the pod's own token.
+    #[arg(long, env = "KUBECONFIG")]
+    kubeconfig: Option<PathBuf>,
+    /// Namespace of the lease, the CA and the agents' `ServiceAccount`.
+    #[arg(long, default_value = "dotgraft-system")]
+    namespace: String,
+    /// Where /healthz, /readyz and /metrics are served.
+    #[arg(long, default_value = "127.0.0.1:9808")]
+    http: SocketAddr,
+    /// Name of this process in the lease; must differ between processes.
+    #[arg(long)]
+    identity: Option<String>,
+    /// json for machines, human for a terminal.
+    #[arg(long, value_enum, default_value = "json")]
+    log_format: LogFormat,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum LogFormat {
+    Json,
+    Human,
+}
+
+fn init_logs(format: LogFormat) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Json => builder.json().init(),
+        LogFormat::Human => builder.init(),
+    }
+}
+
+async fn config(args: &Args) -> Result<Config> {
+    let mut config = match &args.kubeconfig {
+        Some(path) => {
+            let file = Kubeconfig::read_from(path).with_context(|| format!("reading {}", path.display()))?;
+            Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.context("using the kubeconfig")?
+        }
+        None => Config::infer().await.context("finding the API server: give --kubeconfig")?,
+    };
+    config.connect_timeout = Some(Duration::from_secs(5));
+    Ok(config)
+}
+
+fn identity(args: &Args) -> String {
+    args.identity.clone().unwrap_or_else(|| {
+        let host = std::env::var("HOSTNAME").unwrap_or_else(|_| "operator".into());
+        format!("{host}-{}", uuid::Uuid::new_v4())
+    })
+}
+
+/// Controls while we lead; stops at once when the lease is lost.
+async fn lead(ctx: Arc<Ctx>, mut leading: watch::Receiver<bool>) {
+    loop {
+        if leading.wait_for(|l| *l).await.is_err() {
+            return;
+        }
+        tracing::info!("leading");
+        ctx.metrics.leading(true);
+        tokio::select! {
+            () = runtime::control(ctx.clone()) => {}
+            _ = leading.wait_for(|l| !*l) => {}
+        }
+        ctx.metrics.leading(false);
+        tracing::warn!("not leading any more");
+    }
+}
+
+async fn watch_health(ctx: Arc<Ctx>, health: Arc<Health>) {
+    loop {
+        health.set_synced(ctx.caches.fresh());
+        tokio::time::sleep(Duration::from_millis(250)).await;
+    }
+}
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let args = Args::parse();
+    init_logs(args.log_format);
+    // A second installation of the same provider is no error.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let identity = identity(&args);
+    let client = Client::try_from(config(&args).await?).context("making the client")?;
+    let metrics = Arc::new(Metrics::default());
+    let health = Arc::new(Health::default());
+    let ctx = Arc::new(Ctx::new(client.clone(), args.namespace.clone(), identity.clone(), metrics.clone()));
+    let (tx, rx) = watch::channel(false);
+    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tracing::info!(identity, version = env!("CARGO_PKG_VERSION"), "starting");
+    tokio::select! {
+        served = serve(args.http, health.clone(), metrics) => served.context("serving probes")?,
+        () = runtime::watch(ctx.clone()) => anyhow::bail!("the watches have ended"),
+        () = watch_health(ctx.clone(), health) => {}
+        () = runtime::count_stuck(ctx.clone()) => {}
+        () = leader::run(client.clone(), args.namespace.clone(), identity.clone(), tx) => {}
+        () = lead(ctx, rx) => {}
+        _ = term.recv() => tracing::info!("SIGTERM"),
+        _ = int.recv() => tracing::info!("SIGINT"),
+    }
+    leader::release(client, &args.namespace, &identity).await;
+    Ok(())
+}

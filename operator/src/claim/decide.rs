@@ -1,0 +1,196 @@
+//! The next step of a Dot or Branch: pure, one step at a time, each safe to repeat.
+//!
+//! Intents first (design §2, "Finalizers"): the finalizer and the id stand in the claim before there is a
+//! Filesystem; the Filesystem is durably `Deleting` or `Released` before the claim goes.
+
+use dotgraft_api::{ClaimKind, DeletionPolicy, Filesystem, FilesystemPhase, Origin};
+
+use super::ClaimView;
+use crate::conditions::Block;
+
+/// A Branch that depends on this claim.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Child {
+    /// Its name.
+    pub name: String,
+    /// It is being deleted already.
+    pub deleting: bool,
+}
+
+/// What the decision needs.
+#[derive(Debug, Clone)]
+pub struct View {
+    /// The claim.
+    pub claim: ClaimView,
+    /// The Filesystem of `spec.fsId`, if it exists.
+    pub fs: Option<Filesystem>,
+    /// Filesystems not in deletion that carry the claim's name, while the claim has no id.
+    pub namesakes: Vec<String>,
+    /// For a Branch without Filesystem: what it starts from.
+    pub origin: Option<Result<Origin, Block>>,
+    /// Branches that start from this.
+    pub children: Vec<Child>,
+    /// Who has it mounted, on nodes that can be reached.
+    pub mounts: Vec<String>,
+}
+
+/// One step.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// Finalizer and a new id into the claim.
+    Allocate,
+    /// Only the finalizer: the id is there.
+    Hold,
+    /// Make the Filesystem.
+    Create(Option<Origin>),
+    /// Record phase New in what was just made.
+    Start,
+    /// Put our UID into the Filesystem's claimRef, and back to Active if it was released.
+    Bind,
+    /// Delete these Branches.
+    DeleteChildren(Vec<String>),
+    /// Set the phase: a durable intent.
+    Mark(FilesystemPhase),
+    /// Take the finalizer off.
+    LetGo,
+}
+
+/// A step, or what it waits for; neither: all is well.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Decision {
+    /// What to do now.
+    pub step: Option<Step>,
+    /// What stands in the way.
+    pub block: Option<Block>,
+}
+
+fn step(step: Step) -> Decision {
+    Decision { step: Some(step), block: None }
+}
+fn block(reason: &'static str, message: impl Into<String>) -> Decision {
+    Decision { step: None, block: Some(Block::new(reason, message)) }
+}
+
+/// Decides.
+pub fn decide(view: &View) -> Decision {
+    let claim = &view.claim;
+    if claim.deleting {
+        return if claim.held { tear_down(view) } else { Decision::default() };
+    }
+    if let Err(e) = claim.capacity.as_ref().and(claim.history_limit.as_ref())
+        && view.fs.is_none()
+    {
+        return block("InvalidCapacity", e.to_string());
+    }
+    let Some(fs_id) = &claim.fs_id else { return allocate(view) };
+    if !claim.held {
+        return step(Step::Hold);
+    }
+    match &view.fs {
+        None => create(view, fs_id),
+        Some(fs) => bind(claim, fs),
+    }
+}
+
+fn origin_blocked(view: &View) -> Option<Decision> {
+    match &view.origin {
+        Some(Err(b)) => Some(Decision { step: None, block: Some(b.clone()) }),
+        _ => None,
+    }
+}
+
+fn allocate(view: &View) -> Decision {
+    if let Some(found) = view.namesakes.first() {
+        return block(
+            "NameHasData",
+            format!(
+                "Filesystem `{found}` holds data under this name: set spec.fsId to `{found}` to use it, or delete that Filesystem to start empty"
+            ),
+        );
+    }
+    // A Branch of nothing waits before it holds anything, so that it can be deleted freely.
+    origin_blocked(view).unwrap_or_else(|| step(Step::Allocate))
+}
+
+fn create(view: &View, fs_id: &str) -> Decision {
+    let claim = &view.claim;
+    if !claim.allocated || claim.had_filesystem {
+        return block(
+            "FilesystemNotFound",
+            format!("there is no Filesystem `{fs_id}`: if its data is on a node, `kubectl dot adopt`; an empty one is never made in its place"),
+        );
+    }
+    if let Some(blocked) = origin_blocked(view) {
+        return blocked;
+    }
+    match (claim.kind, &view.origin) {
+        (ClaimKind::Branch, None) => block("SourceNotReady", "what it starts from is not known yet"),
+        (_, origin) => step(Step::Create(origin.clone().and_then(Result::ok))),
+    }
+}
+
+fn bind(claim: &ClaimView, fs: &Filesystem) -> Decision {
+    let r = &fs.spec.claim_ref;
+    if r.kind != claim.kind || r.namespace != claim.namespace || r.name != claim.name {
+        let other = format!("{} {}/{}", r.kind.as_str(), r.namespace, r.name);
+        return block("ClaimMismatch", format!("the Filesystem of spec.fsId belongs to {other}: only an object of that name can use it"));
+    }
+    let phase = fs.status.as_ref().map(|s| s.phase);
+    if phase == Some(FilesystemPhase::Deleting) || fs.metadata.deletion_timestamp.is_some() {
+        return block("FilesystemDeleting", "the Filesystem of spec.fsId is being deleted: delete this object and make a new one");
+    }
+    let ours = r.uid.as_ref() == Some(&claim.uid);
+    if phase.is_none() && ours && claim.allocated && !claim.had_filesystem {
+        return step(Step::Start);
+    }
+    if !ours || phase == Some(FilesystemPhase::Released) {
+        return step(Step::Bind);
+    }
+    Decision::default()
+}
+
+fn tear_down(view: &View) -> Decision {
+    let claim = &view.claim;
+    // A dependency that is missing counts as done; data that an agent may still hold is an orphan, never lost.
+    let Some(fs) = &view.fs else { return step(Step::LetGo) };
+    if fs.spec.claim_ref.uid.as_ref() != Some(&claim.uid) {
+        return step(Step::LetGo);
+    }
+    let phase = fs.status.as_ref().map(|s| s.phase);
+    let goal = if claim.deletion_policy == DeletionPolicy::Retain { FilesystemPhase::Released } else { FilesystemPhase::Deleting };
+    if phase == Some(goal) || phase == Some(FilesystemPhase::Deleting) {
+        return if view.mounts.is_empty() {
+            step(Step::LetGo)
+        } else {
+            block("Mounted", format!("mounted by {}", view.mounts.join("; ")))
+        };
+    }
+    match (claim.deletion_policy, children(view)) {
+        (DeletionPolicy::Delete | DeletionPolicy::Cascade, Some(decision)) => decision,
+        _ => step(Step::Mark(goal)),
+    }
+}
+
+fn children(view: &View) -> Option<Decision> {
+    if view.children.is_empty() {
+        return None;
+    }
+    let names = |list: &[Child]| {
+        let mut text: Vec<&str> = list.iter().take(10).map(|c| c.name.as_str()).collect();
+        if list.len() > 10 {
+            text.push("…");
+        }
+        text.join(", ")
+    };
+    let alive: Vec<String> = view.children.iter().filter(|c| !c.deleting).map(|c| c.name.clone()).collect();
+    if view.claim.deletion_policy == DeletionPolicy::Cascade {
+        let wait = Block::new("BranchesExist", format!("its Branches are being deleted: {}", names(&view.children)));
+        let step = (!alive.is_empty()).then_some(Step::DeleteChildren(alive));
+        return Some(Decision { step, block: Some(wait) });
+    }
+    Some(block("BranchesExist", format!("Branches start from it: {}; delete them, or set deletionPolicy: Cascade", names(&view.children))))
+}
+
+#[cfg(test)]
+#[path = "decide_tests.rs"]
+mod tests;

@@ -1,0 +1,168 @@
+//! The table of steps of a claim.
+
+use dotgraft_api::Time;
+use k8s_openapi::jiff::Timestamp;
+
+use super::*;
+use crate::testing::{FS, claim, filesystem};
+
+fn view(edit: impl FnOnce(&mut View)) -> View {
+    let mut v = View { claim: claim(), fs: None, namesakes: vec![], origin: None, children: vec![], mounts: vec![] };
+    v.fs = Some(filesystem(Some(FilesystemPhase::Active), None));
+    edit(&mut v);
+    v
+}
+fn new(edit: impl FnOnce(&mut View)) -> View {
+    view(|v| {
+        (v.fs, v.claim.fs_id, v.claim.held, v.claim.allocated, v.claim.had_filesystem) = (None, None, false, false, false);
+        edit(v);
+    })
+}
+fn going(edit: impl FnOnce(&mut View)) -> View {
+    view(|v| {
+        v.claim.deleting = true;
+        edit(v);
+    })
+}
+fn step_of(v: &View) -> Step {
+    let d = decide(v);
+    assert_eq!(d.block, None);
+    d.step.expect("a step")
+}
+fn reason(v: &View) -> &'static str {
+    let d = decide(v);
+    assert_eq!(d.step, None);
+    d.block.expect("a block").reason
+}
+fn child(name: &str, deleting: bool) -> Child {
+    Child { name: name.into(), deleting }
+}
+
+#[test]
+fn a_new_claim_gets_an_id_then_a_filesystem_then_its_phase() {
+    assert_eq!(step_of(&new(|_| {})), Step::Allocate);
+    let mut v = new(|v| {
+        (v.claim.fs_id, v.claim.held, v.claim.allocated) = (Some(FS.into()), true, true);
+    });
+    assert_eq!(step_of(&v), Step::Create(None));
+    v.fs = Some(filesystem(None, None));
+    assert_eq!(step_of(&v), Step::Start);
+    v.fs = Some(filesystem(Some(FilesystemPhase::New), None));
+    assert_eq!(decide(&v), Decision::default());
+}
+
+#[test]
+fn a_name_that_has_data_never_gets_an_empty_filesystem() {
+    assert_eq!(reason(&new(|v| v.namesakes = vec![FS.into()])), "NameHasData");
+}
+
+#[test]
+fn a_restored_object_never_gets_an_empty_filesystem() {
+    // Restored: it carries an id, but not one that was allocated for this very object.
+    let v = new(|v| (v.claim.fs_id, v.claim.held) = (Some(FS.into()), true));
+    assert_eq!(reason(&v), "FilesystemNotFound");
+    // The Filesystem object was lost while the claim stayed.
+    assert_eq!(reason(&view(|v| v.fs = None)), "FilesystemNotFound");
+    // Both were restored without status: what looks new is not.
+    let v = view(|v| {
+        v.fs = Some(filesystem(None, None));
+        v.claim.uid = "another".into();
+        v.claim.allocated = false;
+    });
+    assert_eq!(step_of(&v), Step::Bind);
+    let v = view(|v| v.fs = Some(filesystem(None, None)));
+    assert_eq!(decide(&v), Decision::default(), "it had a Filesystem before: phase New is not written");
+}
+
+#[test]
+fn a_restored_object_binds_to_its_own_filesystem_only() {
+    let restored = |v: &mut View| (v.claim.uid, v.claim.allocated) = ("another".into(), false);
+    assert_eq!(step_of(&view(restored)), Step::Bind);
+    let v = view(|v| {
+        restored(v);
+        v.claim.name = "other".into();
+    });
+    assert_eq!(reason(&v), "ClaimMismatch");
+    let v = view(|v| {
+        restored(v);
+        v.fs = Some(filesystem(Some(FilesystemPhase::Deleting), None));
+    });
+    assert_eq!(reason(&v), "FilesystemDeleting");
+    let v = view(|v| v.fs = Some(filesystem(Some(FilesystemPhase::Released), None)));
+    assert_eq!(step_of(&v), Step::Bind);
+}
+
+#[test]
+fn a_branch_waits_for_its_source_without_holding_anything() {
+    let mut v = new(|v| v.claim.kind = ClaimKind::Branch);
+    v.origin = Some(Err(Block::new("NoCommits", "x")));
+    assert_eq!(reason(&v), "NoCommits");
+    v.origin = Some(Ok(Origin { fs_id: FS.into(), commit: FS.into() }));
+    assert_eq!(step_of(&v), Step::Allocate);
+    (v.claim.fs_id, v.claim.held, v.claim.allocated) = (Some(FS.into()), true, true);
+    assert!(matches!(step_of(&v), Step::Create(Some(_))));
+    v.origin = None;
+    assert_eq!(reason(&v), "SourceNotReady");
+}
+
+#[test]
+fn deletion_is_recorded_before_the_claim_goes() {
+    assert_eq!(step_of(&going(|_| {})), Step::Mark(FilesystemPhase::Deleting));
+    let deleting = |v: &mut View| v.fs = Some(filesystem(Some(FilesystemPhase::Deleting), None));
+    assert_eq!(step_of(&going(deleting)), Step::LetGo);
+    let v = going(|v| {
+        deleting(v);
+        v.mounts = vec!["pod x".into()];
+    });
+    assert_eq!(reason(&v), "Mounted");
+    assert!(decide(&v).block.unwrap().message.contains("pod x"));
+}
+
+#[test]
+fn retain_releases_and_keeps_branches() {
+    let retain = |v: &mut View| {
+        v.claim.deletion_policy = DeletionPolicy::Retain;
+        v.children = vec![child("b", false)];
+    };
+    assert_eq!(step_of(&going(retain)), Step::Mark(FilesystemPhase::Released));
+    let v = going(|v| {
+        retain(v);
+        v.fs = Some(filesystem(Some(FilesystemPhase::Released), None));
+    });
+    assert_eq!(step_of(&v), Step::LetGo);
+}
+
+#[test]
+fn branches_hold_a_dot_under_delete_and_go_first_under_cascade() {
+    let v = going(|v| v.children = vec![child("b1", false), child("b2", true)]);
+    assert_eq!(reason(&v), "BranchesExist");
+    assert!(decide(&v).block.unwrap().message.contains("b1, b2"));
+    let mut v = going(|v| {
+        v.claim.deletion_policy = DeletionPolicy::Cascade;
+        v.children = vec![child("b1", false), child("b2", true)];
+    });
+    let d = decide(&v);
+    assert_eq!(d.step, Some(Step::DeleteChildren(vec!["b1".into()])));
+    assert_eq!(d.block.unwrap().reason, "BranchesExist");
+    v.children = vec![child("b1", true)];
+    assert_eq!(reason(&v), "BranchesExist");
+    v.children.clear();
+    assert_eq!(step_of(&v), Step::Mark(FilesystemPhase::Deleting));
+}
+
+#[test]
+fn what_is_missing_or_another_ones_does_not_hold_a_deletion() {
+    assert_eq!(step_of(&going(|v| v.fs = None)), Step::LetGo);
+    assert_eq!(step_of(&going(|v| v.claim.uid = "another".into())), Step::LetGo);
+    assert_eq!(decide(&going(|v| v.claim.held = false)), Decision::default());
+}
+
+#[test]
+fn a_filesystem_in_deletion_is_not_rescued_by_retain() {
+    let v = going(|v| {
+        v.claim.deletion_policy = DeletionPolicy::Retain;
+        v.fs = Some(filesystem(Some(FilesystemPhase::Deleting), None));
+    });
+    assert_eq!(step_of(&v), Step::LetGo);
+    let _ = Time(Timestamp::UNIX_EPOCH);
+}

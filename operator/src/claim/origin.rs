@@ -1,0 +1,106 @@
+//! What a Branch starts from, read from the API server: it is recorded once and for ever.
+
+use dotgraft_api::{Branch, ClaimKind, Commit, Dot, Filesystem, FilesystemPhase, Origin, Replica};
+use kube::{Api, ResourceExt};
+
+use crate::conditions::Block;
+use crate::context::Ctx;
+use crate::error::Error;
+use crate::names;
+
+type Resolved = Result<Origin, Block>;
+
+fn no(reason: &'static str, message: impl Into<String>) -> Result<Resolved, Error> {
+    Ok(Err(Block::new(reason, message)))
+}
+
+/// Filesystem and commit that the Branch is to start from, or what it waits for.
+pub async fn resolve(branch: &Branch, ctx: &Ctx) -> Result<Resolved, Error> {
+    let namespace = branch.namespace().unwrap_or_default();
+    let dots: Api<Dot> = Api::namespaced(ctx.client.clone(), &namespace);
+    let name = &branch.spec.dot;
+    let Some(dot) = dots.get_opt(name).await? else {
+        return no("SourceNotFound", format!("there is no Dot `{name}` in this namespace"));
+    };
+    if dot.metadata.deletion_timestamp.is_some() {
+        return no("SourceDeleting", format!("Dot `{name}` is being deleted"));
+    }
+    let from = branch.spec.from.clone().unwrap_or_default();
+    if let Some(source) = &from.branch {
+        let branches: Api<Branch> = Api::namespaced(ctx.client.clone(), &namespace);
+        let Some(source_branch) = branches.get_opt(source).await? else {
+            return no("SourceNotFound", format!("there is no Branch `{source}` in this namespace"));
+        };
+        if source_branch.spec.dot != *name {
+            return no("SourceNotFound", format!("Branch `{source}` is one of Dot `{}`, not of `{name}`", source_branch.spec.dot));
+        }
+        if source_branch.metadata.deletion_timestamp.is_some() {
+            return no("SourceDeleting", format!("Branch `{source}` is being deleted"));
+        }
+        return newest(source_branch.spec.fs_id.as_deref(), &format!("Branch `{source}`"), ctx).await;
+    }
+    match &from.commit {
+        None => newest(dot.spec.fs_id.as_deref(), &format!("Dot `{name}`"), ctx).await,
+        Some(commit) if is_uuid(commit) => {
+            let Some(fs_id) = dot.spec.fs_id.clone() else {
+                return no("NoCommits", format!("Dot `{name}` has no commits yet"));
+            };
+            alive(Origin { fs_id, commit: commit.clone() }, ctx).await
+        }
+        Some(commit) => named(commit, &namespace, name, ctx).await,
+    }
+}
+
+fn is_uuid(text: &str) -> bool {
+    text.len() == 36 && uuid::Uuid::try_parse(text).is_ok()
+}
+
+async fn named(commit: &str, namespace: &str, dot: &str, ctx: &Ctx) -> Result<Resolved, Error> {
+    let commits: Api<Commit> = Api::namespaced(ctx.client.clone(), namespace);
+    let Some(object) = commits.get_opt(commit).await? else {
+        return no("SourceNotFound", format!("there is no Commit `{commit}` in this namespace"));
+    };
+    if object.metadata.deletion_timestamp.is_some() {
+        return no("SourceDeleting", format!("Commit `{commit}` is being deleted"));
+    }
+    let source = &object.spec.source;
+    let of_this_dot = match source.kind {
+        ClaimKind::Dot => source.name == dot,
+        ClaimKind::Branch => {
+            let branches: Api<Branch> = Api::namespaced(ctx.client.clone(), namespace);
+            branches.get_opt(&source.name).await?.is_some_and(|b| b.spec.dot == dot)
+        }
+    };
+    if !of_this_dot {
+        return no("SourceNotFound", format!("Commit `{commit}` is not one of Dot `{dot}` or its Branches"));
+    }
+    match object.status.and_then(|s| Some(Origin { fs_id: s.fs_id?, commit: s.id? })) {
+        Some(origin) => alive(origin, ctx).await,
+        None => no("NoCommits", format!("Commit `{commit}` is not made yet")),
+    }
+}
+
+async fn alive(origin: Origin, ctx: &Ctx) -> Result<Resolved, Error> {
+    let filesystems: Api<Filesystem> = Api::all(ctx.client.clone());
+    let fs = filesystems.get_opt(&origin.fs_id).await?;
+    match fs.and_then(|f| f.status).map(|s| (s.phase, s.authority.is_some())) {
+        Some((FilesystemPhase::Deleting, _)) => no("SourceDeleting", "the Filesystem that it starts from is being deleted"),
+        Some((_, true)) => Ok(Ok(origin)),
+        _ => no("SourceNotReady", "the Filesystem that it starts from has no owner"),
+    }
+}
+
+/// The newest commit as the owner reports it.
+async fn newest(fs_id: Option<&str>, what: &str, ctx: &Ctx) -> Result<Resolved, Error> {
+    let Some(fs_id) = fs_id else { return no("NoCommits", format!("{what} has no commits yet")) };
+    let filesystems: Api<Filesystem> = Api::all(ctx.client.clone());
+    let fs = filesystems.get_opt(fs_id).await?;
+    let owner = fs.and_then(|f| f.status).and_then(|s| s.authority).map(|a| a.owner);
+    let Some(owner) = owner else { return no("SourceNotReady", format!("{what} has no owner yet")) };
+    let replicas: Api<Replica> = Api::all(ctx.client.clone());
+    let replica = replicas.get_opt(&names::replica_name(fs_id, &owner.pool)).await?;
+    match replica.and_then(|r| r.status).and_then(|s| s.head) {
+        Some(commit) => alive(Origin { fs_id: fs_id.to_owned(), commit }, ctx).await,
+        None => no("NoCommits", format!("{what} has no commits yet: make a Commit first")),
+    }
+}

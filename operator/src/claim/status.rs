@@ -1,0 +1,207 @@
+//! Status of a Dot or Branch: a mirror for people; nothing decides on it. Written only when it changes.
+
+use std::sync::Arc;
+
+use dotgraft_api::{
+    Authority, Condition, CopyRole, DesiredState, DotStatus, FilesystemPhase, Place, RecentCommit, Replica, ReplicaSummary, Time, condition,
+};
+
+use super::decide::View;
+use super::{ClaimObject, gather};
+use crate::conditions::{self, Block, Wanted, wanted};
+use crate::context::Ctx;
+use crate::error::Error;
+use crate::filesystem;
+use crate::pools::{self, PoolView};
+use crate::write;
+
+/// Conditions of the owner's Replica that people must read on the claim.
+const MIRRORED: [&str; 6] = ["AuthorityUnknown", "EpochRegression", "PendingLost", "HeadMissing", "StaleIntent", "DataMissing"];
+
+/// What the status is made from.
+struct Input<'a> {
+    view: &'a View,
+    block: Option<&'a Block>,
+    authority: Option<&'a Authority>,
+    replicas: &'a [Arc<Replica>],
+    pools: &'a [PoolView],
+}
+
+impl Input<'_> {
+    fn phase(&self) -> Option<FilesystemPhase> {
+        self.view.fs.as_ref().and_then(|f| f.status.as_ref()).map(|s| s.phase)
+    }
+    fn owner(&self) -> Option<&Replica> {
+        let owner = &self.authority?.owner;
+        self.replicas.iter().find(|r| r.spec.pool == owner.pool).map(AsRef::as_ref)
+    }
+}
+
+/// Computes the status and writes it if it changed, with events. Says whether something stands in the way.
+pub async fn write<K: ClaimObject>(
+    object: &K,
+    view: &View,
+    block: Option<Block>,
+    now: &Time,
+    ctx: &Ctx,
+) -> Result<bool, Error> {
+    let old = object.status();
+    let replicas = gather::replicas_of(&view.claim, ctx);
+    let block = block.or_else(|| view.fs.as_ref().filter(|_| !view.claim.deleting).and_then(|fs| filesystem::blocked(fs, ctx)));
+    let pools = pools::all(&ctx.caches);
+    let authority = view.fs.as_ref().and_then(|f| f.status.as_ref()).and_then(|s| s.authority.as_ref());
+    let input = Input { view, block: block.as_ref(), authority, replicas: &replicas, pools: &pools };
+    let new = compute(&input, &old, now);
+    if new != old {
+        let notes = conditions::transitions(&old.conditions, &new.conditions);
+        write::status(&write::namespaced::<K>(&ctx.client, object), object, &new).await?;
+        ctx.notes(&object.object_ref(&()), "Reconcile", notes).await;
+    }
+    Ok(block.is_some())
+}
+
+fn compute(input: &Input<'_>, old: &DotStatus, now: &Time) -> DotStatus {
+    let claim = &input.view.claim;
+    let owner = input.owner();
+    let reported = owner.and_then(|r| r.status.as_ref());
+    DotStatus {
+        observed_generation: claim.generation,
+        // Once there was a Filesystem this stays, so that nobody ever makes an empty one in its place.
+        fs_id: input.view.fs.as_ref().and(claim.fs_id.clone()).or_else(|| old.fs_id.clone()),
+        owner: input.authority.map(|a| a.owner.node.clone()),
+        pool: input.authority.map(|a| a.owner.pool.clone()),
+        epoch: input.authority.map(|a| a.epoch),
+        head: reported.and_then(|s| s.head.clone()),
+        bytes: reported.map(|s| s.bytes),
+        limit: reported.filter(|s| s.limit > 0).map(|s| s.limit),
+        replicas: summaries(input),
+        recent_commits: reported.map(recent).unwrap_or_default(),
+        conditions: conditions::merge(&old.conditions, &verdicts(input), claim.generation, now),
+    }
+}
+
+fn recent(status: &dotgraft_api::ReplicaStatus) -> Vec<RecentCommit> {
+    let cut = |m: &str| m.chars().take(256).collect();
+    status
+        .recent_commits
+        .iter()
+        .take(16)
+        .map(|c| RecentCommit { id: c.id.clone(), time: c.time.clone(), message: cut(&c.message) })
+        .collect()
+}
+
+/// One line per node: the owner first, then by node. A tombstone hides behind the copy of the node's new pool.
+fn summaries(input: &Input<'_>) -> Vec<ReplicaSummary> {
+    let owner = input.authority.map(|a| a.owner.pool.as_str());
+    let mut list: Vec<&Arc<Replica>> = input.replicas.iter().collect();
+    list.sort_by_key(|r| (Some(r.spec.pool.as_str()) != owner, r.spec.node.clone(), r.spec.desired.state == DesiredState::Absent));
+    let mut out: Vec<ReplicaSummary> = Vec::new();
+    for r in list {
+        if out.len() < 16 && !out.iter().any(|s| s.node == r.spec.node) {
+            let status = r.status.clone().unwrap_or_default();
+            let state = format!("{:?}", status.role);
+            out.push(ReplicaSummary { node: r.spec.node.clone(), state, commit: status.head });
+        }
+    }
+    out
+}
+
+fn verdicts(input: &Input<'_>) -> Vec<Wanted> {
+    let (ready, reason, message) = readiness(input);
+    let mut list = vec![wanted("Ready", ready, &reason, message.clone())];
+    let working = matches!(reason.as_str(), "Creating" | "Deleting");
+    list.push(wanted("Progressing", working, if working { &reason } else { "AsExpected" }, if working { message } else { String::new() }));
+    list.push(degraded(input));
+    list.push(diverged(input));
+    if let Some(b) = input.block {
+        list.push(wanted(b.reason, true, b.reason, b.message.clone()));
+    }
+    for c in mirrored(input) {
+        if !list.iter().any(|w| w.type_ == c.type_) {
+            list.push(wanted(&c.type_, true, &c.reason, c.message.clone()));
+        }
+    }
+    if let Some(message) = refused_move(input) {
+        list.push(wanted("PlacementRefused", true, "MigratingNotInThisVersion", message));
+    }
+    list
+}
+
+fn mirrored<'a>(input: &'a Input<'_>) -> Vec<&'a Condition> {
+    let Some(status) = input.owner().and_then(|r| r.status.as_ref()) else { return Vec::new() };
+    MIRRORED.iter().filter_map(|t| condition(&status.conditions, t)).filter(|c| c.status == "True").collect()
+}
+
+fn readiness(input: &Input<'_>) -> (bool, String, String) {
+    let no = |reason: &str, message: String| (false, reason.to_owned(), message);
+    if let Some(b) = input.block {
+        return no(b.reason, b.message.clone());
+    }
+    if input.view.claim.deleting {
+        return no("Deleting", "the data is being deleted".into());
+    }
+    if let Some(c) = mirrored(input).first() {
+        return no(&c.type_, c.message.clone());
+    }
+    let Some(authority) = input.authority else { return no("Creating", "choosing a node".into()) };
+    let node = &authority.owner.node;
+    if pools::is_gone(input.pools, &authority.owner) {
+        return no("OwnerLost", format!("node `{node}`, or the pool on it that owns this, is gone"));
+    }
+    if let Some(pool) = input.pools.iter().find(|p| p.node == *node && !p.ready) {
+        return no("OwnerNotReady", format!("the pool of node `{node}` is not ready: {}", pool.problem));
+    }
+    let Some(status) = input.owner().and_then(|r| r.status.as_ref()) else {
+        return no("Creating", format!("waiting for the agent of node `{node}`"));
+    };
+    match condition(&status.conditions, "Ready") {
+        Some(c) if c.status == "False" => no(&c.reason, c.message.clone()),
+        _ if status.role == CopyRole::Owner && input.phase() == Some(FilesystemPhase::Active) => {
+            (true, "Ready".into(), format!("node `{node}` owns it"))
+        }
+        _ => no("Creating", format!("node `{node}` is making it")),
+    }
+}
+
+fn degraded(input: &Input<'_>) -> Wanted {
+    let copies = input.replicas.iter().filter(|r| {
+        let copy = r.status.as_ref().is_some_and(|s| s.role == CopyRole::Replica && s.head.is_some());
+        let place = Place { node: r.spec.node.clone(), pool: r.spec.pool.clone() };
+        copy && r.spec.desired.state == DesiredState::Present && !pools::is_gone(input.pools, &place)
+    });
+    let (have, want) = (copies.count(), usize::try_from(input.view.claim.placement.replicas).unwrap_or(0));
+    if have < want && !input.view.claim.deleting {
+        return wanted("Degraded", true, "CopiesMissing", format!("{have} of {want} copies have data"));
+    }
+    let own = input.owner().and_then(|r| r.status.as_ref()).and_then(|s| condition(&s.conditions, "Degraded"));
+    match own.filter(|c| c.status == "True") {
+        Some(c) => wanted("Degraded", true, &c.reason, c.message.clone()),
+        None => wanted("Degraded", false, "AsExpected", ""),
+    }
+}
+
+fn diverged(input: &Input<'_>) -> Wanted {
+    let own = input.owner().and_then(|r| r.status.as_ref());
+    if let Some(c) = own.and_then(|s| condition(&s.conditions, "Diverged")).filter(|c| c.status == "True") {
+        return wanted("Diverged", true, &c.reason, c.message.clone());
+    }
+    let reports = own.iter().flat_map(|s| s.jobs.iter()).filter_map(|j| crate::job::run_report(j.report.as_ref()));
+    let apart = reports.filter_map(|r| r.problem).find(|p| {
+        matches!(p.reason, dotgraft_engine::model::Reason::Diverged | dotgraft_engine::model::Reason::NoCommonAncestor)
+    });
+    match apart {
+        Some(p) => wanted("Diverged", true, &format!("{:?}", p.reason), p.message),
+        None => wanted("Diverged", false, "AsExpected", ""),
+    }
+}
+
+/// A node asked for after the Filesystem had an owner elsewhere: said, never silent.
+fn refused_move(input: &Input<'_>) -> Option<String> {
+    let owner = &input.authority?.owner.node;
+    let asked = input.view.claim.placement.node.as_ref().filter(|n| *n != owner)?;
+    Some(format!("placement.node asks for `{asked}`, but node `{owner}` owns it: Migrating is not in this version"))
+}
+
+#[cfg(test)]
+#[path = "status_tests.rs"]
+mod tests;

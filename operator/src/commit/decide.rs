@@ -1,0 +1,248 @@
+//! What becomes of a Commit object: pure. The Filesystem's plan sends the wish to the agents; here their answers
+//! are turned into status and, on deletion, into the end of the object.
+
+use std::sync::Arc;
+
+use dotgraft_api::{
+    Commit, CommitState, CommitStatus, DesiredState, Filesystem, FilesystemPhase, Place, Replica, ReplicaCommitStatus, Time,
+};
+use kube::ResourceExt;
+
+use crate::claim::ClaimView;
+use crate::conditions::{self, Block, Wanted, wanted};
+use crate::names::COMMIT_FINALIZER;
+use crate::pools::{self, PoolView};
+use crate::write::has_finalizer;
+
+/// What the decision needs.
+#[derive(Debug, Clone)]
+pub struct View {
+    /// The Commit.
+    pub commit: Arc<Commit>,
+    /// What it is of, if that exists.
+    pub claim: Option<ClaimView>,
+    /// The Filesystem of that.
+    pub fs: Option<Arc<Filesystem>>,
+    /// All its Replicas.
+    pub replicas: Vec<Arc<Replica>>,
+    /// All pools.
+    pub pools: Vec<PoolView>,
+}
+
+/// What to do.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Step {
+    /// Finalizer and owner reference.
+    Hold,
+    /// The commit is gone everywhere, or nothing is left to keep.
+    LetGo,
+    /// Only the status.
+    Show,
+}
+
+/// Decides.
+pub fn decide(view: &View) -> Step {
+    let held = has_finalizer(view.commit.as_ref(), COMMIT_FINALIZER);
+    if view.commit.metadata.deletion_timestamp.is_none() {
+        let can_hold = view.claim.as_ref().is_some_and(|c| !c.deleting);
+        return if held || !can_hold { Step::Show } else { Step::Hold };
+    }
+    if held && is_gone(view) { Step::LetGo } else { Step::Show }
+}
+
+/// Nothing of the commit is left, or nobody is to delete it alone: its Filesystem goes whole, is kept after its
+/// claim (`Retain` keeps commits too), or has never had data.
+fn is_gone(view: &View) -> bool {
+    let (Some(_), Some(fs)) = (&view.claim, &view.fs) else { return true };
+    match &fs.status {
+        Some(s) if matches!(s.phase, FilesystemPhase::Deleting | FilesystemPhase::Released) => true,
+        Some(s) if s.phase == FilesystemPhase::New && s.authority.is_none() => true,
+        _ => waiting(view).is_empty() && !view.replicas.is_empty(),
+    }
+}
+
+/// Copies that haven't said `Removed`; those of pools that are gone are not asked.
+fn waiting(view: &View) -> Vec<&Arc<Replica>> {
+    let asked = |r: &&Arc<Replica>| {
+        let place = Place { node: r.spec.node.clone(), pool: r.spec.pool.clone() };
+        r.spec.desired.state == DesiredState::Present && !pools::is_gone(&view.pools, &place)
+    };
+    let removed = |r: &&Arc<Replica>| answer(r, &view.commit).is_some_and(|a| a.state == CommitState::Removed);
+    view.replicas.iter().filter(asked).filter(|r| !removed(r)).collect()
+}
+
+fn answer<'a>(replica: &'a Replica, commit: &Commit) -> Option<&'a ReplicaCommitStatus> {
+    let uid = commit.uid()?;
+    replica.status.as_ref()?.commits.iter().find(|c| c.uid == uid)
+}
+
+fn owner(view: &View) -> Option<&Arc<Replica>> {
+    let pool = &view.fs.as_ref()?.status.as_ref()?.authority.as_ref()?.owner.pool;
+    view.replicas.iter().find(|r| r.spec.pool == *pool)
+}
+
+/// The status to be. What was recorded once stays.
+pub fn status(view: &View, now: &Time) -> CommitStatus {
+    let old = view.commit.status.clone().unwrap_or_default();
+    let mut new = old.clone();
+    new.observed_generation = view.commit.metadata.generation;
+    if let Some(a) = owner(view).and_then(|r| answer(r, &view.commit)).filter(|a| a.state == CommitState::Done) {
+        new.id = old.id.or_else(|| a.id.clone());
+        new.fs_id = old.fs_id.or_else(|| view.fs.as_ref().map(|f| f.name_any()));
+        new.parent = old.parent.or_else(|| a.parent.clone());
+        new.time = old.time.or_else(|| a.time.clone());
+        new.changed_bytes = old.changed_bytes.or(a.changed_bytes);
+    }
+    let wanted = verdicts(view, new.id.is_some());
+    new.conditions = conditions::merge(&old.conditions, &wanted, view.commit.metadata.generation, now);
+    new
+}
+
+fn verdicts(view: &View, made: bool) -> Vec<Wanted> {
+    let pinned = view.replicas.iter().find_map(|r| {
+        let a = answer(r, &view.commit).filter(|a| a.state == CommitState::Pinned)?;
+        Some(format!("on node {}: {}", r.spec.node, a.message.clone().unwrap_or_default()))
+    });
+    let ready = match readiness(view, made, pinned.as_deref()) {
+        Ok(()) => wanted("Ready", true, "Committed", "durable on its owner"),
+        Err(b) => wanted("Ready", false, b.reason, b.message),
+    };
+    let pinned = match pinned {
+        Some(by) => wanted("Pinned", true, "Pinned", by),
+        None => wanted("Pinned", false, "NotPinned", ""),
+    };
+    vec![ready, pinned]
+}
+
+fn readiness(view: &View, made: bool, pinned: Option<&str>) -> Result<(), Block> {
+    let source = &view.commit.spec.source;
+    if view.commit.metadata.deletion_timestamp.is_some() {
+        if let Some(by) = pinned {
+            return Err(Block::new("Pinned", format!("it is deleted when nothing needs it any more: {by}")));
+        }
+        let nodes: Vec<&str> = waiting(view).iter().map(|r| r.spec.node.as_str()).collect();
+        return Err(Block::new("Deleting", format!("waiting for the copies on: {}", nodes.join(", "))));
+    }
+    if made {
+        return Ok(());
+    }
+    let Some(claim) = &view.claim else {
+        return Err(Block::new("SourceNotFound", format!("there is no {} `{}` in this namespace", source.kind.as_str(), source.name)));
+    };
+    if claim.deleting {
+        return Err(Block::new("SourceDeleting", format!("{} `{}` is being deleted", source.kind.as_str(), source.name)));
+    }
+    let Some(owner) = owner(view) else {
+        return Err(Block::new("SourceNotReady", format!("{} `{}` has no owner yet", source.kind.as_str(), source.name)));
+    };
+    match answer(owner, &view.commit) {
+        Some(a) if a.state == CommitState::Refused => {
+            Err(Block::new("Refused", a.message.clone().unwrap_or_else(|| "the owner refused".into())))
+        }
+        Some(a) => Err(Block::new("Pending", a.message.clone().unwrap_or_else(|| format!("node `{}` is committing", owner.spec.node)))),
+        None => Err(Block::new("Pending", format!("waiting for the agent of node `{}`", owner.spec.node))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use dotgraft_api::{Authority, Desired, DesiredRole, ReplicaSpec};
+    use k8s_openapi::jiff::Timestamp;
+
+    use super::*;
+    use crate::pools::tests::{pool, pool_id};
+    use crate::testing::{FS, claim, commit, deleted, filesystem, recorded, replica};
+
+    fn copy(node: &str, state: Option<CommitState>) -> Arc<Replica> {
+        let desired = Desired { role: Some(DesiredRole::Replica), ..Desired::default() };
+        let spec = ReplicaSpec { fs_id: FS.into(), node: node.into(), pool: pool_id(node), desired };
+        let mut r = replica(spec, false, dotgraft_api::CopyRole::Replica);
+        let uid = commit("c", 1).metadata.uid.unwrap();
+        if let Some(state) = state {
+            let id = (state == CommitState::Done).then(|| FS.to_owned());
+            let message = Some("Branch x".to_owned());
+            r.status.as_mut().unwrap().commits = vec![ReplicaCommitStatus { uid, id, state, message, ..ReplicaCommitStatus::default() }];
+        }
+        Arc::new(r)
+    }
+    fn view(c: Commit, replicas: Vec<Arc<Replica>>) -> View {
+        let owner = Place { node: "n1".into(), pool: pool_id("n1") };
+        let authority = Authority { owner, epoch: 1, ..Authority::default() };
+        View {
+            commit: Arc::new(c),
+            claim: Some(claim()),
+            fs: Some(Arc::new(filesystem(Some(FilesystemPhase::Active), Some(authority)))),
+            replicas,
+            pools: vec![pool("n1", 1), pool("n2", 1)],
+        }
+    }
+    fn now() -> Time {
+        Time(Timestamp::UNIX_EPOCH)
+    }
+    fn ready(v: &View) -> (String, String) {
+        let s = status(v, &now());
+        let c = dotgraft_api::condition(&s.conditions, "Ready").unwrap();
+        (c.status.clone(), c.reason.clone())
+    }
+
+    #[test]
+    fn what_the_owner_made_is_recorded_once_and_stays() {
+        let mut v = view(commit("c", 1), vec![copy("n1", Some(CommitState::Done))]);
+        let s = status(&v, &now());
+        assert_eq!((s.id.as_deref(), s.fs_id.as_deref()), (Some(FS), Some(FS)));
+        v.commit = Arc::new(Commit { status: Some(s.clone()), ..commit("c", 1) });
+        v.replicas = vec![copy("n1", None)];
+        assert_eq!(status(&v, &now()), s, "the entry has left the Replica, the result stays");
+    }
+
+    #[test]
+    fn only_the_owners_word_counts_for_making() {
+        let v = view(commit("c", 1), vec![copy("n1", None), copy("n2", Some(CommitState::Done))]);
+        assert_eq!(ready(&v), ("False".into(), "Pending".into()));
+        let v = view(commit("c", 1), vec![copy("n1", Some(CommitState::Refused))]);
+        assert_eq!(ready(&v).1, "Refused");
+    }
+
+    #[test]
+    fn a_commit_of_nothing_holds_nothing_and_says_so() {
+        let mut c = commit("c", 1);
+        c.metadata.finalizers = None;
+        let mut v = view(c, vec![]);
+        assert_eq!(decide(&v), Step::Hold);
+        v.claim = None;
+        assert_eq!(decide(&v), Step::Show);
+        assert_eq!(ready(&v).1, "SourceNotFound");
+    }
+
+    #[test]
+    fn a_deletion_waits_for_every_copy_that_can_answer() {
+        let gone = || deleted(recorded(commit("c", 1)));
+        let removed = Some(CommitState::Removed);
+        assert_eq!(decide(&view(gone(), vec![copy("n1", removed), copy("n2", None)])), Step::Show);
+        assert_eq!(decide(&view(gone(), vec![copy("n1", removed), copy("n2", removed)])), Step::LetGo);
+        let mut v = view(gone(), vec![copy("n1", removed), copy("n2", None)]);
+        v.pools.pop();
+        assert_eq!(decide(&v), Step::LetGo, "n2 is gone for good");
+        v.replicas.clear();
+        assert_eq!(decide(&v), Step::Show, "no Replica in the cache proves nothing");
+    }
+
+    #[test]
+    fn a_pin_is_named() {
+        let v = view(deleted(recorded(commit("c", 1))), vec![copy("n1", Some(CommitState::Pinned))]);
+        assert_eq!(decide(&v), Step::Show);
+        assert_eq!(ready(&v).1, "Pinned");
+        let s = status(&v, &now());
+        assert!(dotgraft_api::condition(&s.conditions, "Pinned").unwrap().message.contains("Branch x"));
+    }
+
+    #[test]
+    fn a_missing_source_does_not_hold_a_deletion() {
+        let mut v = view(deleted(recorded(commit("c", 1))), vec![copy("n1", None)]);
+        v.fs = Some(Arc::new(filesystem(Some(FilesystemPhase::Deleting), None)));
+        assert_eq!(decide(&v), Step::LetGo);
+        v.claim = None;
+        v.fs = None;
+        assert_eq!(decide(&v), Step::LetGo);
+    }
+}

@@ -1,0 +1,118 @@
+//! Conditions of our objects as one list per reconcile, and the events that follow from their transitions.
+//!
+//! Each kind has base conditions that are always there; what makes an object wait stands in `Ready`'s reason *and*
+//! as a condition of its own type while it lasts, so that `kubectl wait --for=condition=BranchesExist` works.
+
+use dotgraft_api::{Condition, ConditionUpdate, Time, condition, set_condition};
+
+use crate::context::Note;
+
+/// What stands in the way: a word and a sentence.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Block {
+    /// `CamelCase`, from a closed set per kind.
+    pub reason: &'static str,
+    /// What is wrong and what to do.
+    pub message: String,
+}
+
+impl Block {
+    /// A block with its message.
+    pub fn new(reason: &'static str, message: impl Into<String>) -> Self {
+        Self { reason, message: message.into() }
+    }
+}
+
+/// One condition to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wanted {
+    /// Type.
+    pub type_: String,
+    /// `None` is Unknown.
+    pub status: Option<bool>,
+    /// `CamelCase` word.
+    pub reason: String,
+    /// Sentence.
+    pub message: String,
+}
+
+/// A condition to be.
+pub fn wanted(type_: &str, status: impl Into<Option<bool>>, reason: &str, message: impl Into<String>) -> Wanted {
+    Wanted { type_: type_.into(), status: status.into(), reason: reason.into(), message: message.into() }
+}
+
+/// The new list: exactly `wanted`, with the times of transition kept where the status stays.
+pub fn merge(old: &[Condition], wanted: &[Wanted], generation: Option<i64>, now: &Time) -> Vec<Condition> {
+    let mut list: Vec<Condition> =
+        old.iter().filter(|c| wanted.iter().any(|w| w.type_ == c.type_)).cloned().collect();
+    for w in wanted {
+        let update = ConditionUpdate {
+            type_: &w.type_,
+            status: w.status,
+            reason: &w.reason,
+            message: &w.message,
+            observed_generation: generation,
+        };
+        set_condition(&mut list, &update, now);
+    }
+    list
+}
+
+/// Conditions that are good when true; all others are bad when true.
+fn good(type_: &str) -> bool {
+    matches!(type_, "Ready" | "Progressing")
+}
+
+/// One note per condition whose status or reason changed; `Progressing` is too chatty for events.
+pub fn transitions(old: &[Condition], new: &[Condition]) -> Vec<Note> {
+    let mut notes: Vec<Note> = Vec::new();
+    for c in new.iter().filter(|c| c.type_ != "Progressing") {
+        let before = condition(old, &c.type_);
+        let same = before.is_some_and(|b| b.status == c.status && b.reason == c.reason);
+        let quiet = before.is_none() && !good(&c.type_) && c.status != "True";
+        if same || quiet || c.status == "Unknown" || notes.iter().any(|n| n.reason == c.reason) {
+            continue;
+        }
+        let fine = (c.status == "True") == good(&c.type_);
+        let starting = matches!(c.reason.as_str(), "Creating" | "Pending" | "Running" | "Deleting");
+        notes.push(Note { warning: !fine && !starting, reason: c.reason.clone(), message: c.message.clone() });
+    }
+    notes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn now() -> Time {
+        Time(k8s_openapi::jiff::Timestamp::from_second(1_700_000_000).unwrap())
+    }
+
+    #[test]
+    fn a_condition_that_is_wanted_no_more_goes() {
+        let old = merge(&[], &[wanted("Ready", false, "NameHasData", "x"), wanted("NameHasData", true, "Found", "x")], Some(1), &now());
+        let new = merge(&old, &[wanted("Ready", true, "Ready", "")], Some(1), &now());
+        assert_eq!(new.len(), 1);
+        assert_eq!(new[0].status, "True");
+    }
+
+    #[test]
+    fn nothing_changes_means_equal_lists_and_no_event() {
+        let w = [wanted("Ready", true, "Ready", "fine")];
+        let old = merge(&[], &w, Some(1), &now());
+        let later = Time(k8s_openapi::jiff::Timestamp::from_second(1_800_000_000).unwrap());
+        let new = merge(&old, &w, Some(1), &later);
+        assert_eq!(old, new);
+        assert!(transitions(&old, &new).is_empty());
+    }
+
+    #[test]
+    fn a_transition_makes_one_event_and_says_whether_it_is_bad() {
+        let old = merge(&[], &[wanted("Ready", true, "Ready", "")], None, &now());
+        let bad = [wanted("Ready", false, "Mounted", "by x"), wanted("Mounted", true, "Mounted", "by x")];
+        let notes = transitions(&old, &merge(&old, &bad, None, &now()));
+        assert_eq!(notes, [Note { warning: true, reason: "Mounted".into(), message: "by x".into() }]);
+        let first = transitions(&[], &merge(&[], &[wanted("Degraded", false, "AsExpected", "")], None, &now()));
+        assert!(first.is_empty());
+    }
+}

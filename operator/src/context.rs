@@ -1,0 +1,176 @@
+//! What every reconcile gets: the client, the caches, metrics, events, and a little memory between runs.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use dotgraft_api::{Branch, Commit, Dot, Filesystem, NodePool, Replica, ReplicationJob};
+use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
+use k8s_openapi::api::core::v1::{Node, ObjectReference};
+use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use kube::{Client, ResourceExt};
+use tokio::time::Instant;
+
+use crate::cache::Cache;
+use crate::metrics::Metrics;
+use crate::names;
+
+/// Term under which objects that belong to a claim are indexed.
+pub fn claim_term(kind: &str, namespace: &str, name: &str) -> String {
+    format!("{kind}/{namespace}/{name}")
+}
+
+/// Every kind that decisions are planned with.
+#[derive(Clone)]
+pub struct Caches {
+    /// Dots, by `spec.fsId`.
+    pub dots: Arc<Cache<Dot>>,
+    /// Branches, by the claim term of their Dot.
+    pub branches: Arc<Cache<Branch>>,
+    /// Commits, by the claim term of their source.
+    pub commits: Arc<Cache<Commit>>,
+    /// Jobs, by namespace.
+    pub jobs: Arc<Cache<ReplicationJob>>,
+    /// Filesystems, by the claim term of their claim.
+    pub filesystems: Arc<Cache<Filesystem>>,
+    /// Replicas, by `FsId`.
+    pub replicas: Arc<Cache<Replica>>,
+    /// Pools of agents.
+    pub pools: Arc<Cache<NodePool>>,
+    /// Nodes.
+    pub nodes: Arc<Cache<Node>>,
+    /// Certificate requests to our signer.
+    pub requests: Arc<Cache<CertificateSigningRequest>>,
+}
+
+impl Default for Caches {
+    fn default() -> Self {
+        Self {
+            dots: Cache::new("dot", |d| d.spec.fs_id.iter().cloned().collect()),
+            branches: Cache::new("branch", |b| {
+                vec![claim_term("Dot", &b.namespace().unwrap_or_default(), &b.spec.dot)]
+            }),
+            commits: Cache::new("commit", |c| {
+                let s = &c.spec.source;
+                vec![claim_term(s.kind.as_str(), &c.namespace().unwrap_or_default(), &s.name)]
+            }),
+            jobs: Cache::new("replicationjob", |j| vec![j.namespace().unwrap_or_default()]),
+            filesystems: Cache::new("filesystem", |f| {
+                let c = &f.spec.claim_ref;
+                vec![claim_term(c.kind.as_str(), &c.namespace, &c.name)]
+            }),
+            replicas: Cache::new("replica", |r| vec![r.spec.fs_id.clone()]),
+            pools: Cache::new("nodepool", |_| Vec::new()),
+            nodes: Cache::new("node", |_| Vec::new()),
+            requests: Cache::new("certificatesigningrequest", |_| Vec::new()),
+        }
+    }
+}
+
+impl Caches {
+    /// Whether each has been listed and none is failing.
+    pub fn fresh(&self) -> bool {
+        self.dots.fresh()
+            && self.branches.fresh()
+            && self.commits.fresh()
+            && self.jobs.fresh()
+            && self.filesystems.fresh()
+            && self.replicas.fresh()
+            && self.pools.fresh()
+            && self.nodes.fresh()
+            && self.requests.fresh()
+    }
+}
+
+/// Shared by all reconciles.
+pub struct Ctx {
+    /// Client with the operator's own token.
+    pub client: Client,
+    /// Namespace of our programs: CA, Lease, `ServiceAccount`s.
+    pub namespace: String,
+    /// What the watches saw.
+    pub caches: Caches,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+    recorder: Recorder,
+    failures: Mutex<HashMap<String, u32>>,
+    written: Mutex<HashMap<String, Instant>>,
+}
+
+/// A change that people should read about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Note {
+    /// Whether something is wrong.
+    pub warning: bool,
+    /// `CamelCase` word.
+    pub reason: String,
+    /// Sentence.
+    pub message: String,
+}
+
+const BACKOFF_FIRST: Duration = Duration::from_millis(500);
+const BACKOFF_MAX: Duration = Duration::from_secs(60);
+/// Bound of the small memories; beyond it they are cleared, which costs a few early writes.
+const MEMORY: usize = 100_000;
+
+impl Ctx {
+    /// A context with empty caches.
+    pub fn new(client: Client, namespace: String, identity: String, metrics: Arc<Metrics>) -> Self {
+        let reporter = Reporter { controller: names::FIELD_MANAGER.into(), instance: Some(identity) };
+        Self {
+            recorder: Recorder::new(client.clone(), reporter),
+            client,
+            namespace,
+            caches: Caches::default(),
+            metrics,
+            failures: Mutex::default(),
+            written: Mutex::default(),
+        }
+    }
+
+    /// How long to wait after one more failure in a row: doubles from half a second to a minute.
+    pub fn backoff(&self, what: &str) -> Duration {
+        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        if failures.len() > MEMORY {
+            failures.clear();
+        }
+        let count = failures.entry(what.to_owned()).or_insert(0);
+        let wait = BACKOFF_FIRST.saturating_mul(1 << (*count).min(10)).min(BACKOFF_MAX);
+        *count = count.saturating_add(1);
+        wait
+    }
+    /// It went well: the next failure starts from the shortest wait.
+    pub fn succeeded(&self, what: &str) {
+        self.failures.lock().unwrap_or_else(PoisonError::into_inner).remove(what);
+    }
+
+    /// Remaining time before `what` may be written again, if it was written less than `gap` ago.
+    pub fn too_soon(&self, what: &str, gap: Duration) -> Option<Duration> {
+        let written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        written.get(what).and_then(|at| gap.checked_sub(at.elapsed())).filter(|left| !left.is_zero())
+    }
+    /// `what` was written just now.
+    pub fn wrote(&self, what: &str) {
+        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        if written.len() > MEMORY {
+            written.clear();
+        }
+        written.insert(what.to_owned(), Instant::now());
+    }
+
+    /// Publishes events; one that can't be published is logged, never a failure of the work.
+    pub async fn notes(&self, about: &ObjectReference, action: &str, notes: Vec<Note>) {
+        for note in notes {
+            let event = Event {
+                type_: if note.warning { EventType::Warning } else { EventType::Normal },
+                reason: note.reason,
+                note: Some(note.message.chars().take(1000).collect()),
+                action: action.to_owned(),
+                secondary: None,
+            };
+            if let Err(error) = self.recorder.publish(&event, about).await {
+                tracing::debug!(%error, reason = event.reason, "publishing an event");
+            }
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! Collects all that concerns one Filesystem: from the caches to plan with, from the API server to decide with.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use dotgraft_api::{Branch, ClaimKind, ClaimRef, Dot, Filesystem, OrphanActionKind, Place, Replica};
+use kube::api::ListParams;
+use kube::{Api, ResourceExt};
+
+use super::plan::View;
+use crate::claim::{ClaimObject, ClaimView, cached as cached_claim};
+use crate::context::{Ctx, claim_term};
+use crate::error::Error;
+use crate::job::resolve;
+use crate::pools;
+
+/// With what the watches saw.
+pub fn cached(fs: &Filesystem, ctx: &Ctx) -> View {
+    let c = &fs.spec.claim_ref;
+    let claim = cached_claim(ctx, c.kind, &c.namespace, &c.name);
+    let replicas = ctx.caches.replicas.with(&fs.name_any());
+    let origin = fs.spec.origin.as_ref().and_then(|o| ctx.caches.filesystems.get(&o.fs_id));
+    assemble(fs.clone(), claim, replicas, origin.as_deref(), ctx)
+}
+
+/// With what the API server says now. `None`: the Filesystem is gone.
+pub async fn live(name: &str, ctx: &Ctx) -> Result<Option<View>, Error> {
+    let filesystems: Api<Filesystem> = Api::all(ctx.client.clone());
+    let Some(fs) = filesystems.get_opt(name).await? else { return Ok(None) };
+    let claim = live_claim(&fs.spec.claim_ref, ctx).await?;
+    let replicas = live_replicas(name, ctx).await?;
+    let origin = match &fs.spec.origin {
+        Some(o) => filesystems.get_opt(&o.fs_id).await?,
+        None => None,
+    };
+    Ok(Some(assemble(fs, claim, replicas, origin.as_ref(), ctx)))
+}
+
+/// All Replicas of a Filesystem, as the API server has them now.
+pub async fn live_replicas(fs_id: &str, ctx: &Ctx) -> Result<Vec<Arc<Replica>>, Error> {
+    let replicas: Api<Replica> = Api::all(ctx.client.clone());
+    let list = replicas.list(&ListParams::default().fields(&format!("spec.fsId={fs_id}"))).await?;
+    Ok(list.items.into_iter().map(Arc::new).collect())
+}
+
+async fn live_claim(c: &ClaimRef, ctx: &Ctx) -> Result<Option<ClaimView>, Error> {
+    let dots: Api<Dot> = Api::namespaced(ctx.client.clone(), &c.namespace);
+    if c.kind == ClaimKind::Dot {
+        return Ok(dots.get_opt(&c.name).await?.map(|d| d.view(None)));
+    }
+    let branches: Api<Branch> = Api::namespaced(ctx.client.clone(), &c.namespace);
+    let Some(branch) = branches.get_opt(&c.name).await? else { return Ok(None) };
+    let dot = dots.get_opt(&branch.spec.dot).await?;
+    Ok(Some(branch.view(dot.as_ref())))
+}
+
+fn assemble(fs: Filesystem, claim: Option<ClaimView>, replicas: Vec<Arc<Replica>>, origin: Option<&Filesystem>, ctx: &Ctx) -> View {
+    let id = fs.name_any();
+    let c = &fs.spec.claim_ref;
+    // An object of that name that is bound to another Filesystem, or isn't the one that this was made for.
+    let claim = claim.filter(|v| v.fs_id.as_ref() == Some(&id) && c.uid.as_ref() == Some(&v.uid));
+    let (commits, jobs) = match &claim {
+        Some(v) => (
+            ctx.caches.commits.with(&claim_term(v.kind.as_str(), &v.namespace, &v.name)),
+            jobs_of(v, ctx),
+        ),
+        None => (Vec::new(), Vec::new()),
+    };
+    let origin_owner: Option<Place> =
+        origin.and_then(|o| o.status.as_ref()).and_then(|s| s.authority.as_ref()).map(|a| a.owner.clone());
+    let dropped = dropped(&id, ctx);
+    View { fs, claim, replicas, pools: pools::all(&ctx.caches), origin_owner, commits, jobs, dropped }
+}
+
+/// Live jobs that select a claim.
+pub fn jobs_of(claim: &ClaimView, ctx: &Ctx) -> Vec<Arc<dotgraft_api::ReplicationJob>> {
+    let mut jobs = ctx.caches.jobs.with(&claim.namespace);
+    jobs.retain(|j| resolve::is_live(j) && resolve::selects(j, claim.kind, &claim.name, &claim.labels));
+    jobs
+}
+
+fn dropped(id: &str, ctx: &Ctx) -> BTreeSet<String> {
+    let wanted = |p: &dotgraft_api::NodePool| {
+        p.spec.orphan_actions.iter().any(|a| a.fs_id == id && a.action == OrphanActionKind::Drop)
+    };
+    let pools = ctx.caches.pools.all();
+    pools.iter().filter(|p| wanted(p)).filter_map(|p| p.status.as_ref()?.pool.clone()).collect()
+}

@@ -1,0 +1,128 @@
+//! Controller of Filesystem: gather → plan → (gather live → plan again) → apply. It has no status of its own to
+//! write beyond phase and authority; what people read stands on the claims.
+
+mod gather;
+pub mod plan;
+mod wishes;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use dotgraft_api::{Authority, Filesystem, FilesystemPhase, FilesystemStatus, Replica, ReplicaSpec};
+use kube::api::{Patch, PostParams};
+use kube::runtime::controller::Action;
+use kube::{Api, ResourceExt};
+use serde_json::json;
+
+pub use self::gather::{jobs_of, live_replicas};
+pub use self::wishes::is_recorded;
+use self::plan::{Marks, Plan, View, Write};
+use crate::context::Ctx;
+use crate::error::Error;
+use crate::names;
+use crate::write;
+
+/// A Filesystem that waits looks again after this long even if no watch says anything.
+const BLOCKED: Duration = Duration::from_secs(30);
+const RESYNC: Duration = Duration::from_secs(600);
+/// Decisions that follow from each other in one go: authority, Replica, phase, finish.
+const ROUNDS: u32 = 4;
+
+/// Brings one Filesystem closer to what its claim, jobs and commits want.
+pub async fn reconcile(fs: Arc<Filesystem>, ctx: Arc<Ctx>) -> Result<Action, Error> {
+    let view = gather::cached(&fs, &ctx);
+    let mut plan = plan::plan(&view);
+    if plan.is_critical(&view) {
+        plan = decide_live(&fs.name_any(), &ctx).await?;
+    } else {
+        apply(&plan, &view, &ctx).await?;
+    }
+    Ok(Action::requeue(if plan.blocked.is_some() { BLOCKED } else { RESYNC }))
+}
+
+/// Plans and applies with what the API server says now, until nothing follows any more.
+async fn decide_live(name: &str, ctx: &Ctx) -> Result<Plan, Error> {
+    let mut plan = Plan::default();
+    for _ in 0..ROUNDS {
+        let Some(view) = gather::live(name, ctx).await? else { break };
+        plan = plan::plan(&view);
+        if plan.writes.is_empty() {
+            break;
+        }
+        apply(&plan, &view, ctx).await?;
+    }
+    Ok(plan)
+}
+
+async fn apply(plan: &Plan, view: &View, ctx: &Ctx) -> Result<(), Error> {
+    for write in &plan.writes {
+        match write {
+            Write::Status(phase, authority) => set_status(&view.fs, *phase, authority.as_deref().cloned(), ctx).await?,
+            Write::Create(spec, marks) => apply_replica(spec, *marks, None, ctx).await?,
+            Write::Update(spec, marks) => {
+                let name = names::replica_name(&spec.fs_id, &spec.pool);
+                let old = view.replicas.iter().find(|r| r.name_any() == name);
+                apply_replica(spec, *marks, old.map(AsRef::as_ref), ctx).await?;
+            }
+            Write::Finish => finish(&view.fs, ctx).await?,
+        }
+    }
+    Ok(())
+}
+
+/// Compare-and-swap of phase and authority; never an apply (design §2).
+pub async fn set_status(
+    fs: &Filesystem,
+    phase: FilesystemPhase,
+    authority: Option<Authority>,
+    ctx: &Ctx,
+) -> Result<(), Error> {
+    let api: Api<Filesystem> = Api::all(ctx.client.clone());
+    let mut next = fs.clone();
+    tracing::info!(fs = fs.name_any(), ?phase, ?authority, "deciding about a Filesystem");
+    next.status = Some(FilesystemStatus { phase, authority });
+    let params = PostParams { field_manager: Some(names::FIELD_MANAGER.into()), ..PostParams::default() };
+    api.replace_status(&fs.name_any(), &params, &next).await?;
+    Ok(())
+}
+
+/// Creates or changes a Replica by apply. The finalizer is set at birth; later it is repeated only while it is
+/// there, so that the agent can take it off.
+pub async fn apply_replica(spec: &ReplicaSpec, marks: Marks, old: Option<&Replica>, ctx: &Ctx) -> Result<(), Error> {
+    let api: Api<Replica> = Api::all(ctx.client.clone());
+    let name = names::replica_name(&spec.fs_id, &spec.pool);
+    let mut labels = BTreeMap::from([(names::FS_LABEL, spec.fs_id.as_str())]);
+    if spec.node.len() <= 63 {
+        labels.insert(names::NODE_LABEL, &spec.node);
+    }
+    if marks.unmanaged {
+        labels.insert(names::UNMANAGED_LABEL, "true");
+    }
+    let held = old.is_none_or(|o| write::has_finalizer(o, names::REPLICA_FINALIZER));
+    let mut metadata = json!({ "name": name, "labels": labels });
+    if held {
+        metadata["finalizers"] = json!([names::REPLICA_FINALIZER]);
+    }
+    if let Some(old) = old {
+        // Optimistic lock: an apply to another version than the one planned with is a conflict.
+        metadata["resourceVersion"] = json!(old.resource_version());
+    }
+    let patch = json!({ "apiVersion": "dotgraft.dev/v1alpha1", "kind": "Replica", "metadata": metadata, "spec": spec });
+    api.patch(&name, &write::apply_params(), &Patch::Apply(&patch)).await?;
+    Ok(())
+}
+
+async fn finish(fs: &Filesystem, ctx: &Ctx) -> Result<(), Error> {
+    let api: Api<Filesystem> = Api::all(ctx.client.clone());
+    write::delete(&api, fs).await?;
+    let Some(fs) = api.get_opt(&fs.name_any()).await? else { return Ok(()) };
+    write::let_go(&api, &fs, names::FILESYSTEM_FINALIZER).await?;
+    tracing::info!(fs = fs.name_any(), "the Filesystem is gone");
+    Ok(())
+}
+
+/// Why a Filesystem has no owner (yet), as its plan has it; for the claim's conditions.
+pub fn blocked(fs: &Filesystem, ctx: &Ctx) -> Option<crate::conditions::Block> {
+    plan::plan(&gather::cached(fs, ctx)).blocked
+}

@@ -1,0 +1,353 @@
+//! What is to be written for one Filesystem: pure, total, the same answer for the same view.
+//!
+//! Everything about one Filesystem is decided here: its authority, its phase, every Replica, its end
+//! (design §2 and §4, migration.md §2). The claims' controllers only record intents: phase `Deleting` or `Released`.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use dotgraft_api::{
+    Authority, Commit, CopyRole, Desired, DesiredRole, DesiredState, Filesystem, FilesystemPhase, Place, Replica, ReplicaSpec, ReplicationJob,
+};
+use kube::ResourceExt;
+
+use super::wishes;
+use crate::claim::ClaimView;
+use crate::conditions::Block;
+use crate::names;
+use crate::pools::{self, PoolView};
+
+/// Everything that the decision needs, dereferenced.
+#[derive(Debug, Clone, Default)]
+pub struct View {
+    /// The Filesystem itself.
+    pub fs: Filesystem,
+    /// Its claim, if that is live and bound to it.
+    pub claim: Option<ClaimView>,
+    /// All its Replicas.
+    pub replicas: Vec<Arc<Replica>>,
+    /// All pools.
+    pub pools: Vec<PoolView>,
+    /// Where the origin's owner is, for a Filesystem that starts from another.
+    pub origin_owner: Option<Place>,
+    /// Commit objects of the claim.
+    pub commits: Vec<Arc<Commit>>,
+    /// Live jobs that select the claim.
+    pub jobs: Vec<Arc<ReplicationJob>>,
+    /// Pools whose copies a person gave up (`kubectl dot drop`).
+    pub dropped: BTreeSet<String>,
+}
+
+/// One write.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Write {
+    /// Set `status` (phase and authority) by compare-and-swap.
+    Status(FilesystemPhase, Option<Box<Authority>>),
+    /// Make this Replica.
+    Create(Box<ReplicaSpec>, Marks),
+    /// Change what is desired of it.
+    Update(Box<ReplicaSpec>, Marks),
+    /// Nothing is left: finalizer off, object away.
+    Finish,
+}
+
+/// Labels of a Replica that follow from the plan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Marks {
+    /// No job keeps this copy up to date.
+    pub unmanaged: bool,
+}
+
+/// What is to be done.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Plan {
+    /// In this order.
+    pub writes: Vec<Write>,
+    /// Why there is no owner (yet).
+    pub blocked: Option<Block>,
+}
+
+impl Plan {
+    /// Some write decides about data: it is planned again with what the API server says *now*.
+    pub fn is_critical(&self, view: &View) -> bool {
+        self.writes.iter().any(|w| match w {
+            Write::Update(spec, _) => {
+                let name = names::replica_name(&spec.fs_id, &spec.pool);
+                view.replicas.iter().any(|r| r.name_any() == name && r.spec.desired.state != spec.desired.state)
+            }
+            _ => true,
+        })
+    }
+}
+
+/// Decides.
+pub fn plan(view: &View) -> Plan {
+    let Some(status) = &view.fs.status else {
+        // Made a moment ago, and its maker records phase New next; or restored without status: a person accepts.
+        return accept(view, None).unwrap_or_else(unknown);
+    };
+    let terminating = view.fs.metadata.deletion_timestamp.is_some();
+    match status.phase {
+        FilesystemPhase::Deleting => tear_down(view),
+        // Someone deleted the object of released data: that is an intent. Of claimed data: the claim protects it.
+        FilesystemPhase::Released if terminating => {
+            Plan { writes: vec![Write::Status(FilesystemPhase::Deleting, status.authority.clone().map(Box::new))], blocked: None }
+        }
+        phase => {
+            if let Some(plan) = accept(view, status.authority.as_ref()) {
+                return plan;
+            }
+            match &status.authority {
+                Some(authority) => keep(view, phase, authority),
+                None if phase == FilesystemPhase::New && !terminating => begin(view),
+                None => unknown(),
+            }
+        }
+    }
+}
+
+fn unknown() -> Plan {
+    let why = "it is not recorded who may write this Filesystem; nothing is opened until a person decides: `kubectl dot accept`";
+    Plan { writes: Vec::new(), blocked: Some(Block::new("AuthorityUnknown", why)) }
+}
+
+/// First owner of a new Filesystem, epoch 1.
+fn begin(view: &View) -> Plan {
+    let blocked = |b: Block| Plan { writes: Vec::new(), blocked: Some(b) };
+    let id = view.fs.name_any();
+    let Some(claim) = &view.claim else { return Plan::default() };
+    let capacity = match (&claim.capacity, &claim.history_limit) {
+        (Ok(c), Ok(_)) => *c,
+        (Err(e), _) | (_, Err(e)) => return blocked(Block::new("InvalidCapacity", e.to_string())),
+    };
+    let known = view.replicas.iter().any(|r| r.status.as_ref().is_some_and(|s| s.role != CopyRole::Absent));
+    if known || view.pools.iter().any(|p| p.orphans.contains(&id)) {
+        let why = "a pool already has data of this Filesystem although it is new: `kubectl dot adopt` or `kubectl dot accept`";
+        return blocked(Block::new("AuthorityUnknown", why));
+    }
+    let place = if view.fs.spec.origin.is_some() {
+        match branch_place(view, claim) {
+            Ok(place) => place,
+            Err(block) => return blocked(block),
+        }
+    } else {
+        match pools::choose(&view.pools, &claim.placement, capacity) {
+            Ok(place) => place,
+            Err(block) => return blocked(block),
+        }
+    };
+    let authority = Authority { owner: place, epoch: 1, ..Authority::default() };
+    Plan { writes: vec![Write::Status(FilesystemPhase::New, Some(Box::new(authority)))], blocked: None }
+}
+
+/// A Branch starts where the commit is that it starts from.
+fn branch_place(view: &View, claim: &ClaimView) -> Result<Place, Block> {
+    let Some(place) = view.origin_owner.clone() else {
+        return Err(Block::new("SourceNotReady", "the Filesystem that this starts from has no owner"));
+    };
+    match &claim.placement.node {
+        Some(node) if *node != place.node => Err(Block::new(
+            "PlacementUnavailable",
+            format!("placement.node is `{node}`, but the commit it starts from is on `{}`: a Branch starts on its source's node", place.node),
+        )),
+        _ => Ok(place),
+    }
+}
+
+/// Keeps Replicas as the claim, its jobs and its commits want them, and moves New to Active.
+fn keep(view: &View, phase: FilesystemPhase, authority: &Authority) -> Plan {
+    let mut plan = Plan::default();
+    let owner = &authority.owner;
+    let placed: Vec<(Arc<ReplicationJob>, Place)> = view
+        .jobs
+        .iter()
+        .filter_map(|j| {
+            let copy = |p: &Place| has_copy(&view.replicas, p);
+            crate::job::resolve::resolve(j, Some(owner), &view.pools, &view.jobs, copy).ok().map(|p| (j.clone(), p))
+        })
+        .collect();
+    let Some(base) = base(view, authority) else { return plan };
+    let mut places: BTreeSet<Place> = view
+        .replicas
+        .iter()
+        .filter(|r| r.spec.desired.state == DesiredState::Present && !view.dropped.contains(&r.spec.pool))
+        .map(|r| place_of(r))
+        .collect();
+    places.insert(owner.clone());
+    // The owner is made first; copies follow when there is something to copy from.
+    if phase != FilesystemPhase::New {
+        places.extend(placed.iter().map(|(_, p)| p.clone()).filter(|p| !view.dropped.contains(&p.pool)));
+    }
+    for place in &places {
+        plan.writes.extend(replica_write(view, &base, &places, place, &placed, owner));
+    }
+    for replica in &view.replicas {
+        let at = place_of(replica);
+        if view.dropped.contains(&at.pool) && at != *owner && replica.spec.desired.state == DesiredState::Present {
+            plan.writes.push(absent(replica, authority.epoch));
+        }
+    }
+    let is_owner = |r: &Arc<Replica>| {
+        let s = r.status.as_ref();
+        place_of(r) == *owner && s.is_some_and(|s| s.role == CopyRole::Owner && s.epoch >= authority.epoch)
+    };
+    if phase == FilesystemPhase::New && view.replicas.iter().any(is_owner) {
+        plan.writes.push(Write::Status(FilesystemPhase::Active, Some(Box::new(authority.clone()))));
+    }
+    plan
+}
+
+fn place_of(replica: &Replica) -> Place {
+    Place { node: replica.spec.node.clone(), pool: replica.spec.pool.clone() }
+}
+
+fn has_copy(replicas: &[Arc<Replica>], place: &Place) -> bool {
+    replicas.iter().any(|r| r.spec.pool == place.pool && r.spec.desired.state == DesiredState::Present)
+}
+
+/// What every copy shares: from the claim, or, while it is gone, from what the owner's Replica has had.
+fn base(view: &View, authority: &Authority) -> Option<Desired> {
+    let old = view
+        .replicas
+        .iter()
+        .filter(|r| r.spec.desired.capacity > 0)
+        .min_by_key(|r| place_of(r) != authority.owner)
+        .map(|r| r.spec.desired.clone());
+    let sizes = view.claim.as_ref().and_then(|c| Some((*c.capacity.as_ref().ok()?, *c.history_limit.as_ref().ok()?)));
+    let (capacity, history_limit) = sizes.or_else(|| old.as_ref().map(|o| (o.capacity, o.history_limit)))?;
+    let fencing = view.claim.as_ref().map(|c| c.fencing).or(old.map(|o| o.fencing)).unwrap_or_default();
+    Some(Desired {
+        state: DesiredState::Present,
+        epoch: authority.epoch,
+        claim: Some(view.fs.spec.claim_ref.claim()),
+        reclaim_policy: view.fs.spec.reclaim_policy,
+        fencing,
+        origin: view.fs.spec.origin.clone(),
+        capacity,
+        history_limit,
+        ..Desired::default()
+    })
+}
+
+fn replica_write(
+    view: &View,
+    base: &Desired,
+    places: &BTreeSet<Place>,
+    place: &Place,
+    placed: &[(Arc<ReplicationJob>, Place)],
+    owner: &Place,
+) -> Option<Write> {
+    let is_owner = place == owner;
+    let mut desired = base.clone();
+    desired.role = Some(if is_owner { DesiredRole::Owner } else { DesiredRole::Replica });
+    desired.peers = places.iter().filter(|p| *p != place).take(32).cloned().collect();
+    desired.commits = wishes::commits(&view.commits, is_owner);
+    if is_owner {
+        desired.jobs = wishes::jobs(placed);
+    }
+    let marks = Marks { unmanaged: !is_owner && !placed.iter().any(|(_, p)| p == place) };
+    let spec = ReplicaSpec { fs_id: view.fs.name_any(), node: place.node.clone(), pool: place.pool.clone(), desired };
+    match view.replicas.iter().find(|r| r.spec.pool == place.pool) {
+        None => Some(Write::Create(Box::new(spec), marks)),
+        // On its way out by a person's word: first it goes, then a job may ask for a new copy.
+        Some(old) if old.spec.desired.state == DesiredState::Absent && !is_owner => None,
+        Some(old) if old.spec == spec && is_unmanaged(old) == marks.unmanaged => None,
+        Some(_) => Some(Write::Update(Box::new(spec), marks)),
+    }
+}
+
+/// Whether the Replica is marked as kept up to date by nobody.
+pub fn is_unmanaged(replica: &Replica) -> bool {
+    replica.labels().contains_key(names::UNMANAGED_LABEL)
+}
+
+fn absent(replica: &Replica, epoch: u64) -> Write {
+    let old = &replica.spec.desired;
+    let desired = Desired {
+        state: DesiredState::Absent,
+        epoch: epoch.max(old.epoch),
+        claim: old.claim.clone(),
+        reclaim_policy: old.reclaim_policy,
+        fencing: old.fencing,
+        origin: old.origin.clone(),
+        capacity: old.capacity,
+        history_limit: old.history_limit,
+        ..Desired::default()
+    };
+    let spec = ReplicaSpec { desired, ..replica.spec.clone() };
+    Write::Update(Box::new(spec), Marks { unmanaged: is_unmanaged(replica) })
+}
+
+/// The agent of that very pool says that nothing is left, about this very wish.
+pub fn is_confirmed(replica: &Replica) -> bool {
+    replica.spec.desired.state == DesiredState::Absent
+        && replica.status.as_ref().is_some_and(|s| {
+            s.role == CopyRole::Absent && s.observed_generation.is_some() && s.observed_generation == replica.metadata.generation
+        })
+}
+
+/// Deletion: every copy is to go; the Filesystem goes when each has confirmed or is a tombstone of a pool that is gone.
+fn tear_down(view: &View) -> Plan {
+    let epoch = view.fs.status.as_ref().and_then(|s| s.authority.as_ref()).map_or(0, |a| a.epoch);
+    let mut plan = Plan::default();
+    for replica in &view.replicas {
+        if replica.spec.desired.state == DesiredState::Present {
+            plan.writes.push(absent(replica, epoch));
+        }
+    }
+    let waiting = view.replicas.iter().any(|r| {
+        r.spec.desired.state == DesiredState::Present || !(is_confirmed(r) || pools::is_gone(&view.pools, &place_of(r)))
+    });
+    if !waiting {
+        plan.writes.push(Write::Finish);
+    }
+    plan
+}
+
+/// A person accepts: epoch above all that any pool has seen, to the owner that is recorded or the best claimant.
+/// `None`: nothing to accept.
+fn accept(view: &View, authority: Option<&Authority>) -> Option<Plan> {
+    let accepted = view.fs.spec.accept_epoch?;
+    if authority.is_some_and(|a| a.epoch > accepted) {
+        return None;
+    }
+    let seen = view.replicas.iter().filter_map(|r| r.status.as_ref()).map(|s| s.epoch).max().unwrap_or(0);
+    let epoch = seen.max(accepted).max(authority.map_or(0, |a| a.epoch)).saturating_add(1);
+    let owner = match authority {
+        Some(a) => Ok(a.owner.clone()),
+        None => claimant(view),
+    };
+    let owner = match owner {
+        Ok(owner) => owner,
+        Err(block) => return Some(Plan { writes: Vec::new(), blocked: Some(block) }),
+    };
+    let next = Authority {
+        owner,
+        epoch,
+        attempt: authority.map_or(0, |a| a.attempt).saturating_add(1),
+        opened: None,
+        pending: None,
+        fork_points: authority.map(|a| a.fork_points.clone()).unwrap_or_default(),
+    };
+    let phase = view.fs.status.as_ref().map_or(FilesystemPhase::Active, |s| s.phase);
+    Some(Plan { writes: vec![Write::Status(phase, Some(Box::new(next)))], blocked: None })
+}
+
+/// The one copy that says it is owner with the highest epoch; two with the same epoch are a person's to decide.
+fn claimant(view: &View) -> Result<Place, Block> {
+    let owners = || view.replicas.iter().filter(|r| r.status.as_ref().is_some_and(|s| s.role == CopyRole::Owner));
+    let best = owners().filter_map(|r| r.status.as_ref()).map(|s| s.epoch).max();
+    let mut top = owners().filter(|r| r.status.as_ref().map(|s| s.epoch) == best);
+    match (top.next(), top.next()) {
+        (Some(one), None) => Ok(place_of(one)),
+        (None, _) => Err(Block::new("AuthorityUnknown", "no copy says that it was the owner: `kubectl dot adopt` on the node that is to own it")),
+        (Some(a), Some(b)) => Err(Block::new(
+            "EqualOwners",
+            format!("nodes `{}` and `{}` both say they own it with the same epoch: keep one, `kubectl dot drop` the other", a.spec.node, b.spec.node),
+        )),
+    }
+}
+
+#[cfg(test)]
+#[path = "plan_tests.rs"]
+mod tests;

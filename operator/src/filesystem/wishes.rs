@@ -1,0 +1,139 @@
+//! What jobs and Commit objects ask of the owner's copy, as bounded lists in `Replica.spec.desired`: pure.
+//!
+//! A Commit's entry stays until its result stands in the Commit's status, and comes back with `remove` when the
+//! object is deleted; a job's entry stays while the job exists. So both lists are bounded by what is under way.
+
+use std::sync::Arc;
+
+use dotgraft_api::{Commit, CommitWish, JobWish, Place, ReplicationJob, parse_quantity};
+use kube::ResourceExt;
+
+use crate::job::resolve;
+use crate::names::COMMIT_FINALIZER;
+use crate::write::has_finalizer;
+
+/// Most commit entries of one Replica.
+pub const MAX_COMMITS: usize = 256;
+/// Most job entries of one Replica.
+pub const MAX_JOBS: usize = 32;
+
+/// Whether the commit's result stands in its status.
+pub fn is_recorded(commit: &Commit) -> bool {
+    commit.status.as_ref().is_some_and(|s| s.id.is_some())
+}
+
+/// Entries for Commit objects. Only the owner makes commits; every copy removes them.
+pub fn commits(objects: &[Arc<Commit>], owner: bool) -> Vec<CommitWish> {
+    let mut list: Vec<&Arc<Commit>> = objects
+        .iter()
+        .filter(|c| has_finalizer(c.as_ref(), COMMIT_FINALIZER))
+        .filter(|c| c.metadata.deletion_timestamp.is_some() || (owner && !is_recorded(c)))
+        .collect();
+    // Removals first: they free space. Then the oldest wish; UID makes the order total.
+    list.sort_by_key(|c| {
+        let at = c.creation_timestamp().map(|t| t.0.as_second());
+        (c.metadata.deletion_timestamp.is_none(), at, c.uid())
+    });
+    list.into_iter().take(MAX_COMMITS).map(|c| wish(c)).collect()
+}
+
+fn wish(commit: &Commit) -> CommitWish {
+    let remove = commit.metadata.deletion_timestamp.is_some();
+    CommitWish {
+        uid: commit.uid().unwrap_or_default(),
+        name: commit.name_any(),
+        message: if remove { String::new() } else { commit.spec.message.clone() },
+        metadata: if remove { std::collections::BTreeMap::default() } else { commit.spec.metadata.clone() },
+        id: commit.status.as_ref().and_then(|s| s.id.clone()),
+        remove,
+    }
+}
+
+/// Entries for jobs with their places; active ones first, then those that ended last.
+pub fn jobs(placed: &[(Arc<ReplicationJob>, Place)]) -> Vec<JobWish> {
+    let mut list: Vec<&(Arc<ReplicationJob>, Place)> = placed.iter().collect();
+    list.sort_by_key(|(j, _)| {
+        let ended = j.status.as_ref().and_then(|s| s.finished_at.as_ref()).map(|t| t.0.as_second());
+        let active = resolve::is_active(j);
+        (!active, if active { None } else { ended.map(std::cmp::Reverse) }, resolve::turn(j))
+    });
+    list.truncate(MAX_JOBS);
+    list.sort_by_key(|(j, _)| resolve::turn(j));
+    list.into_iter().map(|(j, p)| job_wish(j, p)).collect()
+}
+
+fn job_wish(job: &ReplicationJob, peer: &Place) -> JobWish {
+    let spec = &job.spec;
+    JobWish {
+        uid: job.uid().unwrap_or_default(),
+        namespace: job.namespace().unwrap_or_default(),
+        name: job.name_any(),
+        generation: job.metadata.generation.unwrap_or_default(),
+        peer: peer.clone(),
+        initial: spec.initial,
+        intermediate: spec.commits.as_ref().map(|c| c.intermediate).unwrap_or_default(),
+        on_commit: resolve::on_commit(job),
+        trigger: spec.trigger.clone(),
+        suspend: spec.suspend,
+        // The CRD's pattern and bounds hold; an amount that can't be read would mean "no limit", so take the lowest.
+        bandwidth: spec.limits.as_ref().and_then(|l| l.bandwidth.as_deref()).map(|b| parse_quantity(b).unwrap_or(1024).max(1)),
+        retry: spec.retry.clone().unwrap_or_default(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{commit, deleted, job, recorded};
+
+    fn names(list: &[CommitWish]) -> Vec<(&str, bool)> {
+        list.iter().map(|w| (w.name.as_str(), w.remove)).collect()
+    }
+
+    #[test]
+    fn the_owner_makes_what_is_not_recorded_and_every_copy_removes() {
+        let list = [
+            Arc::new(commit("new", 2)),
+            Arc::new(recorded(commit("made", 1))),
+            Arc::new(deleted(recorded(commit("going", 3)))),
+        ];
+        assert_eq!(names(&commits(&list, true)), [("going", true), ("new", false)]);
+        assert_eq!(names(&commits(&list, false)), [("going", true)]);
+        assert!(commits(&list, false)[0].id.is_some());
+    }
+
+    #[test]
+    fn a_commit_that_we_do_not_hold_is_not_asked_for() {
+        let mut c = commit("c", 1);
+        c.metadata.finalizers = None;
+        assert!(commits(&[Arc::new(c)], true).is_empty());
+    }
+
+    #[test]
+    fn the_list_of_commits_is_bounded_and_the_oldest_come_first() {
+        let list: Vec<_> = (0..300).rev().map(|i| Arc::new(commit(&format!("c{i:03}"), i))).collect();
+        let wishes = commits(&list, true);
+        assert_eq!(wishes.len(), MAX_COMMITS);
+        assert_eq!(wishes[0].name, "c000");
+    }
+
+    #[test]
+    fn active_jobs_stay_when_there_are_too_many_and_the_order_is_stable() {
+        let place = Place { node: "n2".into(), pool: crate::pools::tests::pool_id("n2") };
+        let mut list: Vec<_> = (0..40)
+            .map(|i| {
+                let mut j = job(&format!("j{i:02}"), "n2", i);
+                let at = k8s_openapi::jiff::Timestamp::from_second(i).unwrap();
+                j.status.get_or_insert_default().finished_at = Some(dotgraft_api::Time(at));
+                (Arc::new(j), place.clone())
+            })
+            .collect();
+        list.push((Arc::new(job("active", "n2", 99)), place));
+        let wishes = jobs(&list);
+        assert_eq!(wishes.len(), MAX_JOBS);
+        assert!(wishes.iter().any(|w| w.name == "active"));
+        assert!(!wishes.iter().any(|w| w.name == "j00"), "the one that ended first goes first");
+        list.reverse();
+        assert_eq!(jobs(&list), wishes);
+    }
+}

@@ -1,0 +1,264 @@
+//! Status of a ReplicationJob from the reports of its Filesystems' owners (replication.md §5): pure.
+//!
+//! A job's state is derived from its runs, worst first, and never stored separately. Once a run that isn't repeated
+//! has ended, the report doesn't change any more.
+
+use std::collections::BTreeSet;
+
+use dotgraft_api::{FilesystemCounts, JobReport, Progress, ReplicationJob, ReplicationJobStatus, Time};
+use k8s_openapi::jiff::Timestamp;
+
+use super::item::{Item, Judged, Stage, judge, time};
+use super::resolve;
+use crate::conditions::{self, Wanted, wanted};
+
+/// Most items of a report.
+const MAX_ITEMS: usize = 50;
+/// Most conditions beyond the base ones.
+const MAX_TYPED: usize = 8;
+
+/// The status to be.
+pub fn status(job: &ReplicationJob, items: Vec<Item>, now: &Time) -> ReplicationJobStatus {
+    let old = job.status.clone().unwrap_or_default();
+    if is_final(job, &old) {
+        return frozen(job, old, now);
+    }
+    let mut judged: Vec<Judged> = items.into_iter().map(|i| judge(i, job)).collect();
+    judged.sort_by(|a, b| a.stage.cmp(&b.stage).then_with(|| a.item.name.cmp(&b.item.name)));
+    let mut new = summary(job, &judged, &old);
+    new.lag = lag(&judged, now);
+    new.conditions = conditions::merge(&old.conditions, &verdicts(job, &judged, &new), job.metadata.generation, now);
+    new
+}
+
+/// The one run that this spec asks for has ended.
+fn is_final(job: &ReplicationJob, old: &ReplicationJobStatus) -> bool {
+    !resolve::on_commit(job) && old.finished_at.is_some() && old.observed_trigger == job.spec.trigger
+}
+
+fn frozen(job: &ReplicationJob, mut old: ReplicationJobStatus, now: &Time) -> ReplicationJobStatus {
+    let mut list: Vec<Wanted> = old
+        .conditions
+        .iter()
+        .filter(|c| c.type_ != "Suspended")
+        .map(|c| wanted(&c.type_, c.status == "True", &c.reason, c.message.clone()))
+        .collect();
+    list.push(suspended(job));
+    old.conditions = conditions::merge(&old.conditions, &list, job.metadata.generation, now);
+    old.observed_generation = job.metadata.generation;
+    old
+}
+
+fn state(judged: &[Judged]) -> Option<String> {
+    let rank = |j: &Judged| match (j.ended(), j.state.as_str()) {
+        (false, "PlanningError") => 0,
+        (false, "WorkingWait") => 1,
+        (false, "Planning") => 2,
+        (false, _) => 3,
+        (true, "ContextDone") => 4,
+        (true, _) => 5,
+    };
+    judged.iter().min_by_key(|j| rank(j)).map(|j| j.state.clone())
+}
+
+fn counts(judged: &[Judged]) -> FilesystemCounts {
+    let count = |stages: &[Stage]| {
+        u32::try_from(judged.iter().filter(|j| stages.contains(&j.stage)).count()).unwrap_or(u32::MAX)
+    };
+    FilesystemCounts {
+        total: u32::try_from(judged.len()).unwrap_or(u32::MAX),
+        completed: count(&[Stage::Completed]),
+        failed: count(&[Stage::Failed]),
+        active: count(&[Stage::Active, Stage::RetryWait, Stage::Planning]),
+        pending: count(&[Stage::Pending]),
+    }
+}
+
+fn summary(job: &ReplicationJob, judged: &[Judged], old: &ReplicationJobStatus) -> ReplicationJobStatus {
+    let reports = || judged.iter().filter_map(|j| j.report.as_ref());
+    let ended = !judged.is_empty() && judged.iter().all(Judged::ended);
+    let agents = || judged.iter().filter_map(|j| j.item.job.as_ref());
+    let successes: Vec<&Time> = agents().filter_map(|j| j.last_successful_time.as_ref()).collect();
+    let all_succeeded = !judged.is_empty() && successes.len() == judged.len();
+    let last_successful_time = successes.iter().min().filter(|_| all_succeeded).map(|t| (*t).clone());
+    let (last_duration, last_bytes) = last_run(judged).unwrap_or((old.last_duration.clone(), old.last_bytes));
+    ReplicationJobStatus {
+        observed_generation: job.metadata.generation,
+        observed_trigger: if reports().next().is_some() { job.spec.trigger.clone() } else { old.observed_trigger.clone() },
+        state: state(judged),
+        problem: judged.iter().find_map(|j| j.problem.clone()),
+        sleep_until: judged
+            .iter()
+            .filter(|j| j.stage == Stage::RetryWait)
+            .filter_map(|j| j.report.as_ref()?.sleep_until)
+            .min()
+            .and_then(time),
+        attempt: reports().map(|r| r.attempt).max(),
+        started_at: reports().map(|r| r.started_at).min().and_then(time),
+        finished_at: reports().filter_map(|r| r.finished_at).max().filter(|_| ended).and_then(time),
+        report: Some(JobReport {
+            attempts: judged.iter().map(Judged::attempts).find(|a| !a.is_empty()).unwrap_or_default(),
+            filesystems: Some(counts(judged)),
+            items: judged.iter().take(MAX_ITEMS).map(Judged::line).collect(),
+        }),
+        progress: progress(judged),
+        last_successful_time: last_successful_time.or_else(|| old.last_successful_time.clone()),
+        last_duration,
+        last_bytes,
+        lag: None,
+        consecutive_failures: agents().map(|j| j.consecutive_failures).max().unwrap_or(0),
+        conditions: Vec::new(),
+    }
+}
+
+/// Duration and bytes of the last run, when it brought everything over for all.
+fn last_run(judged: &[Judged]) -> Option<(Option<String>, Option<u64>)> {
+    let runs: Vec<_> = judged.iter().map(|j| j.item.job.as_ref()?.last.as_ref().filter(|l| l.success)).collect::<Option<_>>()?;
+    let start = runs.iter().map(|l| l.started_at.0).min()?;
+    let end = runs.iter().map(|l| l.finished_at.0).max()?;
+    Some((Some(spell(seconds(start, end))), Some(runs.iter().map(|l| l.bytes).sum())))
+}
+
+fn seconds(from: Timestamp, to: Timestamp) -> u64 {
+    u64::try_from(to.as_second().saturating_sub(from.as_second())).unwrap_or(0)
+}
+
+/// `90` → `1m30s`: two units, as kubectl shows ages.
+fn spell(seconds: u64) -> String {
+    let two = |big: u64, unit: &str, small: u64, small_unit: &str| {
+        if small == 0 { format!("{big}{unit}") } else { format!("{big}{unit}{small}{small_unit}") }
+    };
+    match seconds {
+        0..60 => format!("{seconds}s"),
+        60..3600 => two(seconds / 60, "m", seconds % 60, "s"),
+        3600..86400 => two(seconds / 3600, "h", seconds % 3600 / 60, "m"),
+        _ => two(seconds / 86400, "d", seconds % 86400 / 3600, "h"),
+    }
+}
+
+fn progress(judged: &[Judged]) -> Option<Progress> {
+    let reports: Vec<_> = judged.iter().filter_map(|j| j.report.as_ref().map(|r| (j.ended(), r))).collect();
+    if reports.is_empty() {
+        return None;
+    }
+    let known: Vec<u64> = reports.iter().filter_map(|(_, r)| r.expected_bytes).collect();
+    let expected = (!known.is_empty()).then(|| known.iter().fold(0_u64, |a, b| a.saturating_add(*b)));
+    let replicated = reports.iter().fold(0_u64, |a, (_, r)| a.saturating_add(r.replicated_bytes));
+    let rates: Vec<u64> = reports.iter().filter(|(ended, _)| !ended).filter_map(|(_, r)| r.bytes_per_second).collect();
+    let rate = (!rates.is_empty()).then(|| rates.iter().fold(0_u64, |a, b| a.saturating_add(*b)));
+    let left = expected.map(|e| e.saturating_sub(replicated)).filter(|l| *l > 0);
+    let eta = match (left, rate) {
+        (Some(left), Some(rate)) if rate > 0 => Some(spell(left.div_ceil(rate))),
+        _ => None,
+    };
+    let unknown = known.len() < reports.len() && reports.iter().any(|(ended, _)| !ended);
+    Some(Progress {
+        expected_bytes: expected,
+        replicated_bytes: replicated,
+        bytes_per_second: rate,
+        eta,
+        imprecise: unknown || reports.iter().any(|(_, r)| r.imprecise),
+    })
+}
+
+fn lag(judged: &[Judged], now: &Time) -> Option<String> {
+    if judged.is_empty() || judged.iter().all(|j| j.item.commits.is_empty()) {
+        return None;
+    }
+    let oldest = judged.iter().filter_map(Judged::oldest_missing).min();
+    Some(oldest.map_or_else(|| "0s".to_owned(), |at| spell(coarse(seconds(at, now.0)))))
+}
+
+/// Fewer digits as it grows, so that a lag that only ages isn't written again and again.
+fn coarse(seconds: u64) -> u64 {
+    match seconds {
+        0..60 => seconds - seconds % 5,
+        60..3600 => seconds - seconds % 60,
+        _ => seconds - seconds % 3600,
+    }
+}
+
+fn suspended(job: &ReplicationJob) -> Wanted {
+    if job.spec.suspend {
+        wanted("Suspended", true, "Suspended", "spec.suspend is set")
+    } else {
+        wanted("Suspended", false, "NotSuspended", "")
+    }
+}
+
+fn verdicts(job: &ReplicationJob, judged: &[Judged], new: &ReplicationJobStatus) -> Vec<Wanted> {
+    let counts = counts(judged);
+    let moving = judged.iter().any(|j| matches!(j.stage, Stage::Active | Stage::Planning));
+    let mut list = vec![readiness(job, judged, new, &counts)];
+    list.push(wanted("Progressing", moving, if moving { "Running" } else { "NotRunning" }, progress_line(new, moving)));
+    let trouble = judged.iter().find(|j| j.problem.is_some() && j.stage != Stage::Pending);
+    list.push(match trouble.and_then(|j| j.problem.as_ref()) {
+        Some(p) => wanted("Degraded", true, &p.reason, p.message.clone()),
+        None => wanted("Degraded", false, "AsExpected", ""),
+    });
+    let apart = judged.iter().filter_map(|j| Some((j, j.problem.as_ref()?))).find(|(_, p)| {
+        matches!(p.reason.as_str(), "Diverged" | "NoCommonAncestor")
+    });
+    list.push(match apart {
+        Some((j, p)) => wanted("Diverged", true, &p.reason, format!("{}: {}", j.item.name, p.message)),
+        None => wanted("Diverged", false, "AsExpected", ""),
+    });
+    list.push(suspended(job));
+    let mut typed = BTreeSet::new();
+    for (j, p) in judged.iter().filter_map(|j| Some((j, j.problem.as_ref()?))) {
+        if p.reason != "Diverged" && typed.len() < MAX_TYPED && typed.insert(p.reason.as_str()) {
+            list.push(wanted(&p.reason, true, &p.reason, format!("{}: {}", j.item.name, p.message)));
+        }
+    }
+    list
+}
+
+fn progress_line(new: &ReplicationJobStatus, moving: bool) -> String {
+    // Numbers stand in `progress`; in a message they would make every status a new one.
+    match (&new.report, moving) {
+        (Some(r), true) => r.filesystems.as_ref().map_or_else(String::new, |f| format!("{} of {} done", f.completed, f.total)),
+        _ => String::new(),
+    }
+}
+
+fn readiness(job: &ReplicationJob, judged: &[Judged], new: &ReplicationJobStatus, counts: &FilesystemCounts) -> Wanted {
+    let no = |reason: &str, message: String| wanted("Ready", false, reason, message);
+    if judged.is_empty() {
+        return no("NoSources", "no Dot of this namespace matches spec.source".into());
+    }
+    if counts.completed == counts.total {
+        let reason = if resolve::on_commit(job) { "UpToDate" } else { "Completed" };
+        return wanted("Ready", true, reason, format!("{} of {} are up to date", counts.completed, counts.total));
+    }
+    if let Some((j, p)) = judged.iter().find_map(|j| Some((j, j.problem.as_ref()?))) {
+        return no(&p.reason, format!("{}: {}", j.item.name, p.message));
+    }
+    if job.spec.suspend {
+        return no("Suspended", "spec.suspend is set".into());
+    }
+    if resolve::on_commit(job) && new.last_successful_time.is_some() {
+        return wanted("Ready", true, "Running", "bringing newer commits over");
+    }
+    no(if counts.active > 0 { "Running" } else { "Pending" }, format!("{} of {} are up to date", counts.completed, counts.total))
+}
+
+/// Whether two statuses differ in more than numbers that move by themselves: then it is written at once.
+pub fn differs_much(old: &ReplicationJobStatus, new: &ReplicationJobStatus) -> bool {
+    let core = |s: &ReplicationJobStatus| {
+        let mut s = s.clone();
+        s.progress = None;
+        s.lag = None;
+        s.sleep_until = None;
+        for item in s.report.iter_mut().flat_map(|r| r.items.iter_mut()) {
+            item.current = None;
+            item.steps = None;
+            item.next_retry = None;
+        }
+        s
+    };
+    core(old) != core(new)
+}
+
+#[cfg(test)]
+#[path = "aggregate_tests.rs"]
+mod tests;

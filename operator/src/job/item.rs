@@ -1,0 +1,167 @@
+//! One Filesystem of a job: what its owner's agent reports, in the words of replication.md §1 and §5. Pure.
+
+use dotgraft_api::replication_job::{AttemptError, CurrentStep};
+use dotgraft_api::{AttemptReport, ItemReport, Place, Problem, ReplicaCommit, ReplicaJobStatus, ReplicationJob, StepCounts, Time};
+use dotgraft_engine::ids::Timestamp as Millis;
+use dotgraft_engine::model::{self, RunReport};
+use k8s_openapi::jiff::Timestamp;
+
+use crate::conditions::Block;
+
+/// What is known of one source of a job.
+#[derive(Debug, Clone)]
+pub struct Item {
+    /// Name of the Dot or Branch.
+    pub name: String,
+    /// Where it goes, or why it can't.
+    pub target: Result<Place, Block>,
+    /// What the owner's agent says of this job.
+    pub job: Option<ReplicaJobStatus>,
+    /// The owner's newest commits, newest first.
+    pub commits: Vec<ReplicaCommit>,
+}
+
+/// How far an item is; order is the order in the report.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stage {
+    /// It ended with an error, or can't begin before something changes.
+    Failed,
+    /// Between two tries.
+    RetryWait,
+    /// Bytes are moving.
+    Active,
+    /// Both sides are being listed.
+    Planning,
+    /// Not begun.
+    Pending,
+    /// Up to date.
+    Completed,
+}
+
+/// An [`Item`] with what follows from it.
+#[derive(Debug, Clone)]
+pub struct Judged {
+    /// The item.
+    pub item: Item,
+    /// The run's report, if it is one of the run that is wanted.
+    pub report: Option<RunReport>,
+    /// How far it is.
+    pub stage: Stage,
+    /// State of the run: `Planning` … `ContextDone`.
+    pub state: String,
+    /// What stands in the way.
+    pub problem: Option<Problem>,
+}
+
+/// The report in `Replica.status.jobs[].report`; what can't be read is no report.
+pub fn run_report(value: Option<&serde_json::Value>) -> Option<RunReport> {
+    serde_json::from_value(value?.clone()).ok()
+}
+
+/// Milliseconds of the engine as the API's time.
+pub fn time(at: Millis) -> Option<Time> {
+    Timestamp::from_millisecond(at.0).ok().map(Time)
+}
+
+fn problem(p: &model::Problem) -> Problem {
+    Problem { reason: format!("{:?}", p.reason), message: p.message.chars().take(4096).collect() }
+}
+
+/// Looks at one item.
+pub fn judge(item: Item, job: &ReplicationJob) -> Judged {
+    let current = item.job.as_ref().filter(|j| j.observed_trigger == job.spec.trigger);
+    let report = current.and_then(|j| run_report(j.report.as_ref()));
+    if let Err(block) = &item.target {
+        let final_ = matches!(block.reason, "TargetIsOwner" | "TargetNotFound" | "SourceNotFound");
+        let problem = Some(Problem { reason: block.reason.into(), message: block.message.clone() });
+        let stage = if final_ { Stage::Failed } else { Stage::Pending };
+        return Judged { item, report: None, stage, state: "Planning".into(), problem };
+    }
+    let Some(report) = report else {
+        return Judged { item, report: None, stage: Stage::Pending, state: "Planning".into(), problem: None };
+    };
+    let stage = match (report.state.as_str(), &report.problem) {
+        ("Completed" | "ContextDone", Some(_)) => Stage::Failed,
+        ("Completed", None) => Stage::Completed,
+        ("ContextDone", None) => Stage::Pending,
+        ("Working", _) => Stage::Active,
+        ("WorkingWait" | "PlanningError", _) => Stage::RetryWait,
+        _ => Stage::Planning,
+    };
+    let problem = report.problem.as_ref().map(problem);
+    Judged { item, state: report.state.clone(), report: Some(report), stage, problem }
+}
+
+impl Judged {
+    /// Whether its run has come to its end.
+    pub fn ended(&self) -> bool {
+        self.report.is_some() && matches!(self.state.as_str(), "Completed" | "ContextDone")
+    }
+
+    /// Its line in the report.
+    pub fn line(&self) -> ItemReport {
+        let state = match self.stage {
+            Stage::Failed => "PermanentError",
+            Stage::RetryWait => "RetryWait",
+            Stage::Active => "Active",
+            Stage::Planning => "Planning",
+            Stage::Pending => "Ready",
+            Stage::Completed => "Completed",
+        };
+        let clip = |s: &str, n: usize| s.chars().take(n).collect::<String>();
+        let report = self.report.as_ref();
+        let blocked_on = match (&self.item.target, report) {
+            (Err(b), _) => Some(clip(&b.message, 1024)),
+            (Ok(_), None) => Some("the agent of the owner".to_owned()),
+            _ => None,
+        };
+        ItemReport {
+            name: clip(&self.item.name, 253),
+            state: state.into(),
+            resolution: report.and_then(|r| r.resolution.as_deref()).map(|r| clip(r, 1024)),
+            blocked_on,
+            steps: report.filter(|r| r.steps_total > 0).map(|r| StepCounts { done: r.steps_done, total: r.steps_total }),
+            current: report.filter(|_| !self.ended()).and_then(|r| r.current.as_ref()).map(|c| CurrentStep {
+                from: c.from.map(|f| f.to_string()),
+                to: c.to.to_string(),
+                resumed: c.resumed,
+                expected: c.expected,
+                replicated: c.replicated,
+            }),
+            error: self.problem.clone(),
+            next_retry: report.filter(|_| self.stage == Stage::RetryWait).and_then(|r| r.sleep_until).and_then(time),
+        }
+    }
+
+    /// The last attempts of its run.
+    pub fn attempts(&self) -> Vec<AttemptReport> {
+        let Some(report) = &self.report else { return Vec::new() };
+        let skip = report.attempts.len().saturating_sub(3);
+        report.attempts.iter().skip(skip).map(attempt).collect()
+    }
+
+    /// When the oldest commit was taken that the receiver lacks, as far as the owner's list goes back.
+    pub fn oldest_missing(&self) -> Option<Timestamp> {
+        let there = self
+            .report
+            .as_ref()
+            .and_then(|r| r.replicated)
+            .map(|c| c.to_string())
+            .or_else(|| self.item.job.as_ref().and_then(|j| j.last.as_ref()).and_then(|l| l.commit.clone()));
+        let missing = self.item.commits.iter().take_while(|c| Some(&c.id) != there.as_ref());
+        missing.last().map(|c| c.time.0)
+    }
+}
+
+fn attempt(a: &model::AttemptReport) -> AttemptReport {
+    AttemptReport {
+        state: a.state.chars().take(64).collect(),
+        started_at: time(a.started_at),
+        finished_at: a.finished_at.and_then(time),
+        error: a.error.as_ref().map(|e| AttemptError {
+            class: if e.reason.is_permanent() { "Permanent" } else { "Temporary" }.into(),
+            reason: format!("{:?}", e.reason),
+            message: e.message.chars().take(4096).collect(),
+        }),
+    }
+}

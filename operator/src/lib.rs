@@ -1,0 +1,28 @@
+//! dotgraft-operator: decides, from objects alone, what every agent is to do (design §2 and §5), and signs the
+//! agents' certificates. No data passes through it; it can be away at any time without loss.
+//!
+//! Every controller goes the same way: **gather** all objects concerned (from watched caches; from the API server
+//! where data is decided about) → validate and **plan** (pure, tested as tables) → **apply** (server-side apply, or
+//! compare-and-swap for a Filesystem's status) → **status** (only when it changes, with events on transitions).
+
+pub mod ca;
+pub mod cache;
+pub mod claim;
+pub mod commit;
+pub mod conditions;
+pub mod context;
+pub mod error;
+pub mod filesystem;
+pub mod http;
+pub mod job;
+pub mod leader;
+pub mod metrics;
+pub mod names;
+pub mod nodepool;
+pub mod pools;
+pub mod replica;
+pub mod runtime;
+pub mod signer;
+#[cfg(test)]
+mod testing;
+pub mod write;

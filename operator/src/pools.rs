@@ -1,0 +1,210 @@
+//! What is known of the pools, and the choice of one for a new Filesystem or copy: pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use dotgraft_api::{NodePool, Place, Placement, condition};
+use k8s_openapi::api::core::v1::Node;
+use kube::ResourceExt;
+
+use crate::conditions::Block;
+use crate::context::Caches;
+
+/// One agent's pool.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PoolView {
+    /// Its node.
+    pub node: String,
+    /// The nodes among which a volume may move.
+    pub group: String,
+    /// UUID, while the agent has a pool.
+    pub pool: Option<String>,
+    /// The agent says that it is usable.
+    pub ready: bool,
+    /// Why not, if it isn't.
+    pub problem: String,
+    /// Free bytes.
+    pub available: u64,
+    /// The Node object exists.
+    pub node_exists: bool,
+    /// New volumes may go there: the Node exists and isn't cordoned.
+    pub schedulable: bool,
+    /// Labels of the Node.
+    pub labels: BTreeMap<String, String>,
+    /// Filesystems in the pool that no object asked for.
+    pub orphans: BTreeSet<String>,
+}
+
+impl PoolView {
+    /// Node and pool, if there is a pool.
+    pub fn place(&self) -> Option<Place> {
+        self.pool.clone().map(|pool| Place { node: self.node.clone(), pool })
+    }
+    fn usable(&self) -> bool {
+        self.ready && self.pool.is_some() && self.schedulable
+    }
+}
+
+/// One pool from its objects.
+pub fn view(pool: &NodePool, node: Option<&Node>) -> PoolView {
+    let status = pool.status.clone().unwrap_or_default();
+    let ready = condition(&status.conditions, "Ready");
+    let problem = match ready {
+        Some(c) if c.status != "True" => format!("{}: {}", c.reason, c.message),
+        Some(_) => String::new(),
+        None => "its agent has not reported".into(),
+    };
+    let cordoned = node.is_some_and(|n| n.spec.as_ref().is_some_and(|s| s.unschedulable == Some(true)));
+    let leaving = node.is_some_and(|n| n.metadata.deletion_timestamp.is_some());
+    PoolView {
+        node: pool.spec.node.clone(),
+        group: pool.spec.pool_group.clone(),
+        pool: status.pool,
+        ready: ready.is_some_and(|c| c.status == "True"),
+        problem,
+        available: status.available_bytes,
+        node_exists: node.is_some(),
+        schedulable: node.is_some() && !cordoned && !leaving,
+        labels: node.map(|n| n.labels().clone()).unwrap_or_default(),
+        orphans: status.orphans.items.into_iter().map(|o| o.fs_id).collect(),
+    }
+}
+
+/// All pools, by node name.
+pub fn all(caches: &Caches) -> Vec<PoolView> {
+    let mut pools: Vec<_> =
+        caches.pools.all().iter().map(|p| view(p, caches.nodes.get(&p.spec.node).as_deref())).collect();
+    pools.sort_by(|a, b| a.node.cmp(&b.node));
+    pools
+}
+
+/// The pool that an object names is gone for good: no Node, no agent, or another disk under the same name.
+/// A pool that is merely down is not gone.
+pub fn is_gone(pools: &[PoolView], place: &Place) -> bool {
+    pools
+        .iter()
+        .find(|p| p.node == place.node)
+        .is_none_or(|p| !p.node_exists || p.pool.as_ref().is_some_and(|id| *id != place.pool))
+}
+
+fn selected(pool: &PoolView, selector: &BTreeMap<String, String>) -> bool {
+    selector.iter().all(|(k, v)| pool.labels.get(k) == Some(v))
+}
+
+/// Where a new Filesystem goes: the node that is asked for, else the one with most free bytes.
+pub fn choose(pools: &[PoolView], placement: &Placement, capacity: u64) -> Result<Place, Block> {
+    if let Some(node) = &placement.node {
+        let Some(pool) = pools.iter().find(|p| p.node == *node) else {
+            return Err(Block::new("NodeNotFound", format!("placement.node `{node}` has no NodePool: is there such a node, and does an agent run on it?")));
+        };
+        if !selected(pool, &placement.node_selector) {
+            return Err(Block::new("NoPool", format!("placement.node `{node}` doesn't have the labels of placement.nodeSelector")));
+        }
+        return pool.place().filter(|_| pool.ready && pool.node_exists).ok_or_else(|| {
+            Block::new("PoolNotReady", format!("the pool of node `{node}` is not ready: {}", pool.problem))
+        });
+    }
+    let best = pools
+        .iter()
+        .filter(|p| p.usable() && selected(p, &placement.node_selector))
+        // Among those where it fits, if any; ties go to the first by name.
+        .max_by(|a, b| {
+            let rank = |p: &PoolView| (p.available >= capacity, p.available);
+            rank(a).cmp(&rank(b)).then_with(|| b.node.cmp(&a.node))
+        });
+    best.and_then(PoolView::place).ok_or_else(|| {
+        Block::new("NoPool", "no node with a ready pool matches: see `kubectl get nodepools`, placement.nodeSelector and cordoned nodes")
+    })
+}
+
+/// Nodes for `wanted` more copies: same group as the owner, ready, neither owner nor `taken`, most free bytes first.
+pub fn choose_copies(pools: &[PoolView], owner: &str, placement: &Placement, taken: &BTreeSet<String>, wanted: usize) -> Vec<String> {
+    let group = pools.iter().find(|p| p.node == owner).map(|p| p.group.as_str());
+    let mut fit: Vec<&PoolView> = pools
+        .iter()
+        .filter(|p| p.usable() && Some(p.group.as_str()) == group && p.node != owner)
+        .filter(|p| !taken.contains(&p.node) && selected(p, &placement.node_selector))
+        .collect();
+    fit.sort_by(|a, b| b.available.cmp(&a.available).then_with(|| a.node.cmp(&b.node)));
+    fit.into_iter().take(wanted).map(|p| p.node.clone()).collect()
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// A ready pool with `available` GiB; its UUID ends with the node's number.
+    pub fn pool(node: &str, available: u64) -> PoolView {
+        PoolView {
+            node: node.into(),
+            group: "default".into(),
+            pool: Some(pool_id(node)),
+            ready: true,
+            available: available << 30,
+            node_exists: true,
+            schedulable: true,
+            ..PoolView::default()
+        }
+    }
+    /// UUID of a test pool.
+    pub fn pool_id(node: &str) -> String {
+        format!("00000000-0000-4000-8000-{:0>12}", node.trim_start_matches('n'))
+    }
+
+    fn node_of(r: Result<Place, Block>) -> String {
+        r.map_or_else(|b| b.reason.into(), |p| p.node)
+    }
+
+    #[test]
+    fn a_new_filesystem_goes_where_most_is_free() {
+        let mut pools = vec![pool("n1", 5), pool("n2", 9), pool("n3", 20)];
+        pools[2].ready = false;
+        assert_eq!(node_of(choose(&pools, &Placement::default(), 1)), "n2");
+        pools[1].schedulable = false;
+        assert_eq!(node_of(choose(&pools, &Placement::default(), 1)), "n1");
+        assert_eq!(node_of(choose(&[], &Placement::default(), 1)), "NoPool");
+    }
+
+    #[test]
+    fn the_node_that_is_asked_for_or_none() {
+        let mut pools = vec![pool("n1", 5), pool("n2", 9)];
+        let ask = |n: &str| Placement { node: Some(n.into()), ..Placement::default() };
+        assert_eq!(node_of(choose(&pools, &ask("n1"), 1)), "n1");
+        assert_eq!(node_of(choose(&pools, &ask("n9"), 1)), "NodeNotFound");
+        pools[0].pool = None;
+        assert_eq!(node_of(choose(&pools, &ask("n1"), 1)), "PoolNotReady");
+    }
+
+    #[test]
+    fn a_selector_is_obeyed() {
+        let mut pools = vec![pool("n1", 5), pool("n2", 9)];
+        pools[0].labels.insert("disk".into(), "ssd".into());
+        let ssd = Placement { node_selector: BTreeMap::from([("disk".into(), "ssd".into())]), ..Placement::default() };
+        assert_eq!(node_of(choose(&pools, &ssd, 1)), "n1");
+    }
+
+    #[test]
+    fn copies_stay_in_the_group_and_off_the_owner() {
+        let mut pools = vec![pool("n1", 5), pool("n2", 9), pool("n3", 20), pool("n4", 7)];
+        pools[2].group = "other".into();
+        let none = BTreeSet::new();
+        assert_eq!(choose_copies(&pools, "n1", &Placement::default(), &none, 5), ["n2", "n4"]);
+        let taken = BTreeSet::from(["n2".to_owned()]);
+        assert_eq!(choose_copies(&pools, "n1", &Placement::default(), &taken, 1), ["n4"]);
+    }
+
+    #[test]
+    fn down_is_not_gone_but_another_disk_is() {
+        let mut pools = vec![pool("n1", 5)];
+        let place = pools[0].place().unwrap();
+        pools[0].ready = false;
+        assert!(!is_gone(&pools, &place));
+        pools[0].pool = None;
+        assert!(!is_gone(&pools, &place), "booted without its disk: it may come back");
+        pools[0].pool = Some(pool_id("n7"));
+        assert!(is_gone(&pools, &place));
+        pools[0].pool = Some(place.pool.clone());
+        pools[0].node_exists = false;
+        assert!(is_gone(&pools, &place));
+        assert!(is_gone(&[], &place));
+    }
+}

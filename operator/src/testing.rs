@@ -1,0 +1,127 @@
+//! Objects as tests need them: small, valid, one line each.
+
+use std::collections::BTreeMap;
+
+use dotgraft_api::{
+    Authority, ClaimKind, ClaimRef, Commit, CommitSource, CommitSpec, CopyRole, DesiredState, Filesystem, FilesystemPhase,
+    FilesystemSpec, FilesystemStatus, JobSource, JobTarget, Placement, Replica, ReplicaSpec, ReplicaStatus, ReplicationJob,
+    ReplicationJobSpec, Time,
+};
+use k8s_openapi::jiff::Timestamp;
+use kube::api::ObjectMeta;
+
+use crate::claim::ClaimView;
+use crate::names;
+
+/// A Filesystem id.
+pub const FS: &str = "0198c2a5-7f00-7000-8000-000000000001";
+/// UID of the claim.
+pub const CLAIM_UID: &str = "0198c2a5-7f00-7000-8000-0000000000aa";
+
+fn uid(name: &str) -> String {
+    let hex = names::sha256_hex(name.as_bytes());
+    format!("{}-{}-4{}-8{}-{}", &hex[..8], &hex[8..12], &hex[12..15], &hex[15..18], &hex[18..30])
+}
+
+/// Metadata in namespace `team`.
+pub fn meta(name: &str, created: i64, finalizer: &str) -> ObjectMeta {
+    ObjectMeta {
+        name: Some(name.into()),
+        namespace: Some("team".into()),
+        uid: Some(uid(name)),
+        generation: Some(1),
+        resource_version: Some("1".into()),
+        creation_timestamp: Some(Time(Timestamp::from_second(created).unwrap())),
+        finalizers: Some(vec![finalizer.into()]),
+        ..ObjectMeta::default()
+    }
+}
+
+/// A held, active one-shot job of Dot `db` to a node.
+pub fn job(name: &str, node: &str, created: i64) -> ReplicationJob {
+    ReplicationJob {
+        metadata: meta(name, created, names::JOB_FINALIZER),
+        spec: ReplicationJobSpec {
+            source: JobSource { names: vec!["db".into()], selector: None },
+            target: JobTarget { node: node.into() },
+            ..ReplicationJobSpec::default()
+        },
+        status: None,
+    }
+}
+
+/// A held Commit of Dot `db`.
+pub fn commit(name: &str, created: i64) -> Commit {
+    Commit {
+        metadata: meta(name, created, names::COMMIT_FINALIZER),
+        spec: CommitSpec { source: CommitSource { kind: ClaimKind::Dot, name: "db".into() }, message: "m".into(), ..CommitSpec::default() },
+        status: None,
+    }
+}
+/// The same with its result.
+pub fn recorded(mut c: Commit) -> Commit {
+    c.status.get_or_insert_default().id = Some(FS.into());
+    c
+}
+/// The same in deletion.
+pub fn deleted(mut c: Commit) -> Commit {
+    c.metadata.deletion_timestamp = Some(Time(Timestamp::UNIX_EPOCH));
+    c
+}
+
+/// The Filesystem [`FS`] of Dot `db`.
+pub fn filesystem(phase: Option<FilesystemPhase>, authority: Option<Authority>) -> Filesystem {
+    let mut metadata = meta(FS, 1, names::FILESYSTEM_FINALIZER);
+    metadata.namespace = None;
+    Filesystem {
+        metadata,
+        spec: FilesystemSpec {
+            claim_ref: ClaimRef { kind: ClaimKind::Dot, namespace: "team".into(), name: "db".into(), uid: Some(CLAIM_UID.into()) },
+            ..FilesystemSpec::default()
+        },
+        status: phase.map(|phase| FilesystemStatus { phase, authority }),
+    }
+}
+
+/// The view of Dot `db`, bound to [`FS`].
+pub fn claim() -> ClaimView {
+    ClaimView {
+        kind: ClaimKind::Dot,
+        namespace: "team".into(),
+        name: "db".into(),
+        uid: CLAIM_UID.into(),
+        generation: Some(1),
+        deleting: false,
+        held: true,
+        fs_id: Some(FS.into()),
+        allocated: true,
+        had_filesystem: true,
+        capacity: Ok(1 << 30),
+        history_limit: Ok(1 << 30),
+        placement: Placement::default(),
+        deletion_policy: dotgraft_api::DeletionPolicy::Delete,
+        fencing: dotgraft_api::Fencing::Proof,
+        dot: None,
+        labels: BTreeMap::new(),
+    }
+}
+
+/// A Replica whose agent has done what is desired.
+pub fn replica(spec: ReplicaSpec, unmanaged: bool, role: CopyRole) -> Replica {
+    let mut metadata = meta(&names::replica_name(&spec.fs_id, &spec.pool), 1, names::REPLICA_FINALIZER);
+    metadata.namespace = None;
+    let label = unmanaged.then(|| (names::UNMANAGED_LABEL.to_owned(), "true".to_owned()));
+    metadata.labels = Some(label.into_iter().collect());
+    let role = if spec.desired.state == DesiredState::Absent { CopyRole::Deleting } else { role };
+    let status = ReplicaStatus { observed_generation: Some(1), role, epoch: spec.desired.epoch, ..ReplicaStatus::default() };
+    Replica { metadata, spec, status: Some(status) }
+}
+
+/// The same, gone from its pool.
+pub fn confirmed(replica: &Replica) -> Replica {
+    let mut r = replica.clone();
+    let s = r.status.get_or_insert_default();
+    s.role = CopyRole::Absent;
+    s.observed_generation = r.metadata.generation;
+    r
+}
