@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
 use dotgraft_e2e::cases;
 use dotgraft_e2e::data::sqlite;
+use dotgraft_e2e::demo;
 use dotgraft_e2e::harness::runner::{self, Plan};
 use dotgraft_e2e::rig::{Options, Rig};
 use dotgraft_e2e::sandbox;
@@ -31,6 +32,8 @@ enum Verb {
         #[arg(long)]
         list: bool,
     },
+    /// Show the life of a Dot; KEEP=1 leaves everything running.
+    Demo,
     /// Start control plane, operator and two agents, and leave them running.
     Cluster {
         /// Without operator and agents.
@@ -102,6 +105,10 @@ async fn work(verb: Verb) -> Result<ExitCode> {
             let ok = runner::run(cases::all(), &Plan { filters, control_plane_only }).await?;
             Ok(if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
+        Verb::Demo => match demo::run(std::env::var_os("KEEP").is_some_and(|v| !v.is_empty() && v != "0")).await? {
+            Some(rig) => stay(&rig).await,
+            None => Ok(ExitCode::SUCCESS),
+        },
         Verb::Hold => hold().await,
         Verb::Down => Ok(ExitCode::SUCCESS),
     }

@@ -234,7 +234,7 @@ fn sweep() -> Result<()> {
         let abandoned = match File::open(dir.join(LOCK)) {
             Ok(lock) => lock.try_lock().is_ok(),
             Err(_) => {
-                fs::metadata(&dir).and_then(|m| m.modified()).is_ok_and(|t| t.elapsed().is_ok_and(|age| age > Duration::from_mins(1)))
+                fs::metadata(&dir).and_then(|m| m.modified()).is_ok_and(|t| t.elapsed().is_ok_and(|age| age > Duration::from_secs(60)))
             }
         };
         if abandoned {

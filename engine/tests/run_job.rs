@@ -1,4 +1,5 @@
 //! A job across runs, commits, specs and restarts (README §2, replication.md §5 and §6 test 6).
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // helpers of tests
 
 mod run_support;
 
@@ -381,6 +382,38 @@ fn a_failed_run_waits_for_a_named_change() {
     w.settle();
     assert_eq!((w.runs, w.theirs.clone()), (2, vec![id(1)]));
     assert_eq!(w.job.row().consecutive_failures, 0);
+}
+
+#[test]
+fn a_commit_during_a_run_that_fails_starts_the_next_too() {
+    let mut w = World::new(&[1]);
+    w.spec(on_commit(1));
+    let seq = w.until(is_send);
+    w.out.clear();
+    w.commit(2);
+    w.give(RunEvent::SendDone { seq, result: Err(problem(Reason::Denied)) });
+    w.settle();
+    assert_eq!((w.runs, w.theirs.clone()), (2, vec![id(2)]));
+}
+
+#[test]
+fn no_number_of_an_effect_is_used_twice_in_a_jobs_life() {
+    let mut w = World::new(&[1]);
+    let mut seen = Vec::new();
+    w.spec(on_commit(1));
+    for n in 2..6 {
+        loop {
+            seen.extend(w.out.first().filter(|e| e.kind != RunEffectKind::CancelSend).map(|e| e.seq));
+            if !w.step() {
+                break;
+            }
+        }
+        w.commit(n);
+    }
+    let all = seen.len();
+    seen.sort_unstable();
+    seen.dedup();
+    assert_eq!((w.runs, seen.len()), (4, all));
 }
 
 #[test]

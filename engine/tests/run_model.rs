@@ -1,5 +1,6 @@
 //! Properties of a run: against a model of both sides that fails, crashes and loses acks by dice
 //! (replication.md §6, last line), and against arbitrary events.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // helpers of tests
 
 mod run_support;
 
@@ -448,21 +449,21 @@ fn event(op: &Op, seen: &[RunEffect]) -> RunEvent {
             let ours_role = if op.number % 11 == 3 { roles[(op.number % 4) as usize] } else { VersionsRole::Owner };
             let role = if op.number % 7 == 3 { roles[(op.number % 4) as usize] } else { VersionsRole::Replica };
             let mut peer = versions(role, &op.theirs);
-            peer.resume = (op.number % 3 == 0).then(|| token(op.number % 6, op.theirs.last().copied(), op.number));
-            peer.free_bytes = (op.number % 5 == 0).then_some(op.number);
+            peer.resume = (op.number.is_multiple_of(3)).then(|| token(op.number % 6, op.theirs.last().copied(), op.number));
+            peer.free_bytes = (op.number.is_multiple_of(5)).then_some(op.number);
             peer.epoch = Epoch(op.number % 13 / 12 * 9);
             let peer = if op.kind == 4 { Err(problem(reason)) } else { Ok(peer) };
             RunEvent::Listed { seq, local: versions(ours_role, &op.ours), peer }
         }
-        5 => RunEvent::Estimated { seq, step: op.pick, bytes: (op.number % 2 == 0).then_some(op.number) },
+        5 => RunEvent::Estimated { seq, step: op.pick, bytes: (op.number.is_multiple_of(2)).then_some(op.number) },
         6 => RunEvent::Progress { seq, bytes: op.number, resumed_from: op.number / 2 },
         7 => RunEvent::Verifying { seq },
         8 => RunEvent::SendDone { seq, result: Err(problem(reason)) },
-        9 | 10 => RunEvent::SendDone { seq, result: Ok(SendOutcome { bytes_sent: op.number, already: op.number % 2 == 0 }) },
+        9 | 10 => RunEvent::SendDone { seq, result: Ok(SendOutcome { bytes_sent: op.number, already: op.number.is_multiple_of(2) }) },
         11 | 12 => RunEvent::CursorMoved { seq },
         13 => RunEvent::Wake,
         14 => RunEvent::Timer,
-        _ if op.number % 4 == 0 => RunEvent::Cancel(CancelReason::Suspended),
+        _ if op.number.is_multiple_of(4) => RunEvent::Cancel(CancelReason::Suspended),
         _ => RunEvent::Timer,
     }
 }

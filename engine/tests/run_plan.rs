@@ -1,4 +1,5 @@
 //! The planner, row by row: replication.md §2, and §6 tests 3, 4 and 12.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // helpers of tests
 
 mod run_support;
 
@@ -17,108 +18,28 @@ fn steps(plan: &Plan) -> Vec<(Option<CommitId>, CommitId)> {
 }
 
 fn path(pairs: &[(u64, u64)]) -> Vec<(Option<CommitId>, CommitId)> {
-    pairs
-        .iter()
-        .map(|(from, to)| ((*from > 0).then(|| id(*from)), id(*to)))
-        .collect()
+    pairs.iter().map(|(from, to)| ((*from > 0).then(|| id(*from)), id(*to))).collect()
 }
 
 #[test]
 fn every_path_of_the_table() {
     // (what, sender, receiver, initial, intermediate, steps as (from or 0, to))
-    type Row = (
-        &'static str,
-        &'static [u64],
-        &'static [u64],
-        Initial,
-        Intermediate,
-        &'static [(u64, u64)],
-    );
+    type Row = (&'static str, &'static [u64], &'static [u64], Initial, Intermediate, &'static [(u64, u64)]);
     let table: &[Row] = &[
         ("up to date", &[1, 2], &[1, 2], Fail, EACH, &[]),
         ("up to date, sender pruned", &[2], &[1, 2], Fail, EACH, &[]),
-        (
-            "receiver ahead of nothing",
-            &[1],
-            &[1],
-            MostRecent,
-            LatestOnly,
-            &[],
-        ),
-        (
-            "empty, most recent",
-            &[1, 2, 3],
-            &[],
-            MostRecent,
-            EACH,
-            &[(0, 3)],
-        ),
-        (
-            "empty, most recent, latest only",
-            &[1, 2, 3],
-            &[],
-            MostRecent,
-            LatestOnly,
-            &[(0, 3)],
-        ),
-        (
-            "empty, all",
-            &[1, 2, 3],
-            &[],
-            All,
-            EACH,
-            &[(0, 1), (1, 2), (2, 3)],
-        ),
-        (
-            "empty, all, latest only",
-            &[1, 2, 3],
-            &[],
-            All,
-            LatestOnly,
-            &[(0, 1), (1, 3)],
-        ),
+        ("receiver ahead of nothing", &[1], &[1], MostRecent, LatestOnly, &[]),
+        ("empty, most recent", &[1, 2, 3], &[], MostRecent, EACH, &[(0, 3)]),
+        ("empty, most recent, latest only", &[1, 2, 3], &[], MostRecent, LatestOnly, &[(0, 3)]),
+        ("empty, all", &[1, 2, 3], &[], All, EACH, &[(0, 1), (1, 2), (2, 3)]),
+        ("empty, all, latest only", &[1, 2, 3], &[], All, LatestOnly, &[(0, 1), (1, 3)]),
         ("empty, all, of one", &[5], &[], All, LatestOnly, &[(0, 5)]),
         ("one increment", &[1, 2], &[1], Fail, EACH, &[(1, 2)]),
-        (
-            "increments",
-            &[1, 2, 3, 4],
-            &[1, 2],
-            MostRecent,
-            EACH,
-            &[(2, 3), (3, 4)],
-        ),
-        (
-            "one increment over many",
-            &[1, 2, 3, 4],
-            &[1],
-            All,
-            LatestOnly,
-            &[(1, 4)],
-        ),
-        (
-            "receiver skipped some",
-            &[1, 2, 3, 4],
-            &[1, 3],
-            All,
-            EACH,
-            &[(3, 4)],
-        ),
-        (
-            "sender pruned its old ones",
-            &[3, 4, 5],
-            &[1, 2, 3],
-            All,
-            EACH,
-            &[(3, 4), (4, 5)],
-        ),
-        (
-            "sender pruned between",
-            &[1, 3, 6],
-            &[1, 2, 3],
-            All,
-            EACH,
-            &[(3, 6)],
-        ),
+        ("increments", &[1, 2, 3, 4], &[1, 2], MostRecent, EACH, &[(2, 3), (3, 4)]),
+        ("one increment over many", &[1, 2, 3, 4], &[1], All, LatestOnly, &[(1, 4)]),
+        ("receiver skipped some", &[1, 2, 3, 4], &[1, 3], All, EACH, &[(3, 4)]),
+        ("sender pruned its old ones", &[3, 4, 5], &[1, 2, 3], All, EACH, &[(3, 4), (4, 5)]),
+        ("sender pruned between", &[1, 3, 6], &[1, 2, 3], All, EACH, &[(3, 6)]),
     ];
     for (what, local, peer, initial, intermediate, want) in table {
         let got = plan(&sender(local), &receiver(peer), *initial, *intermediate).expect(what);
@@ -135,118 +56,20 @@ fn every_refusal_of_the_table() {
     type Row = (&'static str, Versions, Versions, Initial, Reason, bool);
     let v = versions;
     let table: Vec<Row> = vec![
-        (
-            "no commits, receiver empty",
-            sender(&[]),
-            receiver(&[]),
-            All,
-            Reason::NoCommits,
-            true,
-        ),
-        (
-            "no commits, receiver not empty",
-            sender(&[]),
-            receiver(&[1]),
-            All,
-            Reason::NoCommits,
-            true,
-        ),
-        (
-            "first copy forbidden",
-            sender(&[1]),
-            receiver(&[]),
-            Fail,
-            Reason::InitialRefused,
-            true,
-        ),
-        (
-            "first copy forbidden, absent",
-            sender(&[1]),
-            v(Absent, &[]),
-            Fail,
-            Reason::InitialRefused,
-            true,
-        ),
-        (
-            "receiver is owner",
-            sender(&[1, 2]),
-            v(Owner, &[1]),
-            All,
-            Reason::ReceiverIsOwner,
-            true,
-        ),
-        (
-            "receiver is owner, empty",
-            sender(&[1]),
-            v(Owner, &[]),
-            All,
-            Reason::ReceiverIsOwner,
-            true,
-        ),
-        (
-            "receiver is owner, no commits here",
-            sender(&[]),
-            v(Owner, &[]),
-            All,
-            Reason::ReceiverIsOwner,
-            true,
-        ),
-        (
-            "receiver deleting",
-            sender(&[1]),
-            v(Deleting, &[1]),
-            All,
-            Reason::Deleting,
-            true,
-        ),
-        (
-            "sender deleting",
-            v(Deleting, &[1]),
-            receiver(&[]),
-            All,
-            Reason::Deleting,
-            true,
-        ),
-        (
-            "sender is a replica",
-            v(Replica, &[1, 2]),
-            receiver(&[1]),
-            All,
-            Reason::NotOwner,
-            false,
-        ),
-        (
-            "sender has nothing",
-            v(Absent, &[]),
-            receiver(&[1]),
-            All,
-            Reason::NotFound,
-            false,
-        ),
-        (
-            "no common commit",
-            sender(&[3, 4]),
-            receiver(&[1, 2]),
-            All,
-            Reason::NoCommonAncestor,
-            true,
-        ),
-        (
-            "diverged",
-            sender(&[1, 2, 3]),
-            receiver(&[1, 7]),
-            All,
-            Reason::Diverged,
-            true,
-        ),
-        (
-            "receiver is ahead",
-            sender(&[1, 2]),
-            receiver(&[1, 2, 3]),
-            All,
-            Reason::Diverged,
-            true,
-        ),
+        ("no commits, receiver empty", sender(&[]), receiver(&[]), All, Reason::NoCommits, true),
+        ("no commits, receiver not empty", sender(&[]), receiver(&[1]), All, Reason::NoCommits, true),
+        ("first copy forbidden", sender(&[1]), receiver(&[]), Fail, Reason::InitialRefused, true),
+        ("first copy forbidden, absent", sender(&[1]), v(Absent, &[]), Fail, Reason::InitialRefused, true),
+        ("receiver is owner", sender(&[1, 2]), v(Owner, &[1]), All, Reason::ReceiverIsOwner, true),
+        ("receiver is owner, empty", sender(&[1]), v(Owner, &[]), All, Reason::ReceiverIsOwner, true),
+        ("receiver is owner, no commits here", sender(&[]), v(Owner, &[]), All, Reason::ReceiverIsOwner, true),
+        ("receiver deleting", sender(&[1]), v(Deleting, &[1]), All, Reason::Deleting, true),
+        ("sender deleting", v(Deleting, &[1]), receiver(&[]), All, Reason::Deleting, true),
+        ("sender is a replica", v(Replica, &[1, 2]), receiver(&[1]), All, Reason::NotOwner, false),
+        ("sender has nothing", v(Absent, &[]), receiver(&[1]), All, Reason::NotFound, false),
+        ("no common commit", sender(&[3, 4]), receiver(&[1, 2]), All, Reason::NoCommonAncestor, true),
+        ("diverged", sender(&[1, 2, 3]), receiver(&[1, 7]), All, Reason::Diverged, true),
+        ("receiver is ahead", sender(&[1, 2]), receiver(&[1, 2, 3]), All, Reason::Diverged, true),
     ];
     for (what, local, peer, initial, reason, permanent) in table {
         let refused = plan(&local, &peer, initial, EACH).expect_err(what);
@@ -259,8 +82,7 @@ fn every_refusal_of_the_table() {
 
 #[test]
 fn a_conflict_lists_both_sides_by_id() {
-    let got =
-        plan(&sender(&[1, 2, 3, 4]), &receiver(&[1, 2, 8, 9]), All, EACH).expect_err("diverged");
+    let got = plan(&sender(&[1, 2, 3, 4]), &receiver(&[1, 2, 8, 9]), All, EACH).expect_err("diverged");
     let conflict = got.conflict.expect("typed");
     assert_eq!(conflict.base, Some(id(2)));
     assert_eq!(conflict.sender_only, vec![id(3), id(4)]);
@@ -302,11 +124,7 @@ fn transient_commits_are_seen_by_no_job() {
 
 #[test]
 fn a_sender_that_lost_authority_is_told_so_before_anything_else() {
-    for role in [
-        VersionsRole::Replica,
-        VersionsRole::Owner,
-        VersionsRole::Deleting,
-    ] {
+    for role in [VersionsRole::Replica, VersionsRole::Owner, VersionsRole::Deleting] {
         let mut peer = versions(role, &[1]);
         peer.epoch = Epoch(2);
         let refused = plan(&sender(&[1, 2]), &peer, All, EACH).expect_err("stale");
@@ -314,187 +132,48 @@ fn a_sender_that_lost_authority_is_told_so_before_anything_else() {
     }
     let mut local = sender(&[1, 2]);
     local.epoch = Epoch(3);
-    assert!(
-        plan(&local, &receiver(&[1]), All, EACH).is_ok(),
-        "a receiver may be behind"
-    );
+    assert!(plan(&local, &receiver(&[1]), All, EACH).is_ok(), "a receiver may be behind");
 }
 
 #[test]
 fn a_partial_receive_wins_over_every_policy() {
     // (what, sender, receiver, token, initial, intermediate, steps)
-    type Row = (
-        &'static str,
-        &'static [u64],
-        &'static [u64],
-        ResumeToken,
-        Initial,
-        Intermediate,
-        &'static [(u64, u64)],
-    );
+    type Row = (&'static str, &'static [u64], &'static [u64], ResumeToken, Initial, Intermediate, &'static [(u64, u64)]);
     let table: Vec<Row> = vec![
-        (
-            "full, of the newest",
-            &[1, 2],
-            &[],
-            token(2, None, 5),
-            MostRecent,
-            EACH,
-            &[(0, 2)],
-        ),
-        (
-            "full, newer ones came",
-            &[1, 2, 3, 4],
-            &[],
-            token(2, None, 5),
-            MostRecent,
-            EACH,
-            &[(0, 2), (2, 3), (3, 4)],
-        ),
-        (
-            "full, newer ones came, latest",
-            &[1, 2, 3, 4],
-            &[],
-            token(2, None, 5),
-            All,
-            LatestOnly,
-            &[(0, 2), (2, 4)],
-        ),
-        (
-            "full, though all were wanted",
-            &[1, 2],
-            &[],
-            token(2, None, 5),
-            All,
-            EACH,
-            &[(0, 2)],
-        ),
-        (
-            "full, begun under another policy",
-            &[1],
-            &[],
-            token(1, None, 5),
-            Fail,
-            EACH,
-            &[(0, 1)],
-        ),
-        (
-            "increment",
-            &[1, 2, 3],
-            &[1],
-            token(2, Some(1), 5),
-            All,
-            EACH,
-            &[(1, 2), (2, 3)],
-        ),
-        (
-            "increment over some",
-            &[1, 2, 3, 4],
-            &[1],
-            token(3, Some(1), 5),
-            All,
-            EACH,
-            &[(1, 3), (3, 4)],
-        ),
+        ("full, of the newest", &[1, 2], &[], token(2, None, 5), MostRecent, EACH, &[(0, 2)]),
+        ("full, newer ones came", &[1, 2, 3, 4], &[], token(2, None, 5), MostRecent, EACH, &[(0, 2), (2, 3), (3, 4)]),
+        ("full, newer ones came, latest", &[1, 2, 3, 4], &[], token(2, None, 5), All, LatestOnly, &[(0, 2), (2, 4)]),
+        ("full, though all were wanted", &[1, 2], &[], token(2, None, 5), All, EACH, &[(0, 2)]),
+        ("full, begun under another policy", &[1], &[], token(1, None, 5), Fail, EACH, &[(0, 1)]),
+        ("increment", &[1, 2, 3], &[1], token(2, Some(1), 5), All, EACH, &[(1, 2), (2, 3)]),
+        ("increment over some", &[1, 2, 3, 4], &[1], token(3, Some(1), 5), All, EACH, &[(1, 3), (3, 4)]),
     ];
     for (what, local, peer, token, initial, intermediate, want) in table {
         let mut peer = receiver(peer);
         peer.resume = Some(token.clone());
         let got = plan(&sender(local), &peer, initial, intermediate).expect(what);
         assert_eq!(steps(&got), path(want), "{what}");
-        assert_eq!(
-            got.steps.first().and_then(|s| s.resume.clone()),
-            Some(token),
-            "{what}"
-        );
-        assert!(
-            got.steps.iter().skip(1).all(|s| s.resume.is_none()),
-            "{what}"
-        );
+        assert_eq!(got.steps.first().and_then(|s| s.resume.clone()), Some(token), "{what}");
+        assert!(got.steps.iter().skip(1).all(|s| s.resume.is_none()), "{what}");
         assert_eq!(got.discarded, None, "{what}");
     }
 }
 
 #[test]
 fn a_partial_receive_that_is_not_ours_is_discarded_and_planned_afresh() {
-    type Row = (
-        &'static str,
-        &'static [u64],
-        &'static [u64],
-        ResumeToken,
-        &'static [(u64, u64)],
-    );
+    type Row = (&'static str, &'static [u64], &'static [u64], ResumeToken, &'static [(u64, u64)]);
     let table: Vec<Row> = vec![
-        (
-            "its target vanished",
-            &[1, 3],
-            &[1],
-            token(2, Some(1), 5),
-            &[(1, 3)],
-        ),
-        (
-            "its target vanished, empty",
-            &[3],
-            &[],
-            token(2, None, 5),
-            &[(0, 3)],
-        ),
-        (
-            "forged: a target of another Filesystem",
-            &[1, 2],
-            &[1],
-            token(77, Some(1), 5),
-            &[(1, 2)],
-        ),
-        (
-            "forged: a base of another Filesystem",
-            &[1, 2],
-            &[1],
-            token(2, Some(77), 5),
-            &[(1, 2)],
-        ),
-        (
-            "a base that the receiver has not",
-            &[1, 2, 3],
-            &[1],
-            token(3, Some(2), 5),
-            &[(1, 2), (2, 3)],
-        ),
-        (
-            "full, though there is a base",
-            &[1, 2],
-            &[1],
-            token(2, None, 5),
-            &[(1, 2)],
-        ),
-        (
-            "an increment, though all is empty",
-            &[1, 2],
-            &[],
-            token(2, Some(1), 5),
-            &[(0, 2)],
-        ),
-        (
-            "complete there",
-            &[1, 2, 3],
-            &[1, 2],
-            token(2, Some(1), 5),
-            &[(2, 3)],
-        ),
-        (
-            "older than what is there",
-            &[1, 2, 3, 4],
-            &[1, 3],
-            token(2, Some(1), 5),
-            &[(3, 4)],
-        ),
-        (
-            "up to date",
-            &[1, 2],
-            &[1, 2],
-            token(2, Some(1), u64::MAX),
-            &[],
-        ),
+        ("its target vanished", &[1, 3], &[1], token(2, Some(1), 5), &[(1, 3)]),
+        ("its target vanished, empty", &[3], &[], token(2, None, 5), &[(0, 3)]),
+        ("forged: a target of another Filesystem", &[1, 2], &[1], token(77, Some(1), 5), &[(1, 2)]),
+        ("forged: a base of another Filesystem", &[1, 2], &[1], token(2, Some(77), 5), &[(1, 2)]),
+        ("a base that the receiver has not", &[1, 2, 3], &[1], token(3, Some(2), 5), &[(1, 2), (2, 3)]),
+        ("full, though there is a base", &[1, 2], &[1], token(2, None, 5), &[(1, 2)]),
+        ("an increment, though all is empty", &[1, 2], &[], token(2, Some(1), 5), &[(0, 2)]),
+        ("complete there", &[1, 2, 3], &[1, 2], token(2, Some(1), 5), &[(2, 3)]),
+        ("older than what is there", &[1, 2, 3, 4], &[1, 3], token(2, Some(1), 5), &[(3, 4)]),
+        ("up to date", &[1, 2], &[1, 2], token(2, Some(1), u64::MAX), &[]),
+        ("forged: back to before its base", &[1, 2, 3, 4], &[1, 3], token(2, Some(3), 5), &[(3, 4)]),
     ];
     for (what, local, peer, token, want) in table {
         let mut peer = receiver(peer);
@@ -532,39 +211,22 @@ fn a_forged_token_does_not_get_past_a_refusal() {
 #[test]
 fn a_retry_ends_at_the_first_plans_target() {
     let local = sender(&[1, 2, 3, 4]);
-    let to = |n, peer: &[u64]| {
-        plan_to(&local, &receiver(peer), MostRecent, EACH, Some(id(n))).expect("a plan")
-    };
+    let to = |n, peer: &[u64]| plan_to(&local, &receiver(peer), MostRecent, EACH, Some(id(n))).expect("a plan");
     assert_eq!(steps(&to(3, &[1])), path(&[(1, 2), (2, 3)]));
     assert_eq!(to(3, &[1]).target, id(3));
     assert_eq!(steps(&to(3, &[])), path(&[(0, 3)]));
     assert_eq!(steps(&to(3, &[1, 2, 3])), vec![]);
-    assert_eq!(
-        steps(&to(3, &[1, 4])),
-        vec![],
-        "someone else has brought a newer one"
-    );
-    assert_eq!(
-        to(99, &[1]).target,
-        id(4),
-        "a target that is gone counts as none"
-    );
+    assert_eq!(steps(&to(3, &[1, 4])), vec![], "someone else has brought a newer one");
+    assert_eq!(to(99, &[1]).target, id(4), "a target that is gone counts as none");
 }
 
 #[test]
 fn lists_in_a_strange_order_from_a_peer_do_no_harm() {
     let got = plan(&sender(&[1, 2, 3]), &receiver(&[3, 1]), All, EACH).expect("its newest is 1");
-    assert_eq!(
-        steps(&got),
-        path(&[(1, 2)]),
-        "3 is there and is not sent again"
-    );
+    assert_eq!(steps(&got), path(&[(1, 2)]), "3 is there and is not sent again");
     let got = plan(&sender(&[1, 2]), &receiver(&[1, 1, 1]), All, EACH).expect("doubles");
     assert_eq!(steps(&got), path(&[(1, 2)]));
     let mut absent = versions(VersionsRole::Absent, &[9]);
     absent.resume = None;
-    assert!(
-        plan(&sender(&[1]), &absent, All, EACH).is_ok(),
-        "an absent copy has no commits"
-    );
+    assert!(plan(&sender(&[1]), &absent, All, EACH).is_ok(), "an absent copy has no commits");
 }

@@ -1,4 +1,5 @@
 //! One run, event by event: the list of replication.md §6 and every wait's end.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // helpers of tests
 
 mod run_support;
 
@@ -272,6 +273,35 @@ fn a_busy_receiver_is_asked_again_without_a_new_plan() {
     let (_, step) = rig.sending();
     assert_eq!(step.to, id(2));
     assert_eq!(rig.moves.last(), Some(&(State::WorkingWait, State::Working)));
+}
+
+#[test]
+fn a_receiver_that_turns_busy_after_bytes_may_have_a_checkpoint_so_both_are_listed_anew() {
+    let (mut rig, seq) = sending(spec());
+    rig.give(RunEvent::Progress { seq, bytes: 1, resumed_from: 0 });
+    rig.give(RunEvent::SendDone { seq, result: Err(problem(Reason::Busy)) });
+    rig.effects();
+    rig.sleep();
+    assert_eq!(rig.run.state(), State::Planning);
+}
+
+#[test]
+fn results_with_another_number_are_dropped() {
+    let (mut rig, seq) = sending(spec());
+    let before = rig.run.clone();
+    for wrong in [0, seq - 1, seq + 1] {
+        rig.give(RunEvent::SendDone { seq: wrong, result: sent(1) });
+        rig.give(RunEvent::Progress { seq: wrong, bytes: 7, resumed_from: 0 });
+        rig.give(RunEvent::Verifying { seq: wrong });
+        rig.give(RunEvent::Estimated { seq: wrong, step: 0, bytes: Some(9) });
+        rig.give(RunEvent::CursorMoved { seq: wrong });
+    }
+    assert_eq!(rig.run, before);
+    rig.give(RunEvent::SendDone { seq, result: sent(1) });
+    let (seq, _) = rig.moving();
+    let before = rig.run.clone();
+    rig.give(RunEvent::CursorMoved { seq: seq + 1 });
+    assert_eq!(rig.run, before);
 }
 
 #[test]

@@ -23,15 +23,7 @@ fn fs(n: usize) -> FsId {
     format!("0198c2a5-7f00-7000-8000-{n:012}").parse().unwrap()
 }
 fn open(dir: &Path) -> Journal {
-    Journal::open_with(
-        &dir.join("journal.db"),
-        pool(),
-        Options {
-            ballast: 64 << 10,
-            observer: None,
-        },
-    )
-    .unwrap()
+    Journal::open_with(&dir.join("journal.db"), pool(), Options { ballast: 64 << 10, observer: None }).unwrap()
 }
 
 fn apply(model: &mut Model, batch: &Batch) {
@@ -44,33 +36,20 @@ fn apply(model: &mut Model, batch: &Batch) {
 }
 
 fn batches() -> impl Strategy<Value = Vec<Batch>> {
-    let entry = (
-        0usize..3,
-        0u8..8,
-        proptest::option::weighted(0.7, (0u8..255, 0usize..3000)),
-    )
-        .prop_map(|(name, key, put)| match put {
-            Some((byte, len)) => Entry::put(NAMES[name], format!("k{key}"), vec![byte; len]),
-            None => Entry::delete(NAMES[name], format!("k{key}")),
-        });
+    let entry = (0usize..3, 0u8..8, proptest::option::weighted(0.7, (0u8..255, 0usize..3000))).prop_map(|(name, key, put)| match put {
+        Some((byte, len)) => Entry::put(NAMES[name], format!("k{key}"), vec![byte; len]),
+        None => Entry::delete(NAMES[name], format!("k{key}")),
+    });
     prop::collection::vec(prop::collection::vec(entry, 1..6), 1..40)
 }
 
 /// Text form of a script for the child: one batch a line, entries `name key len byte` or `name key -`.
 fn script(batches: &[Batch]) -> String {
     let entry = |e: &Entry| match &e.op {
-        Op::Put { key, value } => format!(
-            "{} {key} {} {}",
-            e.name,
-            value.len(),
-            value.first().copied().unwrap_or(0)
-        ),
+        Op::Put { key, value } => format!("{} {key} {} {}", e.name, value.len(), value.first().copied().unwrap_or(0)),
         Op::Delete { key } => format!("{} {key} -", e.name),
     };
-    batches
-        .iter()
-        .map(|b| b.iter().map(entry).collect::<Vec<_>>().join(";") + "\n")
-        .collect()
+    batches.iter().map(|b| b.iter().map(entry).collect::<Vec<_>>().join(";") + "\n").collect()
 }
 
 fn parse(line: &str) -> Batch {
@@ -79,11 +58,7 @@ fn parse(line: &str) -> Batch {
         let name = NAMES[NAMES.iter().position(|n| *n == part[0]).unwrap()];
         match part[2] {
             "-" => Entry::delete(name, part[1]),
-            len => Entry::put(
-                name,
-                part[1],
-                vec![part[3].parse().unwrap(); len.parse().unwrap()],
-            ),
+            len => Entry::put(name, part[1], vec![part[3].parse().unwrap(); len.parse().unwrap()]),
         }
     };
     line.split(';').map(entry).collect()
@@ -96,10 +71,7 @@ fn child_runs_a_script() {
     let dir = std::env::var("JOURNAL_DIR").unwrap();
     let actors: usize = std::env::var("JOURNAL_ACTORS").unwrap().parse().unwrap();
     let text = std::fs::read_to_string(Path::new(&dir).join("script")).unwrap();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .build()
-        .unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap();
     runtime.block_on(async {
         let journal = open(Path::new(&dir));
         let run = |actor: usize| {
@@ -151,17 +123,8 @@ fn follow(mut child: Child, actors: usize, kill_after: usize) -> (Vec<usize>, bo
 }
 
 fn found(dir: &Path, actor: usize) -> Model {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .build()
-        .unwrap();
-    runtime.block_on(async {
-        open(dir)
-            .load(Scope::Fs(fs(actor)))
-            .await
-            .unwrap()
-            .into_iter()
-            .collect()
-    })
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(async { open(dir).load(Scope::Fs(fs(actor))).await.unwrap().into_iter().collect() })
 }
 
 fn model_after(batches: &[Batch], n: usize) -> Model {
@@ -208,21 +171,12 @@ proptest! {
 fn an_error_point_fails_one_request_as_a_full_disk_would() {
     let dir = tempfile::tempdir().unwrap();
     let out = Command::new(std::env::current_exe().unwrap())
-        .args([
-            "--exact",
-            "child_meets_an_error_point",
-            "--ignored",
-            "--nocapture",
-        ])
+        .args(["--exact", "child_meets_an_error_point", "--ignored", "--nocapture"])
         .env("JOURNAL_DIR", dir.path())
         .env("DOTGRAFT_FAILPOINT", "error:Beta#2")
         .output()
         .unwrap();
-    assert!(
-        out.status.success(),
-        "{}",
-        String::from_utf8_lossy(&out.stdout)
-    );
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stdout));
     assert_eq!(found(dir.path(), 0).keys().collect::<Vec<_>>(), ["a", "c"]);
 }
 
@@ -230,23 +184,12 @@ fn an_error_point_fails_one_request_as_a_full_disk_would() {
 #[ignore = "started by the test above as a child process"]
 fn child_meets_an_error_point() {
     let dir = std::env::var("JOURNAL_DIR").unwrap();
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .build()
-        .unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     runtime.block_on(async {
         let journal = open(Path::new(&dir));
-        let put = |key: &str| {
-            vec![
-                Entry::put("Alpha", "x", *b"1"),
-                Entry::put("Beta", key, *b"v"),
-                Entry::delete("Alpha", "x"),
-            ]
-        };
+        let put = |key: &str| vec![Entry::put("Alpha", "x", *b"1"), Entry::put("Beta", key, *b"v"), Entry::delete("Alpha", "x")];
         journal.commit(Scope::Fs(fs(0)), put("a")).await.unwrap();
-        let e = journal
-            .commit(Scope::Fs(fs(0)), put("b"))
-            .await
-            .unwrap_err();
+        let e = journal.commit(Scope::Fs(fs(0)), put("b")).await.unwrap_err();
         assert_eq!(e.kind(), dotgraft_engine::model::Reason::NoSpace);
         journal.commit(Scope::Fs(fs(0)), put("c")).await.unwrap();
     });

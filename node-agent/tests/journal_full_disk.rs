@@ -14,22 +14,9 @@ fn on_a_full_disk_deletes_and_small_records_still_work() {
     let dir = tempfile::tempdir().unwrap();
     let script = r#"mount -t tmpfs -o size=48m none "$JOURNAL_DIR" && exec "$@""#;
     let out = Command::new("unshare")
-        .args([
-            "--mount",
-            "--propagation",
-            "private",
-            "sh",
-            "-c",
-            script,
-            "sh",
-        ])
+        .args(["--mount", "--propagation", "private", "sh", "-c", script, "sh"])
         .arg(std::env::current_exe().unwrap())
-        .args([
-            "--exact",
-            "child_fills_the_disk",
-            "--ignored",
-            "--nocapture",
-        ])
+        .args(["--exact", "child_fills_the_disk", "--ignored", "--nocapture"])
         .env("JOURNAL_DIR", dir.path())
         .output()
         .expect("needs `unshare` and root");
@@ -44,11 +31,7 @@ async fn child_fills_the_disk() {
     let dir = Path::new(&dir);
     let (path, ballast) = (dir.join("journal.db"), dir.join("journal.ballast"));
     let pool: PoolId = "0198c2a5-7f00-4000-8000-0000000000aa".parse().unwrap();
-    let scope = Scope::Fs(
-        "0198c2a5-7f00-7000-8000-000000000001"
-            .parse::<FsId>()
-            .unwrap(),
-    );
+    let scope = Scope::Fs("0198c2a5-7f00-7000-8000-000000000001".parse::<FsId>().unwrap());
     let big = |i: u32| vec![Entry::put("Big", format!("big{i:05}"), vec![7u8; 64 << 10])];
 
     let journal = Journal::open(&path, pool).unwrap();
@@ -67,32 +50,20 @@ async fn child_fills_the_disk() {
     };
     assert_eq!(refused, JournalError::Full);
     assert!(journal.low_on_space() && !ballast.exists());
-    assert_eq!(
-        journal.load(scope).await.unwrap().len(),
-        stored as usize,
-        "the refused one is not there"
-    );
+    assert_eq!(journal.load(scope).await.unwrap().len(), stored as usize, "the refused one is not there");
 
     // Thousands of small records, deletes among them, still go through.
     for i in 0..3000u32 {
-        let entries = vec![
-            Entry::put("Small", format!("s{}", i % 10), i.to_be_bytes()),
-            Entry::delete("Small", format!("s{}", (i + 5) % 10)),
-        ];
-        journal
-            .commit(scope, entries)
-            .await
-            .unwrap_or_else(|e| panic!("small record {i}: {e}"));
+        let entries =
+            vec![Entry::put("Small", format!("s{}", i % 10), i.to_be_bytes()), Entry::delete("Small", format!("s{}", (i + 5) % 10))];
+        journal.commit(scope, entries).await.unwrap_or_else(|e| panic!("small record {i}: {e}"));
     }
     // A full disk at start-up is no obstacle either.
     drop(journal);
     let journal = Journal::open(&path, pool).unwrap();
     assert!(journal.low_on_space());
     for i in 0..stored {
-        journal
-            .commit(scope, vec![Entry::delete("Big", format!("big{i:05}"))])
-            .await
-            .unwrap();
+        journal.commit(scope, vec![Entry::delete("Big", format!("big{i:05}"))]).await.unwrap();
     }
     assert_eq!(journal.load(scope).await.unwrap().len(), 5);
 

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use dotgraft_agent::stream::parse::{CommandKind as Kind, checksum};
 use dotgraft_agent::stream::{Applier, Cause, ContentClass, Limits, StreamError};
 use dotgraft_engine::model::Reason;
+use rustix::io::Errno;
 use stream_support::{Pool, Random, open};
 
 const OWN: [u8; 16] = [1; 16];
@@ -682,6 +683,31 @@ fn clones_come_from_the_stream_itself_or_its_base() {
     assert_eq!(clone(PARENT, b"out").kind(), Reason::CorruptStream);
     assert_eq!(clone(PARENT, b"d").kind(), Reason::CorruptStream);
     assert_eq!(clone(OWN, b"out/secret").kind(), Reason::CorruptStream);
+}
+
+#[test]
+fn nothing_is_made_or_moved_over_what_is_there() {
+    let stage = Stage::new();
+    let four = 4u64.to_le_bytes();
+    let exists = |error: StreamError| assert!(matches!(error.cause, Cause::System { errno: Errno::EXIST, .. }), "{error}");
+    let two = |s: &mut Stream| {
+        s.push(Kind::Mkfile as u16, &[(15, b"a")]);
+        s.push(Kind::Mkfile as u16, &[(15, b"b")]);
+    };
+    // Held back and moved onto a name that is there; really moved onto one; linked.
+    exists(attack(&stage, "work", |s| {
+        two(s);
+        s.push(Kind::Rename as u16, &[(15, b"b"), (16, b"a")]);
+    }));
+    exists(attack(&stage, "work", |s| {
+        two(s);
+        s.push(Kind::Truncate as u16, &[(15, b"b"), (4, &four)]);
+        s.push(Kind::Rename as u16, &[(15, b"b"), (16, b"a")]);
+    }));
+    exists(attack(&stage, "work", |s| {
+        two(s);
+        s.push(Kind::Link as u16, &[(15, b"a"), (17, b"b")]);
+    }));
 }
 
 #[test]

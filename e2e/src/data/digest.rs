@@ -251,7 +251,7 @@ mod tests {
         differs("mode", |r| fs::set_permissions(r.join("d"), fs::Permissions::from_mode(0o711)).unwrap());
         differs("time", |r| File::open(r.join("d/a")).unwrap().set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap());
         differs("size", |r| {
-            keep_time(&r.join("sparse"), &|| File::options().write(true).open(r.join("sparse")).unwrap().set_len(5).unwrap())
+            keep_time(&r.join("sparse"), &|| File::options().write(true).open(r.join("sparse")).unwrap().set_len(5).unwrap());
         });
         differs("target", |r| {
             fs::remove_file(r.join("c")).unwrap();

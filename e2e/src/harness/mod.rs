@@ -52,7 +52,7 @@ impl Case {
         Fut: Future<Output = Result<()>> + Send + 'static,
     {
         let body: Body = Arc::new(move |t| Box::pin(body(t)));
-        Self { id: id.into(), title: title.into(), needs: Needs::Agents, timeout: Duration::from_mins(2), body }
+        Self { id: id.into(), title: title.into(), needs: Needs::Agents, timeout: Duration::from_secs(120), body }
     }
 
     /// Needs only the API server.

@@ -130,7 +130,7 @@ async fn one(case: &Case, rig: Arc<Rig>) -> Result<()> {
     let late = async {
         tokio::time::sleep(Duration::from_secs(4)).await;
         println!("  ...   {:<34}           {}", case.id, case.title);
-        std::future::pending::<()>().await
+        std::future::pending::<()>().await;
     };
     let result = tokio::select! {
         result = tokio::time::timeout(case.timeout, body) => match result {
@@ -141,7 +141,9 @@ async fn one(case: &Case, rig: Arc<Rig>) -> Result<()> {
         () = late => Ok(()),
     };
     match result {
-        Ok(()) => tokio::time::timeout(Duration::from_mins(2), test.end()).await.context("cleaning up took 2 min")?.context("left behind"),
+        Ok(()) => {
+            tokio::time::timeout(Duration::from_secs(120), test.end()).await.context("cleaning up took 2 min")?.context("left behind")
+        }
         failed => failed, // what it left is evidence; the rig goes
     }
 }

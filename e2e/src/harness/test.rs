@@ -84,12 +84,12 @@ impl Test {
         self.kube().until_condition((kind, &self.namespace, name), (condition, status, reason), STEP).await
     }
 
-    /// Makes a Dot of 512 MiB on a node and waits until it is ready. Returns its FsId.
+    /// Makes a Dot of 512 MiB on a node and waits until it is ready. Returns its id.
     pub async fn dot(&self, name: &str, node: &str) -> Result<String> {
         self.dot_of(name, &json!({"capacity": "512Mi", "placement": {"node": node}})).await
     }
 
-    /// Makes a Dot and waits until it is ready. Returns its FsId.
+    /// Makes a Dot and waits until it is ready. Returns its id.
     pub async fn dot_of(&self, name: &str, spec: &Value) -> Result<String> {
         self.create("Dot", name, spec).await?;
         text(&self.ready("Dot", name).await?, "/status/fsId")

@@ -16,7 +16,7 @@ pub struct Authority {
 }
 
 impl Authority {
-    /// A new CA, with the ServiceAccount signing key (`sa.key`, `sa.pub`) beside it.
+    /// A new CA, with the `ServiceAccount` signing key (`sa.key`, `sa.pub`) beside it.
     pub fn create(dir: &Path) -> Result<Self> {
         fs::create_dir_all(dir)?;
         let mut params = CertificateParams::default();

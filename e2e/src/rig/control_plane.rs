@@ -76,7 +76,7 @@ impl ControlPlane {
         processes.start(Spec::new("etcd", &tools.path("etcd"), etcd(dir, client, peer)))?;
         processes.start(Spec::new("apiserver", &tools.path("kube-apiserver"), apiserver(&authority, client, api)))?;
         let kube = Kube::new(&tools.path("kubectl"), &admin).await?;
-        eventually("the API server to be ready", Duration::from_mins(1), || async {
+        eventually("the API server to be ready", Duration::from_secs(60), || async {
             if !processes.running("apiserver") {
                 bail!("it has ended:\n{}", processes.tail("apiserver", 20));
             }

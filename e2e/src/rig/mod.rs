@@ -1,7 +1,7 @@
 //! The rig: a real control plane, the operator and agents with a pool each, as processes of one sandbox.
 //!
 //! [`Rig::up`] is the one entry. It must run inside a [`crate::sandbox`], which is what makes sure that nothing stays.
-//! Every program gets what it would get in a real cluster: its own ServiceAccount token and the shipped rights.
+//! Every program gets what it would get in a real cluster: its own `ServiceAccount` token and the shipped rights.
 
 pub mod certificates;
 pub mod control_plane;
@@ -45,7 +45,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { agents: 2, pool_size: "4GiB".into(), env: BTreeMap::new(), programs: true }
+        Self { agents: 2, pool_size: "4Gi".into(), env: BTreeMap::new(), programs: true }
     }
 }
 
@@ -91,7 +91,7 @@ impl Rig {
         rig.register_nodes().await?;
         rig.write_kubeconfigs().await?;
         rig.start_programs(&options)?;
-        rig.ready(Duration::from_mins(1)).await?;
+        rig.ready(Duration::from_secs(60)).await?;
         rig.seconds = start.elapsed().as_secs_f64();
         Ok(rig)
     }
@@ -151,7 +151,7 @@ impl Rig {
             self.kill9(name)?;
         }
         self.start(name)?;
-        self.ready(Duration::from_mins(1)).await
+        self.ready(Duration::from_secs(60)).await
     }
 
     /// Kills an agent or the operator and starts it with a variable set, or removed by `None`; waits until it is
@@ -163,7 +163,7 @@ impl Rig {
         }
         self.start(name)?;
         match value {
-            None => self.ready(Duration::from_mins(1)).await,
+            None => self.ready(Duration::from_secs(60)).await,
             Some(_) => Ok(()),
         }
     }
@@ -210,7 +210,7 @@ impl Rig {
                 self.resume(&name)?;
             }
         }
-        self.ready(Duration::from_mins(1)).await
+        self.ready(Duration::from_secs(60)).await
     }
 
     fn still_running(&self, name: &str) -> Result<()> {

@@ -1,4 +1,4 @@
-//! What each program may prove itself by: a ServiceAccount token of its own, the agents' bound to their Node.
+//! What each program may prove itself by: a `ServiceAccount` token of its own, the agents' bound to their Node.
 
 use std::path::Path;
 
@@ -15,7 +15,7 @@ pub const SYSTEM: &str = "dotgraft-system";
 /// Longer than any run of tests.
 const SECONDS: i64 = 24 * 3600;
 
-/// A token of a ServiceAccount in [`SYSTEM`], valid for a day; bound to a Node where one is given.
+/// A token of a `ServiceAccount` in [`SYSTEM`], valid for a day; bound to a Node where one is given.
 pub async fn token(client: &Client, account: &str, node: Option<&str>) -> Result<String> {
     let bound = match node {
         Some(name) => Some(BoundObjectReference {

@@ -199,9 +199,13 @@ impl Filesystem {
         result: Result<TaskDone, Problem>,
         out: &mut Out,
     ) {
-        let Task::Receive { offer, .. } = task else {
-            return;
+        let Task::Receive { req, offer, .. } = task else { return };
+        let verdict = match &result {
+            Ok(_) if self.is_deleting() => Err(self.not_here()),
+            Ok(_) => Ok(offer.target.id),
+            Err(problem) => Err(problem.clone()),
         };
+        out.answers.push((req, Answer::Receive(verdict)));
         self.backoff.remove(&Slot::Receive); // the sender decides when to come again
         if self.is_deleting() {
             return;

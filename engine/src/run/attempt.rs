@@ -14,7 +14,7 @@ impl Run {
 
     pub(super) fn on_timer(&mut self, now: Timestamp, out: Out) {
         if self.give_up_at.is_some_and(|at| at <= now) {
-            self.give_up_at = None;
+            // Clears `give_up_at`, in whatever phase.
             self.on_cancel(CancelReason::DeadlinePassed, now, out);
         }
         if self.wake_at.is_none_or(|at| at > now) {
@@ -63,7 +63,7 @@ impl Run {
                 self.give_up_at = None;
             }
             Phase::Listing { .. } | Phase::Estimating | Phase::PlanningSleep | Phase::MovingCursor { .. } | Phase::Sleeping { .. } => {
-                self.end(Outcome::ContextDone(reason), now, out)
+                self.end(Outcome::ContextDone(reason), now, out);
             }
         }
     }

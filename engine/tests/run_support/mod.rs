@@ -1,5 +1,5 @@
 //! Small words for the tests of `engine::run`: commits by number, versions, and a run with its effects.
-#![allow(dead_code, missing_docs)] // each test file uses a part
+#![allow(dead_code, missing_docs, clippy::unnecessary_wraps)] // each test file uses a part; `sent` is an event's result
 
 use dotgraft_engine::ids::{CommitId, Epoch, FsId, JobUid, PoolId, Timestamp};
 use dotgraft_engine::model::{Commit, FORMAT_VERSION, Place, Problem, Reason, ResumeToken, RunReport, Versions, VersionsRole};

@@ -145,12 +145,16 @@ impl std::fmt::Display for Seen {
 #[derive(Debug, Clone)]
 pub struct AuthorityClient {
     api: Api<DynamicObject>,
+    /// [`OPEN_DEADLINE`] and the first pause; shorter in tests.
+    deadline: Duration,
+    pause: Duration,
 }
 
 impl AuthorityClient {
     /// Over `client`.
     pub fn new(client: Client) -> Self {
-        Self { api: Api::all_with(client, &ApiResource::erase::<Filesystem>(&())) }
+        let api = Api::all_with(client, &ApiResource::erase::<Filesystem>(&()));
+        Self { api, deadline: OPEN_DEADLINE, pause: Duration::from_millis(50) }
     }
 
     /// The Filesystem now, from a quorum; `None` if the API has no such object.
@@ -167,7 +171,7 @@ impl AuthorityClient {
     ///
     /// The first mount must turn writable within [`OPEN_COUNTS_FOR`] of [`Won::sent`].
     pub async fn open(&self, fs: FsId, me: &Place, boot: BootId, seen: Seen) -> OpenOutcome {
-        let deadline = Instant::now() + OPEN_DEADLINE;
+        let deadline = Instant::now() + self.deadline;
         let mut retry = 0;
         loop {
             let last = match self.try_open(fs, me, boot, seen).await {
@@ -177,7 +181,7 @@ impl AuthorityClient {
                 Err(e) => return OpenOutcome::Failed(e),
                 Ok(outcome) => return outcome,
             };
-            let pause = backoff(Duration::from_millis(50), Duration::from_secs(2), retry);
+            let pause = backoff(self.pause, Duration::from_secs(2), retry);
             if Instant::now() + pause >= deadline {
                 return OpenOutcome::Failed(last);
             }
@@ -255,6 +259,10 @@ fn view(object: &DynamicObject) -> Result<View, ClusterError> {
         Ok(Place { node: p.node.parse().map_err(|e| malformed(&e))?, pool: p.pool.parse().map_err(|e| malformed(&e))? })
     };
     let status = fs.status.clone().unwrap_or_default();
+    // The type's default is `New`, which allows an empty volume: here it must have been said.
+    if status.authority.is_some() && object.data.pointer("/status/phase").is_none() {
+        return Err(malformed(&"there is an authority, but no phase"));
+    }
     let authority = match &status.authority {
         None => None,
         Some(a) => Some(Authority {
@@ -281,3 +289,7 @@ fn view(object: &DynamicObject) -> Result<View, ClusterError> {
         resource_version: fs.resource_version().and_then(|v| v.parse().ok()),
     })
 }
+
+#[cfg(test)]
+#[path = "authority_tests.rs"]
+mod tests;

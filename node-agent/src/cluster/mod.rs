@@ -7,6 +7,8 @@
 pub mod authority;
 mod error;
 pub mod events;
+#[cfg(test)]
+mod fake;
 pub mod lease;
 pub mod node;
 pub mod pools;

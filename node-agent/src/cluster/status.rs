@@ -76,11 +76,11 @@ impl Slot {
 }
 
 impl Book {
-    /// The slot of `fs`; what is known of another object is forgotten.
+    /// The slot of `fs`. What was said of another object is forgotten: its status isn't the new one's.
     fn slot(&mut self, fs: FsId, object: &Object) -> &mut Slot {
         let slot = self.slots.entry(fs).or_default();
         if slot.object != *object {
-            *slot = Slot { object: object.clone(), latest: slot.latest.take(), ..Slot::default() };
+            *slot = Slot { object: object.clone(), ..Slot::default() };
         }
         slot
     }

@@ -247,3 +247,7 @@ fn expired_or(e: ClusterError, continued: bool) -> Stop {
         e => Stop::Failed(e),
     }
 }
+
+#[cfg(test)]
+#[path = "watch_tests.rs"]
+mod tests;

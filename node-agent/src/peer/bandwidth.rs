@@ -109,7 +109,8 @@ mod tests {
             let n = i * 7919 % 3_000;
             now += bucket.take(n, now) + Duration::from_millis(i % 5 * 40);
             sent += n;
-            let allowed = 10_000 * (now - start).as_millis() as u64 / 1000 + 2_000 + 10;
+            let elapsed = u64::try_from((now - start).as_millis()).unwrap();
+            let allowed = 10_000 * elapsed / 1000 + 2_000 + 10;
             assert!(sent <= allowed, "{sent} bytes after {:?}", now - start);
         }
     }

@@ -143,7 +143,7 @@ impl PeerClient {
             return Ok((Arc::clone(connection), true));
         }
         *slot = None;
-        let connection = self.connect(node).await?;
+        let connection = Box::pin(self.connect(node)).await?; // a large future: TLS
         *slot = Some(Arc::clone(&connection));
         Ok((connection, false))
     }

@@ -1,4 +1,4 @@
-//! Gets and renews the agent's certificate by CertificateSigningRequest (security.md, "Certificates"). The operator
+//! Gets and renews the agent's certificate by `CertificateSigningRequest` (security.md, "Certificates"). The operator
 //! approves and signs; while it is away the agent waits and goes on with what it has. Volumes mount without any of it.
 
 use std::net::SocketAddr;

@@ -105,7 +105,7 @@ impl Identity {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Pending {
-    /// Name of the CertificateSigningRequest object.
+    /// Name of the `CertificateSigningRequest` object.
     pub name: String,
     /// The address that it asks for.
     pub address: IpAddr,

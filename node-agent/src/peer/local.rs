@@ -27,7 +27,7 @@ use crate::actor::handle::FsHandle;
 use crate::actor::registry::Registry;
 use crate::driver::MountWhat;
 
-/// Longest mount target, bytes (PATH_MAX).
+/// Longest mount target, bytes (`PATH_MAX`).
 const MAX_PATH: usize = 4095;
 /// Largest request, bytes.
 const MAX_REQUEST: usize = 16 << 10;
@@ -256,7 +256,7 @@ enum Mounted {
     Foreign,
 }
 
-/// Reads a mount table (proc_pid_mountinfo(5)); the last entry of a mount point is the one on top. A Filesystem of ours has
+/// Reads a mount table (`proc_pid_mountinfo(5)`); the last entry of a mount point is the one on top. A Filesystem of ours has
 /// its id as a component of the mount's root (storage.md §1).
 fn mounted_in(table: &[u8], target: &Path) -> Mounted {
     use std::os::unix::ffi::OsStrExt;

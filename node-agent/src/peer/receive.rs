@@ -50,6 +50,7 @@ pub(super) struct Pump {
 }
 
 /// What the pump woke up for.
+#[allow(clippy::large_enum_variant)] // there is one at a time, and it is taken apart at once
 enum Wake {
     Shutdown,
     PeerGone,
@@ -57,7 +58,7 @@ enum Wake {
     Reply(Option<Reply>),
     /// The actor took the held frame; whether that was `End`.
     Room(Result<bool, ()>),
-    Inbound(Result<Option<wire::ReceiveRequest>, Status>),
+    Inbound(Result<Option<wire::ReceiveRequest>, Box<Status>>),
     Timer,
 }
 
@@ -117,7 +118,7 @@ impl Pump {
             () = self.out.closed() => Wake::PeerGone,
             () = sleep_until(timer.into()) => Wake::Timer,
             room = hand_over(self.frames.as_ref(), &mut self.held) => Wake::Room(room),
-            message = inbound.message(), if reading => Wake::Inbound(message),
+            message = inbound.message(), if reading => Wake::Inbound(message.map_err(Box::new)),
         }
     }
 
@@ -184,7 +185,7 @@ impl Pump {
         Flow::On
     }
 
-    fn on_inbound(&mut self, message: Result<Option<wire::ReceiveRequest>, Status>) -> Result<Flow, Problem> {
+    fn on_inbound(&mut self, message: Result<Option<wire::ReceiveRequest>, Box<Status>>) -> Result<Flow, Problem> {
         let message = message.map_err(|status| bad_inbound(&status))?;
         let message = message.ok_or_else(|| Problem::new(Reason::Invalid, "the stream ended without End"))?;
         let frame = convert::frame_from_wire(message)?;

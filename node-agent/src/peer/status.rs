@@ -82,7 +82,11 @@ const fn reason_of(code: Code) -> Reason {
 
 /// The longest prefix of at most `max` bytes that ends between characters.
 pub(super) fn cut(text: &str, max: usize) -> &str {
-    text.get(..text.floor_char_boundary(max)).unwrap_or_default()
+    let mut end = max.min(text.len());
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text.get(..end).unwrap_or_default()
 }
 
 #[cfg(test)]

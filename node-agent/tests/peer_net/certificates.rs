@@ -32,7 +32,8 @@ async fn a_peer_of_another_ca_is_refused_by_both_sides() {
     let (ours, theirs) = (Ca::new("ca"), Ca::new("ca"));
     let a = Node::start("a", ours.issue(&Leaf::of("a")), ServerSettings::default()).await;
     let b = Node::start("b", theirs.issue(&Leaf::of("b")), ServerSettings::default()).await;
-    (a.learn(&b), b.learn(&a));
+    a.learn(&b);
+    b.learn(&a);
     denied(&a, &b).await;
     let foreign = theirs.issue(&Leaf::of("b"));
     let info = PeerInfo { address: b.address, fingerprints: vec![fingerprint(&foreign.1)] };
@@ -45,7 +46,9 @@ async fn another_nodes_certificate_is_not_the_nodes_even_if_it_is_listed_there()
     let ca = Ca::new("ca");
     let (a, b) = pair(&ca, ServerSettings::default()).await;
     let c = Node::start("c", ca.issue(&Leaf::of("c")), ServerSettings::default()).await;
-    (a.learn(&c), c.learn(&a), c.learn(&b));
+    a.learn(&c);
+    c.learn(&a);
+    c.learn(&b);
     // c answers at b's address, with its own good certificate.
     a.context.directory.update(node("b"), PeerInfo { address: c.address, ..b.info() });
     denied(&a, &b).await;
@@ -125,7 +128,8 @@ async fn an_expired_certificate_is_refused_by_both_sides() {
     let a = Node::start("a", ca.issue(&Leaf::of("a")), ServerSettings::default()).await;
     let b = Node::start("b", ca.issue(&expired("b")), ServerSettings::default()).await;
     for (x, y) in [(&a, &b), (&b, &a)] {
-        (x.learn(y), y.learn(x));
+        x.learn(y);
+        y.learn(x);
         denied(x, y).await;
     }
 }
@@ -136,7 +140,8 @@ async fn a_certificate_that_expires_under_a_stream_ends_it() {
     let short = Leaf { to: now() + 3, ..Leaf::of("a") };
     let a = Node::start("a", ca.issue(&short), ServerSettings::default()).await;
     let b = Node::start("b", ca.issue(&Leaf::of("b")), ServerSettings::default()).await;
-    (a.learn(&b), b.learn(&a));
+    a.learn(&b);
+    b.learn(&a);
     let actor = actor(&b, Act::Store);
     let mut transfer = open(&a.client(), &b, actor.fs).await.unwrap();
     transfer.data(bytes(10)).await.unwrap();
@@ -180,7 +185,8 @@ async fn a_renewal_disturbs_no_stream_and_new_connections_show_the_new_certifica
     assert_eq!(soon(transfer.finish(20, [0; 32])).await.unwrap().commit, commit_id(3));
 
     // The old one is no longer listed: who has the new one does not notice.
-    (b.learn(&a), a.learn(&b));
+    b.learn(&a);
+    a.learn(&b);
     let mut transfer = open(&client, &b, actor.fs).await.unwrap();
     transfer.data(bytes(10)).await.unwrap();
 }
@@ -219,7 +225,8 @@ async fn during_a_rotation_peers_of_both_cas_are_believed() {
     };
     let a = Node::start("a", both(&old, "a", &new), ServerSettings::default()).await;
     let b = Node::start("b", both(&new, "b", &old), ServerSettings::default()).await;
-    (a.learn(&b), b.learn(&a));
+    a.learn(&b);
+    b.learn(&a);
     soon(a.client().versions(&b.name, actor(&b, Act::Store).fs, job())).await.unwrap();
     soon(b.client().versions(&a.name, actor(&a, Act::Store).fs, job())).await.unwrap();
 }

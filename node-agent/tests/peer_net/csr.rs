@@ -41,7 +41,7 @@ impl Cluster {
         self.requests.lock().unwrap().keys().cloned().collect()
     }
 
-    /// A client of an API server that knows CertificateSigningRequests only.
+    /// A client of an API server that knows nothing else.
     fn client(self: &Arc<Self>) -> kube::Client {
         let this = Arc::clone(self);
         let service = tower::service_fn(move |request: hyper::Request<kube::client::Body>| {

@@ -193,7 +193,8 @@ async fn one_node_can_not_take_all_the_streams() {
     let ca = Ca::new("ca");
     let (a, b) = pair(&ca, settings).await;
     let c = Node::start("c", ca.issue(&Leaf::of("c")), settings).await;
-    (b.learn(&c), c.learn(&b));
+    b.learn(&c);
+    c.learn(&b);
     let actor = actor(&b, Act::Store);
     let first = open(&a.client(), &b, actor.fs).await.unwrap();
     let _second = open(&a.client(), &b, actor.fs).await.unwrap();
@@ -218,7 +219,8 @@ async fn a_restarted_peer_is_found_again_and_a_dead_one_is_unreachable() {
     assert_eq!(problem.reason, Reason::Unreachable, "{problem}");
 
     b = Node::start("b", ca.issue(&Leaf::of("b")), ServerSettings::default()).await;
-    (a.learn(&b), b.learn(&a));
+    a.learn(&b);
+    b.learn(&a);
     let fs = actor(&b, Act::Store).fs;
     soon(client.versions(&b.name, fs, job())).await.unwrap();
 }
