@@ -116,7 +116,7 @@ unit_tests() {
   local log status
   log=$(mktemp)
   step "unit and property tests"
-  cargo test --locked --workspace --exclude dotgraft-e2e --no-fail-fast 2>&1 | tee "$log" | grep --line-buffered -Ev '^test .* \.\.\. (ok|ignored.*)$|^$|^running '
+  cargo test --locked --workspace --no-fail-fast 2>&1 | tee "$log" | grep --line-buffered -Ev '^test .* \.\.\. (ok|ignored.*)$|^$|^running '
   status=${PIPESTATUS[0]}
   # shellcheck disable=SC2046 # three numbers
   counted "unit and property tests" $(awk '/^test result:/ {p += $4; f += $6; i += $8} END {print p + 0, f + 0, i + 0}' "$log") "$status"

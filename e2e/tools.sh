@@ -8,7 +8,7 @@
 set -euo pipefail
 
 K8S=${DOTGRAFT_K8S_VERSION:-1.36.1}
-ETCD=${DOTGRAFT_ETCD_VERSION:-v3.7.0}
+ETCD=${DOTGRAFT_ETCD_VERSION:-v3.7.3}
 OUT=$(mkdir -p "$1" && readlink -f "$1")
 STAGING=0.${K8S#1.}
 PROGRAMS=(kube-apiserver kube-controller-manager kubectl)

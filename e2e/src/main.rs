@@ -72,7 +72,9 @@ fn dispatch(args: &[String]) -> Result<ExitCode> {
                 return sandbox::down();
             }
             if matches!(cli.command, Verb::Test { list: true, .. }) {
-                cases::all().iter().for_each(|c| println!("{:<40} {}", c.id, c.title));
+                for case in cases::all() {
+                    println!("{:<40} {}", case.id, case.title);
+                }
                 return Ok(ExitCode::SUCCESS);
             }
             if sandbox::inside().is_none() {

@@ -287,18 +287,18 @@ impl Rig {
 
     /// The ends of all logs and all objects of ours: what a failed test prints.
     pub async fn diagnosis(&self, lines: usize) -> String {
-        let mut text = String::new();
+        let mut parts = Vec::new();
         for name in self.processes.names() {
             let lines = if ["etcd", "apiserver", "kcm"].contains(&name.as_str()) { lines.min(5) } else { lines };
             let state = if self.processes.running(&name) { "running" } else { "ended" };
-            text += &format!("---- {name} ({state})\n{}\n", self.processes.tail(&name, lines));
+            parts.push(format!("---- {name} ({state})\n{}", self.processes.tail(&name, lines)));
         }
         let kinds: Vec<&str> = kube::KINDS.iter().map(|(_, plural, _)| *plural).collect();
-        match self.kube.kubectl(&["get", &kinds.join(","), "-A", "-o", "wide", "--request-timeout=5s"]).await {
-            Ok(table) => text += &format!("---- kubectl get\n{table}"),
-            Err(e) => text += &format!("---- kubectl get failed: {e:#}\n"),
-        }
-        text
+        parts.push(match self.kube.kubectl(&["get", &kinds.join(","), "-A", "-o", "wide", "--request-timeout=5s"]).await {
+            Ok(table) => format!("---- kubectl get\n{table}"),
+            Err(e) => format!("---- kubectl get failed: {e:#}"),
+        });
+        parts.join("\n")
     }
 }
 
