@@ -5,6 +5,9 @@
 #![allow(dead_code, reason = "each test program uses its part")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a fixture that fails is a test that fails")]
 
+pub mod build;
+pub mod hostile;
+
 use std::fs::{self, File};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
