@@ -1,48 +1,42 @@
 //! Applies a send stream to a work subvolume, command by command, as its bytes arrive.
 //!
 //! The peer service feeds an [`Applier`] from a blocking thread; the actor takes checkpoints between feeds ([`Applier::flush`],
-//! a snapshot, [`Applier::state`]) and turns the finished subvolume into a commit. `parse` reads the bytes, `make` and
-//! `object` do the work, `confine` keeps all of it inside. The subvolume itself was made by the caller: empty for a full
+//! a snapshot, [`Applier::state`]) and turns the finished subvolume into a commit. `parse` reads the bytes; `make` (names),
+//! `data` (content), `object` (attributes) and `flags` do the work; `confine` keeps all of it inside. The subvolume itself was made by the caller: empty for a full
 //! stream, a writable snapshot of the base for an increment.
 //!
 //! Memory: one partial command (at most [`Limits::max_command`]), 1,024 directory times, 33 descriptors; nothing grows with
-//! the stream. What kernel streams can't carry for new files (immutable, append-only, NOCOW) is not set for old ones
-//! either, and is lifted where it is in the way: a base that was an owner's before may have such files.
+//! the stream.
 
 use std::os::fd::OwnedFd;
 
-use rustix::fs::{FallocateFlags, FileType, IFlags, OFlags, Stat, fallocate, ftruncate, ioctl_getflags, ioctl_setflags};
-use rustix::io::{Errno, pwrite};
+use rustix::fs::{FileType, Stat};
+use rustix::io::Errno;
 
-use super::clone::{Source, clone_data};
 use super::confine::Tree;
 use super::error::{Cause, StreamError};
+use super::frame;
 use super::object::Object;
-use super::parse::{self, Command, CommandKind, Encoded, Time, Uuid, Version};
+use super::parse::{self, Command, CommandKind, Time, Version};
 use super::path::StreamPath;
 use super::state::{ApplierState, New, PathBytes, Pending, STATE_VERSION, StreamIds, Target};
 use super::times::{DirTimes, Times};
 use super::{ContentClass, Limits, Position, Skipped};
-use crate::btrfs::encoded::{EncodedExtent, encoded_write};
 use crate::digest::ResumableHasher;
 
 /// `S_IFMT` and the permission bits.
 const MODE_BITS: u32 = 0o17_7777;
 /// setuid and setgid.
 const SET_ID: u32 = 0o6000;
-/// `BTRFS_INODE_*` bits that are carried, with the flags that the ioctl calls them.
-const CARRIED_FLAGS: [(u64, IFlags); 4] =
-    [(1 << 5, IFlags::SYNC), (1 << 8, IFlags::NODUMP), (1 << 9, IFlags::NOATIME), (1 << 10, IFlags::DIRSYNC)];
-
 /// A stream on its way into a subvolume.
 #[derive(Debug)]
 pub struct Applier {
     pub(super) work: Tree,
-    base: Option<Tree>,
+    pub(super) base: Option<Tree>,
     class: ContentClass,
     limits: Limits,
     protocol: Option<Version>,
-    ids: Option<StreamIds>,
+    pub(super) ids: Option<StreamIds>,
     ended: bool,
     failed: bool,
     /// The beginning of a command whose rest has not arrived.
@@ -263,17 +257,17 @@ impl Applier {
     /// header, or the whole command if its header is there.
     fn unit_len(&self, bytes: &[u8]) -> Result<usize, Cause> {
         if self.protocol.is_none() {
-            return Ok(parse::STREAM_HEADER);
+            return Ok(frame::STREAM_HEADER);
         }
         if self.ended {
             return Err(Cause::Sequence("bytes after the end of the stream"));
         }
-        Ok(parse::command_len(bytes, self.limits.max_command)?.unwrap_or(parse::COMMAND_HEADER))
+        Ok(frame::command_len(bytes, self.limits.max_command)?.unwrap_or(frame::COMMAND_HEADER))
     }
 
     fn apply_unit(&mut self, whole: &[u8]) -> Result<(), (Option<CommandKind>, Cause)> {
         let Some(protocol) = self.protocol else {
-            self.protocol = Some(parse::stream_header(whole).map_err(|cause| (None, cause))?);
+            self.protocol = Some(frame::stream_header(whole).map_err(|cause| (None, cause))?);
             return Ok(());
         };
         let result = parse::command(whole, protocol).and_then(|command| match self.apply(&command) {
@@ -395,77 +389,6 @@ impl Applier {
         }
     }
 
-    fn write(&mut self, path: StreamPath<'_>, mut offset: u64, mut data: &[u8]) -> Result<(), Cause> {
-        let fd = self.object(path)?.file()?;
-        while !data.is_empty() {
-            let written =
-                rustix::io::retry_on_intr(|| pwrite(fd, data, offset)).map_err(|errno| Cause::system("pwrite", path.bytes(), errno))?;
-            if written == 0 {
-                return Err(Cause::system("pwrite", path.bytes(), Errno::IO));
-            }
-            data = data.get(written..).unwrap_or_default();
-            offset += written as u64;
-        }
-        Ok(())
-    }
-
-    fn truncate(&mut self, path: StreamPath<'_>, size: u64) -> Result<(), Cause> {
-        let fd = self.object(path)?.file()?;
-        ftruncate(fd, size).map_err(|errno| Cause::system("ftruncate", path.bytes(), errno))
-    }
-
-    fn fallocate(&mut self, path: StreamPath<'_>, mode: u32, offset: u64, len: u64) -> Result<(), Cause> {
-        let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        let flags = FallocateFlags::from_bits(mode)
-            .filter(|flags| *flags == punch || flags.difference(FallocateFlags::KEEP_SIZE).is_empty())
-            .ok_or(Cause::Unsupported("a mode of fallocate"))?;
-        if len == 0 {
-            return Ok(());
-        }
-        let fd = self.object(path)?.file()?;
-        fallocate(fd, flags, offset, len).map_err(|errno| Cause::system("fallocate", path.bytes(), errno))
-    }
-
-    fn encoded_write(&mut self, path: StreamPath<'_>, write: &Encoded<'_>) -> Result<(), Cause> {
-        if self.class == ContentClass::Restricted {
-            // The kernel does not look into compressed data when it is written: it would come back as read errors.
-            return Err(Cause::Forbidden("compressed extents"));
-        }
-        let extent = EncodedExtent {
-            offset: i64::try_from(write.offset).map_err(|_| Cause::Malformed("offset"))?,
-            len: write.file_len,
-            unencoded_len: write.unencoded_len,
-            unencoded_offset: write.unencoded_offset,
-            compression: write.compression,
-        };
-        let fd = self.object(path)?.file()?;
-        encoded_write(fd, &extent, write.data).map_err(|errno| Cause::system("encoded write", path.bytes(), errno))
-    }
-
-    fn clone_from(
-        &mut self,
-        path: StreamPath<'_>,
-        (offset, len): (u64, u64),
-        uuid: Uuid,
-        (source, source_offset): (StreamPath<'_>, u64),
-    ) -> Result<(), Cause> {
-        let ids = self.ids.ok_or(Cause::Sequence("a clone before the first command"))?;
-        if len == 0 {
-            // To the kernel 0 means "to the end", which is not what the stream says.
-            return Ok(());
-        }
-        let source = if uuid == ids.uuid {
-            if source == path { Source::Same } else { Source::Other(self.work.place(source)?.open_file(OFlags::RDONLY)?) }
-        } else if ids.parent.is_some_and(|(parent, _)| parent == uuid) {
-            let base = self.base.as_mut().ok_or(Cause::ForeignClone)?;
-            Source::Other(base.place(source)?.open_file(OFlags::RDONLY)?)
-        } else {
-            return Err(Cause::ForeignClone);
-        };
-        let fd = self.object(path)?.file()?;
-        clone_data(fd, &source, source_offset, len, offset).map_err(|(call, errno)| Cause::system(call, path.bytes(), errno))
-    }
-
     fn chmod(&mut self, path: StreamPath<'_>, mut mode: u32) -> Result<(), Cause> {
         if self.class == ContentClass::Restricted && mode & SET_ID != 0 {
             self.skipped.set_id_bits += 1;
@@ -523,53 +446,6 @@ impl Applier {
             Some(to) => self.dir_times.moved(path.bytes(), to.bytes()),
             None => self.dir_times.remove(path.bytes()),
         }
-    }
-
-    fn fileattr(&mut self, path: StreamPath<'_>, flags: u64) -> Result<(), Cause> {
-        let carried = CARRIED_FLAGS.iter().fold(0, |bits, (bit, _)| bits | bit);
-        if flags & !carried != 0 {
-            self.skipped.inode_flags += 1;
-        }
-        let Some(fd) = self.object(path)?.any_fd()? else { return Ok(()) };
-        let system = |call| move |errno| Cause::system(call, path.bytes(), errno);
-        let now = ioctl_getflags(fd).map_err(system("FS_IOC_GETFLAGS"))?;
-        let wanted = CARRIED_FLAGS.iter().fold(now, |mut wanted, &(bit, flag)| {
-            wanted.set(flag, flags & bit != 0);
-            wanted
-        });
-        if wanted == now {
-            return Ok(());
-        }
-        ioctl_setflags(fd, wanted).map_err(system("FS_IOC_SETFLAGS"))
-    }
-
-    /// Takes immutable and append-only from what `command` is about and from the directories it is in. Whether any was.
-    fn lift_flags(&mut self, command: &Command<'_>) -> bool {
-        let mut lifted = false;
-        let pending = self.pending.as_ref().map(|pending| pending.path.0.clone());
-        let pending = pending.as_deref().map(StreamPath::trusted);
-        for path in command.paths().into_iter().chain([pending]).flatten() {
-            lifted |= self.lift_flags_of(path);
-            if let Some((dir, _)) = path.split() {
-                lifted |= self.lift_flags_of(dir);
-            }
-        }
-        lifted
-    }
-
-    fn lift_flags_of(&mut self, path: StreamPath<'_>) -> bool {
-        let mut lift = || -> Option<bool> {
-            let place = self.work.place(path).ok()?;
-            let fd = match FileType::from_raw_mode(place.stat().ok()?.st_mode) {
-                FileType::Directory => place.open_dir().ok()?,
-                FileType::RegularFile => place.open_file(OFlags::RDONLY).ok()?,
-                _ => return None,
-            };
-            let now = ioctl_getflags(&fd).ok()?;
-            let wanted = now.difference(IFlags::IMMUTABLE | IFlags::APPEND);
-            Some(wanted != now && ioctl_setflags(&fd, wanted).is_ok())
-        };
-        lift().unwrap_or(false)
     }
 
     pub(super) fn class(&self) -> ContentClass {

@@ -7,7 +7,10 @@
 mod apply;
 mod clone;
 mod confine;
+mod data;
 mod error;
+mod flags;
+pub mod frame;
 mod make;
 mod object;
 pub mod parse;
@@ -33,13 +36,13 @@ pub enum ContentClass {
 /// Bounds of what is kept for a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Largest command in bytes; [`parse::MAX_COMMAND`] by default.
+    /// Largest command in bytes; [`frame::MAX_COMMAND`] by default.
     pub max_command: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { max_command: parse::MAX_COMMAND }
+        Self { max_command: frame::MAX_COMMAND }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Streams made by hand: commands with their attributes and checksums.
 
-use dotgraft_agent::stream::parse::{CommandKind as Kind, checksum};
+use dotgraft_agent::stream::frame::checksum;
+use dotgraft_agent::stream::parse::CommandKind as Kind;
 
 /// UUID of the stream's own subvolume.
 pub const OWN: [u8; 16] = [1; 16];

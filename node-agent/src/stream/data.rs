@@ -1,0 +1,85 @@
+//! Content of files: the part of [`Applier`] that writes, clones, cuts and allocates.
+
+use rustix::fs::{FallocateFlags, OFlags, fallocate, ftruncate};
+use rustix::io::{Errno, pwrite};
+
+use super::ContentClass;
+use super::apply::Applier;
+use super::clone::{Source, clone_data};
+use super::error::Cause;
+use super::parse::{Encoded, Uuid};
+use super::path::StreamPath;
+use crate::btrfs::encoded::{EncodedExtent, encoded_write};
+
+impl Applier {
+    pub(super) fn write(&mut self, path: StreamPath<'_>, mut offset: u64, mut data: &[u8]) -> Result<(), Cause> {
+        let fd = self.object(path)?.file()?;
+        while !data.is_empty() {
+            let written =
+                rustix::io::retry_on_intr(|| pwrite(fd, data, offset)).map_err(|errno| Cause::system("pwrite", path.bytes(), errno))?;
+            if written == 0 {
+                return Err(Cause::system("pwrite", path.bytes(), Errno::IO));
+            }
+            data = data.get(written..).unwrap_or_default();
+            offset += written as u64;
+        }
+        Ok(())
+    }
+
+    pub(super) fn truncate(&mut self, path: StreamPath<'_>, size: u64) -> Result<(), Cause> {
+        let fd = self.object(path)?.file()?;
+        ftruncate(fd, size).map_err(|errno| Cause::system("ftruncate", path.bytes(), errno))
+    }
+
+    pub(super) fn fallocate(&mut self, path: StreamPath<'_>, mode: u32, offset: u64, len: u64) -> Result<(), Cause> {
+        let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        let flags = FallocateFlags::from_bits(mode)
+            .filter(|flags| *flags == punch || flags.difference(FallocateFlags::KEEP_SIZE).is_empty())
+            .ok_or(Cause::Unsupported("a mode of fallocate"))?;
+        if len == 0 {
+            return Ok(());
+        }
+        let fd = self.object(path)?.file()?;
+        fallocate(fd, flags, offset, len).map_err(|errno| Cause::system("fallocate", path.bytes(), errno))
+    }
+
+    pub(super) fn encoded_write(&mut self, path: StreamPath<'_>, write: &Encoded<'_>) -> Result<(), Cause> {
+        if self.class() == ContentClass::Restricted {
+            // The kernel does not look into compressed data when it is written: it would come back as read errors.
+            return Err(Cause::Forbidden("compressed extents"));
+        }
+        let extent = EncodedExtent {
+            offset: i64::try_from(write.offset).map_err(|_| Cause::Malformed("offset"))?,
+            len: write.file_len,
+            unencoded_len: write.unencoded_len,
+            unencoded_offset: write.unencoded_offset,
+            compression: write.compression,
+        };
+        let fd = self.object(path)?.file()?;
+        encoded_write(fd, &extent, write.data).map_err(|errno| Cause::system("encoded write", path.bytes(), errno))
+    }
+
+    pub(super) fn clone_from(
+        &mut self,
+        path: StreamPath<'_>,
+        (offset, len): (u64, u64),
+        uuid: Uuid,
+        (source, source_offset): (StreamPath<'_>, u64),
+    ) -> Result<(), Cause> {
+        let ids = self.ids.ok_or(Cause::Sequence("a clone before the first command"))?;
+        if len == 0 {
+            // To the kernel 0 means "to the end", which is not what the stream says.
+            return Ok(());
+        }
+        let source = if uuid == ids.uuid {
+            if source == path { Source::Same } else { Source::Other(self.work.place(source)?.open_file(OFlags::RDONLY)?) }
+        } else if ids.parent.is_some_and(|(parent, _)| parent == uuid) {
+            let base = self.base.as_mut().ok_or(Cause::ForeignClone)?;
+            Source::Other(base.place(source)?.open_file(OFlags::RDONLY)?)
+        } else {
+            return Err(Cause::ForeignClone);
+        };
+        let fd = self.object(path)?.file()?;
+        clone_data(fd, &source, source_offset, len, offset).map_err(|(call, errno)| Cause::system(call, path.bytes(), errno))
+    }
+}
