@@ -204,7 +204,8 @@ mod tests {
     #[test]
     fn a_bomb_of_empty_commits_or_metadata_is_not_unfolded() {
         assert!(v1::VersionsResponse::check(&[0x1a, 0].repeat(MAX_VERSIONS + 17)).is_err());
-        let version = v1::Version { metadata: (0..=MAX_METADATA).map(|i| (i.to_string(), String::new())).collect(), ..v1::Version::default() };
+        let version =
+            v1::Version { metadata: (0..=MAX_METADATA).map(|i| (i.to_string(), String::new())).collect(), ..v1::Version::default() };
         let listing = v1::VersionsResponse { versions: vec![version], ..v1::VersionsResponse::default() };
         assert!(v1::VersionsResponse::check(&listing.encode_to_vec()).is_err());
     }
@@ -213,7 +214,8 @@ mod tests {
     fn an_honest_listing_passes() {
         let metadata = (0..MAX_METADATA).map(|i| (i.to_string(), "v".into())).collect();
         let version = v1::Version { id: "i".into(), metadata, time_ms: -1, epoch: u64::MAX, ..v1::Version::default() };
-        let listing = v1::VersionsResponse { versions: vec![version; 4096], epoch: 3, free_bytes: Some(0), ..v1::VersionsResponse::default() };
+        let listing =
+            v1::VersionsResponse { versions: vec![version; 4096], epoch: 3, free_bytes: Some(0), ..v1::VersionsResponse::default() };
         assert_eq!(v1::VersionsResponse::check(&listing.encode_to_vec()), Ok(()));
     }
 

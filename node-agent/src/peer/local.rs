@@ -180,7 +180,8 @@ impl Service {
 
     fn status(&self, r: &wire::StatusRequest) -> Result<wire::StatusResponse, Problem> {
         let json = if r.fs_id.is_empty() {
-            let all: serde_json::Map<_, _> = self.registry.all().iter().map(|h| (h.fs_id().to_string(), h.status().as_ref().clone())).collect();
+            let all: serde_json::Map<_, _> =
+                self.registry.all().iter().map(|h| (h.fs_id().to_string(), h.status().as_ref().clone())).collect();
             serde_json::Value::Object(all).to_string()
         } else {
             self.handle(convert::fs_id(&r.fs_id)?)?.status().to_string()

@@ -73,9 +73,8 @@ pub async fn serve(
     let incoming = ReceiverStream::new(accept(listener, tls, settings.accept, cancel.clone()));
     let streams = Gate::new(settings.streams_per_node, settings.streams);
     let service = Service { context, registry, settings, streams, cancel: cancel.clone() };
-    let service = PeerServer::new(service)
-        .max_decoding_message_size(convert::MAX_FRAME + 1024)
-        .max_encoding_message_size(convert::MAX_LISTING_WIRE);
+    let service =
+        PeerServer::new(service).max_decoding_message_size(convert::MAX_FRAME + 1024).max_encoding_message_size(convert::MAX_LISTING_WIRE);
     tonic::transport::Server::builder()
         .initial_stream_window_size(WINDOW)
         .initial_connection_window_size(WINDOW)

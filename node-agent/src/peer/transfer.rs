@@ -72,7 +72,13 @@ impl Drop for Transfer {
 }
 
 /// Offers, and waits for the answer.
-pub(super) async fn start(connection: Arc<Connection>, context: TlsContext, timeout: Duration, fs: FsId, offer: &Offer) -> Result<Opened, Problem> {
+pub(super) async fn start(
+    connection: Arc<Connection>,
+    context: TlsContext,
+    timeout: Duration,
+    fs: FsId,
+    offer: &Offer,
+) -> Result<Opened, Problem> {
     let target = offer.target.id;
     let (requests, outgoing) = mpsc::channel(QUEUE);
     let first = wire::receive_request::Message::Offer(convert::offer_to_wire(fs, offer));
@@ -235,7 +241,10 @@ impl Listener {
             return Ok(None);
         }
         let leaf = &self.connection.peer.leaf;
-        Err(Problem::new(Reason::Denied, format!("the certificate {} of node {} is expired or not listed any more", leaf.fingerprint, leaf.node)))
+        Err(Problem::new(
+            Reason::Denied,
+            format!("the certificate {} of node {} is expired or not listed any more", leaf.fingerprint, leaf.node),
+        ))
     }
 
     fn hear(&self, message: wire::ReceiveResponse) -> Result<Option<Stored>, Problem> {

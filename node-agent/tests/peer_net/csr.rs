@@ -106,7 +106,15 @@ impl Cluster {
 
 fn settings() -> RenewSettings {
     let ms = Duration::from_millis;
-    RenewSettings { poll_min: ms(5), poll_max: ms(20), patience: ms(200), backoff_min: ms(10), backoff_max: ms(50), clock_check: ms(100), call_timeout: SECOND }
+    RenewSettings {
+        poll_min: ms(5),
+        poll_max: ms(20),
+        patience: ms(200),
+        backoff_min: ms(10),
+        backoff_max: ms(50),
+        clock_check: ms(100),
+        call_timeout: SECOND,
+    }
 }
 
 struct Agent {

@@ -166,9 +166,12 @@ async fn a_message_that_breaks_a_bound_is_invalid_and_ends_the_stream() {
         ("a long key", changed(|_, t| t.metadata = [("k".repeat(254), String::new())].into())),
         ("a long value", changed(|_, t| t.metadata = [("k".into(), "v".repeat(1025))].into())),
         ("a kernel release with a newline", changed(|o, _| o.kernel_release = "6\n".into())),
-        ("a resume token with a short digest", changed(|o, t| {
-            o.resume = Some(wire::Resume { target: t.id.clone(), prefix_digest: vec![1], ..wire::Resume::default() });
-        })),
+        (
+            "a resume token with a short digest",
+            changed(|o, t| {
+                o.resume = Some(wire::Resume { target: t.id.clone(), prefix_digest: vec![1], ..wire::Resume::default() });
+            }),
+        ),
         ("a bomb of metadata", bomb),
     ];
     for (what, messages) in cases {
@@ -210,7 +213,11 @@ fn framed(message: &wire::ReceiveRequest) -> Bytes {
 }
 
 /// Sends a good offer and half a frame, then what the caller sends.
-async fn half_a_frame(to: &Node, identity: &(String, String), fs: FsId) -> (tokio::sync::mpsc::Sender<Bytes>, tokio::task::JoinHandle<Option<String>>) {
+async fn half_a_frame(
+    to: &Node,
+    identity: &(String, String),
+    fs: FsId,
+) -> (tokio::sync::mpsc::Sender<Bytes>, tokio::task::JoinHandle<Option<String>>) {
     let stream = raw::tls(to, Some(identity), &rustls::version::TLS13).await.unwrap();
     let channel = raw::channel(stream).await;
     let (tx, rx) = tokio::sync::mpsc::channel::<Bytes>(16);

@@ -66,7 +66,9 @@ async fn a_program_of_the_node_mounts_looks_fences_thaws_and_unmounts() {
 /// type of the first frame on stream 1.
 async fn answer_to_authority(path: &PathBuf, authority: &str) -> u8 {
     let mut headers = vec![0x83, 0x86]; // :method POST, :scheme http
-    for (name, value) in [(":path", "/dotgraft.agent.v1.Local/Status"), (":authority", authority), ("content-type", "application/grpc"), ("te", "trailers")] {
+    for (name, value) in
+        [(":path", "/dotgraft.agent.v1.Local/Status"), (":authority", authority), ("content-type", "application/grpc"), ("te", "trailers")]
+    {
         headers.push(0);
         for text in [name, value] {
             headers.push(u8::try_from(text.len()).unwrap());

@@ -1,0 +1,34 @@
+//! How fast a stream is over loopback with mutual TLS, both ends in this process.
+
+use std::time::Instant;
+
+use dotgraft_agent::peer::FRAME;
+use dotgraft_agent::peer::server::ServerSettings;
+
+use crate::streams::open;
+use crate::support::*;
+
+const FRAMES: u64 = 4096;
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measurement: cargo test --release --test peer_net -- --ignored --nocapture"]
+async fn throughput() {
+    let (a, b) = pair(&Ca::new("ca"), ServerSettings::default()).await;
+    let actor = actor(&b, Act::Store);
+    let client = a.client();
+    let frame = bytes(FRAME);
+    for round in 0..3 {
+        actor.seen.lock().unwrap().bytes = 0;
+        let mut transfer = open(&client, &b, actor.fs).await.unwrap();
+        let start = Instant::now();
+        for _ in 0..FRAMES {
+            transfer.data(frame.clone()).await.unwrap();
+        }
+        let total = FRAMES * FRAME as u64;
+        transfer.finish(total, [0; 32]).await.unwrap();
+        let seconds = start.elapsed().as_secs_f64();
+        #[allow(clippy::cast_precision_loss)] // a few GB
+        let rate = total as f64 / seconds / 1e9;
+        println!("round {round}: {rate:.2} GB/s");
+    }
+}
