@@ -59,9 +59,7 @@ pub struct Leaf {
 impl Ca {
     /// Takes the CA out of the Secret's data.
     pub fn from_data(data: &BTreeMap<String, ByteString>) -> Result<Self, CaError> {
-        let text = |key: &'static str| {
-            data.get(key).and_then(|b| String::from_utf8(b.0.clone()).ok()).ok_or(CaError::Damaged(key))
-        };
+        let text = |key: &'static str| data.get(key).and_then(|b| String::from_utf8(b.0.clone()).ok()).ok_or(CaError::Damaged(key));
         let (bundle, key) = (text(CERT_KEY)?, text(PRIVATE_KEY)?);
         let key = KeyPair::from_pem(&key).map_err(|_| CaError::Damaged(PRIVATE_KEY))?;
         let issuer = Issuer::from_ca_cert_pem(&bundle, key).map_err(|_| CaError::Damaged(CERT_KEY))?;
@@ -69,22 +67,14 @@ impl Ca {
     }
 
     /// Signs a public key with exactly the names that the signer has checked, for `life` from now.
-    pub fn sign(
-        &self,
-        key: &impl PublicKeyData,
-        mut params: CertificateParams,
-        life: Duration,
-    ) -> Result<Leaf, CaError> {
+    pub fn sign(&self, key: &impl PublicKeyData, mut params: CertificateParams, life: Duration) -> Result<Leaf, CaError> {
         let now = SystemTime::now();
         params.not_before = (now - BACKDATE).into();
         params.not_after = (now + life).into();
         params.is_ca = IsCa::ExplicitNoCa;
         params.use_authority_key_identifier_extension = true;
         let leaf = params.signed_by(key, &self.issuer)?;
-        Ok(Leaf {
-            chain_pem: format!("{}{}", leaf.pem(), self.bundle),
-            fingerprint: crate::names::sha256_hex(leaf.der()),
-        })
+        Ok(Leaf { chain_pem: format!("{}{}", leaf.pem(), self.bundle), fingerprint: crate::names::sha256_hex(leaf.der()) })
     }
 }
 
@@ -144,9 +134,7 @@ mod tests {
         let data = generate().unwrap();
         let ca = Ca::from_data(&data).unwrap();
         let key = KeyPair::generate().unwrap();
-        let leaf = ca
-            .sign(&key, CertificateParams::new(vec!["n1".to_owned()]).unwrap(), Duration::from_secs(3600))
-            .unwrap();
+        let leaf = ca.sign(&key, CertificateParams::new(vec!["n1".to_owned()]).unwrap(), Duration::from_secs(3600)).unwrap();
         let pems: Vec<_> = Pem::iter_from_buffer(leaf.chain_pem.as_bytes()).map(Result::unwrap).collect();
         assert_eq!(pems.len(), 2);
         assert_eq!(crate::names::sha256_hex(&pems[0].contents), leaf.fingerprint);

@@ -26,8 +26,7 @@ const BROKEN_FOR: Duration = Duration::from_secs(60);
 
 /// What the controllers need of a kind.
 pub trait Kind: Resource<DynamicType = ()> + Lookup<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static {}
-impl<K> Kind for K where K: Resource<DynamicType = ()> + Lookup<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static
-{}
+impl<K> Kind for K where K: Resource<DynamicType = ()> + Lookup<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static {}
 
 #[derive(Clone)]
 enum Seen<K> {

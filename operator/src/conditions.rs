@@ -43,16 +43,10 @@ pub fn wanted(type_: &str, status: impl Into<Option<bool>>, reason: &str, messag
 
 /// The new list: exactly `wanted`, with the times of transition kept where the status stays.
 pub fn merge(old: &[Condition], wanted: &[Wanted], generation: Option<i64>, now: &Time) -> Vec<Condition> {
-    let mut list: Vec<Condition> =
-        old.iter().filter(|c| wanted.iter().any(|w| w.type_ == c.type_)).cloned().collect();
+    let mut list: Vec<Condition> = old.iter().filter(|c| wanted.iter().any(|w| w.type_ == c.type_)).cloned().collect();
     for w in wanted {
-        let update = ConditionUpdate {
-            type_: &w.type_,
-            status: w.status,
-            reason: &w.reason,
-            message: &w.message,
-            observed_generation: generation,
-        };
+        let update =
+            ConditionUpdate { type_: &w.type_, status: w.status, reason: &w.reason, message: &w.message, observed_generation: generation };
         set_condition(&mut list, &update, now);
     }
     list

@@ -47,9 +47,7 @@ impl Default for Caches {
     fn default() -> Self {
         Self {
             dots: Cache::new("dot", |d| d.spec.fs_id.iter().cloned().collect()),
-            branches: Cache::new("branch", |b| {
-                vec![claim_term("Dot", &b.namespace().unwrap_or_default(), &b.spec.dot)]
-            }),
+            branches: Cache::new("branch", |b| vec![claim_term("Dot", &b.namespace().unwrap_or_default(), &b.spec.dot)]),
             commits: Cache::new("commit", |c| {
                 let s = &c.spec.source;
                 vec![claim_term(s.kind.as_str(), &c.namespace().unwrap_or_default(), &s.name)]

@@ -71,8 +71,7 @@ pub fn view(pool: &NodePool, node: Option<&Node>) -> PoolView {
 
 /// All pools, by node name.
 pub fn all(caches: &Caches) -> Vec<PoolView> {
-    let mut pools: Vec<_> =
-        caches.pools.all().iter().map(|p| view(p, caches.nodes.get(&p.spec.node).as_deref())).collect();
+    let mut pools: Vec<_> = caches.pools.all().iter().map(|p| view(p, caches.nodes.get(&p.spec.node).as_deref())).collect();
     pools.sort_by(|a, b| a.node.cmp(&b.node));
     pools
 }
@@ -80,10 +79,7 @@ pub fn all(caches: &Caches) -> Vec<PoolView> {
 /// The pool that an object names is gone for good: no Node, no agent, or another disk under the same name.
 /// A pool that is merely down is not gone.
 pub fn is_gone(pools: &[PoolView], place: &Place) -> bool {
-    pools
-        .iter()
-        .find(|p| p.node == place.node)
-        .is_none_or(|p| !p.node_exists || p.pool.as_ref().is_some_and(|id| *id != place.pool))
+    pools.iter().find(|p| p.node == place.node).is_none_or(|p| !p.node_exists || p.pool.as_ref().is_some_and(|id| *id != place.pool))
 }
 
 fn selected(pool: &PoolView, selector: &BTreeMap<String, String>) -> bool {
@@ -94,14 +90,18 @@ fn selected(pool: &PoolView, selector: &BTreeMap<String, String>) -> bool {
 pub fn choose(pools: &[PoolView], placement: &Placement, capacity: u64) -> Result<Place, Block> {
     if let Some(node) = &placement.node {
         let Some(pool) = pools.iter().find(|p| p.node == *node) else {
-            return Err(Block::new("NodeNotFound", format!("placement.node `{node}` has no NodePool: is there such a node, and does an agent run on it?")));
+            return Err(Block::new(
+                "NodeNotFound",
+                format!("placement.node `{node}` has no NodePool: is there such a node, and does an agent run on it?"),
+            ));
         };
         if !selected(pool, &placement.node_selector) {
             return Err(Block::new("NoPool", format!("placement.node `{node}` doesn't have the labels of placement.nodeSelector")));
         }
-        return pool.place().filter(|_| pool.ready && pool.node_exists).ok_or_else(|| {
-            Block::new("PoolNotReady", format!("the pool of node `{node}` is not ready: {}", pool.problem))
-        });
+        return pool
+            .place()
+            .filter(|_| pool.ready && pool.node_exists)
+            .ok_or_else(|| Block::new("PoolNotReady", format!("the pool of node `{node}` is not ready: {}", pool.problem)));
     }
     let best = pools
         .iter()

@@ -148,9 +148,7 @@ fn dot_triggers(ctx: &Arc<Ctx>) -> Triggers<Dot> {
         on(&c.filesystems, ctx, of_filesystem),
         on(&c.replicas, ctx, of_replica),
         on(&c.jobs, ctx, owner_of_job),
-        on(&c.branches, ctx, |b: &Branch, _| {
-            vec![ObjectRef::new(&b.spec.dot).within(&b.namespace().unwrap_or_default())]
-        }),
+        on(&c.branches, ctx, |b: &Branch, _| vec![ObjectRef::new(&b.spec.dot).within(&b.namespace().unwrap_or_default())]),
         on(&c.pools, ctx, |p: &NodePool, ctx| claims_on_pool(&p.spec.node, &ctx.caches.dots.all())),
     ]
 }
@@ -208,12 +206,8 @@ fn commit_triggers(ctx: &Arc<Ctx>) -> Triggers<Commit> {
             let c = &f.spec.claim_ref;
             restless(c.kind, &c.namespace, &c.name, ctx)
         }),
-        on(&c.dots, ctx, |d: &Dot, ctx| {
-            restless(Dot::KIND, &d.namespace().unwrap_or_default(), &d.name_any(), ctx)
-        }),
-        on(&c.branches, ctx, |b: &Branch, ctx| {
-            restless(Branch::KIND, &b.namespace().unwrap_or_default(), &b.name_any(), ctx)
-        }),
+        on(&c.dots, ctx, |d: &Dot, ctx| restless(Dot::KIND, &d.namespace().unwrap_or_default(), &d.name_any(), ctx)),
+        on(&c.branches, ctx, |b: &Branch, ctx| restless(Branch::KIND, &b.namespace().unwrap_or_default(), &b.name_any(), ctx)),
     ]
 }
 
@@ -272,9 +266,7 @@ fn filesystem_triggers(ctx: &Arc<Ctx>) -> Triggers<Filesystem> {
             let s = &o.spec.source;
             bound_to(claim::cached(ctx, s.kind, &o.namespace().unwrap_or_default(), &s.name))
         }),
-        on(&c.jobs, ctx, |j: &ReplicationJob, ctx| {
-            job::claims_of(j, ctx).into_iter().flat_map(|c| bound_to(Some(c))).collect()
-        }),
+        on(&c.jobs, ctx, |j: &ReplicationJob, ctx| job::claims_of(j, ctx).into_iter().flat_map(|c| bound_to(Some(c))).collect()),
         on(&c.pools, ctx, |p: &NodePool, ctx| restless_filesystems(&p.spec.node, ctx)),
         on(&c.nodes, ctx, |n: &Node, ctx| deleting_filesystems(&n.name_any(), ctx)),
     ]
@@ -317,9 +309,13 @@ fn replica_triggers(ctx: &Arc<Ctx>) -> Triggers<Replica> {
     };
     vec![
         on(&c.pools, ctx, move |p: &NodePool, ctx| given_up(&p.spec.node, ctx)),
-        on(&c.nodes, ctx, move |n: &Node, ctx| {
-            if ctx.caches.nodes.get(&n.name_any()).is_some() { Vec::new() } else { given_up(&n.name_any(), ctx) }
-        }),
+        on(
+            &c.nodes,
+            ctx,
+            move |n: &Node, ctx| {
+                if ctx.caches.nodes.get(&n.name_any()).is_some() { Vec::new() } else { given_up(&n.name_any(), ctx) }
+            },
+        ),
     ]
 }
 

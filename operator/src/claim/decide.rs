@@ -117,7 +117,9 @@ fn create(view: &View, fs_id: &str) -> Decision {
     if !claim.allocated || claim.had_filesystem {
         return block(
             "FilesystemNotFound",
-            format!("there is no Filesystem `{fs_id}`: if its data is on a node, `kubectl dot adopt`; an empty one is never made in its place"),
+            format!(
+                "there is no Filesystem `{fs_id}`: if its data is on a node, `kubectl dot adopt`; an empty one is never made in its place"
+            ),
         );
     }
     if let Some(blocked) = origin_blocked(view) {
@@ -159,11 +161,7 @@ fn tear_down(view: &View) -> Decision {
     let phase = fs.status.as_ref().map(|s| s.phase);
     let goal = if claim.deletion_policy == DeletionPolicy::Retain { FilesystemPhase::Released } else { FilesystemPhase::Deleting };
     if phase == Some(goal) || phase == Some(FilesystemPhase::Deleting) {
-        return if view.mounts.is_empty() {
-            step(Step::LetGo)
-        } else {
-            block("Mounted", format!("mounted by {}", view.mounts.join("; ")))
-        };
+        return if view.mounts.is_empty() { step(Step::LetGo) } else { block("Mounted", format!("mounted by {}", view.mounts.join("; "))) };
     }
     match (claim.deletion_policy, children(view)) {
         (DeletionPolicy::Delete | DeletionPolicy::Cascade, Some(decision)) => decision,

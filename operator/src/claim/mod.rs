@@ -18,8 +18,8 @@ use kube::runtime::controller::Action;
 use kube::{Api, Resource, ResourceExt};
 use serde_json::json;
 
-pub use self::view::{ClaimObject, ClaimView, cached};
 use self::decide::{Decision, Step, View, decide};
+pub use self::view::{ClaimObject, ClaimView, cached};
 use crate::context::Ctx;
 use crate::error::Error;
 use crate::filesystem;
@@ -169,9 +169,7 @@ async fn bind(claim: &ClaimView, fs: &Filesystem, ctx: &Ctx) -> Result<(), Error
     let patch = json!({ "spec": { "claimRef": { "uid": claim.uid } } });
     let fs = write::guarded(&api, fs, patch).await?;
     match fs.status.clone() {
-        Some(s) if s.phase == FilesystemPhase::Released => {
-            filesystem::set_status(&fs, FilesystemPhase::Active, s.authority, ctx).await
-        }
+        Some(s) if s.phase == FilesystemPhase::Released => filesystem::set_status(&fs, FilesystemPhase::Active, s.authority, ctx).await,
         _ => Ok(()),
     }
 }
@@ -201,3 +199,6 @@ pub fn bound(ctx: &Ctx, kind: ClaimKind, namespace: &str, name: &str) -> Option<
     let fs = claim.fs_id.as_ref().and_then(|id| ctx.caches.filesystems.get(id));
     Some((claim, fs))
 }
+
+#[cfg(test)]
+mod scenario_tests;

@@ -38,13 +38,7 @@ impl Input<'_> {
 }
 
 /// Computes the status and writes it if it changed, with events. Says whether something stands in the way.
-pub async fn write<K: ClaimObject>(
-    object: &K,
-    view: &View,
-    block: Option<Block>,
-    now: &Time,
-    ctx: &Ctx,
-) -> Result<bool, Error> {
+pub async fn write<K: ClaimObject>(object: &K, view: &View, block: Option<Block>, now: &Time, ctx: &Ctx) -> Result<bool, Error> {
     let old = object.status();
     let replicas = gather::replicas_of(&view.claim, ctx);
     let block = block.or_else(|| view.fs.as_ref().filter(|_| !view.claim.deleting).and_then(|fs| filesystem::blocked(fs, ctx)));
@@ -186,9 +180,9 @@ fn diverged(input: &Input<'_>) -> Wanted {
         return wanted("Diverged", true, &c.reason, c.message.clone());
     }
     let reports = own.iter().flat_map(|s| s.jobs.iter()).filter_map(|j| crate::job::run_report(j.report.as_ref()));
-    let apart = reports.filter_map(|r| r.problem).find(|p| {
-        matches!(p.reason, dotgraft_engine::model::Reason::Diverged | dotgraft_engine::model::Reason::NoCommonAncestor)
-    });
+    let apart = reports
+        .filter_map(|r| r.problem)
+        .find(|p| matches!(p.reason, dotgraft_engine::model::Reason::Diverged | dotgraft_engine::model::Reason::NoCommonAncestor));
     match apart {
         Some(p) => wanted("Diverged", true, &format!("{:?}", p.reason), p.message),
         None => wanted("Diverged", false, "AsExpected", ""),

@@ -1,1 +1,121 @@
-//! t
+//! The table of a claim's conditions.
+
+use dotgraft_api::{CopyRole, Desired, DesiredRole, ReplicaSpec};
+use k8s_openapi::jiff::Timestamp;
+
+use super::*;
+use crate::pools::tests::{pool, pool_id};
+use crate::testing::{self, FS, claim, filesystem};
+
+struct Case {
+    view: View,
+    replicas: Vec<Arc<Replica>>,
+    pools: Vec<PoolView>,
+}
+
+fn copy(node: &str, role: CopyRole) -> Replica {
+    let desired = Desired { role: Some(DesiredRole::Owner), epoch: 1, capacity: 1, ..Desired::default() };
+    let spec = ReplicaSpec { fs_id: FS.into(), node: node.into(), pool: pool_id(node), desired };
+    testing::replica(spec, false, role)
+}
+fn case() -> Case {
+    let owner = Place { node: "n1".into(), pool: pool_id("n1") };
+    let authority = Authority { owner, epoch: 1, ..Authority::default() };
+    let fs = filesystem(Some(FilesystemPhase::Active), Some(authority));
+    let view = View { claim: claim(), fs: Some(fs), namesakes: vec![], origin: None, children: vec![], mounts: vec![] };
+    Case { view, replicas: vec![Arc::new(copy("n1", CopyRole::Owner))], pools: vec![pool("n1", 1), pool("n2", 1)] }
+}
+fn of(case: &Case, block: Option<&Block>) -> DotStatus {
+    let fs = case.view.fs.as_ref();
+    let authority = fs.and_then(|f| f.status.as_ref()).and_then(|s| s.authority.as_ref());
+    let input = Input { view: &case.view, block, authority, replicas: &case.replicas, pools: &case.pools };
+    compute(&input, &DotStatus::default(), &Time(Timestamp::UNIX_EPOCH))
+}
+fn reason(s: &DotStatus, type_: &str) -> (String, String) {
+    let c = condition(&s.conditions, type_).unwrap();
+    (c.status.clone(), c.reason.clone())
+}
+fn says(s: &DotStatus, type_: &str, status: &str, why: &str) {
+    assert_eq!(reason(s, type_), (status.to_owned(), why.to_owned()));
+}
+
+#[test]
+fn ready_when_the_owner_says_so() {
+    let mut c = case();
+    says(&of(&c, None), "Ready", "True", "Ready");
+    c.replicas = vec![Arc::new(copy("n1", CopyRole::Creating))];
+    says(&of(&c, None), "Ready", "False", "Creating");
+    c.replicas.clear();
+    says(&of(&c, None), "Ready", "False", "Creating");
+}
+
+#[test]
+fn an_owner_that_is_down_or_gone_is_named() {
+    let mut c = case();
+    c.pools[0].ready = false;
+    says(&of(&c, None), "Ready", "False", "OwnerNotReady");
+    c.pools[0].node_exists = false;
+    says(&of(&c, None), "Ready", "False", "OwnerLost");
+}
+
+#[test]
+fn a_block_stands_in_ready_and_as_its_own_condition() {
+    let b = Block::new("BranchesExist", "b1, b2");
+    let s = of(&case(), Some(&b));
+    says(&s, "Ready", "False", "BranchesExist");
+    says(&s, "BranchesExist", "True", "BranchesExist");
+}
+
+#[test]
+fn what_the_owners_agent_says_of_authority_is_mirrored() {
+    let mut c = case();
+    let mut r = copy("n1", CopyRole::Owner);
+    let list = [wanted("EpochRegression", true, "EpochRegression", "accept")];
+    r.status.as_mut().unwrap().conditions = conditions::merge(&[], &list, None, &Time(Timestamp::UNIX_EPOCH));
+    c.replicas = vec![Arc::new(r)];
+    let s = of(&c, None);
+    says(&s, "EpochRegression", "True", "EpochRegression");
+    says(&s, "Ready", "False", "EpochRegression");
+}
+
+#[test]
+fn a_move_is_refused_aloud() {
+    let mut c = case();
+    c.view.claim.placement.node = Some("n2".into());
+    let s = of(&c, None);
+    says(&s, "PlacementRefused", "True", "MigratingNotInThisVersion");
+    says(&s, "Ready", "True", "Ready");
+    assert!(condition(&s.conditions, "PlacementRefused").unwrap().message.contains("Migrating is not in this version"));
+}
+
+#[test]
+fn missing_copies_degrade() {
+    let mut c = case();
+    c.view.claim.placement.replicas = 1;
+    says(&of(&c, None), "Degraded", "True", "CopiesMissing");
+    let mut r = copy("n2", CopyRole::Replica);
+    r.status.as_mut().unwrap().head = Some(FS.into());
+    c.replicas.push(Arc::new(r));
+    says(&of(&c, None), "Degraded", "False", "AsExpected");
+}
+
+#[test]
+fn one_line_per_node_the_owner_first_a_tombstone_hidden() {
+    let mut c = case();
+    let mut old = copy("n2", CopyRole::Replica);
+    (old.spec.pool, old.spec.desired.state) = (pool_id("n9"), DesiredState::Absent);
+    c.replicas.insert(0, Arc::new(old));
+    c.replicas.insert(0, Arc::new(copy("n2", CopyRole::Receiving)));
+    let lines: Vec<_> = of(&c, None).replicas.into_iter().map(|r| (r.node, r.state)).collect();
+    assert_eq!(lines, [("n1".into(), "Owner".into()), ("n2".to_owned(), "Receiving".to_owned())]);
+}
+
+#[test]
+fn the_id_stays_when_the_filesystem_is_lost() {
+    let mut c = case();
+    c.view.fs = None;
+    let input = Input { view: &c.view, block: None, authority: None, replicas: &[], pools: &[] };
+    let old = DotStatus { fs_id: Some(FS.into()), ..DotStatus::default() };
+    assert_eq!(compute(&input, &old, &Time(Timestamp::UNIX_EPOCH)).fs_id.as_deref(), Some(FS));
+    assert_eq!(compute(&input, &DotStatus::default(), &Time(Timestamp::UNIX_EPOCH)).fs_id, None);
+}

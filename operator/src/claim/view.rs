@@ -76,10 +76,7 @@ struct Common<'a> {
 
 fn view<K: Resource>(object: &K, c: &Common<'_>) -> ClaimView {
     let uid = object.uid().unwrap_or_default();
-    let capacity = c
-        .capacity
-        .ok_or_else(|| QuantityError::Malformed("no capacity: the Dot is not there".into()))
-        .and_then(parse_quantity);
+    let capacity = c.capacity.ok_or_else(|| QuantityError::Malformed("no capacity: the Dot is not there".into())).and_then(parse_quantity);
     ClaimView {
         kind: c.kind,
         namespace: object.namespace().unwrap_or_default(),
@@ -104,16 +101,19 @@ fn view<K: Resource>(object: &K, c: &Common<'_>) -> ClaimView {
 impl ClaimObject for Dot {
     const KIND: ClaimKind = ClaimKind::Dot;
     fn view(&self, _: Option<&Dot>) -> ClaimView {
-        view(self, &Common {
-            kind: ClaimKind::Dot,
-            capacity: Some(&self.spec.capacity),
-            history_limit: self.spec.history_limit.as_deref(),
-            fs_id: self.spec.fs_id.as_ref(),
-            placement: self.spec.placement.as_ref(),
-            deletion_policy: self.spec.deletion_policy,
-            fencing: self.spec.fencing,
-            status: self.status.as_ref(),
-        })
+        view(
+            self,
+            &Common {
+                kind: ClaimKind::Dot,
+                capacity: Some(&self.spec.capacity),
+                history_limit: self.spec.history_limit.as_deref(),
+                fs_id: self.spec.fs_id.as_ref(),
+                placement: self.spec.placement.as_ref(),
+                deletion_policy: self.spec.deletion_policy,
+                fencing: self.spec.fencing,
+                status: self.status.as_ref(),
+            },
+        )
     }
     fn status(&self) -> DotStatus {
         self.status.clone().unwrap_or_default()
@@ -123,16 +123,19 @@ impl ClaimObject for Dot {
 impl ClaimObject for Branch {
     const KIND: ClaimKind = ClaimKind::Branch;
     fn view(&self, dot: Option<&Dot>) -> ClaimView {
-        let mut v = view(self, &Common {
-            kind: ClaimKind::Branch,
-            capacity: self.spec.capacity.as_deref().or_else(|| dot.map(|d| d.spec.capacity.as_str())),
-            history_limit: self.spec.history_limit.as_deref(),
-            fs_id: self.spec.fs_id.as_ref(),
-            placement: self.spec.placement.as_ref(),
-            deletion_policy: self.spec.deletion_policy,
-            fencing: self.spec.fencing,
-            status: self.status.as_ref(),
-        });
+        let mut v = view(
+            self,
+            &Common {
+                kind: ClaimKind::Branch,
+                capacity: self.spec.capacity.as_deref().or_else(|| dot.map(|d| d.spec.capacity.as_str())),
+                history_limit: self.spec.history_limit.as_deref(),
+                fs_id: self.spec.fs_id.as_ref(),
+                placement: self.spec.placement.as_ref(),
+                deletion_policy: self.spec.deletion_policy,
+                fencing: self.spec.fencing,
+                status: self.status.as_ref(),
+            },
+        );
         v.dot = Some(self.spec.dot.clone());
         v
     }

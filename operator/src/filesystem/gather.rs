@@ -60,14 +60,10 @@ fn assemble(fs: Filesystem, claim: Option<ClaimView>, replicas: Vec<Arc<Replica>
     // An object of that name that is bound to another Filesystem, or isn't the one that this was made for.
     let claim = claim.filter(|v| v.fs_id.as_ref() == Some(&id) && c.uid.as_ref() == Some(&v.uid));
     let (commits, jobs) = match &claim {
-        Some(v) => (
-            ctx.caches.commits.with(&claim_term(v.kind.as_str(), &v.namespace, &v.name)),
-            jobs_of(v, ctx),
-        ),
+        Some(v) => (ctx.caches.commits.with(&claim_term(v.kind.as_str(), &v.namespace, &v.name)), jobs_of(v, ctx)),
         None => (Vec::new(), Vec::new()),
     };
-    let origin_owner: Option<Place> =
-        origin.and_then(|o| o.status.as_ref()).and_then(|s| s.authority.as_ref()).map(|a| a.owner.clone());
+    let origin_owner: Option<Place> = origin.and_then(|o| o.status.as_ref()).and_then(|s| s.authority.as_ref()).map(|a| a.owner.clone());
     let dropped = dropped(&id, ctx);
     View { fs, claim, replicas, pools: pools::all(&ctx.caches), origin_owner, commits, jobs, dropped }
 }
@@ -80,9 +76,7 @@ pub fn jobs_of(claim: &ClaimView, ctx: &Ctx) -> Vec<Arc<dotgraft_api::Replicatio
 }
 
 fn dropped(id: &str, ctx: &Ctx) -> BTreeSet<String> {
-    let wanted = |p: &dotgraft_api::NodePool| {
-        p.spec.orphan_actions.iter().any(|a| a.fs_id == id && a.action == OrphanActionKind::Drop)
-    };
+    let wanted = |p: &dotgraft_api::NodePool| p.spec.orphan_actions.iter().any(|a| a.fs_id == id && a.action == OrphanActionKind::Drop);
     let pools = ctx.caches.pools.all();
     pools.iter().filter(|p| wanted(p)).filter_map(|p| p.status.as_ref()?.pool.clone()).collect()
 }

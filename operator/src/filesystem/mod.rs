@@ -16,8 +16,8 @@ use kube::{Api, ResourceExt};
 use serde_json::json;
 
 pub use self::gather::{jobs_of, live_replicas};
-pub use self::wishes::is_recorded;
 use self::plan::{Marks, Plan, View, Write};
+pub use self::wishes::is_recorded;
 use crate::context::Ctx;
 use crate::error::Error;
 use crate::names;
@@ -72,12 +72,7 @@ async fn apply(plan: &Plan, view: &View, ctx: &Ctx) -> Result<(), Error> {
 }
 
 /// Compare-and-swap of phase and authority; never an apply (design §2).
-pub async fn set_status(
-    fs: &Filesystem,
-    phase: FilesystemPhase,
-    authority: Option<Authority>,
-    ctx: &Ctx,
-) -> Result<(), Error> {
+pub async fn set_status(fs: &Filesystem, phase: FilesystemPhase, authority: Option<Authority>, ctx: &Ctx) -> Result<(), Error> {
     let api: Api<Filesystem> = Api::all(ctx.client.clone());
     let mut next = fs.clone();
     tracing::info!(fs = fs.name_any(), ?phase, ?authority, "deciding about a Filesystem");
@@ -126,3 +121,6 @@ async fn finish(fs: &Filesystem, ctx: &Ctx) -> Result<(), Error> {
 pub fn blocked(fs: &Filesystem, ctx: &Ctx) -> Option<crate::conditions::Block> {
     plan::plan(&gather::cached(fs, ctx)).blocked
 }
+
+#[cfg(test)]
+mod scenario_tests;

@@ -7,11 +7,12 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use dotgraft_api::{
-    Authority, Commit, CopyRole, Desired, DesiredRole, DesiredState, Filesystem, FilesystemPhase, Place, Replica, ReplicaSpec, ReplicationJob,
+    Authority, Commit, CopyRole, Desired, DesiredRole, DesiredState, Filesystem, FilesystemPhase, Place, Replica, ReplicaSpec,
+    ReplicationJob,
 };
 use kube::ResourceExt;
 
-use super::wishes;
+use super::wishes::{self, Asked};
 use crate::claim::ClaimView;
 use crate::conditions::Block;
 use crate::names;
@@ -148,7 +149,10 @@ fn branch_place(view: &View, claim: &ClaimView) -> Result<Place, Block> {
     match &claim.placement.node {
         Some(node) if *node != place.node => Err(Block::new(
             "PlacementUnavailable",
-            format!("placement.node is `{node}`, but the commit it starts from is on `{}`: a Branch starts on its source's node", place.node),
+            format!(
+                "placement.node is `{node}`, but the commit it starts from is on `{}`: a Branch starts on its source's node",
+                place.node
+            ),
         )),
         _ => Ok(place),
     }
@@ -229,6 +233,16 @@ fn base(view: &View, authority: &Authority) -> Option<Desired> {
     })
 }
 
+/// The owner's pins protect a commit on every copy, so it is asked first; without an owner to ask, nobody pins.
+fn asked_of<'a>(view: &'a View, owner: &Place, is_owner: bool) -> Asked<'a> {
+    let owners = view.replicas.iter().find(|r| r.spec.pool == owner.pool);
+    match owners.filter(|_| !pools::is_gone(&view.pools, owner)) {
+        _ if is_owner => Asked::Owner,
+        Some(owner) => Asked::AfterOwner(owner),
+        None => Asked::WithoutOwner,
+    }
+}
+
 fn replica_write(
     view: &View,
     base: &Desired,
@@ -241,7 +255,7 @@ fn replica_write(
     let mut desired = base.clone();
     desired.role = Some(if is_owner { DesiredRole::Owner } else { DesiredRole::Replica });
     desired.peers = places.iter().filter(|p| *p != place).take(32).cloned().collect();
-    desired.commits = wishes::commits(&view.commits, is_owner);
+    desired.commits = wishes::commits(&view.commits, &asked_of(view, owner, is_owner));
     if is_owner {
         desired.jobs = wishes::jobs(placed);
     }
@@ -295,9 +309,10 @@ fn tear_down(view: &View) -> Plan {
             plan.writes.push(absent(replica, epoch));
         }
     }
-    let waiting = view.replicas.iter().any(|r| {
-        r.spec.desired.state == DesiredState::Present || !(is_confirmed(r) || pools::is_gone(&view.pools, &place_of(r)))
-    });
+    let waiting = view
+        .replicas
+        .iter()
+        .any(|r| r.spec.desired.state == DesiredState::Present || !(is_confirmed(r) || pools::is_gone(&view.pools, &place_of(r))));
     if !waiting {
         plan.writes.push(Write::Finish);
     }
@@ -340,10 +355,15 @@ fn claimant(view: &View) -> Result<Place, Block> {
     let mut top = owners().filter(|r| r.status.as_ref().map(|s| s.epoch) == best);
     match (top.next(), top.next()) {
         (Some(one), None) => Ok(place_of(one)),
-        (None, _) => Err(Block::new("AuthorityUnknown", "no copy says that it was the owner: `kubectl dot adopt` on the node that is to own it")),
+        (None, _) => {
+            Err(Block::new("AuthorityUnknown", "no copy says that it was the owner: `kubectl dot adopt` on the node that is to own it"))
+        }
         (Some(a), Some(b)) => Err(Block::new(
             "EqualOwners",
-            format!("nodes `{}` and `{}` both say they own it with the same epoch: keep one, `kubectl dot drop` the other", a.spec.node, b.spec.node),
+            format!(
+                "nodes `{}` and `{}` both say they own it with the same epoch: keep one, `kubectl dot drop` the other",
+                a.spec.node, b.spec.node
+            ),
         )),
     }
 }

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use dotgraft_api::{Commit, CommitWish, JobWish, Place, ReplicationJob, parse_quantity};
+use dotgraft_api::{Commit, CommitState, CommitWish, JobWish, Place, Replica, ReplicationJob, parse_quantity};
 use kube::ResourceExt;
 
 use crate::job::resolve;
@@ -22,12 +22,32 @@ pub fn is_recorded(commit: &Commit) -> bool {
     commit.status.as_ref().is_some_and(|s| s.id.is_some())
 }
 
-/// Entries for Commit objects. Only the owner makes commits; every copy removes them.
-pub fn commits(objects: &[Arc<Commit>], owner: bool) -> Vec<CommitWish> {
+/// Which copy is asked.
+#[derive(Debug, Clone, Copy)]
+pub enum Asked<'a> {
+    /// The owner: it makes commits, and removes what nothing pins.
+    Owner,
+    /// Another copy: it removes what this owner has removed.
+    AfterOwner(&'a Replica),
+    /// Another copy, when the owner's pool is gone for good: it removes.
+    WithoutOwner,
+}
+
+impl Asked<'_> {
+    fn removes(&self, commit: &Commit) -> bool {
+        let Self::AfterOwner(owner) = self else { return true };
+        let (uid, status) = (commit.uid().unwrap_or_default(), owner.status.as_ref());
+        status.is_some_and(|s| s.commits.iter().any(|c| c.uid == uid && c.state == CommitState::Removed))
+    }
+}
+
+/// Entries for Commit objects. Only the owner makes commits; every copy removes them, the owner first.
+pub fn commits(objects: &[Arc<Commit>], asked: &Asked<'_>) -> Vec<CommitWish> {
+    let owner = matches!(asked, Asked::Owner);
     let mut list: Vec<&Arc<Commit>> = objects
         .iter()
         .filter(|c| has_finalizer(c.as_ref(), COMMIT_FINALIZER))
-        .filter(|c| c.metadata.deletion_timestamp.is_some() || (owner && !is_recorded(c)))
+        .filter(|c| if c.metadata.deletion_timestamp.is_some() { asked.removes(c) } else { owner && !is_recorded(c) })
         .collect();
     // Removals first: they free space. Then the oldest wish; UID makes the order total.
     list.sort_by_key(|c| {
@@ -92,27 +112,37 @@ mod tests {
 
     #[test]
     fn the_owner_makes_what_is_not_recorded_and_every_copy_removes() {
-        let list = [
-            Arc::new(commit("new", 2)),
-            Arc::new(recorded(commit("made", 1))),
-            Arc::new(deleted(recorded(commit("going", 3)))),
-        ];
-        assert_eq!(names(&commits(&list, true)), [("going", true), ("new", false)]);
-        assert_eq!(names(&commits(&list, false)), [("going", true)]);
-        assert!(commits(&list, false)[0].id.is_some());
+        let list = [Arc::new(commit("new", 2)), Arc::new(recorded(commit("made", 1))), Arc::new(deleted(recorded(commit("going", 3))))];
+        assert_eq!(names(&commits(&list, &Asked::Owner)), [("going", true), ("new", false)]);
+        assert_eq!(names(&commits(&list, &Asked::WithoutOwner)), [("going", true)]);
+        assert!(commits(&list, &Asked::WithoutOwner)[0].id.is_some());
+    }
+
+    #[test]
+    fn a_copy_removes_only_what_the_owner_has_removed() {
+        let going = deleted(recorded(commit("going", 3)));
+        let uid = going.uid().unwrap();
+        let mut owner = Replica::default();
+        let list = [Arc::new(going)];
+        assert!(commits(&list, &Asked::AfterOwner(&owner)).is_empty());
+        let answer = |state| dotgraft_api::ReplicaCommitStatus { uid: uid.clone(), state, ..Default::default() };
+        owner.status = Some(dotgraft_api::ReplicaStatus { commits: vec![answer(CommitState::Pinned)], ..Default::default() });
+        assert!(commits(&list, &Asked::AfterOwner(&owner)).is_empty());
+        owner.status = Some(dotgraft_api::ReplicaStatus { commits: vec![answer(CommitState::Removed)], ..Default::default() });
+        assert_eq!(commits(&list, &Asked::AfterOwner(&owner)).len(), 1);
     }
 
     #[test]
     fn a_commit_that_we_do_not_hold_is_not_asked_for() {
         let mut c = commit("c", 1);
         c.metadata.finalizers = None;
-        assert!(commits(&[Arc::new(c)], true).is_empty());
+        assert!(commits(&[Arc::new(c)], &Asked::Owner).is_empty());
     }
 
     #[test]
     fn the_list_of_commits_is_bounded_and_the_oldest_come_first() {
         let list: Vec<_> = (0..300).rev().map(|i| Arc::new(commit(&format!("c{i:03}"), i))).collect();
-        let wishes = commits(&list, true);
+        let wishes = commits(&list, &Asked::Owner);
         assert_eq!(wishes.len(), MAX_COMMITS);
         assert_eq!(wishes[0].name, "c000");
     }

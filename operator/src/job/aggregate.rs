@@ -62,9 +62,7 @@ fn state(judged: &[Judged]) -> Option<String> {
 }
 
 fn counts(judged: &[Judged]) -> FilesystemCounts {
-    let count = |stages: &[Stage]| {
-        u32::try_from(judged.iter().filter(|j| stages.contains(&j.stage)).count()).unwrap_or(u32::MAX)
-    };
+    let count = |stages: &[Stage]| u32::try_from(judged.iter().filter(|j| stages.contains(&j.stage)).count()).unwrap_or(u32::MAX);
     FilesystemCounts {
         total: u32::try_from(judged.len()).unwrap_or(u32::MAX),
         completed: count(&[Stage::Completed]),
@@ -196,9 +194,10 @@ fn verdicts(job: &ReplicationJob, judged: &[Judged], new: &ReplicationJobStatus)
         Some(p) => wanted("Degraded", true, &p.reason, p.message.clone()),
         None => wanted("Degraded", false, "AsExpected", ""),
     });
-    let apart = judged.iter().filter_map(|j| Some((j, j.problem.as_ref()?))).find(|(_, p)| {
-        matches!(p.reason.as_str(), "Diverged" | "NoCommonAncestor")
-    });
+    let apart = judged
+        .iter()
+        .filter_map(|j| Some((j, j.problem.as_ref()?)))
+        .find(|(_, p)| matches!(p.reason.as_str(), "Diverged" | "NoCommonAncestor"));
     list.push(match apart {
         Some((j, p)) => wanted("Diverged", true, &p.reason, format!("{}: {}", j.item.name, p.message)),
         None => wanted("Diverged", false, "AsExpected", ""),

@@ -1,1 +1,200 @@
-//! t
+//! The table of job statuses.
+
+use dotgraft_api::{LastRun, Place, ReplicaCommit, ReplicaJobStatus, Schedule, condition};
+use serde_json::json;
+
+use super::*;
+use crate::conditions::Block;
+use crate::testing::{FS, job};
+
+const C1: &str = "0198c2a5-7f00-7000-8000-0000000000c1";
+const C2: &str = "0198c2a5-7f00-7000-8000-0000000000c2";
+
+fn at(s: i64) -> Time {
+    Time(Timestamp::from_second(s).unwrap())
+}
+fn report(state: &str, edit: impl FnOnce(&mut serde_json::Value)) -> serde_json::Value {
+    let mut r = json!({
+        "state": state, "attempt": 1, "startedAt": 1_000_000, "finishedAt": null, "sleepUntil": null, "problem": null,
+        "resolution": null, "stepsDone": 0, "stepsTotal": 2, "current": null, "expectedBytes": null, "replicatedBytes": 0,
+        "bytesPerSecond": null, "imprecise": false, "conflict": null, "attempts": [], "replicated": null,
+    });
+    edit(&mut r);
+    r
+}
+fn item(name: &str, report: Option<serde_json::Value>) -> Item {
+    let job = report.map(|r| ReplicaJobStatus { uid: FS.into(), report: Some(r), ..ReplicaJobStatus::default() });
+    let target = Ok(Place { node: "n2".into(), pool: FS.into() });
+    Item { name: name.into(), target, job, commits: vec![] }
+}
+fn done() -> serde_json::Value {
+    report("Completed", |r| {
+        r["finishedAt"] = json!(1_090_000);
+        r["stepsDone"] = json!(2);
+        r["replicatedBytes"] = json!(100);
+        r["expectedBytes"] = json!(100);
+    })
+}
+fn ready(s: &ReplicationJobStatus) -> (&str, &str) {
+    let c = condition(&s.conditions, "Ready").unwrap();
+    (&c.status, &c.reason)
+}
+fn is_true(s: &ReplicationJobStatus, type_: &str) -> bool {
+    condition(&s.conditions, type_).is_some_and(|c| c.status == "True")
+}
+
+#[test]
+fn a_run_in_hand_shows_progress_rate_and_time_left() {
+    let r = report("Working", |r| {
+        r["expectedBytes"] = json!(1000);
+        r["replicatedBytes"] = json!(400);
+        r["bytesPerSecond"] = json!(5);
+        r["current"] = json!({"from": null, "to": C1, "state": "Sending", "resumed": true, "expected": 1000, "replicated": 400});
+    });
+    let s = status(&job("j", "n2", 1), vec![item("db", Some(r))], &at(2000));
+    assert_eq!(s.state.as_deref(), Some("Working"));
+    let p = s.progress.as_ref().unwrap();
+    assert_eq!((p.expected_bytes, p.replicated_bytes, p.eta.as_deref()), (Some(1000), 400, Some("2m")));
+    assert_eq!(ready(&s), ("False", "Running"));
+    assert!(is_true(&s, "Progressing") && !is_true(&s, "Degraded"));
+    let line = &s.report.as_ref().unwrap().items[0];
+    assert_eq!(line.state, "Active");
+    assert!(line.current.as_ref().unwrap().resumed);
+    assert_eq!(s.finished_at, None);
+}
+
+#[test]
+fn a_run_that_has_ended_is_ready_and_never_changes_again() {
+    let mut j = job("j", "n2", 1);
+    let mut i = item("db", Some(done()));
+    let last = LastRun { finished_at: at(1090), started_at: at(1000), bytes: 100, commit: None, success: true };
+    i.job.as_mut().unwrap().last = Some(last);
+    i.job.as_mut().unwrap().last_successful_time = Some(at(1090));
+    let s = status(&j, vec![i], &at(2000));
+    assert_eq!(ready(&s), ("True", "Completed"));
+    assert_eq!((s.finished_at.clone(), s.last_successful_time.clone()), (Some(at(1090)), Some(at(1090))));
+    assert_eq!((s.last_duration.as_deref(), s.last_bytes), (Some("1m30s"), Some(100)));
+    j.status = Some(s.clone());
+    assert_eq!(status(&j, vec![], &at(9000)), s, "even when its sources are gone");
+    j.spec.trigger = Some("again".into());
+    let again = status(&j, vec![item("db", Some(done()))], &at(9000));
+    assert_eq!(again.finished_at, None, "the old run's report isn't the new one's");
+    assert_eq!(ready(&again), ("False", "Pending"));
+    assert_eq!(again.last_successful_time, Some(at(1090)), "what was reached stays");
+}
+
+#[test]
+fn the_state_is_the_worst_of_those_that_still_run() {
+    let of = |states: &[&str]| {
+        let items = states.iter().enumerate().map(|(i, s)| item(&format!("d{i}"), Some(report(s, |_| {})))).collect();
+        status(&job("j", "n2", 1), items, &at(1)).state.unwrap()
+    };
+    assert_eq!(of(&["Completed", "Working", "WorkingWait"]), "WorkingWait");
+    assert_eq!(of(&["Working", "PlanningError"]), "PlanningError");
+    assert_eq!(of(&["Completed", "ContextDone"]), "ContextDone");
+    assert_eq!(of(&["Completed", "Planning"]), "Planning");
+    let s = status(&job("j", "n2", 1), vec![item("a", Some(done())), item("b", None)], &at(1));
+    assert_eq!((s.state.as_deref(), s.finished_at), (Some("Planning"), None), "one that hasn't begun is no end");
+}
+
+#[test]
+fn a_divergence_is_named_and_the_failed_come_first() {
+    let apart = report("Completed", |r| {
+        r["finishedAt"] = json!(1_090_000);
+        r["problem"] = json!({"reason": "Diverged", "message": "both sides have commits"});
+    });
+    let items = vec![item("a-fine", Some(done())), item("z-apart", Some(apart))];
+    let s = status(&job("j", "n2", 1), items, &at(2000));
+    assert_eq!(ready(&s), ("False", "Diverged"));
+    assert!(is_true(&s, "Diverged") && is_true(&s, "Degraded"));
+    let r = s.report.unwrap();
+    assert_eq!(r.items[0].name, "z-apart");
+    assert_eq!(r.filesystems.unwrap(), FilesystemCounts { total: 2, completed: 1, failed: 1, active: 0, pending: 0 });
+}
+
+#[test]
+fn a_temporary_error_shows_when_it_is_tried_again_and_clears_on_success() {
+    let mut j = job("j", "n2", 1);
+    let wait = report("WorkingWait", |r| {
+        r["sleepUntil"] = json!(1_050_000);
+        r["problem"] = json!({"reason": "NoSpace", "message": "full"});
+        let attempt =
+            json!({"state": "WorkingWait", "startedAt": 1, "finishedAt": null, "error": {"reason": "NoSpace", "message": "full"}});
+        r["attempts"] = json!([attempt, attempt, attempt, attempt]);
+    });
+    let s = status(&j, vec![item("db", Some(wait))], &at(1000));
+    assert_eq!(s.sleep_until, Some(at(1050)));
+    assert!(is_true(&s, "NoSpace") && is_true(&s, "Degraded"));
+    let attempts = &s.report.as_ref().unwrap().attempts;
+    assert_eq!((attempts.len(), attempts[0].error.as_ref().unwrap().class.as_str()), (3, "Temporary"));
+    j.status = Some(s);
+    let s = status(&j, vec![item("db", Some(done()))], &at(2000));
+    assert!(s.problem.is_none() && condition(&s.conditions, "NoSpace").is_none() && !is_true(&s, "Degraded"));
+}
+
+#[test]
+fn a_job_that_cannot_begin_says_why_in_a_condition_of_that_type() {
+    for reason in ["TargetNotFound", "TargetIsOwner", "TargetBusy", "TargetNotReady"] {
+        let mut i = item("db", None);
+        i.target = Err(Block::new(reason, "why"));
+        let s = status(&job("j", "n2", 1), vec![i], &at(1));
+        assert_eq!(ready(&s), ("False", reason));
+        assert!(is_true(&s, reason) && s.finished_at.is_none());
+    }
+    assert_eq!(ready(&status(&job("j", "n2", 1), vec![], &at(1))), ("False", "NoSources"));
+}
+
+#[test]
+fn lag_is_the_age_of_the_oldest_commit_that_is_not_there() {
+    let commit = |id: &str, s: i64| ReplicaCommit { id: id.into(), parent: None, time: at(s), message: String::new(), epoch: 1 };
+    let mut j = job("j", "n2", 1);
+    j.spec.schedule = Some(Schedule { on_commit: true });
+    let lag_with = |there: serde_json::Value| {
+        let mut i = item("db", Some(report("Completed", |r| r["replicated"] = there)));
+        i.commits = vec![commit(C2, 1900), commit(C1, 1700)];
+        status(&j, vec![i], &at(2000)).lag
+    };
+    assert_eq!(lag_with(json!(C2)).as_deref(), Some("0s"));
+    assert_eq!(lag_with(json!(C1)).as_deref(), Some("1m"));
+    assert_eq!(lag_with(json!(null)).as_deref(), Some("5m"));
+}
+
+#[test]
+fn a_standing_job_stays_ready_while_it_brings_newer_commits() {
+    let mut j = job("j", "n2", 1);
+    j.spec.schedule = Some(Schedule { on_commit: true });
+    let mut i = item("db", Some(report("Working", |_| {})));
+    i.job.as_mut().unwrap().last_successful_time = Some(at(900));
+    assert_eq!(ready(&status(&j, vec![i], &at(1000))), ("True", "Running"));
+    j.spec.suspend = true;
+    let s = status(&j, vec![item("db", None)], &at(1000));
+    assert_eq!(ready(&s), ("False", "Suspended"));
+    assert!(is_true(&s, "Suspended"));
+}
+
+#[test]
+fn numbers_alone_are_throttled_and_words_are_not() {
+    let j = job("j", "n2", 1);
+    let with = |bytes: u64, state: &str| {
+        let r = report(state, |r| {
+            r["replicatedBytes"] = json!(bytes);
+            r["current"] = json!({"from": null, "to": C1, "state": "Sending", "resumed": false, "expected": null, "replicated": bytes});
+        });
+        status(&j, vec![item("db", Some(r))], &at(1))
+    };
+    assert!(!differs_much(&with(1, "Working"), &with(2, "Working")));
+    assert!(differs_much(&with(1, "Working"), &with(1, "WorkingWait")));
+}
+
+#[test]
+fn a_report_that_cannot_be_read_is_none() {
+    let s = status(&job("j", "n2", 1), vec![item("db", Some(json!({"state": 5})))], &at(1));
+    assert_eq!(ready(&s), ("False", "Pending"));
+}
+
+#[test]
+fn durations_read_like_kubectls() {
+    for (s, text) in [(0, "0s"), (59, "59s"), (60, "1m"), (90, "1m30s"), (3600, "1h"), (90000, "1d1h")] {
+        assert_eq!(spell(s), text);
+    }
+}

@@ -14,8 +14,8 @@ use kube::runtime::controller::Action;
 use kube::{Api, Resource, ResourceExt};
 use serde_json::json;
 
-pub use self::item::run_report;
 use self::item::Item;
+pub use self::item::run_report;
 use crate::claim::{self, ClaimObject, ClaimView};
 use crate::conditions::{self, Block};
 use crate::context::Ctx;
@@ -38,9 +38,7 @@ fn sources(job: &ReplicationJob, ctx: &Ctx) -> Vec<String> {
     }
     let namespace = job.namespace();
     let dots = ctx.caches.dots.all();
-    let matches = |d: &dotgraft_api::Dot| {
-        d.namespace() == namespace && resolve::selects(job, ClaimKind::Dot, &d.name_any(), d.labels())
-    };
+    let matches = |d: &dotgraft_api::Dot| d.namespace() == namespace && resolve::selects(job, ClaimKind::Dot, &d.name_any(), d.labels());
     let mut names: Vec<String> = dots.iter().filter(|d| matches(d)).map(|d| d.name_any()).collect();
     names.sort();
     names.truncate(100);
@@ -63,9 +61,8 @@ fn gather_item(job: &ReplicationJob, kind: ClaimKind, namespace: &str, name: Str
     let Some(fs) = fs else { return none(name, Block::new("SourceNotReady", "the source has no Filesystem yet")) };
     let owner = fs.status.as_ref().and_then(|s| s.authority.as_ref()).map(|a| &a.owner);
     let replicas = ctx.caches.replicas.with(&fs.name_any());
-    let has_copy = |p: &dotgraft_api::Place| {
-        replicas.iter().any(|r| r.spec.pool == p.pool && r.spec.desired.state == DesiredState::Present)
-    };
+    let has_copy =
+        |p: &dotgraft_api::Place| replicas.iter().any(|r| r.spec.pool == p.pool && r.spec.desired.state == DesiredState::Present);
     let target = resolve::resolve(job, owner, pools, &jobs_of(&claim, ctx), has_copy);
     let status = owner.and_then(|o| replicas.iter().find(|r| r.spec.pool == o.pool)).and_then(|r| r.status.clone());
     let uid = job.uid().unwrap_or_default();

@@ -74,14 +74,18 @@ pub fn resolve(
         return Err(Block::new("TargetIsOwner", format!("node `{node}` owns the source: a copy goes to another node")));
     }
     let Some(pool) = pools.iter().find(|p| p.node == node) else {
-        return Err(Block::new("TargetNotFound", format!("there is no NodePool `{node}`: is there such a node, and does an agent run on it?")));
+        return Err(Block::new(
+            "TargetNotFound",
+            format!("there is no NodePool `{node}`: is there such a node, and does an agent run on it?"),
+        ));
     };
     if !pool.node_exists {
         return Err(Block::new("TargetNotFound", format!("node `{node}` is gone")));
     }
-    let place = pool.place().filter(|p| pool.ready || has_copy(p)).ok_or_else(|| {
-        Block::new("TargetNotReady", format!("the pool of node `{node}` is not ready: {}", pool.problem))
-    })?;
+    let place = pool
+        .place()
+        .filter(|p| pool.ready || has_copy(p))
+        .ok_or_else(|| Block::new("TargetNotReady", format!("the pool of node `{node}` is not ready: {}", pool.problem)))?;
     let first = rivals
         .iter()
         .filter(|r| r.spec.target.node == node && r.uid() != job.uid() && is_active(r) && is_active(job))
@@ -89,7 +93,10 @@ pub fn resolve(
     match first {
         Some(r) => Err(Block::new(
             "TargetBusy",
-            format!("ReplicationJob `{}` brings the same source to node `{node}`; this one waits until that has ended or is suspended or deleted", r.name_any()),
+            format!(
+                "ReplicationJob `{}` brings the same source to node `{node}`; this one waits until that has ended or is suspended or deleted",
+                r.name_any()
+            ),
         )),
         None => Ok(place),
     }

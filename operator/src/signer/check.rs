@@ -9,8 +9,8 @@ use std::time::Duration;
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use k8s_openapi::api::core::v1::Node;
 use rcgen::{
-    CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType, DnValue, ExtendedKeyUsagePurpose,
-    KeyUsagePurpose, PublicKey, SanType,
+    CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType, DnValue, ExtendedKeyUsagePurpose, KeyUsagePurpose,
+    PublicKey, SanType,
 };
 
 use crate::names::PEER_PORT_ANNOTATION;
@@ -160,9 +160,7 @@ fn check_extensions(params: &CertificateParams) -> Result<(), Denial> {
     if !params.key_usages.iter().all(usual) {
         return Err(Denial::Extension("a key usage other than digital signature"));
     }
-    let auth = |u: &ExtendedKeyUsagePurpose| {
-        matches!(u, ExtendedKeyUsagePurpose::ServerAuth | ExtendedKeyUsagePurpose::ClientAuth)
-    };
+    let auth = |u: &ExtendedKeyUsagePurpose| matches!(u, ExtendedKeyUsagePurpose::ServerAuth | ExtendedKeyUsagePurpose::ClientAuth);
     if !params.extended_key_usages.iter().all(auth) {
         return Err(Denial::Extension("an extended key usage other than server and client auth"));
     }
@@ -170,12 +168,8 @@ fn check_extensions(params: &CertificateParams) -> Result<(), Denial> {
 }
 
 fn check_names(sans: &[SanType], node_name: &str, node: &Node) -> Result<Vec<IpAddr>, Denial> {
-    let addresses: Vec<IpAddr> = node
-        .status
-        .iter()
-        .flat_map(|s| s.addresses.iter().flatten())
-        .filter_map(|a| a.address.parse().ok())
-        .collect();
+    let addresses: Vec<IpAddr> =
+        node.status.iter().flat_map(|s| s.addresses.iter().flatten()).filter_map(|a| a.address.parse().ok()).collect();
     let (mut ips, mut dns) = (Vec::new(), 0);
     for san in sans {
         match san {

@@ -7,7 +7,6 @@
 mod check;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use dotgraft_api::NodePool;
 use k8s_openapi::ByteString;
@@ -70,10 +69,7 @@ pub async fn reconcile(csr: Arc<CertificateSigningRequest>, ctx: Arc<Ctx>) -> Re
     Ok(Action::await_change())
 }
 
-async fn verdict(
-    csr: &CertificateSigningRequest,
-    ctx: &Ctx,
-) -> Result<Result<(Approved, Node), Denial>, Error> {
+async fn verdict(csr: &CertificateSigningRequest, ctx: &Ctx) -> Result<Result<(Approved, Node), Denial>, Error> {
     let name = match check::requester_node(csr, &ctx.namespace) {
         Ok(name) => name,
         Err(denial) => return Ok(Err(denial)),
@@ -99,22 +95,14 @@ fn with(mut csr: CertificateSigningRequest, c: CertificateSigningRequestConditio
     csr
 }
 
-async fn approve(
-    api: &Api<CertificateSigningRequest>,
-    csr: CertificateSigningRequest,
-) -> Result<CertificateSigningRequest, Error> {
+async fn approve(api: &Api<CertificateSigningRequest>, csr: CertificateSigningRequest) -> Result<CertificateSigningRequest, Error> {
     let c = condition("Approved", "AgentOfThisNode", "username, node, subject and names agree".into());
     let csr = with(csr, c);
     Ok(api.replace_subresource("approval", &csr.name_any(), &PostParams::default(), &csr).await?)
 }
 
 /// Denies; a request that a person has approved against the rules fails instead (the API allows no denial then).
-async fn refuse(
-    api: &Api<CertificateSigningRequest>,
-    csr: CertificateSigningRequest,
-    at: Stage,
-    denial: &Denial,
-) -> Result<(), Error> {
+async fn refuse(api: &Api<CertificateSigningRequest>, csr: CertificateSigningRequest, at: Stage, denial: &Denial) -> Result<(), Error> {
     let (type_, subresource) = if at == Stage::New { ("Denied", "approval") } else { ("Failed", "status") };
     let csr = with(csr, condition(type_, "NotAnAgentOfThisNode", denial.to_string()));
     api.replace_subresource(subresource, &csr.name_any(), &PostParams::default(), &csr).await?;
@@ -144,13 +132,7 @@ fn fingerprints(new: &str, old: &[String], same_request: bool) -> Vec<String> {
     std::iter::once(new.to_owned()).chain(kept.cloned()).collect()
 }
 
-async fn write_pool(
-    csr: &CertificateSigningRequest,
-    approved: &Approved,
-    node: &Node,
-    fingerprint: &str,
-    ctx: &Ctx,
-) -> Result<(), Error> {
+async fn write_pool(csr: &CertificateSigningRequest, approved: &Approved, node: &Node, fingerprint: &str, ctx: &Ctx) -> Result<(), Error> {
     let pools: Api<NodePool> = Api::all(ctx.client.clone());
     let old = pools.get_opt(&approved.node).await?;
     let uid = csr.uid().unwrap_or_default();
@@ -172,9 +154,6 @@ async fn write_pool(
     pools.patch(&approved.node, &params, &Patch::Apply(&patch)).await?;
     Ok(())
 }
-
-/// How long to wait after an error: certificates are needed soon and asked for rarely.
-pub const RETRY: Duration = Duration::from_secs(2);
 
 #[cfg(test)]
 mod tests {

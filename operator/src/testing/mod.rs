@@ -1,11 +1,12 @@
 //! Objects as tests need them: small, valid, one line each.
 
+pub mod scenario;
+
 use std::collections::BTreeMap;
 
 use dotgraft_api::{
-    Authority, ClaimKind, ClaimRef, Commit, CommitSource, CommitSpec, CopyRole, DesiredState, Filesystem, FilesystemPhase,
-    FilesystemSpec, FilesystemStatus, JobSource, JobTarget, Placement, Replica, ReplicaSpec, ReplicaStatus, ReplicationJob,
-    ReplicationJobSpec, Time,
+    Authority, ClaimKind, ClaimRef, Commit, CommitSource, CommitSpec, CopyRole, DesiredState, Filesystem, FilesystemPhase, FilesystemSpec,
+    FilesystemStatus, JobSource, JobTarget, Placement, Replica, ReplicaSpec, ReplicaStatus, ReplicationJob, ReplicationJobSpec, Time,
 };
 use k8s_openapi::jiff::Timestamp;
 use kube::api::ObjectMeta;
@@ -124,4 +125,37 @@ pub fn confirmed(replica: &Replica) -> Replica {
     s.role = CopyRole::Absent;
     s.observed_generation = r.metadata.generation;
     r
+}
+
+/// Dot `db`, bound to [`FS`].
+pub fn dot() -> dotgraft_api::Dot {
+    let mut metadata = meta("db", 1, names::CLAIM_FINALIZER);
+    metadata.uid = Some(CLAIM_UID.into());
+    metadata.annotations = Some(BTreeMap::from([(names::ALLOCATED_ANNOTATION.to_owned(), CLAIM_UID.to_owned())]));
+    let spec = dotgraft_api::DotSpec { capacity: "1Gi".into(), fs_id: Some(FS.into()), ..dotgraft_api::DotSpec::default() };
+    dotgraft_api::Dot { metadata, spec, status: None }
+}
+
+/// A ready pool of `n<i>` and its Node.
+pub fn node_pool(node: &str) -> (dotgraft_api::NodePool, k8s_openapi::api::core::v1::Node) {
+    let metadata = ObjectMeta { name: Some(node.into()), ..ObjectMeta::default() };
+    let ready =
+        crate::conditions::merge(&[], &[crate::conditions::wanted("Ready", true, "Ready", "")], Some(1), &Time(Timestamp::UNIX_EPOCH));
+    let status = dotgraft_api::NodePoolStatus {
+        pool: Some(crate::pools::tests::pool_id(node)),
+        capacity_bytes: 10 << 30,
+        available_bytes: 9 << 30,
+        conditions: ready,
+        ..dotgraft_api::NodePoolStatus::default()
+    };
+    let spec = dotgraft_api::NodePoolSpec { node: node.into(), pool_group: "default".into(), ..dotgraft_api::NodePoolSpec::default() };
+    let pool = dotgraft_api::NodePool { metadata: metadata.clone(), spec, status: Some(status) };
+    (pool, k8s_openapi::api::core::v1::Node { metadata, ..k8s_openapi::api::core::v1::Node::default() })
+}
+
+/// Fills the caches for pools of these nodes.
+pub fn with_pools(ctx: &crate::context::Ctx, nodes: &[&str]) {
+    let (pools, objects): (Vec<_>, Vec<_>) = nodes.iter().map(|n| node_pool(n)).unzip();
+    ctx.caches.pools.fill(pools);
+    ctx.caches.nodes.fill(objects);
 }

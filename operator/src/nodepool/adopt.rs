@@ -1,0 +1,293 @@
+//! What becomes of an orphan: pure, over all pools that hold it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use dotgraft_api::{
+    Authority, Claim, CopyRole, Desired, DesiredRole, DesiredState, Filesystem, FilesystemPhase, Orphan, OrphanActionKind, Place, Replica,
+    ReplicaSpec,
+};
+
+use crate::conditions::Block;
+
+/// One pool that holds the orphan.
+#[derive(Debug, Clone)]
+pub struct Holder {
+    /// Node.
+    pub node: String,
+    /// UUID of its pool.
+    pub pool: String,
+    /// What the pool says of it.
+    pub orphan: Orphan,
+    /// What a person wants there.
+    pub wanted: Option<OrphanActionKind>,
+}
+
+impl Holder {
+    fn place(&self) -> Place {
+        Place { node: self.node.clone(), pool: self.pool.clone() }
+    }
+    fn adopts(&self) -> bool {
+        self.wanted != Some(OrphanActionKind::Drop)
+    }
+}
+
+/// All that concerns one Filesystem.
+#[derive(Debug, Clone)]
+pub struct View {
+    /// The Filesystem.
+    pub fs_id: String,
+    /// Pools that hold it as orphan.
+    pub holders: Vec<Holder>,
+    /// Its object, if there is one.
+    pub fs: Option<Filesystem>,
+    /// Its Replicas, if there are any.
+    pub replicas: Vec<Arc<Replica>>,
+    /// Every orphan of any pool, by id: where a Branch came from may be an orphan too.
+    pub orphans: BTreeMap<String, Orphan>,
+}
+
+/// What to make anew.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Restore {
+    /// The object that it belonged to.
+    pub claim: Claim,
+    /// Who owns it, with an epoch that no pool has passed.
+    pub authority: Authority,
+    /// One per pool that holds it, and isn't known yet.
+    pub replicas: Vec<ReplicaSpec>,
+    /// What the owner's files say of sizes and origin.
+    pub facts: Orphan,
+}
+
+/// Outcome of `Adopt`.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Decision {
+    /// No pool reports it as orphan any more.
+    Nothing,
+    /// A person must do something first.
+    Wait(Block),
+    /// Make the objects.
+    Restore(Box<Restore>),
+}
+
+fn wait(reason: &'static str, message: impl Into<String>) -> Decision {
+    Decision::Wait(Block::new(reason, message))
+}
+
+/// The claim that the pools name; the word of the highest epoch counts.
+pub fn claim_of(holders: &[Holder]) -> Option<Claim> {
+    holders.iter().filter(|h| h.orphan.claim.is_some()).max_by_key(|h| h.orphan.epoch)?.orphan.claim.clone()
+}
+
+/// Highest epoch wins among copies that were owners; equal ones are a person's to decide (design §2).
+pub fn decide(view: &View) -> Decision {
+    let holders: Vec<&Holder> = view.holders.iter().filter(|h| h.adopts()).collect();
+    if holders.is_empty() {
+        return Decision::Nothing;
+    }
+    if view.fs.as_ref().and_then(|f| f.status.as_ref()).is_some_and(|s| s.phase == FilesystemPhase::Deleting) {
+        return wait("FilesystemDeleting", "its Filesystem is being deleted: wait until that is done");
+    }
+    let Some(claim) = claim_of(&view.holders) else {
+        return wait("ClaimUnknown", "no copy says which object it belonged to");
+    };
+    let recorded = view.fs.as_ref().and_then(|f| f.status.as_ref()).and_then(|s| s.authority.clone());
+    match owner(&holders, recorded) {
+        Ok((authority, facts)) => Decision::Restore(Box::new(restore(view, &holders, claim, authority, facts))),
+        Err(block) => Decision::Wait(block),
+    }
+}
+
+fn owner(holders: &[&Holder], recorded: Option<Authority>) -> Result<(Authority, Orphan), Block> {
+    let owners = || holders.iter().filter(|h| h.orphan.role == CopyRole::Owner);
+    let best = owners().map(|h| h.orphan.epoch).max();
+    if let Some(authority) = recorded {
+        let facts = holders.iter().find(|h| h.place() == authority.owner).or(holders.first());
+        let facts = facts.map(|h| h.orphan.clone()).unwrap_or_default();
+        return Ok((authority, facts));
+    }
+    let mut top = owners().filter(|h| Some(h.orphan.epoch) == best);
+    match (top.next(), top.next()) {
+        (Some(one), None) => {
+            let seen = holders.iter().map(|h| h.orphan.epoch).max().unwrap_or(0);
+            if seen > one.orphan.epoch {
+                let ahead = holders.iter().find(|h| h.orphan.epoch == seen).map_or("?", |h| h.node.as_str());
+                let why = format!(
+                    "node `{ahead}` has seen epoch {seen}, after the owner's {}: the last owner isn't here; bring its node back, or `kubectl dot accept`",
+                    one.orphan.epoch
+                );
+                return Err(Block::new("OwnerMissing", why));
+            }
+            let attempt = holders.iter().map(|h| h.orphan.attempt).max().unwrap_or(0);
+            let authority = Authority { owner: one.place(), epoch: one.orphan.epoch.max(1), attempt, ..Authority::default() };
+            Ok((authority, one.orphan.clone()))
+        }
+        (Some(a), Some(b)) => Err(Block::new(
+            "EqualOwners",
+            format!("nodes `{}` and `{}` both own it with epoch {}: `kubectl dot drop` one of them", a.node, b.node, a.orphan.epoch),
+        )),
+        (None, _) => Err(Block::new(
+            "OwnerMissing",
+            "only read-only copies are here: bring the owner's node back; if it is lost for good, promotion is a later version's",
+        )),
+    }
+}
+
+fn restore(view: &View, holders: &[&Holder], claim: Claim, authority: Authority, facts: Orphan) -> Restore {
+    let places: Vec<Place> = holders.iter().map(|h| h.place()).collect();
+    let replicas = holders
+        .iter()
+        .filter(|h| !view.replicas.iter().any(|r| r.spec.pool == h.pool))
+        .map(|h| {
+            let place = h.place();
+            let role = if place == authority.owner { DesiredRole::Owner } else { DesiredRole::Replica };
+            let desired = Desired {
+                state: DesiredState::Present,
+                role: Some(role),
+                epoch: authority.epoch,
+                claim: Some(claim.clone()),
+                origin: facts.origin.clone(),
+                capacity: facts.capacity.max(1),
+                history_limit: facts.history_limit,
+                peers: places.iter().filter(|p| **p != place).take(32).cloned().collect(),
+                ..Desired::default()
+            };
+            ReplicaSpec { fs_id: view.fs_id.clone(), node: place.node, pool: place.pool, desired }
+        })
+        .collect();
+    Restore { claim, authority, replicas, facts }
+}
+
+/// What to record for a copy that is dropped though no Filesystem knows of it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Burial {
+    /// The object that it belonged to.
+    pub claim: Claim,
+    /// Who owned it, for the record.
+    pub authority: Authority,
+    /// The Replica with `Absent`.
+    pub replica: ReplicaSpec,
+}
+
+/// Outcome of `Drop`.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Drop {
+    /// Nothing of it is there.
+    Done,
+    /// A Filesystem exists: its plan sends the copy away.
+    ByPlan,
+    /// Not this one.
+    Refused(Block),
+    /// Record the intent in objects of its own.
+    Bury(Box<Burial>),
+}
+
+/// A copy of a living Filesystem goes with its plan, but never the owner's; an orphan is buried.
+pub fn drop_decision(view: &View, pool: &str) -> Drop {
+    let authority = view.fs.as_ref().and_then(|f| f.status.as_ref()).and_then(|s| s.authority.as_ref());
+    let holder = view.holders.iter().find(|h| h.pool == pool);
+    let known = view.replicas.iter().any(|r| r.spec.pool == pool);
+    match (&view.fs, holder, known) {
+        (Some(_), _, _) if authority.is_some_and(|a| a.owner.pool == pool) => {
+            Drop::Refused(Block::new("OwnerNotDropped", "this copy is the owner's: delete its Dot or Branch instead"))
+        }
+        (Some(fs), _, true) if fs.status.as_ref().is_some_and(|s| s.phase != FilesystemPhase::Deleting) => Drop::ByPlan,
+        (_, None, _) | (Some(_), _, true) => Drop::Done,
+        (_, Some(h), _) => Drop::Bury(Box::new(burial(view, h))),
+    }
+}
+
+fn burial(view: &View, h: &Holder) -> Burial {
+    let claim = h.orphan.claim.clone().or_else(|| claim_of(&view.holders));
+    let claim = claim.unwrap_or_else(|| Claim { namespace: "default".into(), name: "unknown".into(), ..Claim::default() });
+    let epoch = h.orphan.epoch.max(1);
+    let desired = Desired {
+        state: DesiredState::Absent,
+        epoch,
+        claim: Some(claim.clone()),
+        origin: h.orphan.origin.clone(),
+        capacity: h.orphan.capacity,
+        history_limit: h.orphan.history_limit,
+        ..Desired::default()
+    };
+    let replica = ReplicaSpec { fs_id: view.fs_id.clone(), node: h.node.clone(), pool: h.pool.clone(), desired };
+    Burial { claim, authority: Authority { owner: h.place(), epoch, attempt: h.orphan.attempt, ..Authority::default() }, replica }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pools::tests::pool_id;
+    use crate::testing::{FS, filesystem};
+
+    fn holder(node: &str, role: CopyRole, epoch: u64) -> Holder {
+        let claim = Some(Claim { namespace: "team".into(), name: "db".into(), ..Claim::default() });
+        let orphan = Orphan { fs_id: FS.into(), role, epoch, claim, capacity: 5, history_limit: 6, ..Orphan::default() };
+        Holder { node: node.into(), pool: pool_id(node), orphan, wanted: Some(OrphanActionKind::Adopt) }
+    }
+    fn view(holders: Vec<Holder>) -> View {
+        View { fs_id: FS.into(), holders, fs: None, replicas: vec![], orphans: BTreeMap::new() }
+    }
+    fn reason(v: &View) -> &'static str {
+        match decide(v) {
+            Decision::Wait(b) => b.reason,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_owner_with_the_highest_epoch_owns_and_every_pool_gets_its_replica() {
+        let v = view(vec![holder("n1", CopyRole::Owner, 3), holder("n2", CopyRole::Owner, 5), holder("n3", CopyRole::Replica, 5)]);
+        let Decision::Restore(r) = decide(&v) else { panic!() };
+        assert_eq!((r.authority.owner.node.as_str(), r.authority.epoch), ("n2", 5));
+        let roles: Vec<_> = r.replicas.iter().map(|s| (s.node.as_str(), s.desired.role.unwrap())).collect();
+        assert_eq!(roles, [("n1", DesiredRole::Replica), ("n2", DesiredRole::Owner), ("n3", DesiredRole::Replica)]);
+        assert!(r.replicas.iter().all(|s| s.desired.state == DesiredState::Present && s.desired.capacity == 5));
+    }
+
+    #[test]
+    fn what_only_a_person_can_decide_waits() {
+        assert_eq!(reason(&view(vec![holder("n1", CopyRole::Owner, 3), holder("n2", CopyRole::Owner, 3)])), "EqualOwners");
+        assert_eq!(reason(&view(vec![holder("n1", CopyRole::Replica, 3)])), "OwnerMissing");
+        assert_eq!(reason(&view(vec![holder("n1", CopyRole::Owner, 3), holder("n2", CopyRole::Replica, 4)])), "OwnerMissing");
+        let mut v = view(vec![holder("n1", CopyRole::Owner, 3)]);
+        v.fs = Some(filesystem(Some(FilesystemPhase::Deleting), None));
+        assert_eq!(reason(&v), "FilesystemDeleting");
+    }
+
+    #[test]
+    fn a_tie_ends_when_one_side_is_dropped() {
+        let mut v = view(vec![holder("n1", CopyRole::Owner, 3), holder("n2", CopyRole::Owner, 3)]);
+        v.holders[0].wanted = Some(OrphanActionKind::Drop);
+        let Decision::Restore(r) = decide(&v) else { panic!() };
+        assert_eq!(r.authority.owner.node, "n2");
+        assert_eq!(r.replicas.len(), 1);
+    }
+
+    #[test]
+    fn an_authority_that_is_recorded_is_kept() {
+        let mut v = view(vec![holder("n1", CopyRole::Owner, 3)]);
+        let authority = Authority { owner: Place { node: "n9".into(), pool: pool_id("n9") }, epoch: 9, ..Authority::default() };
+        v.fs = Some(filesystem(Some(FilesystemPhase::Active), Some(authority.clone())));
+        let Decision::Restore(r) = decide(&v) else { panic!() };
+        assert_eq!(r.authority, authority);
+        assert_eq!(r.replicas[0].desired.role, Some(DesiredRole::Replica));
+    }
+
+    #[test]
+    fn adopting_what_no_pool_reports_is_done() {
+        assert_eq!(decide(&view(vec![])), Decision::Nothing);
+    }
+
+    #[test]
+    fn a_drop_never_takes_a_living_owner_and_buries_an_orphan() {
+        let mut v = view(vec![holder("n1", CopyRole::Owner, 3)]);
+        let Drop::Bury(b) = drop_decision(&v, &pool_id("n1")) else { panic!() };
+        assert_eq!((b.replica.desired.state, b.replica.desired.epoch), (DesiredState::Absent, 3));
+        assert_eq!(drop_decision(&v, &pool_id("n2")), Drop::Done);
+        let authority = Authority { owner: Place { node: "n1".into(), pool: pool_id("n1") }, epoch: 3, ..Authority::default() };
+        v.fs = Some(filesystem(Some(FilesystemPhase::Active), Some(authority)));
+        assert!(matches!(drop_decision(&v, &pool_id("n1")), Drop::Refused(_)));
+    }
+}
