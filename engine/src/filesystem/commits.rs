@@ -262,13 +262,6 @@ impl Filesystem {
         if self.base.as_ref().is_some_and(|b| b.frozen == Some(id)) {
             return Some("the fence of this Filesystem".into());
         }
-        // The newest received commit is what the next increment needs.
-        if self.role() == Some(Role::Replica)
-            && self.newest().is_some_and(|c| c.id == id)
-            && self.commits.len() > 1
-        {
-            return Some("replication (newest received commit)".into());
-        }
         None
     }
 
