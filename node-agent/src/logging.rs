@@ -41,7 +41,8 @@ impl Format {
 /// Starts logging for this process. A second call does nothing.
 pub fn init(format: Option<Format>) {
     // The HTTP stack tells of every frame at `debug`, and kube of every request at `debug`.
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,kube_client=warn,hyper=warn,h2=warn,rustls=warn"));
+    let filter =
+        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,kube_client=warn,hyper=warn,h2=warn,rustls=warn"));
     let base = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let _ = match format.unwrap_or_else(Format::detect) {
         Format::Json => base.json().flatten_event(true).with_current_span(true).with_span_list(false).finish().try_init(),

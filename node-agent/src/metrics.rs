@@ -97,7 +97,7 @@ impl Metrics {
         made
     }
 
-    /// The text that Prometheus scrapes (OpenMetrics 1.0).
+    /// The text that Prometheus scrapes (the `OpenMetrics` text format, 1.0).
     pub fn encode(&self) -> String {
         let mut text = String::new();
         // Writing to a String can't fail.

@@ -2,6 +2,8 @@
 //!
 //! Each case starts this test program again as a child that runs a script of batches; it dies at a fail point or by our hand.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test says what went wrong by panicking
+
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
@@ -29,25 +31,29 @@ fn open(dir: &Path) -> Journal {
 fn apply(model: &mut Model, batch: &Batch) {
     for entry in batch {
         match &entry.op {
-            Op::Put { key, value } => model.insert(key.clone(), value.clone()),
-            Op::Delete { key } => model.remove(key),
+            Op::Put { key, value } => drop(model.insert(key.clone(), value.clone())),
+            Op::Delete { key } => drop(model.remove(key)),
+            Op::DeleteAll => model.clear(),
         };
     }
 }
 
 fn batches() -> impl Strategy<Value = Vec<Batch>> {
-    let entry = (0usize..3, 0u8..8, proptest::option::weighted(0.7, (0u8..255, 0usize..3000))).prop_map(|(name, key, put)| match put {
-        Some((byte, len)) => Entry::put(NAMES[name], format!("k{key}"), vec![byte; len]),
-        None => Entry::delete(NAMES[name], format!("k{key}")),
-    });
+    let op = prop_oneof![
+        12 => (0u8..8, 0u8..255, 0usize..3000).prop_map(|(key, byte, len)| Op::Put { key: format!("k{key}"), value: vec![byte; len] }),
+        5 => (0u8..8).prop_map(|key| Op::Delete { key: format!("k{key}") }),
+        1 => Just(Op::DeleteAll),
+    ];
+    let entry = (0usize..3, op).prop_map(|(name, op)| Entry { name: NAMES[name], op });
     prop::collection::vec(prop::collection::vec(entry, 1..6), 1..40)
 }
 
-/// Text form of a script for the child: one batch a line, entries `name key len byte` or `name key -`.
+/// Text form of a script for the child: one batch a line, entries `name key len byte`, `name key -` or `name all *`.
 fn script(batches: &[Batch]) -> String {
     let entry = |e: &Entry| match &e.op {
         Op::Put { key, value } => format!("{} {key} {} {}", e.name, value.len(), value.first().copied().unwrap_or(0)),
         Op::Delete { key } => format!("{} {key} -", e.name),
+        Op::DeleteAll => format!("{} all *", e.name),
     };
     batches.iter().map(|b| b.iter().map(entry).collect::<Vec<_>>().join(";") + "\n").collect()
 }
@@ -58,6 +64,7 @@ fn parse(line: &str) -> Batch {
         let name = NAMES[NAMES.iter().position(|n| *n == part[0]).unwrap()];
         match part[2] {
             "-" => Entry::delete(name, part[1]),
+            "*" => Entry { name, op: Op::DeleteAll },
             len => Entry::put(name, part[1], vec![part[3].parse().unwrap(); len.parse().unwrap()]),
         }
     };

@@ -115,17 +115,25 @@ impl OpenOutcome {
     pub fn into_result(self) -> Result<Won, Problem> {
         let (reason, message) = match self {
             Self::Opened(won) => return Ok(won),
-            Self::NotOwner { owner, epoch } => {
-                (Reason::NotOwner, format!("node {} (pool {}) is the owner, in epoch {epoch}: this copy stays closed", owner.node, owner.pool))
+            Self::NotOwner { owner, epoch } => (
+                Reason::NotOwner,
+                format!("node {} (pool {}) is the owner, in epoch {epoch}: this copy stays closed", owner.node, owner.pool),
+            ),
+            Self::Pending { to } => {
+                (Reason::Busy, format!("a handoff to node {} is under way: this copy stays closed until it ends", to.node))
             }
-            Self::Pending { to } => (Reason::Busy, format!("a handoff to node {} is under way: this copy stays closed until it ends", to.node)),
             Self::Deleting => (Reason::Deleting, "the Filesystem is being deleted".to_owned()),
-            Self::NoAuthority => (Reason::NotFound, "AuthorityUnknown: the API says nothing of an owner; `kubectl dot accept` sets one".to_owned()),
-            Self::Missing => {
-                (Reason::NotFound, "AuthorityUnknown: the API has no such Filesystem; the copy stays closed and is kept (`kubectl dot adopt`)".to_owned())
+            Self::NoAuthority => {
+                (Reason::NotFound, "AuthorityUnknown: the API says nothing of an owner; `kubectl dot accept` sets one".to_owned())
             }
+            Self::Missing => (
+                Reason::NotFound,
+                "AuthorityUnknown: the API has no such Filesystem; the copy stays closed and is kept (`kubectl dot adopt`)".to_owned(),
+            ),
             Self::EpochRegression { seen, api } => {
-                let text = format!("EpochRegression: this node has seen {seen}, the API shows {api}; was the API restored? `kubectl dot accept` goes on");
+                let text = format!(
+                    "EpochRegression: this node has seen {seen}, the API shows {api}; was the API restored? `kubectl dot accept` goes on"
+                );
                 (Reason::StaleEpoch, text)
             }
             Self::Failed(e) => return Err(e.problem()),
@@ -214,7 +222,9 @@ impl AuthorityClient {
                 sent,
             })),
             // The server said yes but shows something else: a field was pruned or mutated. Never take that for a win.
-            _ => Ok(OpenOutcome::Failed(ClusterError::Malformed { message: "the API server did not keep `opened`; is the CRD older than this agent?".into() })),
+            _ => Ok(OpenOutcome::Failed(ClusterError::Malformed {
+                message: "the API server did not keep `opened`; is the CRD older than this agent?".into(),
+            })),
         }
     }
 
@@ -278,7 +288,10 @@ fn view(object: &DynamicObject) -> Result<View, ClusterError> {
     };
     let origin = match &fs.spec.origin {
         None => None,
-        Some(o) => Some(Origin { fs_id: o.fs_id.parse().map_err(|e| malformed(&e))?, commit: o.commit.parse::<CommitId>().map_err(|e| malformed(&e))? }),
+        Some(o) => Some(Origin {
+            fs_id: o.fs_id.parse().map_err(|e| malformed(&e))?,
+            commit: o.commit.parse::<CommitId>().map_err(|e| malformed(&e))?,
+        }),
     };
     let claim = &fs.spec.claim_ref;
     Ok(View {

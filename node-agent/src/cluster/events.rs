@@ -58,7 +58,8 @@ impl Events {
         while note.len() > NOTE_BYTES {
             note.pop();
         }
-        let _ = self.0.try_send(Said { object: (name.to_owned(), uid.to_owned()), warning, reason: reason.chars().take(128).collect(), note });
+        let _ =
+            self.0.try_send(Said { object: (name.to_owned(), uid.to_owned()), warning, reason: reason.chars().take(128).collect(), note });
     }
 }
 

@@ -54,7 +54,7 @@ async fn timed<T>(request: impl Future<Output = Result<T, kube::Error>>) -> Resu
 /// Pause before the n-th retry (0 for the first): doubles from `first` up to `most`, with a quarter of jitter taken off.
 fn backoff(first: Duration, most: Duration, retry: u32) -> Duration {
     let full = first.saturating_mul(1u32.checked_shl(retry.min(16)).unwrap_or(u32::MAX)).min(most);
-    let random = uuid::Uuid::new_v4().as_u128() as u8; // from the system's generator; no crate of its own for this
+    let [random, ..] = uuid::Uuid::new_v4().into_bytes(); // from the system's generator; no crate of its own for this
     full.saturating_sub(full.mul_f64(0.25 * f64::from(random) / 255.0))
 }
 

@@ -1,4 +1,4 @@
-//! The NodePools: everybody's, as the list of peers; our own, whose status this agent writes and whose `orphanActions` it obeys.
+//! Every `NodePool`: everybody's, as the list of peers; our own, whose status this agent writes and whose `orphanActions` it obeys.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -82,7 +82,7 @@ impl OwnPool {
     }
 }
 
-/// Starts watching all NodePools: peers into `directory`, ours into the answer.
+/// Starts watching every `NodePool`: peers into `directory`, ours into the answer.
 pub fn start(client: Client, node: NodeName, directory: PeerDirectory) -> (OwnPool, Freshness) {
     let (out, events) = mpsc::channel(64);
     let (watch, fresh) = Watch::new(client.clone(), "NodePools", None, out);
@@ -94,7 +94,12 @@ pub fn start(client: Client, node: NodeName, directory: PeerDirectory) -> (OwnPo
     (OwnPool { facts: Arc::new(facts), object: own }, fresh)
 }
 
-async fn distribute(mut events: mpsc::Receiver<Change<NodePool>>, me: NodeName, directory: PeerDirectory, own: watch::Sender<Option<Arc<NodePool>>>) {
+async fn distribute(
+    mut events: mpsc::Receiver<Change<NodePool>>,
+    me: NodeName,
+    directory: PeerDirectory,
+    own: watch::Sender<Option<Arc<NodePool>>>,
+) {
     while let Some(event) = events.recv().await {
         match event {
             Change::Synced => {}

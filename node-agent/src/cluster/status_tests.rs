@@ -115,7 +115,8 @@ fn what_the_api_has_already_is_not_written_after_a_restart() {
 #[test]
 fn only_running_numbers_are_progress() {
     let base = json!({"state": "Working", "replicatedBytes": 1, "current": {"to": "a", "state": "Sending", "replicated": 1}});
-    let faster = json!({"state": "Working", "replicatedBytes": 2, "bytesPerSecond": 9, "current": {"to": "a", "state": "Sending", "replicated": 2}});
+    let faster =
+        json!({"state": "Working", "replicatedBytes": 2, "bytesPerSecond": 9, "current": {"to": "a", "state": "Sending", "replicated": 2}});
     let next = json!({"state": "Working", "replicatedBytes": 2, "current": {"to": "b", "state": "Sending", "replicated": 0}});
     assert!(only_progress(&with_report(base.clone()), &with_report(faster)));
     assert!(!only_progress(&with_report(base.clone()), &with_report(next)));

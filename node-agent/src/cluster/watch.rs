@@ -55,7 +55,13 @@ struct State {
 
 impl Freshness {
     fn new(what: &'static str) -> Self {
-        let state = State { what, started: Instant::now(), synced: AtomicBool::new(false), proof: AtomicU64::new(0), unreadable: AtomicU64::new(0) };
+        let state = State {
+            what,
+            started: Instant::now(),
+            synced: AtomicBool::new(false),
+            proof: AtomicU64::new(0),
+            unreadable: AtomicU64::new(0),
+        };
         Self(Arc::new(state))
     }
 
@@ -184,7 +190,8 @@ where
 
     /// One watch from `version` until it ends. Answers the version to go on from.
     async fn watch(&mut self, mut version: String) -> Result<String, Stop> {
-        let params = WatchParams { field_selector: self.fields.clone(), timeout: Some(WATCH_SECONDS), bookmarks: true, ..WatchParams::default() };
+        let params =
+            WatchParams { field_selector: self.fields.clone(), timeout: Some(WATCH_SECONDS), bookmarks: true, ..WatchParams::default() };
         let stream = timed(self.api.watch(&params, &version)).await.map_err(Stop::Failed)?;
         self.fresh.proven();
         pin_mut!(stream);

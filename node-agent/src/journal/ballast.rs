@@ -21,11 +21,7 @@ pub(super) struct Ballast {
 impl Ballast {
     /// Beside `journal`, `bytes` large; not made yet.
     pub(super) fn beside(journal: &Path, bytes: u64) -> Self {
-        Self {
-            path: journal.with_extension("ballast"),
-            bytes,
-            in_place: false,
-        }
+        Self { path: journal.with_extension("ballast"), bytes, in_place: false }
     }
 
     /// Whether there is any to release.
@@ -69,12 +65,7 @@ impl Ballast {
     }
 
     fn make(&self) -> std::io::Result<()> {
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&self.path)?;
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&self.path)?;
         match rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, self.bytes) {
             Ok(()) => {}
             Err(rustix::io::Errno::OPNOTSUPP) => write_zeroes(&mut file, self.bytes)?,
@@ -85,12 +76,10 @@ impl Ballast {
 }
 
 fn write_zeroes(file: &mut File, bytes: u64) -> std::io::Result<()> {
-    let block = [0u8; 64 << 10];
+    let block = vec![0u8; 64 << 10];
     let mut left = bytes;
     while left > 0 {
-        let n = usize::try_from(left)
-            .unwrap_or(block.len())
-            .min(block.len());
+        let n = usize::try_from(left).unwrap_or(block.len()).min(block.len());
         file.write_all(block.get(..n).unwrap_or(&block))?;
         left = left.saturating_sub(n as u64);
     }
@@ -99,9 +88,6 @@ fn write_zeroes(file: &mut File, bytes: u64) -> std::io::Result<()> {
 
 /// Free bytes of the disk that `path`'s directory is on; 0 if it can't be asked.
 pub(super) fn free_bytes(path: &Path) -> u64 {
-    let dir = path
-        .parent()
-        .filter(|p| !p.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
+    let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     rustix::fs::statvfs(dir).map_or(0, |s| s.f_bavail.saturating_mul(s.f_frsize))
 }

@@ -18,9 +18,7 @@ pub enum JournalError {
         asked: PoolId,
     },
     /// A newer agent wrote it.
-    #[error(
-        "the journal has format {found}, this agent knows up to {known}: run the newer agent again"
-    )]
+    #[error("the journal has format {found}, this agent knows up to {known}: run the newer agent again")]
     TooNew {
         /// Its `user_version`.
         found: i64,
@@ -28,9 +26,7 @@ pub enum JournalError {
         known: i64,
     },
     /// Some other SQLite file, or no SQLite file at all.
-    #[error(
-        "the file is not a journal of this agent ({message}): move it away or correct --state-dir"
-    )]
+    #[error("the file is not a journal of this agent ({message}): move it away or correct --state-dir")]
     NotAJournal {
         /// What it looks like.
         message: String,
@@ -82,15 +78,9 @@ impl From<rusqlite::Error> for JournalError {
         match e.sqlite_error_code() {
             Some(ErrorCode::DiskFull) => Self::Full,
             Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => Self::InUse,
-            Some(ErrorCode::NotADatabase) => Self::NotAJournal {
-                message: e.to_string(),
-            },
-            Some(ErrorCode::TooBig | ErrorCode::ConstraintViolation) => Self::Invalid {
-                message: e.to_string(),
-            },
-            _ => Self::Storage {
-                message: e.to_string(),
-            },
+            Some(ErrorCode::NotADatabase) => Self::NotAJournal { message: e.to_string() },
+            Some(ErrorCode::TooBig | ErrorCode::ConstraintViolation) => Self::Invalid { message: e.to_string() },
+            _ => Self::Storage { message: e.to_string() },
         }
     }
 }

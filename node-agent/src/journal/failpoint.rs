@@ -68,12 +68,7 @@ mod armed {
         }
 
         fn parse(text: &str) -> Self {
-            Self(
-                text.split(',')
-                    .filter(|s| !s.is_empty())
-                    .filter_map(parse_one)
-                    .collect(),
-            )
+            Self(text.split(',').filter(|s| !s.is_empty()).filter_map(parse_one).collect())
         }
 
         pub(in super::super) fn before(&self, entries: &[Entry]) {
@@ -116,26 +111,17 @@ mod armed {
                 Some((record, "*")) => (record, None),
                 Some((record, n)) => (record, Some(n.parse().ok().filter(|n| *n > 0)?)),
             };
-            Some(Point {
-                act,
-                record: record.to_owned(),
-                nth,
-                seen: Cell::new(0),
-            })
+            Some(Point { act, record: record.to_owned(), nth, seen: Cell::new(0) })
         });
         if parsed.is_none() {
-            tracing::error!(
-                failpoint = text,
-                "not understood; want before|after|error:NAME[#n|#*]"
-            );
+            tracing::error!(failpoint = text, "not understood; want before|after|error:NAME[#n|#*]");
         }
         parsed
     }
 
     /// As `kill -9` from outside: no destructor, no flush, no unwinding.
     fn die() -> ! {
-        let _ =
-            rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+        let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
         loop {
             std::thread::park();
         }
@@ -150,10 +136,7 @@ mod armed {
             let points = Failpoints::parse("error:A#2,error:B#*,before:nothing,garbage,after:x#0");
             assert_eq!(points.0.len(), 3);
             let a = [Entry::delete("Z", "k"), Entry::delete("A", "k")];
-            assert_eq!(
-                [points.error(&a), points.error(&a), points.error(&a)],
-                [false, true, false]
-            );
+            assert_eq!([points.error(&a), points.error(&a), points.error(&a)], [false, true, false]);
             let b = [Entry::delete("B", "k")];
             assert!(points.error(&b) && points.error(&b));
             points.before(&a);

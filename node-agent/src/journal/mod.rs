@@ -65,20 +65,11 @@ pub enum Op {
 impl Entry {
     /// Sets `key` to `value`.
     pub fn put(name: &'static str, key: impl Into<String>, value: impl Into<Vec<u8>>) -> Self {
-        Self {
-            name,
-            op: Op::Put {
-                key: key.into(),
-                value: value.into(),
-            },
-        }
+        Self { name, op: Op::Put { key: key.into(), value: value.into() } }
     }
     /// Removes `key`.
     pub fn delete(name: &'static str, key: impl Into<String>) -> Self {
-        Self {
-            name,
-            op: Op::Delete { key: key.into() },
-        }
+        Self { name, op: Op::Delete { key: key.into() } }
     }
 }
 
@@ -116,18 +107,13 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self {
-            ballast: BALLAST_BYTES,
-            observer: None,
-        }
+        Self { ballast: BALLAST_BYTES, observer: None }
     }
 }
 
 impl std::fmt::Debug for Options {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Options")
-            .field("ballast", &self.ballast)
-            .finish_non_exhaustive()
+        f.debug_struct("Options").field("ballast", &self.ballast).finish_non_exhaustive()
     }
 }
 
@@ -169,15 +155,8 @@ impl Journal {
         let thread = std::thread::Builder::new()
             .name("journal".into())
             .spawn(move || writer.run(&rx))
-            .map_err(|e| JournalError::Storage {
-                message: format!("cannot start the journal's thread: {e}"),
-            })?;
-        Ok(Self(Arc::new(Inner {
-            jobs: Some(tx),
-            queue: Arc::new(Semaphore::new(QUEUE)),
-            low,
-            thread: Some(thread),
-        })))
+            .map_err(|e| JournalError::Storage { message: format!("cannot start the journal's thread: {e}") })?;
+        Ok(Self(Arc::new(Inner { jobs: Some(tx), queue: Arc::new(Semaphore::new(QUEUE)), low, thread: Some(thread) })))
     }
 
     /// Applies `entries` in order, all or none; durable when it returns `Ok`. An empty batch does nothing.
@@ -189,14 +168,7 @@ impl Journal {
             return Ok(());
         }
         check(&entries)?;
-        self.ask(|reply| {
-            Job::Commit(writer::Commit {
-                scope,
-                entries,
-                reply,
-            })
-        })
-        .await
+        self.ask(|reply| Job::Commit(writer::Commit { scope, entries, reply })).await
     }
 
     /// All records of a scope, sorted by key (bytewise). Sees every commit that was answered before.
@@ -214,16 +186,8 @@ impl Journal {
         self.0.low.load(Ordering::Relaxed)
     }
 
-    async fn ask<T>(
-        &self,
-        job: impl FnOnce(oneshot::Sender<Result<T, JournalError>>) -> Job,
-    ) -> Result<T, JournalError> {
-        let _slot = self
-            .0
-            .queue
-            .acquire()
-            .await
-            .map_err(|_| JournalError::Stopped)?;
+    async fn ask<T>(&self, job: impl FnOnce(oneshot::Sender<Result<T, JournalError>>) -> Job) -> Result<T, JournalError> {
+        let _slot = self.0.queue.acquire().await.map_err(|_| JournalError::Stopped)?;
         let (tx, rx) = oneshot::channel();
         let jobs = self.0.jobs.as_ref().ok_or(JournalError::Stopped)?;
         jobs.send(job(tx)).map_err(|_| JournalError::Stopped)?;
@@ -242,26 +206,18 @@ fn check(entries: &[Entry]) -> Result<(), JournalError> {
         };
         if key.is_empty() || key.len() > MAX_KEY || key.contains('\0') {
             return Err(JournalError::Invalid {
-                message: format!(
-                    "record {}: the key must have 1 to {MAX_KEY} bytes and no NUL",
-                    entry.name
-                ),
+                message: format!("record {}: the key must have 1 to {MAX_KEY} bytes and no NUL", entry.name),
             });
         }
         if value > MAX_VALUE {
             return Err(JournalError::Invalid {
-                message: format!(
-                    "record {}: {value} bytes, at most {MAX_VALUE} are allowed",
-                    entry.name
-                ),
+                message: format!("record {}: {value} bytes, at most {MAX_VALUE} are allowed", entry.name),
             });
         }
         total = total.saturating_add(key.len()).saturating_add(value);
     }
     if total > MAX_COMMIT {
-        return Err(JournalError::Invalid {
-            message: format!("a batch of {total} bytes, at most {MAX_COMMIT} are allowed"),
-        });
+        return Err(JournalError::Invalid { message: format!("a batch of {total} bytes, at most {MAX_COMMIT} are allowed") });
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! The journal's file: how it is made, recognised, bound to a pool and brought up to date.
 //!
 //! Format 1: `application_id` "DGJL", `user_version` 1, a table `meta` with the pool, a table `record`. A newer format is
-//! refused, not guessed; tests/journal_golden_v1.sql is what format 1 looks like for ever.
+//! refused, not guessed; `tests/journal_golden_v1.sql` is what format 1 looks like for ever.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
@@ -37,9 +37,7 @@ pub(super) fn open(path: &Path, pool: PoolId) -> Result<Connection, JournalError
     let sound: String = conn.query_row("PRAGMA quick_check(1)", [], |r| r.get(0))?;
     if sound != "ok" {
         return Err(JournalError::Storage {
-            message: format!(
-                "it is damaged ({sound}): move it away; the Filesystems can be adopted again from the pool"
-            ),
+            message: format!("it is damaged ({sound}): move it away; the Filesystems can be adopted again from the pool"),
         });
     }
     Ok(conn)
@@ -80,10 +78,7 @@ pub fn pool_of(path: &Path) -> Result<Option<PoolId>, JournalError> {
 }
 
 fn connect(path: &Path) -> Result<Connection, JournalError> {
-    let conn = Connection::open_with_flags(
-        path,
-        OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX,
-    )?;
+    let conn = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
     conn.busy_timeout(BUSY)?;
     // Before the first access: then WAL keeps its index on the heap and there is no mapped -shm file, whose pages
     // could raise SIGBUS on a full disk (storage.md §1).
@@ -101,32 +96,17 @@ fn inspect(conn: &Connection) -> Result<Found, JournalError> {
         return Ok(Found::Empty);
     }
     if application != APPLICATION_ID {
-        return Err(JournalError::NotAJournal {
-            message: format!("application id {application:#x}, {tables} tables"),
-        });
+        return Err(JournalError::NotAJournal { message: format!("application id {application:#x}, {tables} tables") });
     }
     if version > VERSION {
-        return Err(JournalError::TooNew {
-            found: version,
-            known: VERSION,
-        });
+        return Err(JournalError::TooNew { found: version, known: VERSION });
     }
     if version < VERSION {
-        return Err(JournalError::NotAJournal {
-            message: format!("format {version} was never released"),
-        });
+        return Err(JournalError::NotAJournal { message: format!("format {version} was never released") });
     }
-    let pool: Option<String> = conn
-        .query_row("SELECT value FROM meta WHERE key = 'pool'", [], |r| {
-            r.get(0)
-        })
-        .optional()?;
-    let pool = pool.ok_or_else(|| JournalError::NotAJournal {
-        message: "it names no pool".into(),
-    })?;
-    let pool = pool.parse().map_err(|e| JournalError::NotAJournal {
-        message: format!("{e}"),
-    })?;
+    let pool: Option<String> = conn.query_row("SELECT value FROM meta WHERE key = 'pool'", [], |r| r.get(0)).optional()?;
+    let pool = pool.ok_or_else(|| JournalError::NotAJournal { message: "it names no pool".into() })?;
+    let pool = pool.parse().map_err(|e| JournalError::NotAJournal { message: format!("{e}") })?;
     Ok(Found::Ours { pool })
 }
 
@@ -135,10 +115,7 @@ fn create(conn: &mut Connection, pool: PoolId) -> Result<(), JournalError> {
     wal(conn)?;
     let tx = conn.transaction()?;
     tx.execute_batch(TABLES)?;
-    tx.execute(
-        "INSERT INTO meta (key, value) VALUES ('pool', ?1)",
-        params![pool.to_string()],
-    )?;
+    tx.execute("INSERT INTO meta (key, value) VALUES ('pool', ?1)", params![pool.to_string()])?;
     tx.pragma_update(None, "application_id", APPLICATION_ID)?;
     tx.pragma_update(None, "user_version", VERSION)?;
     tx.commit()?;
@@ -156,9 +133,7 @@ fn settle(conn: &Connection) -> Result<(), JournalError> {
 fn wal(conn: &Connection) -> Result<(), JournalError> {
     let mode: String = conn.query_row("PRAGMA journal_mode = WAL", [], |r| r.get(0))?;
     if mode != "wal" {
-        return Err(JournalError::Storage {
-            message: format!("SQLite gave journal mode `{mode}` instead of WAL"),
-        });
+        return Err(JournalError::Storage { message: format!("SQLite gave journal mode `{mode}` instead of WAL") });
     }
     conn.pragma_update(None, "synchronous", "FULL")?;
     Ok(())
@@ -166,12 +141,7 @@ fn wal(conn: &Connection) -> Result<(), JournalError> {
 
 /// Makes an empty file that only root reads; the write-ahead log takes over its mode.
 fn create_file(path: &Path) -> Result<bool, JournalError> {
-    match OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)
-    {
+    match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
         Ok(_) => Ok(true),
         Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => Ok(false),
         Err(e) => Err(io(path, &e)),
@@ -179,20 +149,13 @@ fn create_file(path: &Path) -> Result<bool, JournalError> {
 }
 
 fn sync_parent(path: &Path) -> Result<(), JournalError> {
-    let parent = path
-        .parent()
-        .filter(|p| !p.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
-    File::open(parent)
-        .and_then(|d| d.sync_all())
-        .map_err(|e| io(parent, &e))
+    let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(parent).and_then(|d| d.sync_all()).map_err(|e| io(parent, &e))
 }
 
 fn io(path: &Path, e: &std::io::Error) -> JournalError {
     if e.kind() == std::io::ErrorKind::StorageFull {
         return JournalError::Full;
     }
-    JournalError::Storage {
-        message: format!("{}: {e}", path.display()),
-    }
+    JournalError::Storage { message: format!("{}: {e}", path.display()) }
 }

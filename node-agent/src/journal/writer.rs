@@ -36,13 +36,8 @@ pub(super) struct Commit {
 #[derive(Debug)]
 pub(super) enum Job {
     Commit(Commit),
-    Load {
-        scope: Scope,
-        reply: Reply<Vec<(String, Vec<u8>)>>,
-    },
-    Filesystems {
-        reply: Reply<Vec<FsId>>,
-    },
+    Load { scope: Scope, reply: Reply<Vec<(String, Vec<u8>)>> },
+    Filesystems { reply: Reply<Vec<FsId>> },
 }
 
 /// Owner of the connection.
@@ -59,12 +54,7 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    pub(super) fn open(
-        path: &Path,
-        pool: PoolId,
-        options: Options,
-        low: Arc<AtomicBool>,
-    ) -> Result<Self, JournalError> {
+    pub(super) fn open(path: &Path, pool: PoolId, options: Options, low: Arc<AtomicBool>) -> Result<Self, JournalError> {
         let mut ballast = Ballast::beside(path, options.ballast);
         let conn = match schema::open(path, pool) {
             Err(JournalError::Full) if ballast.release() => schema::open(path, pool)?,
@@ -150,24 +140,15 @@ impl Writer {
     /// The disk is full: with the ballast's space, each request on its own, so that the small ones get through.
     fn one_by_one(&mut self, requests: &[&Commit]) -> Vec<Result<(), JournalError>> {
         if self.ballast.release() {
-            tracing::error!(
-                "the disk of the state directory is full: the journal's ballast is released, new work will be refused"
-            );
+            tracing::error!("the disk of the state directory is full: the journal's ballast is released, new work will be refused");
         }
         self.low.store(true, Ordering::Relaxed);
-        let alone = |request: &&Commit| {
-            self.transaction(&[request])?
-                .pop()
-                .unwrap_or(Err(JournalError::Stopped))
-        };
+        let alone = |request: &&Commit| self.transaction(&[request])?.pop().unwrap_or(Err(JournalError::Stopped));
         requests.iter().map(alone).collect()
     }
 
     /// All of `requests` in one transaction. `Err`: nothing of it is there (`Full`), or nobody knows (`Storage`).
-    fn transaction(
-        &mut self,
-        requests: &[&Commit],
-    ) -> Result<Vec<Result<(), JournalError>>, JournalError> {
+    fn transaction(&mut self, requests: &[&Commit]) -> Result<Vec<Result<(), JournalError>>, JournalError> {
         let started = Instant::now();
         let result = self.try_transaction(requests);
         if result.is_err() {
@@ -176,11 +157,7 @@ impl Writer {
             self.conn = None;
         }
         if let Some(observer) = &self.observer {
-            observer(Observation {
-                took: started.elapsed(),
-                requests: requests.len(),
-                ok: result.is_ok(),
-            });
+            observer(Observation { took: started.elapsed(), requests: requests.len(), ok: result.is_ok() });
         }
         if let Err(e) = &result {
             tracing::error!(error = %e, requests = requests.len(), "a journal transaction failed");
@@ -188,39 +165,18 @@ impl Writer {
         result
     }
 
-    fn try_transaction(
-        &mut self,
-        requests: &[&Commit],
-    ) -> Result<Vec<Result<(), JournalError>>, JournalError> {
-        let refused: Vec<bool> = requests
-            .iter()
-            .map(|r| self.too_big_for_low_space(&r.entries))
-            .collect();
+    fn try_transaction(&mut self, requests: &[&Commit]) -> Result<Vec<Result<(), JournalError>>, JournalError> {
+        let refused: Vec<bool> = requests.iter().map(|r| self.too_big_for_low_space(&r.entries)).collect();
         self.connection()?;
-        let Self {
-            conn: Some(conn),
-            points,
-            ..
-        } = self
-        else {
+        let Self { conn: Some(conn), points, .. } = self else {
             return Err(JournalError::Stopped);
         };
         let mut tx = conn.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
         let mut results = Vec::with_capacity(requests.len());
         for (request, refused) in requests.iter().zip(refused) {
-            results.push(if refused || points.error(&request.entries) {
-                Err(JournalError::Full)
-            } else {
-                apply(&mut tx, request)?
-            });
+            results.push(if refused || points.error(&request.entries) { Err(JournalError::Full) } else { apply(&mut tx, request)? });
         }
-        let done = || {
-            requests
-                .iter()
-                .zip(&results)
-                .filter(|(_, r)| r.is_ok())
-                .map(|(q, _)| &q.entries)
-        };
+        let done = || requests.iter().zip(&results).filter(|(_, r)| r.is_ok()).map(|(q, _)| &q.entries);
         done().for_each(|e| points.before(e));
         tx.commit()?;
         done().for_each(|e| points.after(e));
@@ -235,14 +191,10 @@ impl Writer {
             Op::Put { key, value } => key.len().saturating_add(value.len()),
             Op::Delete { .. } | Op::DeleteAll => 0,
         };
-        entries.iter().map(put).sum::<usize>() > LOW_SPACE_PUT
-            && ballast::free_bytes(&self.path) < self.ballast_bytes / 2
+        entries.iter().map(put).sum::<usize>() > LOW_SPACE_PUT && ballast::free_bytes(&self.path) < self.ballast_bytes / 2
     }
 
-    fn read<T>(
-        &mut self,
-        query: impl FnOnce(&Connection) -> Result<T, JournalError>,
-    ) -> Result<T, JournalError> {
+    fn read<T>(&mut self, query: impl FnOnce(&Connection) -> Result<T, JournalError>) -> Result<T, JournalError> {
         let result = self.connection().and_then(|c| query(c));
         if matches!(result, Err(JournalError::Storage { .. })) {
             self.conn = None;
@@ -259,10 +211,7 @@ impl Writer {
 }
 
 /// One request under its savepoint. The outer error loses the whole transaction, the inner one this request only.
-fn apply(
-    tx: &mut rusqlite::Transaction<'_>,
-    request: &Commit,
-) -> Result<Result<(), JournalError>, JournalError> {
+fn apply(tx: &mut rusqlite::Transaction<'_>, request: &Commit) -> Result<Result<(), JournalError>, JournalError> {
     let savepoint = tx.savepoint()?;
     match write(&savepoint, request) {
         Ok(()) => {
@@ -295,8 +244,7 @@ fn write(conn: &Connection, request: &Commit) -> Result<(), JournalError> {
 }
 
 fn load(conn: &Connection, scope: Scope) -> Result<Vec<(String, Vec<u8>)>, JournalError> {
-    let mut query =
-        conn.prepare_cached("SELECT key, value FROM record WHERE scope = ?1 ORDER BY key")?;
+    let mut query = conn.prepare_cached("SELECT key, value FROM record WHERE scope = ?1 ORDER BY key")?;
     let rows = query.query_map(params![scope_text(scope)], |r| Ok((r.get(0)?, r.get(1)?)))?;
     Ok(rows.collect::<Result<_, _>>()?)
 }
@@ -308,9 +256,7 @@ fn filesystems(conn: &Connection) -> Result<Vec<FsId>, JournalError> {
     let mut last = String::new();
     while let Some(scope) = query.query_row(params![last], |r| r.get::<_, Option<String>>(0))? {
         if scope != NODE {
-            found.push(scope.parse().map_err(|e| JournalError::Storage {
-                message: format!("a record of no Filesystem: {e}"),
-            })?);
+            found.push(scope.parse().map_err(|e| JournalError::Storage { message: format!("a record of no Filesystem: {e}") })?);
         }
         last = scope;
     }
@@ -333,29 +279,13 @@ mod tests {
 
     fn writer(dir: &Path) -> Writer {
         let pool = "0198c2a5-7f00-4000-8000-0000000000aa".parse().unwrap();
-        Writer::open(
-            &dir.join("journal.db"),
-            pool,
-            Options {
-                ballast: 0,
-                observer: None,
-            },
-            Arc::default(),
-        )
-        .unwrap()
+        Writer::open(&dir.join("journal.db"), pool, Options { ballast: 0, observer: None }, Arc::default()).unwrap()
     }
 
     fn request(keys: &[&str]) -> (Commit, oneshot::Receiver<Result<(), JournalError>>) {
         let (reply, answer) = oneshot::channel();
         let entries = keys.iter().map(|k| Entry::put("Test", *k, *b"v")).collect();
-        (
-            Commit {
-                scope: Scope::Node,
-                entries,
-                reply,
-            },
-            answer,
-        )
+        (Commit { scope: Scope::Node, entries, reply }, answer)
     }
 
     #[test]
@@ -363,32 +293,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut writer = writer(dir.path());
         let trigger = "CREATE TRIGGER t BEFORE INSERT ON record WHEN new.key = 'bad' BEGIN SELECT RAISE(ABORT, 'bad key'); END";
-        writer
-            .conn
-            .as_ref()
-            .unwrap()
-            .execute_batch(trigger)
-            .unwrap();
+        writer.conn.as_ref().unwrap().execute_batch(trigger).unwrap();
 
-        let ((a, mut ra), (b, mut rb), (c, mut rc)) = (
-            request(&["a1", "a2"]),
-            request(&["b1", "bad", "b2"]),
-            request(&["c"]),
-        );
+        let ((a, mut ra), (b, mut rb), (c, mut rc)) = (request(&["a1", "a2"]), request(&["b1", "bad", "b2"]), request(&["c"]));
         writer.commit_all(vec![a, b, c]);
 
         assert_eq!(ra.try_recv().unwrap(), Ok(()));
-        assert!(matches!(
-            rb.try_recv().unwrap(),
-            Err(JournalError::Invalid { .. })
-        ));
+        assert!(matches!(rb.try_recv().unwrap(), Err(JournalError::Invalid { .. })));
         assert_eq!(rc.try_recv().unwrap(), Ok(()));
-        let keys: Vec<_> = writer
-            .read(|c| load(c, Scope::Node))
-            .unwrap()
-            .into_iter()
-            .map(|(k, _)| k)
-            .collect();
+        let keys: Vec<_> = writer.read(|c| load(c, Scope::Node)).unwrap().into_iter().map(|(k, _)| k).collect();
         assert_eq!(keys, ["a1", "a2", "c"]);
     }
 
@@ -396,27 +309,12 @@ mod tests {
     fn after_a_lost_connection_the_next_request_is_served() {
         let dir = tempfile::tempdir().unwrap();
         let mut writer = writer(dir.path());
-        writer
-            .conn
-            .as_ref()
-            .unwrap()
-            .execute_batch("DROP TABLE record")
-            .unwrap();
+        writer.conn.as_ref().unwrap().execute_batch("DROP TABLE record").unwrap();
         let (a, mut ra) = request(&["a"]);
         writer.commit_all(vec![a]);
-        assert!(matches!(
-            ra.try_recv().unwrap(),
-            Err(JournalError::Storage { .. })
-        ));
-        assert!(
-            writer.conn.is_none(),
-            "a failed transaction must not be trusted further"
-        );
-        writer
-            .connection()
-            .unwrap()
-            .execute_batch("CREATE TABLE record (scope, key, value, PRIMARY KEY (scope, key))")
-            .unwrap();
+        assert!(matches!(ra.try_recv().unwrap(), Err(JournalError::Storage { .. })));
+        assert!(writer.conn.is_none(), "a failed transaction must not be trusted further");
+        writer.connection().unwrap().execute_batch("CREATE TABLE record (scope, key, value, PRIMARY KEY (scope, key))").unwrap();
         let (b, mut rb) = request(&["b"]);
         writer.commit_all(vec![b]);
         assert_eq!(rb.try_recv().unwrap(), Ok(()));
