@@ -124,8 +124,10 @@ impl BtrfsPool {
         let name = commit.to_string();
         let root = format!("/{}/{fs}/{}/{name}", layout::FS, layout::COMMITS);
         mounts::nobody(&mounts::holders(&self.dev, |r| r.starts_with(&root))?)?;
-        subvol::remove(self.root(), &commits, &name)?;
+        subvol::remove(self, &commits, &name)?;
         fsx::remove_file(&commits, &meta::commit_name(commit))?;
+        // A transaction of its own accord sets the kernel's cleaner to work, an fsync does not: else the space comes back 30 s later.
+        ioctl::commit_transaction(&self.root).doing(|| "commit the transaction".to_owned())?;
         fsx::sync_dir(commits)
     }
 

@@ -6,7 +6,7 @@ use dotgraft_engine::ids::FsId;
 use rustix::fs::AtFlags;
 
 use super::fsx::{self, Context, What};
-use super::{BtrfsPool, layout, locked, meta, mounts, quota, subvol};
+use super::{BtrfsPool, ioctl, layout, locked, meta, mounts, quota, subvol};
 use crate::driver::{DriverError, Holder};
 
 impl BtrfsPool {
@@ -41,17 +41,18 @@ impl BtrfsPool {
         self.remove_qgroups(qgroup)
     }
 
-    /// All subvolumes, then `fsync` of each directory they were in: from then on they stay deleted.
+    /// All subvolumes, then one transaction (which also sets the kernel's cleaner to work) and `fsync` of each directory they were in:
+    /// from then on they stay deleted.
     fn remove_subvolumes(&self, dir: &OwnedFd) -> Result<(), DriverError> {
         let mut parents = Vec::new();
         for name in fsx::names(dir)? {
             match fsx::what(dir, &name)? {
-                Some(What::Subvolume) => drop(subvol::remove(self.root(), dir, &name)?),
+                Some(What::Subvolume) => drop(subvol::remove(self, dir, &name)?),
                 Some(What::Directory) => {
                     let sub = fsx::open_dir(dir, &name)?;
                     for inner in fsx::names(&sub)? {
                         if fsx::what(&sub, &inner)? == Some(What::Subvolume) {
-                            subvol::remove(self.root(), &sub, &inner)?;
+                            subvol::remove(self, &sub, &inner)?;
                         }
                     }
                     parents.push(sub);
@@ -59,6 +60,7 @@ impl BtrfsPool {
                 _ => {}
             }
         }
+        ioctl::commit_transaction(&self.root).doing(|| "commit the transaction".to_owned())?;
         parents.iter().try_for_each(fsx::sync_dir)?;
         fsx::sync_dir(dir)
     }

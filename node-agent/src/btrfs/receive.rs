@@ -29,7 +29,7 @@ impl BtrfsPool {
                 base.as_ref().map(|b| b.fd.try_clone()).transpose().doing(|| "duplicate a descriptor".to_owned())?
             }
         };
-        subvol::remove(self.root(), &incoming, &name)?;
+        subvol::remove(self, &incoming, &name)?;
         match from {
             Some(source) => ioctl::snapshot(&incoming, &name, source, false, group),
             None => ioctl::subvol_create(&incoming, &name, group),
@@ -48,7 +48,7 @@ impl BtrfsPool {
         let same = there.as_ref().is_some_and(|c| c.info.parent_uuid == incoming.info.uuid && c.info.created >= incoming.info.generation);
         if !same {
             // One of this name that was taken of an older partial, or before more was written, is not this one.
-            subvol::remove(self.root(), &checkpoints, &name)?;
+            subvol::remove(self, &checkpoints, &name)?;
             ioctl::snapshot(&checkpoints, &name, &incoming.fd, true, quota::level1(qgroup)).doing(|| format!("checkpoint of {target}"))?;
         }
         // The journal may still name the one before. One further on is of an attempt that the journal does not know.
@@ -65,7 +65,7 @@ impl BtrfsPool {
     fn drop_checkpoints(&self, fs: FsId, target: CommitId, keep: &[u64]) -> Result<(), DriverError> {
         let Some(checkpoints) = fsx::maybe(self.fs_sub(fs, layout::CHECKPOINTS))? else { return Ok(()) };
         for offset in self.checkpoints_of(fs, target)?.into_iter().filter(|o| !keep.contains(o)) {
-            subvol::remove(self.root(), &checkpoints, &checkpoint_name(target, offset))?;
+            subvol::remove(self, &checkpoints, &checkpoint_name(target, offset))?;
         }
         Ok(())
     }
@@ -83,7 +83,7 @@ impl BtrfsPool {
     /// See [`crate::driver::Driver::receive_discard`].
     pub(super) fn discard_receive(&self, fs: FsId, target: CommitId) -> Result<(), DriverError> {
         let Some(incoming) = fsx::maybe(self.fs_sub(fs, layout::INCOMING))? else { return Ok(()) };
-        subvol::remove(self.root(), &incoming, &target.to_string())?;
+        subvol::remove(self, &incoming, &target.to_string())?;
         self.drop_checkpoints(fs, target, &[])?;
         fsx::sync_dir(incoming)?;
         fsx::sync_dir(self.fs_sub(fs, layout::CHECKPOINTS)?)

@@ -8,6 +8,7 @@ use rustix::io::Errno;
 use super::fsx::{self, Context, What, fail};
 use super::ioctl::{self, SubvolInfo};
 use super::search::{self, Child};
+use super::{BtrfsPool, quota};
 use crate::driver::DriverError;
 
 /// A subvolume that is open, with what the kernel says of it.
@@ -46,16 +47,16 @@ pub fn first_nested(root: BorrowedFd<'_>, subvol: &Subvol) -> Result<Option<Stri
 
 /// Removes the subvolume `name` in `dir` with all that is nested in it, depth-first; false if it was not there. Durable after `fsync` of
 /// `dir`. The caller has checked that nobody has it mounted, and lifted the limits where something may be nested.
-pub fn remove(root: BorrowedFd<'_>, dir: impl AsFd, name: &str) -> Result<bool, DriverError> {
+pub fn remove(pool: &BtrfsPool, dir: impl AsFd, name: &str) -> Result<bool, DriverError> {
     match fsx::what(&dir, name)? {
         None => return Ok(false),
         Some(What::Subvolume) => {}
         Some(_) => return Err(DriverError::BadMetadata(format!("{name} is not a subvolume"))),
     }
     let subvol = open(&dir, name)?;
-    remove_nested(root, &subvol)?;
+    remove_nested(pool.root(), &subvol)?;
     let result = match ioctl::subvol_destroy(&dir, name) {
-        Err(Errno::PERM | Errno::ACCESS) => unlock(&subvol).and_then(|()| ioctl::subvol_destroy(&dir, name)),
+        Err(Errno::PERM | Errno::ACCESS) => unlock(pool, &subvol)?.and_then(|()| ioctl::subvol_destroy(&dir, name)),
         other => other,
     };
     match result {
@@ -66,13 +67,15 @@ pub fn remove(root: BorrowedFd<'_>, dir: impl AsFd, name: &str) -> Result<bool, 
     }
 }
 
-/// A root directory made immutable or append-only from inside can't be deleted: takes that off.
-fn unlock(subvol: &Subvol) -> rustix::io::Result<()> {
-    if subvol.info.read_only {
+/// A root directory made immutable or append-only from inside can't be deleted: takes that off, with the fence that is on the head.
+fn unlock(pool: &BtrfsPool, subvol: &Subvol) -> Result<rustix::io::Result<()>, DriverError> {
+    ioctl::qgroup_limit(pool.root(), subvol.info.id, None).doing(|| "lift a limit".to_owned())?;
+    let groups = quota::groups_of(pool.root(), subvol.info.id)?;
+    quota::with_room(pool.root(), pool.info.id, &groups, || {
         ioctl::set_read_only(&subvol.fd, false)?;
-    }
-    let flags = rustix::fs::ioctl_getflags(&subvol.fd)?;
-    rustix::fs::ioctl_setflags(&subvol.fd, flags - (IFlags::IMMUTABLE | IFlags::APPEND))
+        let flags = rustix::fs::ioctl_getflags(&subvol.fd)?;
+        rustix::fs::ioctl_setflags(&subvol.fd, flags - (IFlags::IMMUTABLE | IFlags::APPEND))
+    })
 }
 
 fn remove_nested(root: BorrowedFd<'_>, subvol: &Subvol) -> Result<(), DriverError> {

@@ -1,7 +1,5 @@
 //! A btrfs pool of a test's own: a file in a temporary directory behind a loop device, unmounted and detached whatever happens.
 //! Needs root and /dev/loop-control; without them the tests fail, they do not pass.
-#![allow(dead_code, reason = "each test file uses its part")]
-
 use std::fs;
 use std::ops::Deref;
 use std::os::unix::fs::MetadataExt;
@@ -117,7 +115,8 @@ impl TestPool {
         }
     }
     pub fn used(&self, v: &Volume) -> u64 {
-        rustix::fs::syncfs(fs::File::open(self.place.mount_point()).unwrap()).unwrap();
+        // This also sets the kernel's cleaner to work.
+        run("btrfs", &["filesystem", "sync", self.place.mount_point().to_str().unwrap()]);
         self.pool.usage(v.n).unwrap().bytes
     }
 }
@@ -203,4 +202,10 @@ pub fn eventually(what: &str, mut done: impl FnMut() -> bool) {
         assert!(started.elapsed() < Duration::from_secs(20), "{what} did not happen in 20 s");
         std::thread::sleep(Duration::from_millis(20));
     }
+}
+
+/// Writes everything back and empties the page cache of the machine.
+pub fn drop_caches() {
+    rustix::fs::sync();
+    fs::write("/proc/sys/vm/drop_caches", "3").unwrap();
 }
