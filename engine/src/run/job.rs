@@ -146,7 +146,7 @@ pub struct Job {
     run: Option<Run>,
     newest: Option<CommitId>,
     again: Again,
-    /// Set by [`Job::on_stop`]; nothing starts.
+    /// Set by [`Job::on_stop`]; while it is, nothing starts.
     stopped: Option<CancelReason>,
     next_seq: u64,
 }
@@ -205,6 +205,9 @@ impl Job {
         if spec.uid != self.row.uid {
             return;
         }
+        if self.stopped == Some(CancelReason::Deleted) {
+            self.stopped = None;
+        }
         let first = self.spec.is_none();
         let changed = self.spec.as_ref() != Some(&spec);
         self.newest = newest;
@@ -257,7 +260,7 @@ impl Job {
     }
 
     /// The job or its Filesystem goes, or this node stops being the owner: ends the run; none starts until
-    /// [`Job::on_resume`], and never again after `Deleted`.
+    /// [`Job::on_resume`]. A deleted job whose spec is there again (the API was restored) needs only [`Job::on_spec`].
     pub fn on_stop(&mut self, reason: CancelReason, now: Timestamp, fresh: Fresh, out: &mut Vec<RunEffect>) {
         self.stopped = self.stopped.max(Some(reason));
         self.settle(now, fresh, out);
@@ -265,9 +268,7 @@ impl Job {
 
     /// This node is the owner again.
     pub fn on_resume(&mut self, now: Timestamp, fresh: Fresh, out: &mut Vec<RunEffect>) {
-        if self.stopped != Some(CancelReason::Deleted) {
-            self.stopped = None;
-        }
+        self.stopped = None;
         self.settle(now, fresh, out);
     }
 
