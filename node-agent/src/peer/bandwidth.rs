@@ -82,6 +82,13 @@ impl Bandwidth {
         }
     }
 
+    /// The largest piece to send at once, at most `max`: what an eighth of a second allows, and at least 4 KiB. Receivers end a stream
+    /// in which no frame comes for long, so a slow one is sent in small frames rather than late ones.
+    pub fn piece(&self, max: usize) -> usize {
+        let rate = self.lock().as_ref().map_or(u64::MAX, |b| b.rate);
+        usize::try_from(rate / 8).unwrap_or(usize::MAX).clamp(4 << 10, max.max(4 << 10)).min(max)
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, Option<Bucket>> {
         self.bucket.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -129,6 +136,14 @@ mod tests {
         let mut bucket = Bucket::new(0, u64::MAX, start);
         let wait = bucket.take(u64::MAX, start);
         assert!(bucket.take(u64::MAX, start) >= wait);
+    }
+
+    #[test]
+    fn a_slow_stream_is_sent_in_small_pieces() {
+        assert_eq!(Bandwidth::new(None).piece(1 << 20), 1 << 20);
+        assert_eq!(Bandwidth::new(Some(100 << 20)).piece(1 << 20), 1 << 20);
+        assert_eq!(Bandwidth::new(Some(64 << 10)).piece(1 << 20), 8 << 10);
+        assert_eq!(Bandwidth::new(Some(0)).piece(1 << 20), 4 << 10);
     }
 
     #[tokio::test]

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
+use super::bandwidth::Bandwidth;
 use super::client::Connection;
 use super::directory::DirectoryChanges;
 use super::tls::TlsContext;
@@ -126,6 +127,16 @@ impl Transfer {
         while !bytes.is_empty() {
             let frame = bytes.split_to(bytes.len().min(FRAME));
             self.push(convert::data_to_wire(frame)).await?;
+        }
+        Ok(())
+    }
+
+    /// The same at a limited rate: waits for the bucket before each piece, and keeps pieces small where the rate is low.
+    pub async fn data_at(&mut self, mut bytes: Bytes, limit: &Bandwidth) -> Result<(), Problem> {
+        while !bytes.is_empty() {
+            let piece = bytes.split_to(bytes.len().min(limit.piece(FRAME)));
+            limit.take(piece.len()).await;
+            self.push(convert::data_to_wire(piece)).await?;
         }
         Ok(())
     }

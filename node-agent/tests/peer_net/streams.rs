@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use dotgraft_agent::peer::Bandwidth;
 use dotgraft_agent::peer::client::{ClientSettings, PeerClient};
 use dotgraft_agent::peer::server::ServerSettings;
 use dotgraft_agent::peer::transfer::{Opened, Stored, Transfer};
@@ -50,6 +51,18 @@ async fn a_resumed_stream_skips_what_is_there_and_a_stored_commit_sends_nothing(
     let already = actor(&b, Act::Already);
     let opened = soon(a.client().open(&b.name, already.fs, offer(already.fs, 4))).await.unwrap();
     assert!(matches!(opened, Opened::Stored(Stored { already: true, .. })), "{opened:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_link_is_neither_silent_nor_a_trickle() {
+    // At 50 kB/s one frame of 64 KiB takes longer than the receiver's patience for silence.
+    let (a, b) = pair(&Ca::new("ca"), quick()).await;
+    let actor = actor(&b, Act::Store);
+    let mut transfer = open(&a.client(), &b, actor.fs).await.unwrap();
+    let start = Instant::now();
+    soon(transfer.data_at(bytes(100_000), &Bandwidth::new(Some(50_000)))).await.unwrap();
+    assert!(start.elapsed() > SECOND, "the limit was not kept");
+    soon(transfer.finish(100_000, [0; 32])).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
