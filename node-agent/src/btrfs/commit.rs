@@ -15,6 +15,28 @@ use crate::driver::{CommitDone, DriverError, FsMeta};
 /// The measuring of a commit's size may take this long.
 const MEASURE: Duration = Duration::from_millis(3);
 
+/// A commit that is there already; its metadata is put beside it if that is missing or can't be read.
+pub fn existing(commits: impl AsFd, commit: &Commit) -> Result<Option<Subvol>, DriverError> {
+    let Some(there) = subvol::find(&commits, &commit.id.to_string())? else { return Ok(None) };
+    if meta::read_commit(&commits, commit.id).is_err() {
+        meta::write_commit(&commits, commit)?;
+        fsx::sync_dir(&commits)?;
+    }
+    Ok(Some(there))
+}
+
+/// Metadata first, fsynced, then `snapshot -r`, whose transaction makes the name of the metadata durable as well.
+pub fn snapshot_commit(commits: impl AsFd, source: &Subvol, qgroup: u64, commit: &Commit) -> Result<(), DriverError> {
+    meta::write_commit(&commits, commit)?;
+    match ioctl::snapshot(&commits, &commit.id.to_string(), &source.fd, true, quota::level1(qgroup)) {
+        Ok(()) | Err(Errno::EXIST) => Ok(()),
+        Err(e) => {
+            let _ = fsx::remove_file(&commits, &meta::commit_name(commit.id)); // best effort: `inspect` calls it broken otherwise
+            Err(fail(format!("snapshot of {}", commit.fs_id), e))
+        }
+    }
+}
+
 impl BtrfsPool {
     /// See [`crate::driver::Driver::prepare`].
     pub(super) fn prepare_fs(&self, meta: &FsMeta) -> Result<(), DriverError> {
@@ -59,13 +81,13 @@ impl BtrfsPool {
     /// See [`crate::driver::Driver::commit`].
     pub(super) fn take_commit(&self, qgroup: u64, commit: &Commit) -> Result<CommitDone, DriverError> {
         let commits = self.fs_sub(commit.fs_id, layout::COMMITS)?;
-        if let Some(there) = self.existing(&commits, commit)? {
+        if let Some(there) = existing(&commits, commit)? {
             return Ok(CommitDone { changed_bytes: self.measure(commit, &there) });
         }
         self.check_room()?;
         let head = self.head(commit.fs_id)?;
         self.refuse_nested(&head)?;
-        self.snapshot_commit(&commits, &head, qgroup, commit)?;
+        snapshot_commit(&commits, &head, qgroup, commit)?;
         // One made between the check and the snapshot is an empty directory in it: not what the user has.
         if let Err(nested) = self.refuse_nested(&head) {
             self.remove_commit(commit.fs_id, commit.id)?;
@@ -73,28 +95,6 @@ impl BtrfsPool {
         }
         let taken = subvol::open(&commits, &commit.id.to_string())?;
         Ok(CommitDone { changed_bytes: self.measure(commit, &taken) })
-    }
-
-    /// A commit that is there already; its metadata is put beside it if that is missing or can't be read.
-    pub(super) fn existing(&self, commits: impl AsFd, commit: &Commit) -> Result<Option<Subvol>, DriverError> {
-        let Some(there) = subvol::find(&commits, &commit.id.to_string())? else { return Ok(None) };
-        if meta::read_commit(&commits, commit.id).is_err() {
-            meta::write_commit(&commits, commit)?;
-            fsx::sync_dir(&commits)?;
-        }
-        Ok(Some(there))
-    }
-
-    /// Metadata first, fsynced, then `snapshot -r`, whose transaction makes the name of the metadata durable as well.
-    pub(super) fn snapshot_commit(&self, commits: impl AsFd, source: &Subvol, qgroup: u64, commit: &Commit) -> Result<(), DriverError> {
-        meta::write_commit(&commits, commit)?;
-        match ioctl::snapshot(&commits, &commit.id.to_string(), &source.fd, true, quota::level1(qgroup)) {
-            Ok(()) | Err(Errno::EXIST) => Ok(()),
-            Err(e) => {
-                let _ = fsx::remove_file(&commits, &meta::commit_name(commit.id)); // best effort: `inspect` calls it broken otherwise
-                Err(fail(format!("snapshot of {}", commit.fs_id), e))
-            }
-        }
     }
 
     /// A nested subvolume would be an empty directory in every snapshot.

@@ -5,7 +5,7 @@ use dotgraft_engine::model::Commit;
 
 use super::fsx::{Context, fail};
 use super::subvol::Subvol;
-use super::{BtrfsPool, ioctl, layout, quota, subvol};
+use super::{BtrfsPool, commit, ioctl, layout, quota, subvol};
 use crate::driver::{DriverError, Fenced};
 
 impl BtrfsPool {
@@ -18,8 +18,8 @@ impl BtrfsPool {
         self.refuse_nested(&head)?;
         self.freeze(&head)?;
         ioctl::sync(&self.root).doing(|| "write the pool back".to_owned())?;
-        if self.existing(&commits, commit)?.is_none() {
-            self.snapshot_commit(&commits, &head, qgroup, commit)?;
+        if commit::existing(&commits, commit)?.is_none() {
+            commit::snapshot_commit(&commits, &head, qgroup, commit)?;
         }
         let name = commit.id.to_string();
         let (now, taken) = (self.head(fs)?.info, subvol::open(&commits, &name)?.info);

@@ -53,10 +53,12 @@ impl BtrfsPool {
                 found.broken.push(name.clone());
                 continue;
             };
-            let complete = subvol::open(&commits, name).is_ok_and(|s| s.info.read_only);
-            match meta::read_commit(&commits, id) {
-                Ok(commit) if complete && commit.fs_id == fs => found.commits.push(commit),
-                _ => found.broken.push(name.clone()),
+            // Only what is not there or not understood is broken; an I/O error must not look like a reason to delete.
+            let read = subvol::open(&commits, name).and_then(|s| meta::read_commit(&commits, id).map(|c| (s.info.read_only, c)));
+            match read {
+                Ok((true, commit)) if commit.fs_id == fs => found.commits.push(commit),
+                Ok(_) | Err(DriverError::NotFound(_) | DriverError::BadMetadata(_)) => found.broken.push(name.clone()),
+                Err(e) => return Err(e),
             }
         }
         found.commits.sort_by_key(|c| (c.time, c.id));

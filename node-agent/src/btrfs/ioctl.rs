@@ -2,6 +2,7 @@
 //!
 //! Each function is one ioctl with its struct laid out as in the kernel's `linux/btrfs.h` and `linux/loop.h`. The opcode contains the size of its
 //! struct, so a wrong size is refused by the kernel with `ENOTTY`; the sizes are checked again at compile time and the opcodes in a test.
+//! Longer than other files, so that what is `unsafe` stays in one place.
 #![allow(unsafe_code)] // the one file where it is allowed (style.md rule 6)
 
 use std::ffi::c_void;

@@ -283,8 +283,8 @@ fn refuse_other_device(id: PoolId, device: &Path) -> Result<(), PoolError> {
 
 /// Mounts at `mount_point`, or takes over what an earlier life mounted there. Returns the resolved path and whether it was there.
 ///
-/// Options: `noatime` (reading a commit must not write), no `user_subvol_rm_allowed` (a pod must not delete subvolumes), `commit=30` and
-/// `flushoncommit` as the kernel has them. For files `nodiscard`: a discard would punch holes into the fallocated file.
+/// Options: `noatime` (reading must not write, and so unshare metadata), no `user_subvol_rm_allowed` (a pod must not delete subvolumes), a
+/// transaction every 30 s as the kernel has it. For files `nodiscard`: a discard would punch holes into the fallocated file.
 fn mount_once(source: &PoolSource, device: &Path, mount_point: &Path) -> Result<(PathBuf, bool), PoolError> {
     let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(mount_point);
     at(made, || format!("make {}", mount_point.display()))?;

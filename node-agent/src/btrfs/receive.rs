@@ -5,7 +5,7 @@ use dotgraft_engine::model::Commit;
 
 use super::fsx::{self, Context};
 use super::inspect::{checkpoint_name, parse_checkpoint};
-use super::{BtrfsPool, ioctl, layout, quota, subvol};
+use super::{BtrfsPool, commit, ioctl, layout, quota, subvol};
 use crate::driver::{DriverError, Incoming};
 
 impl BtrfsPool {
@@ -22,12 +22,11 @@ impl BtrfsPool {
         let base = base.map(|base| self.commit_subvol(fs, base)).transpose()?;
         let incoming = self.fs_sub(fs, layout::INCOMING)?;
         let (name, group) = (target.to_string(), quota::level1(qgroup));
-        let from = match checkpoint {
-            Some(offset) => Some(subvol::open(&self.fs_sub(fs, layout::CHECKPOINTS)?, &checkpoint_name(target, offset))?.fd),
-            None => {
-                self.drop_checkpoints(fs, target, &[])?;
-                base.as_ref().map(|b| b.fd.try_clone()).transpose().doing(|| "duplicate a descriptor".to_owned())?
-            }
+        let from = if let Some(offset) = checkpoint {
+            Some(subvol::open(&self.fs_sub(fs, layout::CHECKPOINTS)?, &checkpoint_name(target, offset))?.fd)
+        } else {
+            self.drop_checkpoints(fs, target, &[])?;
+            base.as_ref().map(|b| b.fd.try_clone()).transpose().doing(|| "duplicate a descriptor".to_owned())?
         };
         subvol::remove(self, &incoming, &name)?;
         match from {
@@ -73,11 +72,11 @@ impl BtrfsPool {
     /// See [`crate::driver::Driver::receive_finish`].
     pub(super) fn finish_receive(&self, qgroup: u64, commit: &Commit) -> Result<(), DriverError> {
         let commits = self.fs_sub(commit.fs_id, layout::COMMITS)?;
-        if self.existing(&commits, commit)?.is_some() {
+        if commit::existing(&commits, commit)?.is_some() {
             return Ok(());
         }
         let incoming = subvol::open(self.fs_sub(commit.fs_id, layout::INCOMING)?, &commit.id.to_string())?;
-        self.snapshot_commit(&commits, &incoming, qgroup, commit)
+        commit::snapshot_commit(&commits, &incoming, qgroup, commit)
     }
 
     /// See [`crate::driver::Driver::receive_discard`].

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::Mutex;
 
 use dotgraft_engine::ids::{FsId, PoolId};
 
@@ -57,8 +58,8 @@ impl BtrfsPool {
             info: facts(mounted.id),
             root: mounted.root,
             dev: mounted.dev,
-            allocated: Default::default(),
-            doomed: Default::default(),
+            allocated: Mutex::default(),
+            doomed: Mutex::default(),
             _lock: mounted.lock,
         };
         let mut report = OpenReport { formatted: mounted.formatted, reused_mount: mounted.reused, ..OpenReport::default() };

@@ -12,7 +12,7 @@ use crate::support::*;
 
 /// Appends numbered records of 4096 bytes, each fsynced before it is acknowledged on stdout, until a write fails; then says `end <errno>`
 /// and goes on trying for every line on stdin.
-const APPEND: &str = r#"
+const APPEND: &str = r"
 import os, sys
 flags = os.O_RDWR | os.O_CREAT
 if sys.argv[2] == 'direct': flags |= os.O_DIRECT
@@ -40,7 +40,7 @@ for line in sys.stdin:
         put(); print('WROTE', flush=True)
     except OSError as e:
         print('refused', e.errno, flush=True)
-"#;
+";
 
 const EROFS: i32 = 30;
 const EDQUOT: i32 = 122;

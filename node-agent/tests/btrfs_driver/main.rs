@@ -1,5 +1,7 @@
 //! The btrfs driver on real btrfs: loop devices in temporary directories. Needs root, mkfs.btrfs, btrfs, python3, losetup and e2fsprogs;
 //! fails without them. What is measured rather than asserted is in `measure`, ignored by default.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+#![allow(clippy::many_single_char_names, reason = "t is the pool, v a volume, c a commit, n its group's number")]
 
 mod delete;
 mod fence;
