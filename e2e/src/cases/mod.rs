@@ -1,11 +1,13 @@
 //! The tests, by subject. A new file of cases is added to [`all`].
 
 pub mod crd_rules;
+pub mod deletion;
+pub mod life;
 pub mod rights;
 
 use crate::harness::Case;
 
 /// Every case, in the order in which they run.
 pub fn all() -> Vec<Case> {
-    [crd_rules::cases(), rights::cases()].into_iter().flatten().collect()
+    [crd_rules::cases(), rights::cases(), life::cases(), deletion::cases()].into_iter().flatten().collect()
 }

@@ -13,7 +13,7 @@ use crate::data::tree as trees;
 use crate::harness::test::text;
 use crate::local::Local;
 use crate::rig::kube::conditions;
-use crate::rig::wait::eventually;
+use crate::rig::wait::{eventually, eventually_quiet};
 
 const NAMESPACE: &str = "demo";
 const JOB: &str = "shop-to-n2";
@@ -156,7 +156,7 @@ impl Demo {
     async fn completed(&self, trigger: &str) -> Result<()> {
         println!("   $ kubectl get replicationjob {JOB} -n {NAMESPACE} -o wide --watch");
         let last = std::sync::Mutex::new(String::new());
-        eventually(&format!("the run of trigger {trigger}"), LONG, || async {
+        eventually_quiet(&format!("the run of trigger {trigger}"), LONG, || async {
             let job = self.rig.kube.get("ReplicationJob", NAMESPACE, JOB).await?.context("the job is gone")?;
             self.watch_line(&job, &last).await?;
             let status = job.get("status").context("no status yet")?;
@@ -172,14 +172,18 @@ impl Demo {
 
     async fn watch_line(&self, job: &Value, last: &std::sync::Mutex<String>) -> Result<()> {
         let seen = format!("{} {}", job["status"]["state"], job["status"]["progress"]);
-        {
+        let first = {
             let mut last = last.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             if *last == seen {
                 return Ok(());
             }
-            *last = seen;
+            std::mem::replace(&mut *last, seen).is_empty()
+        };
+        let table = self.rig.kube.kubectl(&["get", "replicationjob", JOB, "-n", NAMESPACE, "-o", "wide"]).await?;
+        if let (true, Some(header)) = (first, table.lines().next()) {
+            println!("     {header}");
         }
-        let line = self.rig.kube.kubectl(&["get", "replicationjob", JOB, "-n", NAMESPACE, "-o", "wide", "--no-headers"]).await?;
+        let line = table.lines().nth(1).unwrap_or_default();
         let progress = &job["status"]["progress"];
         let extra = match (progress["bytesPerSecond"].as_u64(), progress["eta"].as_str()) {
             (Some(rate), eta) => format!("  {:.1} MB/s {}", megabytes(rate), eta.map(|e| format!("ETA {e}")).unwrap_or_default()),

@@ -49,8 +49,14 @@ impl Kube {
     /// An error unless the API server says that it is ready.
     pub async fn api_ready(&self) -> Result<()> {
         let request = http::Request::get("/readyz").body(Vec::new())?;
-        self.client.request_text(request).await?;
-        Ok(())
+        match self.client.request_text(request).await {
+            Ok(_) => Ok(()),
+            Err(kube::Error::Api(status)) => {
+                let failing: Vec<&str> = status.message.lines().filter(|line| line.starts_with("[-]")).collect();
+                bail!("/readyz says {} {}", status.code, failing.join(", "))
+            }
+            Err(other) => Err(other.into()),
+        }
     }
 
     /// The kubeconfig file of this identity.

@@ -7,14 +7,30 @@ use anyhow::{Context as _, Result};
 
 /// Polls `check` until it is `Ok`; its errors are the reasons why not yet. After 3 s it says what it waits for, then
 /// every 15 s. An error after `timeout` names `what` and the last reason.
-pub async fn eventually<T, F, Fut>(what: &str, timeout: Duration, mut check: F) -> Result<T>
+pub async fn eventually<T, F, Fut>(what: &str, timeout: Duration, check: F) -> Result<T>
+where
+    F: FnMut() -> Fut,
+    Fut: Future<Output = Result<T>>,
+{
+    poll(what, timeout, Duration::from_secs(3), check).await
+}
+
+/// The same, silent: for checks that print for themselves.
+pub async fn eventually_quiet<T, F, Fut>(what: &str, timeout: Duration, check: F) -> Result<T>
+where
+    F: FnMut() -> Fut,
+    Fut: Future<Output = Result<T>>,
+{
+    poll(what, timeout, Duration::MAX, check).await
+}
+
+async fn poll<T, F, Fut>(what: &str, timeout: Duration, mut say_at: Duration, mut check: F) -> Result<T>
 where
     F: FnMut() -> Fut,
     Fut: Future<Output = Result<T>>,
 {
     let start = Instant::now();
     let mut pause = Duration::from_millis(20);
-    let mut say_at = Duration::from_secs(3);
     loop {
         let left = timeout.saturating_sub(start.elapsed()).max(Duration::from_millis(100));
         let reason = match tokio::time::timeout(left, check()).await {
@@ -27,7 +43,8 @@ where
             return Err(reason).context(format!("waited {:.0} s for {what}", waited.as_secs_f64()));
         }
         if waited >= say_at {
-            println!("        waiting for {what} ({:.0} s of {:.0}): {reason:#}", waited.as_secs_f64(), timeout.as_secs_f64());
+            let reason: String = format!("{reason:#}").lines().next().unwrap_or_default().chars().take(400).collect();
+            println!("        waiting for {what} ({:.0} s of {:.0}): {reason}", waited.as_secs_f64(), timeout.as_secs_f64());
             say_at = waited + Duration::from_secs(15);
         }
         tokio::time::sleep(pause.min(timeout.saturating_sub(waited))).await;

@@ -1,0 +1,194 @@
+//! Deletion (rows 1 to 4 of the table of failures): it always ends, it waits by name, and nothing stays.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::{Value, json};
+
+use crate::harness::test::STEP;
+use crate::harness::{Case, Test};
+use crate::rig::wait::eventually;
+
+/// All cases.
+pub fn cases() -> Vec<Case> {
+    vec![
+        Case::new("1-create", "a Dot deleted while it is being created goes", during_create),
+        Case::new("1-commit", "a Dot deleted during a commit goes", during_commit),
+        Case::new("1-push", "a Dot deleted while its owner sends goes, on both nodes", |t| during_push(t, "n1")),
+        Case::new("1-receive", "a Dot deleted while a paused node receives goes, once that node is back", |t| during_push(t, "n2")),
+        Case::new("3-mounted", "deletion waits for a mount and names it", mounted),
+        Case::new("3-other-namespace", "a mount in another mount namespace is seen", other_namespace),
+        Case::new("3-branch-delete", "under Delete a Dot with Branches waits: BranchesExist", |t| branches(t, "Delete")),
+        Case::new("3-branch-cascade", "under Cascade the deletion goes to each Branch", |t| branches(t, "Cascade")),
+        Case::new("4-create", "a Dot of the same name right after a delete is another Filesystem", same_name),
+    ]
+}
+
+/// No object and no agent knows of it any more.
+async fn nothing_left(t: &Test, fs_id: &str) -> Result<()> {
+    eventually(&format!("Filesystem {fs_id} to be gone everywhere"), STEP, || async {
+        ensure!(t.kube().get("Filesystem", "", fs_id).await?.is_none(), "its object is there");
+        let replicas = t.kube().names("Replica", "", |r| r["spec"]["fsId"] == *fs_id).await?;
+        ensure!(replicas.is_empty(), "Replica {replicas:?} is there");
+        for node in &t.rig.nodes {
+            let status = t.local(&node.name)?.status("").await?;
+            ensure!(!status.to_string().contains(fs_id), "the agent of {} still knows it", node.name);
+        }
+        Ok(())
+    })
+    .await
+}
+
+async fn during_create(t: Arc<Test>) -> Result<()> {
+    for i in 0..5 {
+        let name = format!("d{i}");
+        t.create("Dot", &name, &json!({"capacity": "128Mi", "placement": {"node": "n1"}})).await?;
+        tokio::time::sleep(Duration::from_millis(60 * i)).await;
+        t.kube().delete("Dot", &t.namespace, &name).await?;
+    }
+    for i in 0..5 {
+        t.kube().gone("Dot", &t.namespace, &format!("d{i}"), STEP).await?;
+    }
+    let ours = |o: &Value| o.pointer("/spec/claimRef/namespace").is_some_and(|n| *n == *t.namespace);
+    eventually("their Filesystems to be gone", STEP, || async {
+        let left = t.kube().names("Filesystem", "", ours).await?;
+        ensure!(left.is_empty(), "{left:?} are there");
+        Ok(())
+    })
+    .await
+}
+
+async fn during_commit(t: Arc<Test>) -> Result<()> {
+    let fs_id = t.dot("d", "n1").await?;
+    let head = t.mount("n1", &fs_id).await?;
+    std::fs::write(head.join("a"), vec![1u8; 64 << 20])?;
+    t.unmount(&head).await?;
+    t.create("Commit", "c", &json!({"source": {"kind": "Dot", "name": "d"}})).await?;
+    t.kube().delete("Dot", &t.namespace, "d").await?;
+    t.kube().delete("Commit", &t.namespace, "c").await?;
+    t.kube().gone("Dot", &t.namespace, "d", STEP).await?;
+    t.kube().gone("Commit", &t.namespace, "c", STEP).await?;
+    nothing_left(&t, &fs_id).await
+}
+
+/// A push that would take a minute, of which `paused` is stopped in the middle when the deletion comes.
+async fn during_push(t: Arc<Test>, paused: &'static str) -> Result<()> {
+    let fs_id = t.dot("d", "n1").await?;
+    let head = t.mount("n1", &fs_id).await?;
+    std::fs::write(head.join("a"), noise(40 << 20))?;
+    t.unmount(&head).await?;
+    t.commit("c", "d").await?;
+    let job = json!({"direction": "Push", "source": {"names": ["d"]}, "target": {"node": "n2"}, "limits": {"bandwidth": "1Mi"}});
+    t.create("ReplicationJob", "j", &job).await?;
+    t.kube()
+        .until("the push to be under way", ("ReplicationJob", &t.namespace, "j"), STEP, |job| {
+            let sent = job.pointer("/status/progress/replicatedBytes").and_then(Value::as_u64).unwrap_or(0);
+            ensure!(sent > 0, "{} bytes sent, state {}", sent, job["status"]["state"]);
+            Ok(())
+        })
+        .await?;
+    t.rig.pause(paused)?;
+    for (kind, name) in [("Dot", "d"), ("ReplicationJob", "j"), ("Commit", "c")] {
+        t.kube().delete(kind, &t.namespace, name).await?;
+    }
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    t.rig.resume(paused)?;
+    for (kind, name) in [("Dot", "d"), ("ReplicationJob", "j"), ("Commit", "c")] {
+        t.kube().gone(kind, &t.namespace, name, STEP).await?;
+    }
+    nothing_left(&t, &fs_id).await
+}
+
+/// Bytes that don't compress.
+fn noise(len: usize) -> Vec<u8> {
+    let mut bytes = vec![0u8; len];
+    blake3::Hasher::new_derive_key("dotgraft e2e noise").finalize_xof().fill(&mut bytes);
+    bytes
+}
+
+/// The text of the conditions names the mount, and the Dot stays.
+async fn waits_for_mount(t: &Test, target: &Path) -> Result<()> {
+    let target = target.to_string_lossy().into_owned();
+    eventually("a condition that names the mount", STEP, || async {
+        let dot = t.object("Dot", "d").await?;
+        let text = dot.pointer("/status/conditions").map(Value::to_string).unwrap_or_default();
+        ensure!(text.contains(&target), "{text}");
+        Ok(())
+    })
+    .await
+}
+
+async fn mounted(t: Arc<Test>) -> Result<()> {
+    let fs_id = t.dot("d", "n1").await?;
+    let head = t.mount("n1", &fs_id).await?;
+    std::fs::write(head.join("a"), b"kept")?;
+    t.kube().delete("Dot", &t.namespace, "d").await?;
+    waits_for_mount(&t, &head).await?;
+    ensure!(std::fs::read(head.join("a"))? == b"kept", "what is mounted must stay whole");
+    std::fs::write(head.join("b"), b"and writable")?;
+    t.unmount(&head).await?;
+    t.kube().gone("Dot", &t.namespace, "d", STEP).await?;
+    nothing_left(&t, &fs_id).await
+}
+
+async fn other_namespace(t: Arc<Test>) -> Result<()> {
+    let fs_id = t.dot("d", "n1").await?;
+    let head = t.mount("n1", &fs_id).await?;
+    // A process with a mount namespace of its own keeps the mount that its parent gives up.
+    let mut holder =
+        tokio::process::Command::new("unshare").args(["--mount", "--propagation", "private", "sleep", "300"]).kill_on_drop(true).spawn()?;
+    let mounts = format!("/proc/{}/mounts", holder.id().context("the holder has ended")?);
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    t.unmount(&head).await?;
+    let held = std::fs::read_to_string(&mounts)?.contains(&*head.to_string_lossy());
+    ensure!(held, "the test's own setup: the holder has no mount");
+    t.kube().delete("Dot", &t.namespace, "d").await?;
+    waits_for_mount(&t, &head).await?;
+    holder.kill().await?;
+    t.kube().gone("Dot", &t.namespace, "d", STEP).await?;
+    nothing_left(&t, &fs_id).await
+}
+
+async fn branches(t: Arc<Test>, policy: &'static str) -> Result<()> {
+    let spec = json!({"capacity": "256Mi", "placement": {"node": "n1"}, "deletionPolicy": policy});
+    let fs_id = t.dot_of("d", &spec).await?;
+    t.commit("c", "d").await?;
+    t.create("Branch", "b", &json!({"dot": "d", "from": {"commit": "c"}})).await?;
+    t.ready("Branch", "b").await?;
+    t.kube().delete("Commit", &t.namespace, "c").await?;
+    t.kube().delete("Dot", &t.namespace, "d").await?;
+    if policy == "Delete" {
+        eventually("BranchesExist", STEP, || async {
+            let dot = t.object("Dot", "d").await?;
+            let text = dot.pointer("/status/conditions").map(Value::to_string).unwrap_or_default();
+            ensure!(text.contains("BranchesExist"), "{text}");
+            Ok(())
+        })
+        .await?;
+        t.object("Branch", "b").await.context("the Branch must stay")?;
+        t.kube().delete("Branch", &t.namespace, "b").await?;
+    }
+    for (kind, name) in [("Branch", "b"), ("Dot", "d"), ("Commit", "c")] {
+        t.kube().gone(kind, &t.namespace, name, STEP).await?;
+    }
+    nothing_left(&t, &fs_id).await
+}
+
+async fn same_name(t: Arc<Test>) -> Result<()> {
+    let first = t.dot("d", "n1").await?;
+    let head = t.mount("n1", &first).await?;
+    std::fs::write(head.join("old"), b"old")?;
+    t.unmount(&head).await?;
+    t.kube().delete("Dot", &t.namespace, "d").await?;
+    t.kube().gone("Dot", &t.namespace, "d", STEP).await?;
+    let second = t.dot("d", "n1").await?;
+    ensure!(first != second, "ids must never be used again");
+    let head = t.mount("n1", &second).await?;
+    ensure!(!head.join("old").exists(), "the new Dot must be empty");
+    nothing_left(&t, &first).await?;
+    std::fs::write(head.join("new"), b"new")?;
+    ensure!(std::fs::read(head.join("new"))? == b"new", "the new Dot must be there");
+    Ok(())
+}

@@ -1,0 +1,103 @@
+//! The life of a Dot when nothing goes wrong: the smallest cases, which the others build on.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use serde_json::json;
+
+use crate::data::digest::{same_trees, tree_digest};
+use crate::data::sqlite::{self, SqliteWriter};
+use crate::harness::{Case, Test};
+
+/// All cases.
+pub fn cases() -> Vec<Case> {
+    vec![
+        Case::new("life/commit-push", "a commit arrives on another node as it was, and so does an increment", commit_push),
+        Case::new("life/database", "a database under load is whole in every commit, here and there", database),
+        Case::new("life/branch", "a branch starts as its commit, and neither sees what is written to the other", branch),
+        Case::new("life/on-commit", "a job with onCommit sends every commit by itself", on_commit),
+        Case::new("life/replicas", "placement.replicas keeps a copy on another node", replicas),
+    ]
+}
+
+async fn commit_push(t: Arc<Test>) -> Result<()> {
+    let fs_id = t.dot("d", "n1").await?;
+    let head = t.mount("n1", &fs_id).await?;
+    std::fs::write(head.join("a"), vec![7u8; 3 << 20])?;
+    std::os::unix::fs::symlink("a", head.join("link"))?;
+    let first = t.commit("c1", "d").await?;
+    t.push("j", "d", "n2").await?;
+    t.arrived(&fs_id, &first, "n2", Duration::from_secs(30)).await?;
+    std::fs::hard_link(head.join("a"), head.join("b"))?;
+    std::fs::remove_file(head.join("link"))?;
+    let second = t.commit("c2", "d").await?;
+    t.trigger("j", "again").await?;
+    t.arrived(&fs_id, &second, "n2", Duration::from_secs(30)).await?;
+    for commit in [&first, &second] {
+        let (here, there) = (t.mount_commit("n1", &fs_id, commit).await?, t.mount_commit("n2", &fs_id, commit).await?);
+        same_trees(&here, &there)?;
+    }
+    t.condition("ReplicationJob", "j", "Ready", "True", Some("Completed")).await?;
+    Ok(())
+}
+
+async fn database(t: Arc<Test>) -> Result<()> {
+    let fs_id = t.dot("d", "n1").await?;
+    let head = t.mount("n1", &fs_id).await?;
+    let mut writer = SqliteWriter::start(&head.join("x.db"), &t.dir.join("notes")).await?;
+    t.push("j", "d", "n2").await?;
+    for name in ["c1", "c2", "c3"] {
+        let acknowledged = writer.progress()?;
+        let commit = t.commit(name, "d").await?;
+        t.trigger("j", name).await?;
+        t.arrived(&fs_id, &commit, "n2", Duration::from_secs(30)).await?;
+        let there = t.mount_commit("n2", &fs_id, &commit).await?;
+        sqlite::check(&there.join("x.db"), &t.dir.join("check"), acknowledged)?;
+    }
+    writer.stop()?;
+    Ok(())
+}
+
+async fn branch(t: Arc<Test>) -> Result<()> {
+    let fs_id = t.dot("d", "n1").await?;
+    let head = t.mount("n1", &fs_id).await?;
+    std::fs::write(head.join("a"), b"one")?;
+    let id = t.commit("c1", "d").await?;
+    t.create("Branch", "b", &json!({"dot": "d", "from": {"commit": "c1"}})).await?;
+    let branch = crate::harness::test::text(&t.ready("Branch", "b").await?, "/status/fsId")?;
+    ensure!(branch != fs_id, "a branch must be a Filesystem of its own");
+    let branch_head = t.mount("n1", &branch).await?;
+    let commit = t.mount_commit("n1", &fs_id, &id).await?;
+    same_trees(&branch_head, &commit)?;
+    let before = (tree_digest(&commit)?, tree_digest(&head)?);
+    std::fs::write(branch_head.join("a"), b"two")?;
+    ensure!(before == (tree_digest(&commit)?, tree_digest(&head)?), "a write to the branch is seen elsewhere");
+    std::fs::write(head.join("a"), b"three")?;
+    ensure!(std::fs::read(branch_head.join("a"))? == b"two", "a write to the Dot is seen in the branch");
+    t.commit_of("cb", "Branch", "b").await?;
+    Ok(())
+}
+
+async fn on_commit(t: Arc<Test>) -> Result<()> {
+    let fs_id = t.dot("d", "n1").await?;
+    let spec = json!({"direction": "Push", "source": {"names": ["d"]}, "target": {"node": "n2"}, "schedule": {"onCommit": true}});
+    t.create("ReplicationJob", "j", &spec).await?;
+    for name in ["c1", "c2"] {
+        let commit = t.commit(name, "d").await?;
+        t.arrived(&fs_id, &commit, "n2", Duration::from_secs(30)).await?;
+    }
+    Ok(())
+}
+
+async fn replicas(t: Arc<Test>) -> Result<()> {
+    let spec = json!({"capacity": "512Mi", "placement": {"node": "n1", "replicas": 1}});
+    let fs_id = t.dot_of("d", &spec).await?;
+    let head = t.mount("n1", &fs_id).await?;
+    std::fs::write(head.join("a"), b"one")?;
+    let commit = t.commit("c1", "d").await?;
+    t.arrived(&fs_id, &commit, "n2", Duration::from_secs(30)).await?;
+    let there = t.mount_commit("n2", &fs_id, &commit).await?;
+    ensure!(std::fs::read(there.join("a"))? == b"one", "the copy must hold what was committed");
+    Ok(())
+}
