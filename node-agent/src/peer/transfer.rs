@@ -64,6 +64,8 @@ pub struct Transfer {
     heard: watch::Receiver<Heard>,
     timeout: Duration,
     listener: JoinHandle<()>,
+    connection: Arc<Connection>,
+    context: TlsContext,
 }
 
 impl Drop for Transfer {
@@ -93,8 +95,9 @@ pub(super) async fn start(
         .map_err(|status| connection.problem(&status))?
         .into_inner();
     let (tell, heard) = watch::channel(Heard { accepted: None, durable: 0, outcome: None, at: Instant::now() });
-    let listener = tokio::spawn(Listener { connection, context, changes, target, tell }.run(answers));
-    let transfer = Transfer { offset: 0, requests: Some(requests), heard, timeout, listener };
+    let ears = Listener { connection: Arc::clone(&connection), context: context.clone(), changes, target, tell };
+    let listener = tokio::spawn(ears.run(answers));
+    let transfer = Transfer { offset: 0, requests: Some(requests), heard, timeout, listener, connection, context };
     transfer.accepted().await
 }
 
@@ -163,6 +166,8 @@ impl Transfer {
     async fn push(&mut self, request: wire::ReceiveRequest) -> Result<(), Problem> {
         let mut since = Instant::now();
         loop {
+            // Also here, not only by the listener: no byte goes out after a revocation was seen.
+            still_good(&self.context, &self.connection)?;
             let heard = self.heard.borrow_and_update().clone();
             if let Some(outcome) = heard.outcome {
                 return Err(early(outcome));
@@ -210,6 +215,18 @@ fn listener_gone() -> Problem {
     Problem::new(Reason::Unreachable, "the stream to the peer broke")
 }
 
+/// The peer's certificate may have been revoked, or have expired, under the stream.
+fn still_good(context: &TlsContext, connection: &Connection) -> Result<(), Problem> {
+    if context.still_good(&connection.peer, unix_now()) {
+        return Ok(());
+    }
+    let leaf = &connection.peer.leaf;
+    Err(Problem::new(
+        Reason::Denied,
+        format!("the certificate {} of node {} is expired or not listed any more", leaf.fingerprint, leaf.node),
+    ))
+}
+
 /// Hears the answers to their end.
 struct Listener {
     connection: Arc<Connection>,
@@ -241,21 +258,9 @@ impl Listener {
                 let message = message.map_err(|status| self.connection.problem(&status))?;
                 self.hear(message.ok_or_else(|| Problem::new(Reason::Unreachable, "the peer ended the stream without an answer"))?)
             }
-            () = self.changes.next() => self.recheck(),
-            () = tokio::time::sleep(minute) => self.recheck(),
+            () = self.changes.next() => still_good(&self.context, &self.connection).map(|()| None),
+            () = tokio::time::sleep(minute) => still_good(&self.context, &self.connection).map(|()| None),
         }
-    }
-
-    /// The peer's certificate may have been revoked, or have expired, under the stream.
-    fn recheck(&self) -> Result<Option<Stored>, Problem> {
-        if self.context.still_good(&self.connection.peer, unix_now()) {
-            return Ok(None);
-        }
-        let leaf = &self.connection.peer.leaf;
-        Err(Problem::new(
-            Reason::Denied,
-            format!("the certificate {} of node {} is expired or not listed any more", leaf.fingerprint, leaf.node),
-        ))
     }
 
     fn hear(&self, message: wire::ReceiveResponse) -> Result<Option<Stored>, Problem> {
