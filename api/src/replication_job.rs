@@ -173,7 +173,7 @@ pub struct Limits {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Retry {
-    /// Tries after the first; 0 is never, absent is without limit.
+    /// Attempts in all; 0 (never retry) and 1 both mean one, absent is without limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 1_000_000))]
     pub max_attempts: Option<u32>,
