@@ -4,9 +4,9 @@
 //! the sender proves with the digest that its prefix is the same. The result is plain BLAKE3: `b3sum` of the same bytes.
 //!
 //! BLAKE3 is a binary tree over chunks of 1,024 bytes. What is left of the current position falls into complete subtrees
-//! whose sizes are the bits of the number of complete chunks, so a stack of at most 54 chaining values plus the current
-//! chunk is the whole state. The last chunk is held back until a byte follows it, because the last node of the tree is
-//! hashed differently (as root).
+//! whose sizes are the bits of the number of complete chunks, so a stack of at most 55 chaining values plus the current
+//! chunk is the whole state. The last node of the tree is hashed differently (as root): so two neighbours are merged only
+//! when a byte follows them, and bytes of a first chunk are kept until then.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -21,15 +21,16 @@ const CHUNK_U64: u64 = CHUNK as u64;
 const MAX_SUBTREE: u64 = 1 << 20;
 /// Version byte of the saved form.
 const SAVED_VERSION: u8 = 1;
-/// Bytes before the stack in the saved form: version and offset.
-const SAVED_HEAD: usize = 1 + 8;
+/// Bytes before the stack in the saved form: version, offset, length of the stack.
+const SAVED_HEAD: usize = 1 + 8 + 1;
 
 /// A BLAKE3 hasher that can be saved and restored.
 #[derive(Debug, Clone, Default)]
 pub struct ResumableHasher {
-    /// Chaining values of the complete subtrees to the left, largest first; one for each set bit of `chunks()`.
+    /// Chaining values of the complete subtrees to the left, largest first: one for each set bit of their number of chunks,
+    /// and one more for the last, which is not merged yet.
     stack: Vec<ChainingValue>,
-    /// The current chunk, 0 to 1,024 bytes; empty only while nothing has been hashed.
+    /// The current chunk: up to 1,023 bytes, and 1,024 if there is nothing else.
     tail: Vec<u8>,
     /// Bytes hashed so far.
     offset: u64,
@@ -53,21 +54,21 @@ impl ResumableHasher {
 
     /// Hashes `input` after what came before. Fast (as `blake3::Hasher`) for inputs of 64 KiB and more.
     pub fn update(&mut self, mut input: &[u8]) {
-        let room = CHUNK - self.tail.len();
-        let (head, rest) = input.split_at(room.min(input.len()));
-        self.tail.extend_from_slice(head);
-        self.offset += head.len() as u64;
-        input = rest;
-        if input.is_empty() {
-            return;
+        if !self.tail.is_empty() || self.stack.is_empty() {
+            let (head, rest) = input.split_at((CHUNK - self.tail.len()).min(input.len()));
+            self.tail.extend_from_slice(head);
+            self.offset += head.len() as u64;
+            input = rest;
+            if self.tail.len() < CHUNK || (self.stack.is_empty() && input.is_empty()) {
+                return;
+            }
+            let chunk = std::mem::take(&mut self.tail);
+            self.offset -= CHUNK_U64;
+            self.push(&chunk);
         }
-        self.push_tail();
-        while input.len() > CHUNK {
-            let len = subtree_len(self.offset, input.len());
-            let (subtree, rest) = input.split_at(len);
-            let value = chaining_value(self.offset, subtree);
-            self.offset += len as u64;
-            self.push(value, len as u64 / CHUNK_U64);
+        while input.len() >= CHUNK {
+            let (subtree, rest) = input.split_at(subtree_len(self.offset, input.len()));
+            self.push(subtree);
             input = rest;
         }
         self.tail.extend_from_slice(input);
@@ -76,23 +77,31 @@ impl ResumableHasher {
 
     /// The BLAKE3 hash of everything so far. The hasher can go on.
     pub fn finalize(&self) -> [u8; 32] {
-        let Some((last, left)) = self.stack.split_last() else {
+        let mut stack = self.stack.clone();
+        let last = if self.tail.is_empty() {
+            stack.pop()
+        } else {
+            merge_complete(&mut stack, self.offset - self.tail.len() as u64);
+            Some(chaining_value(self.offset - self.tail.len() as u64, &self.tail))
+        };
+        let (Some(mut right), Some(mut left)) = (last, stack.pop()) else {
             return *blake3::hash(&self.tail).as_bytes();
         };
-        let mut right = chaining_value(self.offset - self.tail.len() as u64, &self.tail);
-        let mut next = last;
-        for value in left.iter().rev() {
-            right = merge_subtrees_non_root(next, &right, Mode::Hash);
-            next = value;
+        while let Some(next) = stack.pop() {
+            right = merge_subtrees_non_root(&left, &right, Mode::Hash);
+            left = next;
         }
-        *merge_subtrees_root(next, &right, Mode::Hash).as_bytes()
+        *merge_subtrees_root(&left, &right, Mode::Hash).as_bytes()
     }
 
-    /// The state in at most 2,761 bytes: version, offset (8 bytes, little-endian), chaining values, current chunk.
+    /// The state in at most 2,794 bytes: version, offset (8 bytes, little-endian), number of chaining values, those, and
+    /// the current chunk.
     pub fn save(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(SAVED_HEAD + self.stack.len() * 32 + self.tail.len());
         out.push(SAVED_VERSION);
         out.extend_from_slice(&self.offset.to_le_bytes());
+        // At most 55.
+        out.push(u8::try_from(self.stack.len()).unwrap_or(u8::MAX));
         for value in &self.stack {
             out.extend_from_slice(value);
         }
@@ -103,7 +112,7 @@ impl ResumableHasher {
     /// The hasher that [`Self::save`] wrote.
     ///
     /// # Errors
-    /// When the length does not fit the offset in it, or the version is not ours.
+    /// When the lengths do not fit the offset in it, or the version is not ours.
     pub fn restore(saved: &[u8]) -> Result<Self, RestoreError> {
         let (&version, rest) = saved.split_first().ok_or(RestoreError("empty"))?;
         if version != SAVED_VERSION {
@@ -111,35 +120,31 @@ impl ResumableHasher {
         }
         let (offset, rest) = rest.split_first_chunk::<8>().ok_or(RestoreError("too short"))?;
         let offset = u64::from_le_bytes(*offset);
-        let chunks = complete_chunks(offset);
-        let count = chunks.count_ones() as usize;
-        let tail = usize::try_from(offset - chunks * CHUNK_U64).map_err(|_| RestoreError("offset"))?;
-        if rest.len() != count * 32 + tail {
-            return Err(RestoreError("the length does not fit the offset"));
+        let (&count, rest) = rest.split_first().ok_or(RestoreError("too short"))?;
+        let (values, tail) = rest.split_at_checked(usize::from(count) * 32).ok_or(RestoreError("too short"))?;
+        let complete = offset.checked_sub(tail.len() as u64).ok_or(RestoreError("too long"))?;
+        let tail_fits = tail.len() < CHUNK || (tail.len() == CHUNK && count == 0);
+        if !complete.is_multiple_of(CHUNK_U64) || !tail_fits || !stack_fits(count.into(), complete / CHUNK_U64, tail.is_empty()) {
+            return Err(RestoreError("the lengths do not fit the offset"));
         }
-        let (values, tail) = rest.split_at(count * 32);
         let (values, _) = values.as_chunks::<32>();
         Ok(Self { stack: values.to_vec(), tail: tail.to_vec(), offset })
     }
 
-    /// Turns the held-back chunk, now known not to be the last, into a chaining value.
-    fn push_tail(&mut self) {
-        let value = chaining_value(self.offset - self.tail.len() as u64, &self.tail);
-        self.tail.clear();
-        self.push(value, 1);
+    /// Adds a complete subtree that starts at `offset`, after merging what is complete before it.
+    fn push(&mut self, subtree: &[u8]) {
+        merge_complete(&mut self.stack, self.offset);
+        self.stack.push(chaining_value(self.offset, subtree));
+        self.offset += subtree.len() as u64;
     }
+}
 
-    /// Pushes a complete subtree of `chunks` chunks (a power of two) that ends at `offset`, merging equal neighbours.
-    fn push(&mut self, mut value: ChainingValue, mut chunks: u64) {
-        let total = self.offset / CHUNK_U64;
-        // A set bit of the chunk count before this subtree is a stack entry of that size: merge while it is our size.
-        let before = total - chunks;
-        while before & chunks != 0 {
-            let Some(left) = self.stack.pop() else { break };
-            value = merge_subtrees_non_root(&left, &value, Mode::Hash);
-            chunks <<= 1;
-        }
-        self.stack.push(value);
+/// Merges until there is one value for each set bit of the number of chunks before `offset`, because something follows.
+fn merge_complete(stack: &mut Vec<ChainingValue>, offset: u64) {
+    let wanted = (offset / CHUNK_U64).count_ones() as usize;
+    while stack.len() > wanted {
+        let (Some(right), Some(left)) = (stack.pop(), stack.pop()) else { return };
+        stack.push(merge_subtrees_non_root(&left, &right, Mode::Hash));
     }
 }
 
@@ -157,15 +162,21 @@ impl<'de> Deserialize<'de> for ResumableHasher {
     }
 }
 
-/// Chunks before the held-back one at `offset` bytes.
-fn complete_chunks(offset: u64) -> u64 {
-    offset.saturating_sub(1) / CHUNK_U64
+/// Whether `count` values can stand for `chunks` complete chunks: before the last one was added there was one for each bit.
+fn stack_fits(count: u32, chunks: u64, ends_here: bool) -> bool {
+    if count == 0 || chunks == 0 {
+        return count == 0 && chunks == 0;
+    }
+    // One value and nothing after it would be a whole tree, whose root is not a chaining value.
+    (count > 1 || !ends_here)
+        && (0..u64::BITS)
+            .map_while(|bit| chunks.checked_sub(1 << bit).map(|before| (bit, before)))
+            .any(|(bit, before)| before.count_ones() + 1 == count && (before == 0 || bit <= before.trailing_zeros()))
 }
 
-/// Length of the largest complete subtree that may start at `offset` and leaves at least one of `available` bytes.
+/// Length of the largest complete subtree that may start at `offset` and that `available` bytes, at least a chunk, fill.
 fn subtree_len(offset: u64, available: usize) -> usize {
-    let aligned = if offset == 0 { MAX_SUBTREE } else { (1 << offset.trailing_zeros()).min(MAX_SUBTREE) };
-    let available = available as u64 - 1;
+    let aligned = if offset == 0 { CHUNK_U64 } else { (1 << offset.trailing_zeros()).min(MAX_SUBTREE) };
     let fits = 1u64 << available.ilog2();
     // Both are at most MAX_SUBTREE, which is far below usize::MAX.
     usize::try_from(aligned.min(fits)).unwrap_or(CHUNK)
@@ -207,11 +218,9 @@ mod tests {
 
     #[test]
     fn saved_state_is_small_at_the_worst_offset() {
-        // All 54 possible bits set: one byte short of 2^64.
-        let hasher = ResumableHasher { stack: vec![[7; 32]; 54], tail: vec![1; CHUNK], offset: u64::MAX - CHUNK_U64 + 1 };
-        let chunks = complete_chunks(hasher.offset);
-        assert!(chunks.count_ones() <= 54);
-        assert!(hasher.save().len() <= 3 * 1024);
+        // All 54 possible bits set, the last not merged, and a chunk.
+        let hasher = ResumableHasher { stack: vec![[7; 32]; 55], tail: vec![1; CHUNK], offset: u64::MAX };
+        assert_eq!(hasher.save().len(), 2794);
     }
 
     #[test]
@@ -226,7 +235,7 @@ mod tests {
         other[0] = 2;
         assert!(ResumableHasher::restore(&other).is_err());
         let mut other = saved;
-        other[2] ^= 0x40;
+        other[1] ^= 1;
         assert!(ResumableHasher::restore(&other).is_err());
     }
 
@@ -247,7 +256,7 @@ mod tests {
         hasher.update(&sample(3 * CHUNK + 5));
         let saved = hasher.save();
         assert_eq!(saved.len(), SAVED_HEAD + 64 + 5);
-        assert_eq!(blake3::hash(&saved).to_hex().as_str(), "76b171f62061131e04f19a1769539fb259c5efb44f809066d0cb4b5244879d4d");
+        assert_eq!(blake3::hash(&saved).to_hex().as_str(), "dc9b5d3ed6568cae50eb7d5672ab47a5ea0b2cc9a90d0c24e4d504d1d0aba896");
     }
 
     proptest! {
