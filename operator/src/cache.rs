@@ -203,6 +203,9 @@ impl<K: Kind> Cache<K> {
     }
 
     /// Fills a cache without a watch.
+    ///
+    /// # Panics
+    /// If the cache is being watched.
     #[cfg(test)]
     pub fn fill(&self, objects: impl IntoIterator<Item = K>) {
         let mut guard = self.writer.write().unwrap();

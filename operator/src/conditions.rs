@@ -68,7 +68,7 @@ pub fn transitions(old: &[Condition], new: &[Condition]) -> Vec<Note> {
             continue;
         }
         let fine = (c.status == "True") == good(&c.type_);
-        let starting = matches!(c.reason.as_str(), "Creating" | "Pending" | "Running" | "Deleting");
+        let starting = matches!(c.reason.as_str(), "Creating" | "Pending" | "Running" | "Deleting" | "SourceNotReady");
         notes.push(Note { warning: !fine && !starting, reason: c.reason.clone(), message: c.message.clone() });
     }
     notes

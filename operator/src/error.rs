@@ -50,10 +50,7 @@ impl Kind {
 impl Error {
     /// The closed kind.
     pub fn kind(&self) -> Kind {
-        let api = match self {
-            Self::Api(e) | Self::Ca(CaError::Api(e)) => e,
-            _ => return Kind::Internal,
-        };
+        let (Self::Api(api) | Self::Ca(CaError::Api(api))) = self else { return Kind::Internal };
         match api {
             kube::Error::Api(s) if s.is_conflict() || s.is_already_exists() => Kind::Conflict,
             kube::Error::Api(s) if s.is_forbidden() || s.code == 401 => Kind::Forbidden,

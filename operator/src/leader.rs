@@ -102,7 +102,7 @@ pub async fn run(client: Client, namespace: String, identity: String, leading: w
             Ok(Err(error)) => tracing::warn!(%error, "renewing the leader lease"),
             Err(_) => tracing::warn!("renewing the leader lease: no answer"),
         }
-        let leads = held_since.is_some_and(|at| at.elapsed() < DEADLINE - RETRY * 2);
+        let leads = held_since.is_some_and(|at| at.elapsed() < DEADLINE.saturating_sub(RETRY * 2));
         if !leads {
             held_since = None;
         }

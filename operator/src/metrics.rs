@@ -86,7 +86,7 @@ impl Metrics {
     pub fn leading(&self, leads: bool) {
         self.leader.set(i64::from(leads));
     }
-    /// All of it in OpenMetrics text.
+    /// All of it in `OpenMetrics` text.
     pub fn render(&self) -> String {
         let mut out = String::new();
         if prometheus_client::encoding::text::encode(&mut out, &self.registry).is_err() {

@@ -10,7 +10,7 @@ use kube::{Api, ResourceExt};
 use serde_json::json;
 
 use super::decide::View;
-use super::{ClaimObject, ClaimView, owner_reference};
+use super::{ClaimView, owner_reference};
 use crate::context::Ctx;
 use crate::error::Error;
 use crate::names;
@@ -50,7 +50,7 @@ pub fn owned(claim: &ClaimView, ctx: &Ctx) -> Vec<Arc<ReplicationJob>> {
 }
 
 /// Makes and deletes jobs until there is one per wanted copy.
-pub async fn keep<K: ClaimObject>(view: &View, _: &K, ctx: &Ctx) -> Result<(), Error> {
+pub async fn keep(view: &View, ctx: &Ctx) -> Result<(), Error> {
     let claim = &view.claim;
     let authority = view.fs.as_ref().and_then(|f| f.status.as_ref()).and_then(|s| s.authority.as_ref());
     let Some(authority) = authority.filter(|_| !claim.deleting) else { return Ok(()) };

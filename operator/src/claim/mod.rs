@@ -54,7 +54,7 @@ async fn reconcile<K: ClaimObject>(object: Arc<K>, branch: Option<Branch>, ctx: 
     if view.claim.deleting && !view.claim.held {
         return Ok(Action::await_change());
     }
-    copies::keep(&view, object.as_ref(), ctx).await?;
+    copies::keep(&view, ctx).await?;
     let now = dotgraft_api::Time(Timestamp::now());
     let blocked = status::write(object.as_ref(), &view, decision.block, &now, ctx).await?;
     Ok(Action::requeue(if blocked { BLOCKED } else { RESYNC }))

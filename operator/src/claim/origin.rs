@@ -10,6 +10,8 @@ use crate::names;
 
 type Resolved = Result<Origin, Block>;
 
+// Every caller returns it as it is: the outer Ok says that the API server answered.
+#[allow(clippy::unnecessary_wraps)]
 fn no(reason: &'static str, message: impl Into<String>) -> Result<Resolved, Error> {
     Ok(Err(Block::new(reason, message)))
 }

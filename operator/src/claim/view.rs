@@ -25,6 +25,8 @@ pub trait ClaimObject:
 }
 
 /// What is known of a claim.
+// Four independent facts read off one object, not the states of a machine.
+#[allow(clippy::struct_excessive_bools)]
 #[derive(Debug, Clone, PartialEq)]
 pub struct ClaimView {
     /// Dot or Branch.

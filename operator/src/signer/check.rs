@@ -202,4 +202,4 @@ fn leaf_params(node: &str, ips: &[IpAddr]) -> Result<CertificateParams, rcgen::E
 
 #[cfg(test)]
 #[path = "check_tests.rs"]
-mod tests;
+pub(super) mod tests;

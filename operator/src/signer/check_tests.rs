@@ -10,7 +10,7 @@ use rcgen::KeyPair;
 
 use super::*;
 
-fn node() -> Node {
+pub(in crate::signer) fn node() -> Node {
     let address = |t: &str, a: &str| NodeAddress { type_: t.into(), address: a.into() };
     Node {
         metadata: ObjectMeta { name: Some("n1".into()), ..ObjectMeta::default() },
@@ -22,13 +22,13 @@ fn node() -> Node {
     }
 }
 
-fn request(edit: impl FnOnce(&mut CertificateParams)) -> Vec<u8> {
+pub(in crate::signer) fn request(edit: impl FnOnce(&mut CertificateParams)) -> Vec<u8> {
     let mut params = leaf_params("n1", &["10.0.0.1".parse().unwrap()]).unwrap();
     edit(&mut params);
     params.serialize_request(&KeyPair::generate().unwrap()).unwrap().pem().unwrap().into_bytes()
 }
 
-fn csr(pem: Vec<u8>) -> CertificateSigningRequest {
+pub(in crate::signer) fn csr(pem: Vec<u8>) -> CertificateSigningRequest {
     CertificateSigningRequest {
         metadata: ObjectMeta {
             name: Some("dotgraft-agent-n1-x".into()),

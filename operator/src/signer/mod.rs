@@ -186,4 +186,62 @@ mod tests {
         csr.status.get_or_insert_default().certificate = Some(ByteString(b"x".to_vec()));
         assert_eq!(stage(&csr), Stage::Done);
     }
+
+    use super::check::tests as agent;
+    use crate::testing::scenario::{Call, call, missing, play};
+
+    fn secret() -> k8s_openapi::api::core::v1::Secret {
+        k8s_openapi::api::core::v1::Secret { data: Some(ca::generate().unwrap()), ..Default::default() }
+    }
+    async fn run(csr: CertificateSigningRequest, script: Vec<Call>) {
+        play(|_| {}, script, |ctx| reconcile(Arc::new(csr), ctx)).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn the_fingerprint_is_published_before_the_certificate() {
+        let csr = agent::csr(agent::request(|_| {}));
+        let approved = with(csr.clone(), condition("Approved", "AgentOfThisNode", String::new()));
+        let script = vec![
+            call("GET", "/certificatesigningrequests/dotgraft-agent-n1-x", &csr),
+            call("GET", "/api/v1/nodes/n1", agent::node()),
+            call("PUT", "/dotgraft-agent-n1-x/approval", &approved).with(|b| assert_eq!(b["status"]["conditions"][0]["type"], "Approved")),
+            call("GET", "/secrets/dotgraft-ca", secret()),
+            missing("GET", "/nodepools/n1"),
+            call("PATCH", "/nodepools/n1", NodePool::default()).with(|b| {
+                assert_eq!(b["spec"]["address"], "10.0.0.1:7443");
+                assert_eq!(b["spec"]["fingerprints"].as_array().unwrap().len(), 1);
+            }),
+            call("PUT", "/dotgraft-agent-n1-x/status", &approved)
+                .with(|b| assert!(b["status"]["certificate"].as_str().unwrap().len() > 1000)),
+        ];
+        run(csr, script).await;
+    }
+
+    #[tokio::test]
+    async fn a_request_for_another_node_is_denied_and_nothing_is_signed() {
+        let mut csr = agent::csr(agent::request(|_| {}));
+        csr.spec.extra.as_mut().unwrap().values_mut().for_each(|v| *v = vec!["n2".into()]);
+        let mut other = agent::node();
+        other.metadata.name = Some("n2".into());
+        let script = vec![
+            call("GET", "/certificatesigningrequests/dotgraft-agent-n1-x", &csr),
+            call("GET", "/api/v1/nodes/n2", other),
+            call("PUT", "/dotgraft-agent-n1-x/approval", &csr).with(|b| assert_eq!(b["status"]["conditions"][0]["type"], "Denied")),
+        ];
+        run(csr, script).await;
+    }
+
+    #[tokio::test]
+    async fn a_request_that_a_person_approved_against_the_rules_fails_unsigned() {
+        let mut csr = with(agent::csr(agent::request(|_| {})), condition("Approved", "ByHand", String::new()));
+        csr.spec.username = Some("system:admin".into());
+        let script = vec![
+            call("GET", "/certificatesigningrequests/dotgraft-agent-n1-x", &csr),
+            call("PUT", "/dotgraft-agent-n1-x/status", &csr).with(|b| {
+                assert_eq!(b["status"]["conditions"][1]["type"], "Failed");
+                assert!(b["status"].get("certificate").is_none());
+            }),
+        ];
+        run(csr, script).await;
+    }
 }
