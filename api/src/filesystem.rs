@@ -56,8 +56,8 @@ pub struct FilesystemSpec {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct FilesystemStatus {
-    /// Written by the operator only.
-    #[serde(default)]
+    /// Written by the operator only. Required: a default would make a restored status without it `New`, and only what is `New` may be
+    /// created empty.
     pub phase: FilesystemPhase,
     /// Who may write; absent before there is an owner.
     #[serde(default, skip_serializing_if = "Option::is_none")]
