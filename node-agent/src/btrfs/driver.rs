@@ -1,13 +1,13 @@
 //! [`BtrfsPool`] as the agent's [`Driver`]: only hands each call to the file that owns its subject.
 
 use std::io::Read;
-use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use dotgraft_engine::ids::{CommitId, FsId};
 use dotgraft_engine::model::{Commit, Origin};
 
-use super::{BtrfsPool, SendOptions, layout, meta, mounts, quota};
+use super::fsx::Context;
+use super::{BtrfsPool, SendOptions, ioctl, layout, meta, mounts, quota, subvol};
 use crate::driver::{CommitDone, Driver, DriverError, Fenced, Found, FsMeta, Holder, Incoming, MountWhat, PoolInfo, Space, Usage};
 
 impl Driver for BtrfsPool {
@@ -63,15 +63,12 @@ impl Driver for BtrfsPool {
         self.holders_of(fs)
     }
     fn mount(&self, fs: FsId, what: MountWhat, target: &Path, read_only: bool) -> Result<(), DriverError> {
-        let (source, read_only): (OwnedFd, bool) = match what {
-            MountWhat::Head => (self.head(fs)?.fd, read_only),
-            MountWhat::Commit(commit) => (self.commit_subvol(fs, commit)?.fd, true),
+        let (path, read_only) = match what {
+            MountWhat::Head => (format!("{}/{fs}/{}", layout::FS, layout::HEAD), read_only),
+            MountWhat::Commit(commit) => (format!("{}/{fs}/{}/{commit}", layout::FS, layout::COMMITS), true),
         };
-        let root = match what {
-            MountWhat::Head => format!("/{}/{fs}/{}", layout::FS, layout::HEAD),
-            MountWhat::Commit(commit) => format!("/{}/{fs}/{}/{commit}", layout::FS, layout::COMMITS),
-        };
-        mounts::bind(source, &self.dev, &PathBuf::from(root), target, read_only)
+        let source = subvol::open_root(&self.root, &path)?;
+        mounts::bind(source, &self.dev, &Path::new("/").join(path), target, read_only)
     }
     fn unmount(&self, target: &Path) -> Result<(), DriverError> {
         mounts::unmount(target)
@@ -83,7 +80,8 @@ impl Driver for BtrfsPool {
         self.thaw_head(fs)
     }
     fn is_fenced(&self, fs: FsId) -> Result<bool, DriverError> {
-        Ok(self.head(fs)?.info.read_only)
+        let head = subvol::open_root(&self.root, &format!("{}/{fs}/{}", layout::FS, layout::HEAD))?;
+        ioctl::is_read_only(head).doing(|| format!("flags of the head of {fs}"))
     }
 
     fn send(&self, fs: FsId, base: Option<CommitId>, target: CommitId, version: u32) -> Result<Box<dyn Read + Send>, DriverError> {

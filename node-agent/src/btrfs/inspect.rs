@@ -1,9 +1,12 @@
 //! What is on disk of a Filesystem: the truth that `recover` compares the journal with.
 
-use dotgraft_engine::ids::{CommitId, FsId};
+use std::os::fd::AsFd;
 
-use super::fsx::{self, What};
-use super::{BtrfsPool, layout, meta, subvol};
+use dotgraft_engine::ids::{CommitId, FsId};
+use dotgraft_engine::model::Commit;
+
+use super::fsx::{self, Context, What};
+use super::{BtrfsPool, ioctl, layout, meta, subvol};
 use crate::driver::{DriverError, Found};
 
 /// Name of a checkpoint: `<target>.<offset>`.
@@ -54,8 +57,7 @@ impl BtrfsPool {
                 continue;
             };
             // Only what is not there or not understood is broken; an I/O error must not look like a reason to delete.
-            let read = subvol::open(&commits, name).and_then(|s| meta::read_commit(&commits, id).map(|c| (s.info.read_only, c)));
-            match read {
+            match look_at_commit(&commits, id) {
                 Ok((true, commit)) if commit.fs_id == fs => found.commits.push(commit),
                 Ok(_) | Err(DriverError::NotFound(_) | DriverError::BadMetadata(_)) => found.broken.push(name.clone()),
                 Err(e) => return Err(e),
@@ -72,6 +74,13 @@ impl BtrfsPool {
             None => Ok(Vec::new()),
         }
     }
+}
+
+/// Whether the subvolume of a commit is read-only, and its metadata.
+fn look_at_commit(commits: impl AsFd, id: CommitId) -> Result<(bool, Commit), DriverError> {
+    let root = subvol::open_root(&commits, &id.to_string())?;
+    let read_only = ioctl::is_read_only(root).doing(|| format!("flags of {id}"))?;
+    Ok((read_only, meta::read_commit(commits, id)?))
 }
 
 #[cfg(test)]

@@ -20,13 +20,20 @@ pub struct Subvol {
     pub info: SubvolInfo,
 }
 
-/// Opens a subvolume; `NotFound` if it is not there, `BadMetadata` if a plain directory is in its place.
-pub fn open(at: impl AsFd, path: &str) -> Result<Subvol, DriverError> {
+/// Opens the root of a subvolume; `NotFound` if it is not there, `BadMetadata` if a plain directory is in its place. Works in a pool that
+/// failed, too, where [`open`] gets I/O errors: reading goes on there.
+pub fn open_root(at: impl AsFd, path: &str) -> Result<OwnedFd, DriverError> {
     let fd = fsx::open_dir(at, path)?;
     let stat = rustix::fs::fstat(&fd).doing(|| format!("stat {path}"))?;
     if stat.st_ino != search::FIRST_INODE {
         return Err(DriverError::BadMetadata(format!("{path} is a directory where a subvolume should be")));
     }
+    Ok(fd)
+}
+
+/// Opens a subvolume with what the kernel says of it; errors as [`open_root`].
+pub fn open(at: impl AsFd, path: &str) -> Result<Subvol, DriverError> {
+    let fd = open_root(at, path)?;
     let info = ioctl::subvol_info(&fd).doing(|| format!("subvolume info of {path}"))?;
     Ok(Subvol { fd, info })
 }
