@@ -136,6 +136,10 @@ pub enum Reason {
     NotFound,
     /// This node does not own it, or has not opened it.
     NotOwner,
+    /// The API says nothing of an owner; a person accepts or adopts.
+    AuthorityUnknown,
+    /// The API shows an older epoch than was seen here: it was restored; a person accepts.
+    EpochRegression,
     /// The pool failed: forced read-only, I/O error.
     PoolFailed,
     /// A checksum error of the disk.
@@ -175,6 +179,8 @@ impl Reason {
             | Self::Pinned
             | Self::NotFound
             | Self::NotOwner
+            | Self::AuthorityUnknown
+            | Self::EpochRegression
             | Self::PoolFailed
             | Self::Internal => false,
         }

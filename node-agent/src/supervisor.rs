@@ -193,8 +193,18 @@ impl Supervisor {
 }
 
 /// Conditions of copies that are counted; each names a trouble.
-const TROUBLES: [&str; 8] =
-    ["CommitBlocked", "CommitsLost", "DataMissing", "Degraded", "DeletionBlocked", "HeadMissing", "ReceiveFailed", "StaleIntent"];
+const TROUBLES: [&str; 10] = [
+    "AuthorityUnknown",
+    "CommitBlocked",
+    "CommitsLost",
+    "DataMissing",
+    "Degraded",
+    "DeletionBlocked",
+    "EpochRegression",
+    "HeadMissing",
+    "ReceiveFailed",
+    "StaleIntent",
+];
 
 const READ_ONLY: &str = "the kernel has made the pool read-only: see the node's kernel log; reads go on, replicas on other nodes are whole";
 

@@ -124,17 +124,17 @@ impl OpenOutcome {
             }
             Self::Deleting => (Reason::Deleting, "the Filesystem is being deleted".to_owned()),
             Self::NoAuthority => {
-                (Reason::NotFound, "AuthorityUnknown: the API says nothing of an owner; `kubectl dot accept` sets one".to_owned())
+                (Reason::AuthorityUnknown, "the API says nothing of an owner; `kubectl dot accept` sets one".to_owned())
             }
             Self::Missing => (
-                Reason::NotFound,
-                "AuthorityUnknown: the API has no such Filesystem; the copy stays closed and is kept (`kubectl dot adopt`)".to_owned(),
+                Reason::AuthorityUnknown,
+                "the API has no such Filesystem; the copy stays closed and is kept (`kubectl dot adopt`)".to_owned(),
             ),
             Self::EpochRegression { seen, api } => {
                 let text = format!(
-                    "EpochRegression: this node has seen {seen}, the API shows {api}; was the API restored? `kubectl dot accept` goes on"
+                    "this node has seen {seen}, the API shows {api}; was the API restored? `kubectl dot accept` goes on"
                 );
-                (Reason::StaleEpoch, text)
+                (Reason::EpochRegression, text)
             }
             Self::Failed(e) => return Err(e.problem()),
         };

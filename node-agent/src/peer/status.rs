@@ -23,7 +23,9 @@ pub const fn code_of(reason: Reason) -> Code {
         | Reason::NestedSubvolume
         | Reason::Mounted
         | Reason::Pinned
-        | Reason::NotOwner => Code::FailedPrecondition,
+        | Reason::NotOwner
+        | Reason::AuthorityUnknown
+        | Reason::EpochRegression => Code::FailedPrecondition,
         Reason::StaleEpoch | Reason::BaseGone | Reason::DigestMismatch => Code::Aborted,
         Reason::CorruptStream | Reason::Invalid => Code::InvalidArgument,
         Reason::Denied => Code::PermissionDenied,
@@ -117,6 +119,8 @@ mod tests {
         Reason::Pinned,
         Reason::NotFound,
         Reason::NotOwner,
+        Reason::AuthorityUnknown,
+        Reason::EpochRegression,
         Reason::PoolFailed,
         Reason::CorruptDisk,
         Reason::Cancelled,
