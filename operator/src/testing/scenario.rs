@@ -88,6 +88,30 @@ where
     let done = tokio::time::timeout(std::time::Duration::from_secs(10), Box::pin(work(Arc::new(ctx)))).await;
     // The script is over when the client is dropped; a panic of the server is the better message.
     let served = tokio::time::timeout(std::time::Duration::from_secs(10), server).await;
-    served.expect("the client is still held").unwrap();
+    if let Err(e) = served.expect("the client is still held") {
+        std::panic::resume_unwind(e.into_panic());
+    }
     done.expect("the work hangs")
+}
+
+async fn read_node(ctx: Arc<Ctx>) {
+    let _ = kube::Api::<k8s_openapi::api::core::v1::Node>::all(ctx.client.clone()).get_opt("n1").await;
+}
+
+#[tokio::test]
+#[should_panic(expected = "unexpected call: GET")]
+async fn a_call_that_is_not_in_the_script_fails_the_test() {
+    play(|_| {}, vec![], read_node).await;
+}
+
+#[tokio::test]
+#[should_panic(expected = "calls that never came")]
+async fn a_call_that_never_comes_fails_the_test() {
+    play(|_| {}, vec![missing("GET", "/nodes/n1"), missing("GET", "/nodes/n1")], read_node).await;
+}
+
+#[tokio::test]
+#[should_panic(expected = "expected PATCH")]
+async fn another_call_than_the_next_fails_the_test() {
+    play(|_| {}, vec![call("PATCH", "/nodes/n1", json!({}))], read_node).await;
 }
