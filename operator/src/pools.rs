@@ -1,13 +1,15 @@
 //! What is known of the pools, and the choice of one for a new Filesystem or copy: pure.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
-use dotgraft_api::{NodePool, Place, Placement, condition};
+use dotgraft_api::{NodePool, Place, Placement, Replica, condition};
 use k8s_openapi::api::core::v1::Node;
-use kube::ResourceExt;
+use kube::{Api, ResourceExt};
 
 use crate::conditions::Block;
-use crate::context::Caches;
+use crate::context::{Caches, Ctx};
+use crate::error::Error;
 
 /// One agent's pool.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -74,6 +76,25 @@ pub fn all(caches: &Caches) -> Vec<PoolView> {
     let mut pools: Vec<_> = caches.pools.all().iter().map(|p| view(p, caches.nodes.get(&p.spec.node).as_deref())).collect();
     pools.sort_by(|a, b| a.node.cmp(&b.node));
     pools
+}
+
+/// All pools, and those that the caches call gone as the API server has them now: what doesn't wait for a pool's agent
+/// decides about data, so it is never decided from a cache (failures.md row 10).
+pub async fn confirmed(ctx: &Ctx, replicas: &[Arc<Replica>]) -> Result<Vec<PoolView>, Error> {
+    let mut pools = all(&ctx.caches);
+    let (live_pools, live_nodes): (Api<NodePool>, Api<Node>) = (Api::all(ctx.client.clone()), Api::all(ctx.client.clone()));
+    for replica in replicas {
+        let place = Place { node: replica.spec.node.clone(), pool: replica.spec.pool.clone() };
+        if !is_gone(&pools, &place) {
+            continue;
+        }
+        pools.retain(|p| p.node != place.node);
+        if let Some(pool) = live_pools.get_opt(&place.node).await? {
+            let node = live_nodes.get_opt(&place.node).await?;
+            pools.push(view(&pool, node.as_ref()));
+        }
+    }
+    Ok(pools)
 }
 
 /// The pool that an object names is gone for good: no Node, no agent, or another disk under the same name.

@@ -34,10 +34,11 @@ pub async fn reconcile(replica: Arc<Replica>, ctx: Arc<Ctx>) -> Result<Action, E
     }
     let api: Api<Replica> = Api::all(ctx.client.clone());
     let Some(live) = api.get_opt(&replica.name_any()).await? else { return Ok(Action::await_change()) };
-    if is_over(&live, &pools::all(&ctx.caches)) {
+    let live = Arc::new(live);
+    if is_over(&live, &pools::confirmed(&ctx, std::slice::from_ref(&live)).await?) {
         // Guarded by the version that was read: a wish that changed since keeps it.
-        write::let_go(&api, &live, REPLICA_FINALIZER).await?;
-        write::delete(&api, &live).await?;
+        write::let_go(&api, live.as_ref(), REPLICA_FINALIZER).await?;
+        write::delete(&api, live.as_ref()).await?;
         return Ok(Action::await_change());
     }
     Ok(Action::requeue(Duration::from_secs(30)))

@@ -27,6 +27,9 @@ const CONCURRENCY: u16 = 8;
 /// Somebody wrote between our read and our write: nearly at once again.
 const CONFLICT: Duration = Duration::from_millis(100);
 
+/// How often a new leader looks whether its caches are filled.
+const SYNC_POLL: Duration = Duration::from_millis(50);
+
 type Triggers<K> = Vec<BoxStream<'static, ObjectRef<K>>>;
 
 /// Opens every watch; runs for ever.
@@ -47,8 +50,12 @@ pub async fn watch(ctx: Arc<Ctx>) {
     );
 }
 
-/// Runs every controller; dropped when the lease is lost.
+/// Runs every controller; dropped when the lease is lost. None begins before *every* cache has been listed: one that is
+/// still empty would make every pool look gone and every claim missing.
 pub async fn control(ctx: Arc<Ctx>) {
+    while !ctx.caches.fresh() {
+        tokio::time::sleep(SYNC_POLL).await;
+    }
     let c = &ctx.caches;
     tokio::join!(
         run("csr", &c.requests, vec![], signer::reconcile, &ctx),
@@ -349,5 +356,23 @@ pub async fn count_stuck(ctx: Arc<Ctx>) {
         m.stuck("filesystem", stuck(&c.filesystems));
         m.stuck("replica", stuck(&c.replicas));
         tokio::time::sleep(Duration::from_secs(60)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::scenario::play;
+    use crate::testing::{dot, filesystem, with_pools};
+
+    #[tokio::test]
+    async fn a_leader_whose_caches_are_not_all_filled_does_nothing() {
+        let fill = |ctx: &Ctx| {
+            with_pools(ctx, &["n1"]);
+            ctx.caches.dots.fill([dot()]);
+            ctx.caches.filesystems.fill([filesystem(Some(FilesystemPhase::Deleting), None)]);
+        };
+        let controlled = |ctx| async move { tokio::time::timeout(Duration::from_millis(300), control(ctx)).await };
+        assert!(play(fill, vec![], controlled).await.is_err(), "still waiting");
     }
 }

@@ -46,7 +46,8 @@ pub async fn live<K: ClaimObject>(name: &str, namespace: &str, ctx: &Ctx) -> Res
         let list: Vec<_> = branches.list(&ListParams::default()).await?.items.into_iter().map(Arc::new).collect();
         view.children = children(&view.claim, &list, ctx);
         if let Some(id) = &view.claim.fs_id {
-            view.mounts = mounts(&crate::filesystem::live_replicas(id, ctx).await?, &pools::all(&ctx.caches));
+            let replicas = crate::filesystem::live_replicas(id, ctx).await?;
+            view.mounts = mounts(&replicas, &pools::confirmed(ctx, &replicas).await?);
         }
     } else if view.fs.is_none()
         && let Some(branch) = &branch

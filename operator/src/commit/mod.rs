@@ -42,6 +42,7 @@ async fn gather_live(commit: &Commit, ctx: &Ctx) -> Result<Option<View>, Error> 
     if let Some(id) = view.claim.as_ref().and_then(|c| c.fs_id.clone()) {
         view.fs = Api::all(ctx.client.clone()).get_opt(&id).await?.map(Arc::new);
         view.replicas = filesystem::live_replicas(&id, ctx).await?;
+        view.pools = pools::confirmed(ctx, &view.replicas).await?;
     }
     Ok(Some(view))
 }

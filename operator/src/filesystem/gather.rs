@@ -33,7 +33,8 @@ pub async fn live(name: &str, ctx: &Ctx) -> Result<Option<View>, Error> {
         Some(o) => filesystems.get_opt(&o.fs_id).await?,
         None => None,
     };
-    Ok(Some(assemble(fs, claim, replicas, origin.as_ref(), ctx)))
+    let pools = pools::confirmed(ctx, &replicas).await?;
+    Ok(Some(View { pools, ..assemble(fs, claim, replicas, origin.as_ref(), ctx) }))
 }
 
 /// All Replicas of a Filesystem, as the API server has them now.

@@ -71,13 +71,17 @@ pub struct Plan {
 impl Plan {
     /// Some write decides about data: it is planned again with what the API server says *now*.
     pub fn is_critical(&self, view: &View) -> bool {
-        self.writes.iter().any(|w| match w {
-            Write::Update(spec, _) => {
-                let name = names::replica_name(&spec.fs_id, &spec.pool);
-                view.replicas.iter().any(|r| r.name_any() == name && r.spec.desired.state != spec.desired.state)
-            }
-            _ => true,
-        })
+        // An owner that isn't asked about its pins any more, because its pool is gone.
+        let owner = view.fs.status.as_ref().and_then(|s| s.authority.as_ref()).map(|a| &a.owner);
+        let unasked = !self.writes.is_empty() && owner.is_some_and(|o| pools::is_gone(&view.pools, o));
+        unasked
+            || self.writes.iter().any(|w| match w {
+                Write::Update(spec, _) => {
+                    let name = names::replica_name(&spec.fs_id, &spec.pool);
+                    view.replicas.iter().any(|r| r.name_any() == name && r.spec.desired.state != spec.desired.state)
+                }
+                _ => true,
+            })
     }
 }
 

@@ -113,3 +113,19 @@ async fn a_finalizer_that_the_agent_took_off_is_not_put_back() {
     let script = vec![call("PATCH", format!("/replicas/{FS}."), &replica).with(|b| assert!(b["metadata"].get("finalizers").is_none()))];
     play(|_| {}, script, |ctx| async move { apply_replica(&spec, Marks { unmanaged: true }, Some(&replica), &ctx).await }).await.unwrap();
 }
+
+#[tokio::test]
+async fn a_pool_that_only_the_cache_calls_gone_is_waited_for() {
+    let fs = filesystem(Some(FilesystemPhase::Deleting), Some(authority()));
+    let mut copy = owner_replica(&filesystem(Some(FilesystemPhase::Active), Some(authority())));
+    copy.spec.desired = dotgraft_api::Desired { state: dotgraft_api::DesiredState::Absent, epoch: 1, ..dotgraft_api::Desired::default() };
+    let (pool, node) = testing::node_pool("n1");
+    let mut script = reads(&fs, &dot(), &[copy.clone()]);
+    script.push(call("GET", "/nodepools/n1", pool));
+    script.push(call("GET", "/api/v1/nodes/n1", node));
+    let fill = |ctx: &Ctx| {
+        fill(fs.clone(), vec![copy])(ctx);
+        with_pools(ctx, &[]);
+    };
+    play(fill, script, |ctx| reconcile(Arc::new(fs.clone()), ctx)).await.unwrap();
+}
