@@ -95,7 +95,7 @@ pub struct FsMeta {
     pub claim: Option<Claim>,
     /// Bytes the head may hold.
     pub capacity: u64,
-    /// Bytes that history may hold on top; limit of the qgroup = capacity + history_limit.
+    /// Bytes that history may hold on top; limit of the qgroup = `capacity` + `history_limit`.
     pub history_limit: u64,
     /// `Proof` or `Manual`.
     pub fencing: String,

@@ -123,8 +123,10 @@ impl Walk<'_> {
 
     fn drop_used(&mut self, margin: u64) {
         let sent = if margin == 0 { u64::MAX } else { self.progress.sent.load(Ordering::Relaxed) };
-        while let Some(range) = self.used.pop_front_if(|r| r.until.saturating_add(margin) < sent) {
-            let _ = fadvise(&*range.file, range.at, std::num::NonZeroU64::new(range.len), Advice::DontNeed);
+        while self.used.front().is_some_and(|r| r.until.saturating_add(margin) < sent) {
+            if let Some(range) = self.used.pop_front() {
+                let _ = fadvise(&*range.file, range.at, std::num::NonZeroU64::new(range.len), Advice::DontNeed);
+            }
         }
     }
 

@@ -123,7 +123,8 @@ fn a_dropped_stream_ends_the_send_and_its_commit_can_be_deleted_at_once() {
         drop(stream);
         assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
     }
-    let stream = t.send(v.fs, None, c.id, 2).unwrap();
+    let mut stream = t.send(v.fs, None, c.id, 2).unwrap();
+    stream.read_exact(&mut [0; 100]).unwrap(); // so that the kernel has begun
     assert!(matches!(t.delete_commit(v.fs, c.id), Err(DriverError::Mounted(m)) if m.contains("send")));
     drop(stream);
     t.delete_commit(v.fs, c.id).unwrap();
