@@ -95,7 +95,7 @@ pub(super) fn cut(text: &str, max: usize) -> &str {
 mod tests {
     use super::*;
 
-    const ALL: [Reason; 27] = [
+    const ALL: [Reason; 29] = [
         Reason::Busy,
         Reason::NotPlaced,
         Reason::Deleting,
