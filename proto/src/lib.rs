@@ -5,7 +5,7 @@ pub mod bounded;
 /// What agents say to each other and to programs of their node.
 pub mod agent {
     /// `dotgraft.agent.v1`
-    #[allow(missing_docs, clippy::pedantic)] // generated
+    #[allow(missing_docs, clippy::pedantic, clippy::large_enum_variant)] // generated
     pub mod v1 {
         tonic::include_proto!("dotgraft.agent.v1");
     }
