@@ -26,19 +26,48 @@ pub fn cases() -> Vec<Case> {
     ]
 }
 
-/// No object and no agent knows of it any more.
-async fn nothing_left(t: &Test, fs_id: &str) -> Result<()> {
-    eventually(&format!("Filesystem {fs_id} to be gone everywhere"), STEP, || async {
-        ensure!(t.kube().get("Filesystem", "", fs_id).await?.is_none(), "its object is there");
-        let replicas = t.kube().names("Replica", "", |r| r["spec"]["fsId"] == *fs_id).await?;
-        ensure!(replicas.is_empty(), "Replica {replicas:?} is there");
-        for node in &t.rig.nodes {
-            let status = t.local(&node.name)?.status("").await?;
-            ensure!(!status.to_string().contains(fs_id), "the agent of {} still knows it", node.name);
+/// No object, no agent and no disk knows of it any more.
+pub async fn nothing_left(t: &Test, fs_id: &str) -> Result<()> {
+    eventually(&format!("Filesystem {fs_id} to be gone everywhere"), STEP, || left_of(t, fs_id)).await
+}
+
+/// An error that says what is left of a Filesystem.
+pub async fn left_of(t: &Test, fs_id: &str) -> Result<()> {
+    ensure!(t.kube().get("Filesystem", "", fs_id).await?.is_none(), "its object is there");
+    let replicas = t.kube().names("Replica", "", |r| r["spec"]["fsId"] == *fs_id).await?;
+    ensure!(replicas.is_empty(), "Replica {replicas:?} is there");
+    for node in &t.rig.nodes {
+        let status = t.local(&node.name)?.status("").await?;
+        ensure!(!status.to_string().contains(fs_id), "the agent of {} still knows it", node.name);
+        let disk = on_disk(t, &node.name, fs_id)?;
+        ensure!(disk.is_none(), "on the disk of {}: {disk:?}", node.name);
+    }
+    Ok(())
+}
+
+/// What a pool holds of a Filesystem, two levels deep, with `*` for what is named by an id. `None`: nothing.
+pub fn on_disk(t: &Test, node: &str, fs_id: &str) -> Result<Option<Vec<String>>> {
+    let pool = t.rig.node(node)?.files.state.join("pool");
+    ensure!(pool.join("fs").is_dir(), "the pool of {node} is not mounted at {}", pool.display());
+    let dir = pool.join("fs").join(fs_id);
+    if !dir.exists() {
+        return Ok(None);
+    }
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(&dir)? {
+        let (path, name) =
+            (entry.as_ref().map(std::fs::DirEntry::path), entry.as_ref().map(|e| e.file_name().to_string_lossy().into_owned()));
+        let (Ok(path), Ok(name)) = (path, name) else { continue };
+        if name != "head" && path.is_dir() {
+            for below in std::fs::read_dir(&path)?.flatten() {
+                let below = below.file_name().to_string_lossy().into_owned();
+                found.push(format!("{name}/*{}", if below.ends_with(".json") { ".json" } else { "" }));
+            }
         }
-        Ok(())
-    })
-    .await
+        found.push(name);
+    }
+    found.sort();
+    Ok(Some(found))
 }
 
 async fn during_create(t: Arc<Test>) -> Result<()> {
@@ -102,7 +131,7 @@ async fn during_push(t: Arc<Test>, paused: &'static str) -> Result<()> {
 }
 
 /// Bytes that don't compress.
-fn noise(len: usize) -> Vec<u8> {
+pub fn noise(len: usize) -> Vec<u8> {
     let mut bytes = vec![0u8; len];
     blake3::Hasher::new_derive_key("dotgraft e2e noise").finalize_xof().fill(&mut bytes);
     bytes

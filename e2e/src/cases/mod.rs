@@ -2,12 +2,18 @@
 
 pub mod crd_rules;
 pub mod deletion;
+pub mod fence;
+pub mod killpoints;
 pub mod life;
+pub mod resume;
 pub mod rights;
 
 use crate::harness::Case;
 
 /// Every case, in the order in which they run.
 pub fn all() -> Vec<Case> {
-    [crd_rules::cases(), rights::cases(), life::cases(), deletion::cases()].into_iter().flatten().collect()
+    [crd_rules::cases(), rights::cases(), life::cases(), deletion::cases(), killpoints::cases(), resume::cases(), fence::cases()]
+        .into_iter()
+        .flatten()
+        .collect()
 }

@@ -180,6 +180,7 @@ impl Writer {
         done().for_each(|e| points.before(e));
         tx.commit()?;
         done().for_each(|e| points.after(e));
+        done().flatten().for_each(|e| tracing::debug!(record = e.name, "durable"));
         Ok(results)
     }
 

@@ -1,0 +1,398 @@
+//! `kill -9` of the agent at every journal record of an operation, before it is durable and right after (row 5 of the table of
+//! failures). Which records an operation has is not listed here: the agent's own log of an undisturbed one says it.
+//!
+//! One object meets several deaths in a row; objects are made until every record had both of its deaths. In the end each looks to its
+//! agent and on its disk as the undisturbed one.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::{Value, json};
+
+use super::deletion::{left_of, noise, on_disk};
+use crate::data::digest::same_trees;
+use crate::harness::test::{STEP, text};
+use crate::harness::{Case, Test};
+use crate::rig::wait::eventually;
+
+/// All cases.
+pub fn cases() -> Vec<Case> {
+    vec![
+        Case::new("5-create/owner", "killed at every journal record of an owner's creation, it ends the same", |t| everywhere(t, Owner)),
+        Case::new("5-create/replica", "killed at every journal record of a replica's creation, it ends the same", |t| everywhere(t, Copy)),
+        Case::new("5-branch", "killed at every journal record of a branch, it ends the same", |t| everywhere(t, Branch)),
+        Case::new("5-commit/take", "killed at every journal record of a commit, it ends the same", |t| everywhere(t, Take)),
+        Case::new("5-commit/remove", "killed at every journal record of a commit's removal, it ends the same", |t| everywhere(t, Remove)),
+        Case::new("5-receive", "killed at every journal record of a receive, it ends the same", |t| everywhere(t, Receive)),
+        Case::new("5-delete/owner", "killed at every journal record of an owner's deletion, nothing stays", |t| {
+            everywhere(t, Delete("n1"))
+        }),
+        Case::new("5-delete/replica", "killed at every journal record of a replica's deletion, nothing stays", |t| {
+            everywhere(t, Delete("n2"))
+        }),
+    ]
+}
+
+/// What the agent is killed in.
+trait Operation: Send + Sync + 'static {
+    /// Whose agent is killed.
+    fn node(&self) -> &'static str;
+    /// Records that it must have; others are found by themselves.
+    fn has(&self) -> &'static [&'static str];
+    /// Makes what the `n`-th operation is done to, undisturbed.
+    fn prepare(&self, t: &Test, n: usize) -> impl Future<Output = Result<()>> + Send;
+    /// Asks for it.
+    fn begin(&self, t: &Test, n: usize) -> impl Future<Output = Result<()>> + Send;
+    /// An error until it is done. Returns the `FsId` to compare by, if anything is left to compare.
+    fn ended(&self, t: &Test, n: usize) -> impl Future<Output = Result<Option<String>>> + Send;
+    /// What must be true of it after all, with every program well.
+    fn check(&self, t: &Test, n: usize) -> impl Future<Output = Result<()>> + Send;
+}
+
+const FAILPOINT: &str = "DOTGRAFT_FAILPOINT";
+/// What an operation writes after its end is visible, it has written by then.
+const AFTERMATH: Duration = Duration::from_millis(400);
+
+async fn everywhere(t: Arc<Test>, operation: impl Operation) -> Result<()> {
+    let node = operation.node();
+    let mut points = records(&t, &operation).await?;
+    let (mut number, mut done) = (0, vec![operation.ended(&t, 0).await?]);
+    while !points.is_empty() {
+        number += 1;
+        let before = points.len();
+        operation.prepare(&t, number).await?;
+        arm(&t, node, points.front()).await?;
+        operation.begin(&t, number).await?;
+        done.push(until_ended(&t, &operation, number, &mut points).await?);
+        ensure!(points.len() < before, "{:?} was never met: the records differ from those of the first operation", points.front());
+        t.rig.restart_with_env(node, FAILPOINT, None).await?;
+    }
+    for (number, fs_id) in done.iter().enumerate() {
+        operation.check(&t, number).await.with_context(|| format!("of number {number}"))?;
+        let (Some(fs_id), Some(Some(first))) = (fs_id, done.first()) else { continue };
+        eventually(&format!("number {number} to look as the undisturbed one"), STEP, || async {
+            let (found, wanted) = (shape(&t, node, fs_id).await?, shape(&t, node, first).await?);
+            ensure!(found == wanted, "it is\n{found}\nand the undisturbed one\n{wanted}");
+            Ok(())
+        })
+        .await?;
+    }
+    Ok(())
+}
+
+async fn arm(t: &Test, node: &str, point: Option<&String>) -> Result<()> {
+    t.rig.restart_with_env(node, FAILPOINT, point.map(String::as_str)).await
+}
+
+/// Waits for the operation's end; whenever the agent dies of a point, it is started again with the next one.
+async fn until_ended(t: &Test, operation: &impl Operation, n: usize, points: &mut VecDeque<String>) -> Result<Option<String>> {
+    let node = operation.node();
+    let (mut since, mut ended) = (Instant::now(), None);
+    loop {
+        if t.rig.processes.exited(node)?.is_some() {
+            points.pop_front().context("it died with no point armed")?;
+            arm(t, node, points.front()).await?;
+            (since, ended) = (Instant::now(), None);
+        }
+        match operation.ended(t, n).await {
+            Ok(fs_id) if ended.get_or_insert_with(Instant::now).elapsed() > AFTERMATH => return Ok(fs_id),
+            Err(e) if since.elapsed() > STEP => return Err(e).context(format!("not done after {STEP:?}, armed: {:?}", points.front())),
+            _ => tokio::time::sleep(Duration::from_millis(20)).await,
+        }
+    }
+}
+
+/// Number 0, with no point armed: `before` and `after` of each record that its log shows.
+async fn records(t: &Test, operation: &impl Operation) -> Result<VecDeque<String>> {
+    let node = operation.node();
+    t.rig.restart_with_env(node, "RUST_LOG", Some("info,dotgraft_agent::journal=debug")).await?;
+    t.rig.ready(STEP).await?;
+    operation.prepare(t, 0).await?;
+    let from = std::fs::metadata(t.rig.processes.log(node))?.len();
+    operation.begin(t, 0).await?;
+    eventually("the undisturbed operation", STEP, || operation.ended(t, 0)).await?;
+    tokio::time::sleep(AFTERMATH).await;
+    let log = std::fs::read(t.rig.processes.log(node))?;
+    let log = String::from_utf8_lossy(log.get(usize::try_from(from)?..).unwrap_or_default()).into_owned();
+    let mut names: Vec<String> = Vec::new();
+    for line in log.lines().filter_map(|l| serde_json::from_str::<Value>(l).ok()) {
+        let name = line.pointer("/record").or_else(|| line.pointer("/fields/record")).and_then(Value::as_str);
+        if let Some(name) = name.filter(|n| !names.iter().any(|known| known == n)) {
+            names.push(name.to_owned());
+        }
+    }
+    for must in operation.has() {
+        ensure!(names.iter().any(|n| n == must), "no record {must} among {names:?}");
+    }
+    println!("        before and after {}", names.join(", "));
+    t.rig.processes.set_env(node, "RUST_LOG", None)?;
+    Ok(names.iter().flat_map(|name| [format!("before:{name}"), format!("after:{name}")]).collect())
+}
+
+/// How a copy looks to its agent and on disk, without what differs from one to the next.
+async fn shape(t: &Test, node: &str, fs_id: &str) -> Result<String> {
+    let all = t.local(node)?.status(fs_id).await?;
+    let s = all.as_array().and_then(|list| list.first()).cloned().unwrap_or(all);
+    let conditions: Vec<Value> = s["conditions"]
+        .as_array()
+        .with_context(|| format!("no conditions in {s}"))?
+        .iter()
+        .map(|c| json!([c["type"], c["status"], c["reason"]]))
+        .collect();
+    let requests: Vec<&Value> = s["requests"].as_array().into_iter().flatten().map(|r| &r["state"]).collect();
+    let disk = on_disk(t, node, fs_id)?.context("nothing is on its disk")?;
+    let of = |key: &str| s[key].clone();
+    let known = json!({
+        "role": of("role"), "managed": of("managed"), "epoch": of("epoch"), "opened": of("openedEpoch"), "commits": of("commits"),
+        "receiving": of("receiving"), "frozen": of("frozen"), "life": s["base"]["life"], "conditions": conditions, "requests": requests,
+    });
+    Ok(format!("{known}\n{}", disk.join(" ")))
+}
+
+fn name(n: usize) -> String {
+    format!("d{n}")
+}
+
+async fn dot_with_file(t: &Test, n: usize) -> Result<String> {
+    let fs_id = t.dot_of(&name(n), &json!({"capacity": "256Mi", "placement": {"node": "n1"}})).await?;
+    write(t, &fs_id, "a", b"one").await?;
+    Ok(fs_id)
+}
+
+async fn write(t: &Test, fs_id: &str, file: &str, bytes: &[u8]) -> Result<()> {
+    let head = t.mount("n1", fs_id).await?;
+    std::fs::write(head.join(file), bytes)?;
+    t.unmount(&head).await
+}
+
+async fn is_ready(t: &Test, kind: &str, name: &str) -> Result<Value> {
+    let object = t.object(kind, name).await?;
+    let ready = crate::rig::kube::condition_of(&object, "Ready").is_some_and(|c| c["status"] == "True");
+    ensure!(ready, "{kind} {name}: {}", crate::rig::kube::conditions(&object));
+    Ok(object)
+}
+
+async fn fs_id_of(t: &Test, n: usize) -> Result<String> {
+    text(&t.object("Dot", &name(n)).await?, "/status/fsId")
+}
+
+struct Owner;
+
+impl Operation for Owner {
+    fn node(&self) -> &'static str {
+        "n1"
+    }
+    fn has(&self) -> &'static [&'static str] {
+        &["create-intent", "auth-open", "created"]
+    }
+    async fn prepare(&self, _: &Test, _: usize) -> Result<()> {
+        Ok(())
+    }
+    async fn begin(&self, t: &Test, n: usize) -> Result<()> {
+        t.create("Dot", &name(n), &json!({"capacity": "256Mi", "placement": {"node": "n1"}})).await?;
+        Ok(())
+    }
+    async fn ended(&self, t: &Test, n: usize) -> Result<Option<String>> {
+        Ok(Some(text(&is_ready(t, "Dot", &name(n)).await?, "/status/fsId")?))
+    }
+    async fn check(&self, t: &Test, n: usize) -> Result<()> {
+        write(t, &fs_id_of(t, n).await?, "a", b"one").await
+    }
+}
+
+struct Copy;
+
+impl Operation for Copy {
+    fn node(&self) -> &'static str {
+        "n2"
+    }
+    fn has(&self) -> &'static [&'static str] {
+        &["create-intent", "created"]
+    }
+    async fn prepare(&self, t: &Test, n: usize) -> Result<()> {
+        dot_with_file(t, n).await?;
+        Ok(())
+    }
+    async fn begin(&self, t: &Test, n: usize) -> Result<()> {
+        t.push(&format!("j{n}"), &name(n), "n2").await
+    }
+    async fn ended(&self, t: &Test, n: usize) -> Result<Option<String>> {
+        let fs_id = fs_id_of(t, n).await?;
+        let replica = t.replica(&fs_id, "n2").await?;
+        ensure!(replica.pointer("/status/role").is_some_and(|r| *r == "Replica"), "{}", crate::rig::kube::conditions(&replica));
+        Ok(Some(fs_id))
+    }
+    async fn check(&self, t: &Test, n: usize) -> Result<()> {
+        let fs_id = fs_id_of(t, n).await?;
+        let commit = t.commit(&format!("c{n}"), &name(n)).await?;
+        t.trigger(&format!("j{n}"), "again").await?;
+        t.arrived(&fs_id, &commit, "n2", STEP).await
+    }
+}
+
+struct Branch;
+
+impl Operation for Branch {
+    fn node(&self) -> &'static str {
+        "n1"
+    }
+    fn has(&self) -> &'static [&'static str] {
+        &["create-intent", "auth-open", "origin-pin", "created"]
+    }
+    async fn prepare(&self, t: &Test, n: usize) -> Result<()> {
+        dot_with_file(t, n).await?;
+        t.commit(&format!("c{n}"), &name(n)).await?;
+        Ok(())
+    }
+    async fn begin(&self, t: &Test, n: usize) -> Result<()> {
+        t.create("Branch", &format!("b{n}"), &json!({"dot": name(n), "from": {"commit": format!("c{n}")}})).await?;
+        Ok(())
+    }
+    async fn ended(&self, t: &Test, n: usize) -> Result<Option<String>> {
+        Ok(Some(text(&is_ready(t, "Branch", &format!("b{n}")).await?, "/status/fsId")?))
+    }
+    async fn check(&self, t: &Test, n: usize) -> Result<()> {
+        let branch = text(&t.object("Branch", &format!("b{n}")).await?, "/status/fsId")?;
+        let commit = text(&t.object("Commit", &format!("c{n}")).await?, "/status/id")?;
+        let (head, origin) = (t.mount("n1", &branch).await?, t.mount_commit("n1", &fs_id_of(t, n).await?, &commit).await?);
+        same_trees(&head, &origin)?;
+        t.unmount(&head).await?;
+        t.unmount(&origin).await
+    }
+}
+
+/// A commit.
+struct Take;
+
+impl Operation for Take {
+    fn node(&self) -> &'static str {
+        "n1"
+    }
+    fn has(&self) -> &'static [&'static str] {
+        &["commit-intent", "committed", "commit-done"]
+    }
+    async fn prepare(&self, t: &Test, n: usize) -> Result<()> {
+        dot_with_file(t, n).await?;
+        Ok(())
+    }
+    async fn begin(&self, t: &Test, n: usize) -> Result<()> {
+        t.create("Commit", &format!("c{n}"), &json!({"source": {"kind": "Dot", "name": name(n)}})).await?;
+        Ok(())
+    }
+    async fn ended(&self, t: &Test, n: usize) -> Result<Option<String>> {
+        is_ready(t, "Commit", &format!("c{n}")).await?;
+        Ok(Some(fs_id_of(t, n).await?))
+    }
+    async fn check(&self, t: &Test, n: usize) -> Result<()> {
+        let commit = text(&t.object("Commit", &format!("c{n}")).await?, "/status/id")?;
+        let path = t.mount_commit("n1", &fs_id_of(t, n).await?, &commit).await?;
+        ensure!(std::fs::read(path.join("a"))? == b"one", "the commit must hold what was written");
+        t.unmount(&path).await
+    }
+}
+
+/// A commit's removal.
+struct Remove;
+
+impl Operation for Remove {
+    fn node(&self) -> &'static str {
+        "n1"
+    }
+    fn has(&self) -> &'static [&'static str] {
+        &["remove-intent", "commit-removing", "commit-gone", "commit-removed", "removed"]
+    }
+    async fn prepare(&self, t: &Test, n: usize) -> Result<()> {
+        Take.prepare(t, n).await?;
+        t.commit(&format!("c{n}"), &name(n)).await?;
+        Ok(())
+    }
+    async fn begin(&self, t: &Test, n: usize) -> Result<()> {
+        t.kube().delete("Commit", &t.namespace, &format!("c{n}")).await
+    }
+    async fn ended(&self, t: &Test, n: usize) -> Result<Option<String>> {
+        ensure!(t.kube().get("Commit", &t.namespace, &format!("c{n}")).await?.is_none(), "the Commit is there");
+        Ok(Some(fs_id_of(t, n).await?))
+    }
+    async fn check(&self, t: &Test, n: usize) -> Result<()> {
+        let status = t.replica(&fs_id_of(t, n).await?, "n1").await?;
+        ensure!(status.pointer("/status/head").is_none_or(Value::is_null), "no commit must be left: {}", status["status"]);
+        Ok(())
+    }
+}
+
+/// An increment that is big enough for a checkpoint.
+struct Receive;
+
+impl Operation for Receive {
+    fn node(&self) -> &'static str {
+        "n2"
+    }
+    fn has(&self) -> &'static [&'static str] {
+        &["receive-intent", "receive-checkpoint", "received", "receive-over"]
+    }
+    async fn prepare(&self, t: &Test, n: usize) -> Result<()> {
+        let fs_id = dot_with_file(t, n).await?;
+        let first = t.commit(&format!("c{n}"), &name(n)).await?;
+        t.push(&format!("j{n}"), &name(n), "n2").await?;
+        t.arrived(&fs_id, &first, "n2", STEP).await?;
+        t.condition("ReplicationJob", &format!("j{n}"), "Ready", "True", Some("Completed")).await?;
+        write(t, &fs_id, "big", &noise(54 << 20)).await?;
+        t.commit(&format!("e{n}"), &name(n)).await?;
+        Ok(())
+    }
+    async fn begin(&self, t: &Test, n: usize) -> Result<()> {
+        t.trigger(&format!("j{n}"), "increment").await
+    }
+    async fn ended(&self, t: &Test, n: usize) -> Result<Option<String>> {
+        let commit = text(&t.object("Commit", &format!("e{n}")).await?, "/status/id")?;
+        let fs_id = fs_id_of(t, n).await?;
+        let head = t.replica(&fs_id, "n2").await?.pointer("/status/head").cloned().unwrap_or_default();
+        ensure!(head == *commit, "the newest there is {head}");
+        Ok(Some(fs_id))
+    }
+    async fn check(&self, t: &Test, n: usize) -> Result<()> {
+        let commit = text(&t.object("Commit", &format!("e{n}")).await?, "/status/id")?;
+        let fs_id = fs_id_of(t, n).await?;
+        let (here, there) = (t.mount_commit("n1", &fs_id, &commit).await?, t.mount_commit("n2", &fs_id, &commit).await?);
+        same_trees(&here, &there)?;
+        t.unmount(&here).await?;
+        t.unmount(&there).await?;
+        t.condition("ReplicationJob", &format!("j{n}"), "Ready", "True", Some("Completed")).await?;
+        Ok(())
+    }
+}
+
+/// A Dot with a copy, of which the agent of a node is killed.
+struct Delete(&'static str);
+
+impl Operation for Delete {
+    fn node(&self) -> &'static str {
+        self.0
+    }
+    fn has(&self) -> &'static [&'static str] {
+        &["delete-intent", "forget", "deleted"]
+    }
+    async fn prepare(&self, t: &Test, n: usize) -> Result<()> {
+        let fs_id = dot_with_file(t, n).await?;
+        let commit = t.commit(&format!("c{n}"), &name(n)).await?;
+        t.push(&format!("j{n}"), &name(n), "n2").await?;
+        t.arrived(&fs_id, &commit, "n2", STEP).await?;
+        t.condition("ReplicationJob", &format!("j{n}"), "Ready", "True", Some("Completed")).await?;
+        std::fs::write(t.dir.join(name(n)), &fs_id)?;
+        Ok(())
+    }
+    async fn begin(&self, t: &Test, n: usize) -> Result<()> {
+        t.kube().delete("Dot", &t.namespace, &name(n)).await
+    }
+    async fn ended(&self, t: &Test, n: usize) -> Result<Option<String>> {
+        ensure!(t.kube().get("Dot", &t.namespace, &name(n)).await?.is_none(), "the Dot is there");
+        left_of(t, &std::fs::read_to_string(t.dir.join(name(n)))?).await?;
+        Ok(None)
+    }
+    async fn check(&self, t: &Test, n: usize) -> Result<()> {
+        self.ended(t, n).await.map(|_| ())
+    }
+}
