@@ -25,58 +25,57 @@ impl FenceRequest {
 
 impl Filesystem {
     pub(super) fn advance_head(&mut self, ctx: &Ctx, out: &mut Out) {
-        if !self.is_active()
-            || self.is_deleting()
-            || self.is_running(Slot::Life) && self.opening == Opening::Closed
-        {
+        if !self.is_active() || self.is_deleting() || self.is_running(Slot::Life) && self.opening == Opening::Closed {
             return;
         }
         if !self.is_ready(Slot::Head, ctx.now) {
             return;
         }
-        if let Some(id) = self.next_removal() {
-            self.start(Slot::Head, Task::DeleteCommit(id), out);
-        } else if self.may_write() {
+        // A fence goes first: someone waits for it, and a commit that can't be made must not keep it.
+        if self.may_write() || self.half_fenced && self.role() == Some(Role::Owner) {
+            self.advance_fence(ctx, out);
+        }
+        if self.undo_fence && !self.is_running(Slot::Head) {
+            self.start(Slot::Head, Task::Thaw, out);
+        } else if self.may_write() && !self.is_running(Slot::Head) {
             self.advance_wanted(ctx, out);
-            if !self.is_running(Slot::Head) {
-                self.advance_fence(ctx, out);
-            }
+        }
+    }
+
+    /// One at a time, each in its turn, beside commits.
+    pub(super) fn advance_removals(&mut self, ctx: &Ctx, out: &mut Out) {
+        self.settle_fences(out);
+        if !self.is_active() {
+            return;
         }
         self.settle_requests(out);
-        if let Some(id) = self.next_removal()
-            && !self.is_running(Slot::Head)
+        if self.is_ready(Slot::Removal, ctx.now)
+            && let Some(id) = self.next_removal()
         {
-            self.start(Slot::Head, Task::DeleteCommit(id), out);
+            self.last_removal = Some(id);
+            self.start(Slot::Removal, Task::DeleteCommit(id), out);
         }
     }
 
     fn next_removal(&self) -> Option<CommitId> {
-        self.removing.first().copied()
+        let after = self.last_removal.and_then(|last| self.removing.iter().find(|id| **id > last));
+        after.or_else(|| self.removing.first()).copied()
     }
 
     fn wanted(&self) -> Vec<WantedCommit> {
-        self.present()
-            .map(|p| p.commits.clone())
-            .unwrap_or_default()
+        self.present().map(|p| p.commits.clone()).unwrap_or_default()
     }
 
     /// Starts the first wanted commit that is not there yet. A pending one of an earlier life keeps its id.
     fn advance_wanted(&mut self, ctx: &Ctx, out: &mut Out) {
         for want in self.wanted().into_iter().filter(|w| !w.remove) {
             let row = match self.requests.get(&want.uid) {
-                Some(row) if row.state == RequestState::Pending => row.clone(),
+                Some(row) if row.state == RequestState::Pending => self.intend_again(row.clone(), ctx, out),
                 Some(_) => continue,
                 None => self.intend(&want, ctx, out),
             };
             let commit = self.commit_of(&row, &want);
-            self.start(
-                Slot::Head,
-                Task::Commit {
-                    qgroup: self.qgroup(),
-                    commit: Box::new(commit),
-                },
-                out,
-            );
+            self.start(Slot::Head, Task::Commit { qgroup: self.qgroup(), commit: Box::new(commit) }, out);
             return;
         }
     }
@@ -92,6 +91,18 @@ impl Filesystem {
             changed_bytes: None,
             problem: None,
         };
+        self.put_request("commit-intent", row.clone(), out);
+        row
+    }
+
+    /// A commit that could not be made stays what it is called; what was committed meanwhile comes before it.
+    fn intend_again(&mut self, row: RequestRow, ctx: &Ctx, out: &mut Out) -> RequestRow {
+        let parent = self.parent_of_next();
+        if row.parent == parent {
+            return row;
+        }
+        let time = self.time_of_next(ctx.now);
+        let row = RequestRow { parent, time, ..row };
         self.put_request("commit-intent", row.clone(), out);
         row
     }
@@ -112,9 +123,7 @@ impl Filesystem {
     }
 
     fn parent_of_next(&self) -> Option<CommitId> {
-        self.newest()
-            .map(|c| c.id)
-            .or_else(|| self.base.as_ref().and_then(|b| b.origin).map(|o| o.commit))
+        self.newest().map(|c| c.id).or_else(|| self.base.as_ref().and_then(|b| b.origin).map(|o| o.commit))
     }
 
     /// Later than every commit there is, whatever the clock does: time orders one history.
@@ -123,8 +132,7 @@ impl Filesystem {
     }
 
     fn put_request(&mut self, name: &'static str, row: RequestRow, out: &mut Out) {
-        out.records
-            .push(Record::Request(name, Box::new(row.clone())));
+        out.records.push(Record::Request(name, Box::new(row.clone())));
         self.requests.insert(row.uid, row);
     }
 
@@ -151,11 +159,7 @@ impl Filesystem {
 
     fn settle_removal(&mut self, want: &WantedCommit, out: &mut Out) {
         let known = self.requests.get(&want.uid).cloned();
-        let Some(id) = want
-            .id
-            .or_else(|| known.as_ref().map(|r| r.id))
-            .or_else(|| self.kept_by(want.uid))
-        else {
+        let Some(id) = want.id.or_else(|| known.as_ref().map(|r| r.id)).or_else(|| self.kept_by(want.uid)) else {
             // It was never made here.
             if known.is_none() {
                 self.put_request("removed", removed_row(want.uid, None), out);
@@ -163,26 +167,21 @@ impl Filesystem {
             return;
         };
         let row = known.unwrap_or_else(|| removed_row(want.uid, Some(id)));
-        if matches!(row.state, RequestState::Pending) && self.is_running(Slot::Head) {
+        if row.state == RequestState::Pending && self.is_running(Slot::Head) {
             return; // being taken just now: first that, then its removal
+        }
+        if row.state == RequestState::Pending && !self.commits.contains_key(&id) {
+            // A try that failed may have left something on disk.
+            self.removing.insert(id);
+            out.records.push(Record::CommitRemoving(id));
+            let row = RequestRow { state: RequestState::Removing, problem: None, ..row };
+            return self.put_request("remove-intent", row, out);
         }
         if self.commits.contains_key(&id) {
             if let Some(holder) = self.pinned_by(id) {
-                let problem = Problem::new(
-                    Reason::Pinned,
-                    format!("commit {id} is pinned by {holder}; it goes when that lets go"),
-                );
+                let problem = Problem::new(Reason::Pinned, format!("commit {id} is pinned by {holder}; it goes when that lets go"));
                 if row.problem.as_ref() != Some(&problem) || row.state != RequestState::Removing {
-                    self.put_request(
-                        "remove-pinned",
-                        RequestRow {
-                            state: RequestState::Removing,
-                            problem: Some(problem),
-                            id,
-                            ..row
-                        },
-                        out,
-                    );
+                    self.put_request("remove-pinned", RequestRow { state: RequestState::Removing, problem: Some(problem), id, ..row }, out);
                 }
                 return;
             }
@@ -190,70 +189,27 @@ impl Filesystem {
             self.removing.insert(id);
             out.records.push(Record::CommitRemoving(id));
             out.records.push(Record::CommitGone(id));
-            self.put_request(
-                "remove-intent",
-                RequestRow {
-                    state: RequestState::Removing,
-                    problem: None,
-                    id,
-                    ..row
-                },
-                out,
-            );
+            self.put_request("remove-intent", RequestRow { state: RequestState::Removing, problem: None, id, ..row }, out);
         } else if !self.removing.contains(&id) && row.state != RequestState::Removed {
-            self.put_request(
-                "removed",
-                RequestRow {
-                    state: RequestState::Removed,
-                    problem: None,
-                    id,
-                    ..row
-                },
-                out,
-            );
+            self.put_request("removed", RequestRow { state: RequestState::Removed, problem: None, id, ..row }, out);
         } else if self.requests.get(&want.uid).is_none() {
-            self.put_request(
-                "remove-intent",
-                RequestRow {
-                    state: RequestState::Removing,
-                    problem: None,
-                    id,
-                    ..row
-                },
-                out,
-            );
+            self.put_request("remove-intent", RequestRow { state: RequestState::Removing, problem: None, id, ..row }, out);
         }
     }
 
     fn kept_by(&self, uid: RequestUid) -> Option<CommitId> {
-        self.commits
-            .values()
-            .find(|c| c.kept == Some(uid))
-            .map(|c| c.id)
+        self.commits.values().find(|c| c.kept == Some(uid)).map(|c| c.id)
     }
 
     /// Who needs this commit, for a message; `None`: nobody.
     pub(super) fn pinned_by(&self, id: CommitId) -> Option<String> {
-        if let Some(fs) = self
-            .origin_pins
-            .iter()
-            .find(|(_, c)| **c == id)
-            .map(|(fs, _)| fs)
-        {
+        if let Some(fs) = self.origin_pins.iter().find(|(_, c)| **c == id).map(|(fs, _)| fs) {
             return Some(format!("the Branch with Filesystem {fs}"));
         }
-        if let Some((uid, what)) = self
-            .jobs
-            .iter()
-            .find_map(|(uid, j)| j.pins(id).map(|what| (uid, what)))
-        {
+        if let Some((uid, what)) = self.jobs.iter().find_map(|(uid, j)| j.pins(id).map(|what| (uid, what))) {
             return Some(format!("replication job {uid} ({what})"));
         }
-        if let Some((target, _)) = self
-            .mounts
-            .iter()
-            .find(|(_, w)| *w == super::MountWhat::Commit(id))
-        {
+        if let Some((target, _)) = self.mounts.iter().find(|(_, w)| *w == super::MountWhat::Commit(id)) {
             return Some(format!("a mount at {target}"));
         }
         if self.partial.as_ref().is_some_and(|p| p.base == Some(id)) {
@@ -268,17 +224,30 @@ impl Filesystem {
     // ---- fence ----
 
     pub(super) fn handle_fence(&mut self, req: ReqId, force: bool, out: &mut Out) {
-        if let Some(id) = self.base.as_ref().and_then(|b| b.frozen) {
+        if self.running.values().any(|r| r.task == Task::Thaw) {
+            let problem = Problem::new(Reason::Busy, "the head is being thawed; fence it after that");
+            out.answers.push((req, Answer::Fenced(Err(problem))));
+        } else if let Some(id) = self.base.as_ref().and_then(|b| b.frozen).filter(|_| self.is_active()) {
             out.answers.push((req, Answer::Fenced(Ok((id, 0)))));
-        } else if self.may_write() {
-            self.fences.push(FenceRequest {
-                req,
-                force,
-                started: false,
-            });
+        } else if self.may_write() || self.half_fenced && self.is_active() && self.role() == Some(Role::Owner) {
+            self.fences.push(FenceRequest { req, force, started: false });
         } else {
-            out.answers
-                .push((req, Answer::Fenced(Err(self.not_owner()))));
+            out.answers.push((req, Answer::Fenced(Err(self.not_owner()))));
+        }
+    }
+
+    /// Whoever waits for a fence and can't get one any more is told so; who waits for one that is there has it.
+    fn settle_fences(&mut self, out: &mut Out) {
+        if self.fences.is_empty() || self.is_running(Slot::Head) || self.may_write() || self.half_fenced {
+            return;
+        }
+        let frozen = self.base.as_ref().and_then(|b| b.frozen).filter(|_| self.is_active());
+        let answer = match frozen {
+            Some(id) => Ok((id, 0)),
+            None => Err(self.not_owner()),
+        };
+        for f in std::mem::take(&mut self.fences) {
+            out.answers.push((f.req, Answer::Fenced(answer.clone())));
         }
     }
 
@@ -300,15 +269,7 @@ impl Filesystem {
             kept: None,
             transient: true,
         };
-        self.start(
-            Slot::Head,
-            Task::Fence {
-                qgroup: self.qgroup(),
-                commit: Box::new(commit),
-                force,
-            },
-            out,
-        );
+        self.start(Slot::Head, Task::Fence { qgroup: self.qgroup(), commit: Box::new(commit), force }, out);
     }
 
     pub(super) fn handle_thaw(&mut self, req: ReqId, out: &mut Out) {
@@ -316,8 +277,7 @@ impl Filesystem {
             self.thaw_for = Some(req);
             self.start(Slot::Head, Task::Thaw, out);
         } else {
-            out.answers
-                .push((req, Answer::Plain(Err(self.not_owner()))));
+            out.answers.push((req, Answer::Plain(Err(self.not_owner()))));
         }
     }
 
@@ -325,22 +285,13 @@ impl Filesystem {
         if !self.is_active() {
             return self.not_here();
         }
-        if self.base.as_ref().is_some_and(|b| b.frozen.is_some()) {
-            return Problem::new(
-                Reason::Busy,
-                "the head is fenced; nothing writes it until it is thawed",
-            );
+        if self.is_fenced() {
+            return Problem::new(Reason::Busy, "the head is fenced; nothing writes it until it is thawed");
         }
         if self.role() == Some(Role::Owner) {
-            return Problem::new(
-                Reason::NotOwner,
-                "this node owns the Filesystem but has not opened it yet (waits for the API server)",
-            );
+            return Problem::new(Reason::NotOwner, "this node owns the Filesystem but has not opened it yet (waits for the API server)");
         }
-        Problem::new(
-            Reason::NotOwner,
-            "this copy is a replica; only the owner's can be written",
-        )
+        Problem::new(Reason::NotOwner, "this copy is a replica; only the owner's can be written")
     }
 
     pub(super) fn write_refusal(&self) -> Problem {
@@ -349,20 +300,10 @@ impl Filesystem {
 
     // ---- results ----
 
-    pub(super) fn on_head_done(
-        &mut self,
-        task: Task,
-        result: Result<TaskDone, Problem>,
-        ctx: &Ctx,
-        out: &mut Out,
-    ) {
+    pub(super) fn on_head_done(&mut self, task: Task, result: Result<TaskDone, Problem>, ctx: &Ctx, out: &mut Out) {
         match (task, result) {
-            (Task::Commit { commit, .. }, Ok(TaskDone::Committed { changed_bytes })) => {
-                self.on_committed(*commit, changed_bytes, ctx, out)
-            }
-            (Task::Commit { commit, .. }, Err(problem)) => {
-                self.on_commit_failed(&commit, problem, out)
-            }
+            (Task::Commit { commit, .. }, Ok(TaskDone::Committed { changed_bytes })) => self.on_committed(*commit, changed_bytes, ctx, out),
+            (Task::Commit { commit, .. }, Err(problem)) => self.on_commit_failed(&commit, problem, out),
             (Task::DeleteCommit(id), Ok(_)) => {
                 self.removing.remove(&id);
                 out.records.push(Record::CommitRemoved(id));
@@ -375,36 +316,16 @@ impl Filesystem {
         }
     }
 
-    fn on_committed(
-        &mut self,
-        commit: Commit,
-        changed_bytes: Option<u64>,
-        ctx: &Ctx,
-        out: &mut Out,
-    ) {
+    fn on_committed(&mut self, commit: Commit, changed_bytes: Option<u64>, ctx: &Ctx, out: &mut Out) {
         let id = commit.id;
-        out.records
-            .push(Record::Commit("committed", Box::new(commit.clone())));
+        out.records.push(Record::Commit("committed", Box::new(commit.clone())));
         if let Some(row) = commit.kept.and_then(|uid| self.requests.get(&uid)).cloned() {
-            self.put_request(
-                "commit-done",
-                RequestRow {
-                    state: RequestState::Done,
-                    changed_bytes,
-                    problem: None,
-                    ..row
-                },
-                out,
-            );
+            self.put_request("commit-done", RequestRow { state: RequestState::Done, changed_bytes, problem: None, ..row }, out);
         }
         self.commits.insert(id, commit);
         self.clear("CommitBlocked");
         self.usage_due = Timestamp(0);
-        out.notes.push(Note {
-            warning: false,
-            reason: "Committed".into(),
-            message: format!("commit {id}"),
-        });
+        out.notes.push(Note { warning: false, reason: "Committed".into(), message: format!("commit {id}") });
         self.on_new_commit_for_jobs(ctx, out);
     }
 
@@ -412,14 +333,7 @@ impl Filesystem {
         if let Some(row) = commit.kept.and_then(|uid| self.requests.get(&uid)).cloned()
             && row.problem.as_ref() != Some(&problem)
         {
-            self.put_request(
-                "commit-blocked",
-                RequestRow {
-                    problem: Some(problem.clone()),
-                    ..row
-                },
-                out,
-            );
+            self.put_request("commit-blocked", RequestRow { problem: Some(problem.clone()), ..row }, out);
         }
         self.trouble("CommitBlocked", problem, out);
     }
@@ -429,8 +343,7 @@ impl Filesystem {
         let answer = match result {
             Ok(TaskDone::Fenced { generation }) => {
                 let id = commit.id;
-                out.records
-                    .push(Record::Commit("fence-commit", Box::new(commit.clone())));
+                out.records.push(Record::Commit("fence-commit", Box::new(commit.clone())));
                 self.commits.insert(id, commit);
                 self.save_base(
                     "frozen",
@@ -441,13 +354,19 @@ impl Filesystem {
                     out,
                 );
                 self.opening = Opening::Closed;
+                (self.half_fenced, self.undo_fence) = (false, false);
+                self.won = None;
                 Ok((id, generation))
             }
-            Ok(_) => Err(Problem::new(
-                Reason::Internal,
-                "unexpected result of a fence",
-            )),
-            Err(problem) => Err(problem),
+            Ok(_) => Err(Problem::new(Reason::Internal, "unexpected result of a fence")),
+            Err(problem) => {
+                if problem.reason != Reason::Mounted {
+                    // It may have got half-way. Nobody was told of a fence: the volume is served where it was.
+                    (self.half_fenced, self.undo_fence) = (true, true);
+                    self.drop_fence_commit(commit.id, out);
+                }
+                Err(problem)
+            }
         };
         for f in started {
             out.answers.push((f.req, Answer::Fenced(answer.clone())));
@@ -459,6 +378,12 @@ impl Filesystem {
         if answer.is_ok() {
             // R0: an opening lasts until this agent fences; it has to be won anew.
             self.save_base("thawed", |b| b.frozen = None, out);
+            (self.half_fenced, self.undo_fence) = (false, false);
+            self.opening = Opening::Closed;
+        } else {
+            // It may have got half-way: what the fence's commit holds is no longer what the head holds.
+            self.save_base("thaw-begun", |b| b.frozen = None, out);
+            (self.half_fenced, self.undo_fence) = (true, true);
             self.opening = Opening::Closed;
         }
         if let Some(req) = self.thaw_for.take() {
@@ -468,36 +393,36 @@ impl Filesystem {
 
     /// Journal and disk after a restart: intended commits that made it to disk are taken in, unknown ones too; what the
     /// journal has and the disk has not is reported, never forgotten in silence.
-    pub(super) fn reconcile_commits(&mut self, on_disk: &[Commit], out: &mut Out) {
+    pub(super) fn reconcile_commits(&mut self, on_disk: &[Commit], journal_lost: bool, out: &mut Out) {
         for commit in on_disk {
             if self.removing.contains(&commit.id) || self.commits.contains_key(&commit.id) {
                 continue;
             }
-            out.records
-                .push(Record::Commit("commit-found", Box::new(commit.clone())));
+            if commit.transient && !journal_lost {
+                self.drop_fence_commit(commit.id, out);
+                continue;
+            }
+            out.records.push(Record::Commit("commit-found", Box::new(commit.clone())));
             self.commits.insert(commit.id, commit.clone());
             self.finish_request_of(commit, out);
         }
         let known: std::collections::BTreeSet<CommitId> = on_disk.iter().map(|c| c.id).collect();
-        let lost: Vec<CommitId> = self
-            .commits
-            .keys()
-            .filter(|id| !known.contains(id))
-            .copied()
-            .collect();
+        let lost: Vec<CommitId> = self.commits.keys().filter(|id| !known.contains(id)).copied().collect();
         for id in &lost {
             self.commits.remove(id);
             out.records.push(Record::CommitGone(*id));
         }
         if !lost.is_empty() {
             let ids: Vec<String> = lost.iter().take(4).map(ToString::to_string).collect();
-            let text = format!(
-                "{} commits of the journal are not in the pool: {}",
-                lost.len(),
-                ids.join(", ")
-            );
+            let text = format!("{} commits of the journal are not in the pool: {}", lost.len(), ids.join(", "));
             self.trouble("CommitsLost", Problem::new(Reason::CorruptDisk, text), out);
         }
+    }
+
+    /// Of a fence that nobody was told of.
+    fn drop_fence_commit(&mut self, id: CommitId, out: &mut Out) {
+        self.removing.insert(id);
+        out.records.push(Record::CommitRemoving(id));
     }
 
     fn finish_request_of(&mut self, commit: &Commit, out: &mut Out) {
@@ -513,15 +438,7 @@ impl Filesystem {
             problem: None,
         });
         if row.id == commit.id && row.state == RequestState::Pending {
-            self.put_request(
-                "commit-done",
-                RequestRow {
-                    state: RequestState::Done,
-                    problem: None,
-                    ..row
-                },
-                out,
-            );
+            self.put_request("commit-done", RequestRow { state: RequestState::Done, problem: None, ..row }, out);
         }
     }
 }
@@ -531,11 +448,7 @@ fn removed_row(uid: RequestUid, id: Option<CommitId>) -> RequestRow {
         version: FORMAT_VERSION,
         uid,
         id: id.unwrap_or_else(|| CommitId::from_uuid(uid.uuid())),
-        state: if id.is_some() {
-            RequestState::Removing
-        } else {
-            RequestState::Removed
-        },
+        state: if id.is_some() { RequestState::Removing } else { RequestState::Removed },
         parent: None,
         time: Timestamp(0),
         changed_bytes: None,

@@ -6,9 +6,7 @@ use super::record::Record;
 use super::{Filesystem, JobLane, Role, Running, Slot};
 use crate::ids::{CommitId, JobUid, NodeName, OpId, Timestamp};
 use crate::model::{Problem, Reason, RunReport};
-use crate::run::{
-    CancelReason, Fresh, Job, JobRow, JobSpec, RunEffect, RunEffectKind, RunEvent, SendOutcome,
-};
+use crate::run::{CancelReason, Fresh, Job, JobRow, JobSpec, RunEffect, RunEffectKind, RunEvent, SendOutcome};
 
 /// Cursor and row of a job that is gone are kept so long (replication.md §3): the object may come back from a backup.
 const KEEP_GONE_MS: u64 = 24 * 3_600_000;
@@ -35,20 +33,10 @@ pub(super) struct JobState {
 
 impl JobState {
     pub(super) fn recovered(row: JobRow) -> Self {
-        Self {
-            saved: Some(row.clone()),
-            job: Job::restore(row),
-            bandwidth: None,
-            gone_since: None,
-        }
+        Self { saved: Some(row.clone()), job: Job::restore(row), bandwidth: None, gone_since: None }
     }
     fn new(uid: JobUid) -> Self {
-        Self {
-            saved: None,
-            job: Job::restore(JobRow::new(uid)),
-            bandwidth: None,
-            gone_since: None,
-        }
+        Self { saved: None, job: Job::restore(JobRow::new(uid)), bandwidth: None, gone_since: None }
     }
     pub(super) fn row(&self) -> JobRow {
         self.job.row().clone()
@@ -78,19 +66,12 @@ impl JobState {
 }
 
 fn fresh(ctx: &Ctx) -> Fresh {
-    Fresh {
-        run_id: ctx.fresh,
-        jitter_seed: ctx.jitter,
-    }
+    Fresh { run_id: ctx.fresh, jitter_seed: ctx.jitter }
 }
 
 impl Filesystem {
     fn newest_for_jobs(&self) -> Option<CommitId> {
-        self.history()
-            .into_iter()
-            .rev()
-            .find(|c| !c.transient)
-            .map(|c| c.id)
+        self.history().into_iter().rev().find(|c| !c.transient).map(|c| c.id)
     }
 
     /// Jobs run where the Filesystem is owned and in use.
@@ -109,24 +90,14 @@ impl Filesystem {
         self.specs_applied = true;
         let newest = self.newest_for_jobs();
         for want in &wanted {
-            let state = self
-                .jobs
-                .entry(want.spec.uid)
-                .or_insert_with(|| JobState::new(want.spec.uid));
+            let state = self.jobs.entry(want.spec.uid).or_insert_with(|| JobState::new(want.spec.uid));
             state.bandwidth = want.bandwidth;
             state.gone_since = None;
             let mut effects = Vec::new();
-            state
-                .job
-                .on_spec(want.spec.clone(), newest, ctx.now, fresh(ctx), &mut effects);
+            state.job.on_spec(want.spec.clone(), newest, ctx.now, fresh(ctx), &mut effects);
             self.carry_out(want.spec.uid, effects, ctx, out);
         }
-        let gone: Vec<JobUid> = self
-            .jobs
-            .keys()
-            .filter(|uid| !wanted.iter().any(|w| w.spec.uid == **uid))
-            .copied()
-            .collect();
+        let gone: Vec<JobUid> = self.jobs.keys().filter(|uid| !wanted.iter().any(|w| w.spec.uid == **uid)).copied().collect();
         for uid in gone {
             if let Some(state) = self.jobs.get_mut(&uid)
                 && state.gone_since.is_none()
@@ -153,23 +124,15 @@ impl Filesystem {
         if !self.specs_applied {
             self.apply_job_specs(ctx, out);
         }
-        let due: Vec<JobUid> = self
-            .jobs
-            .iter()
-            .filter(|(_, s)| s.job.next_wake().is_some_and(|at| at <= ctx.now))
-            .map(|(uid, _)| *uid)
-            .collect();
+        let due: Vec<JobUid> =
+            self.jobs.iter().filter(|(_, s)| s.job.next_wake().is_some_and(|at| at <= ctx.now)).map(|(uid, _)| *uid).collect();
         for uid in due {
             self.tell(uid, RunEvent::Timer, ctx, out);
         }
         let expired: Vec<JobUid> = self
             .jobs
             .iter()
-            .filter(|(_, s)| {
-                s.job.is_idle()
-                    && s.gone_since
-                        .is_some_and(|at| ctx.now.since_ms(at) >= KEEP_GONE_MS)
-            })
+            .filter(|(_, s)| s.job.is_idle() && s.gone_since.is_some_and(|at| ctx.now.since_ms(at) >= KEEP_GONE_MS))
             .map(|(uid, _)| *uid)
             .collect();
         for uid in expired {
@@ -188,9 +151,7 @@ impl Filesystem {
                 continue;
             };
             let mut effects = Vec::new();
-            state
-                .job
-                .on_commit_made(newest, false, ctx.now, fresh(ctx), &mut effects);
+            state.job.on_commit_made(newest, false, ctx.now, fresh(ctx), &mut effects);
             self.carry_out(uid, effects, ctx, out);
         }
     }
@@ -201,12 +162,8 @@ impl Filesystem {
     }
 
     pub(super) fn on_peer_back(&mut self, node: &NodeName, ctx: &Ctx, out: &mut Out) {
-        let uids: Vec<JobUid> = self
-            .jobs
-            .iter()
-            .filter(|(_, s)| s.job.row().peer.as_ref().is_some_and(|p| p.node == *node))
-            .map(|(uid, _)| *uid)
-            .collect();
+        let uids: Vec<JobUid> =
+            self.jobs.iter().filter(|(_, s)| s.job.row().peer.as_ref().is_some_and(|p| p.node == *node)).map(|(uid, _)| *uid).collect();
         for uid in uids {
             self.tell(uid, RunEvent::Wake, ctx, out);
         }
@@ -214,34 +171,14 @@ impl Filesystem {
 
     fn run_seq(&self, op: OpId) -> Option<(JobUid, u64)> {
         match self.running.get(&op) {
-            Some(Running {
-                slot: Slot::Job(uid, _),
-                run_seq,
-                ..
-            }) => Some((*uid, *run_seq)),
+            Some(Running { slot: Slot::Job(uid, _), run_seq, .. }) => Some((*uid, *run_seq)),
             _ => None,
         }
     }
 
-    pub(super) fn on_progress(
-        &mut self,
-        op: OpId,
-        bytes: u64,
-        resumed_from: u64,
-        ctx: &Ctx,
-        out: &mut Out,
-    ) {
+    pub(super) fn on_progress(&mut self, op: OpId, bytes: u64, resumed_from: u64, ctx: &Ctx, out: &mut Out) {
         if let Some((uid, seq)) = self.run_seq(op) {
-            self.tell(
-                uid,
-                RunEvent::Progress {
-                    seq,
-                    bytes,
-                    resumed_from,
-                },
-                ctx,
-                out,
-            );
+            self.tell(uid, RunEvent::Progress { seq, bytes, resumed_from }, ctx, out);
         }
     }
 
@@ -251,14 +188,7 @@ impl Filesystem {
         }
     }
 
-    pub(super) fn on_job_done(
-        &mut self,
-        uid: JobUid,
-        running: Running,
-        result: Result<TaskDone, Problem>,
-        ctx: &Ctx,
-        out: &mut Out,
-    ) {
+    pub(super) fn on_job_done(&mut self, uid: JobUid, running: Running, result: Result<TaskDone, Problem>, ctx: &Ctx, out: &mut Out) {
         self.backoff.remove(&running.slot); // the run has its own
         let seq = running.run_seq;
         let event = match (running.task, result) {
@@ -266,10 +196,7 @@ impl Filesystem {
                 let local = self.versions();
                 let peer = result.and_then(|done| match done {
                     TaskDone::Versions(v) => Ok(*v),
-                    _ => Err(Problem::new(
-                        Reason::Internal,
-                        "unexpected result of a listing",
-                    )),
+                    _ => Err(Problem::new(Reason::Internal, "unexpected result of a listing")),
                 });
                 RunEvent::Listed { seq, local, peer }
             }
@@ -282,14 +209,8 @@ impl Filesystem {
             }
             (Task::Send { .. }, result) => {
                 let result = result.and_then(|done| match done {
-                    TaskDone::Sent { bytes, already } => Ok(SendOutcome {
-                        bytes_sent: bytes,
-                        already,
-                    }),
-                    _ => Err(Problem::new(
-                        Reason::Internal,
-                        "unexpected result of a send",
-                    )),
+                    TaskDone::Sent { bytes, already } => Ok(SendOutcome { bytes_sent: bytes, already }),
+                    _ => Err(Problem::new(Reason::Internal, "unexpected result of a send")),
                 });
                 RunEvent::SendDone { seq, result }
             }
@@ -337,12 +258,7 @@ impl Filesystem {
                 self.start_for_run(main, Task::PeerVersions { job: uid, peer }, effect.seq, out);
             }
             RunEffectKind::Estimate { step, from, to } => {
-                self.start_for_run(
-                    Slot::Job(uid, JobLane::Estimate),
-                    Task::Estimate { step, from, to },
-                    effect.seq,
-                    out,
-                );
+                self.start_for_run(Slot::Job(uid, JobLane::Estimate), Task::Estimate { step, from, to }, effect.seq, out);
             }
             RunEffectKind::Send(step) => {
                 let epoch = self.base.as_ref().map_or(crate::ids::Epoch(0), |b| b.epoch);
@@ -367,11 +283,7 @@ impl Filesystem {
             RunEffectKind::Note { reason, message } => {
                 use crate::run::NoteReason as N;
                 let warning = !matches!(reason, N::Planned | N::Completed | N::Cancelled);
-                out.notes.push(Note {
-                    warning,
-                    reason: format!("Replication{reason:?}"),
-                    message,
-                });
+                out.notes.push(Note { warning, reason: format!("Replication{reason:?}"), message });
             }
         }
     }
@@ -388,10 +300,7 @@ impl Filesystem {
 
     pub(super) fn settle_refused_sends(&mut self, ctx: &Ctx, out: &mut Out) {
         for (uid, seq) in std::mem::take(&mut self.refused_sends) {
-            let result = Err(Problem::new(
-                Reason::BaseGone,
-                "the commit is no longer here",
-            ));
+            let result = Err(Problem::new(Reason::BaseGone, "the commit is no longer here"));
             self.tell(uid, RunEvent::SendDone { seq, result }, ctx, out);
         }
     }
@@ -402,8 +311,7 @@ impl Filesystem {
         };
         if state.saved.as_ref() != Some(state.job.row()) {
             state.saved = Some(state.job.row().clone());
-            out.records
-                .push(Record::Job(Box::new(state.job.row().clone())));
+            out.records.push(Record::Job(Box::new(state.job.row().clone())));
         }
     }
 }

@@ -24,6 +24,7 @@ impl Filesystem {
     pub(super) fn on_desired(&mut self, desired: Desired, out: &mut Out) {
         let changed = self.desired.as_ref() != Some(&desired);
         self.managed = true;
+        self.vanished = false;
         if !changed {
             return;
         }
@@ -38,16 +39,27 @@ impl Filesystem {
 
     pub(super) fn on_vanished(&mut self, out: &mut Out) {
         self.managed = false;
+        self.vanished = true;
         self.desired = None;
         self.absent_confirmed = false;
-        match self.life() {
-            Some(Life::Gone) if self.unpin.is_none() => {
-                out.records.push(Record::Forget);
-                self.base = None;
-                out.finished = true;
+        if self.life() == Some(Life::Gone) && self.inspected && self.unpin.is_none() {
+            out.records.push(Record::Forget);
+            self.base = None;
+        }
+    }
+
+    /// The object is gone and nothing is here: the actor ends, once nothing runs any more.
+    pub(super) fn finish_if_over(&mut self, out: &mut Out) {
+        if self.vanished && self.inspected && self.running.is_empty() {
+            match self.life() {
+                Some(Life::Gone) if self.unpin.is_none() => {
+                    out.records.push(Record::Forget);
+                    self.base = None;
+                    out.finished = true;
+                }
+                None => out.finished = true,
+                _ => {}
             }
-            None if self.inspected && self.running.is_empty() => out.finished = true,
-            _ => {}
         }
     }
 
@@ -154,27 +166,18 @@ impl Filesystem {
             let wanted = p.role;
             self.refuse_role_change(base.role, wanted, out);
         }
-        let stale = self.present().is_some_and(|p| p.epoch > base.epoch);
+        let wanted_epoch = self.present().map_or(Epoch(0), |p| p.epoch);
+        let seen = base.epoch.max(wanted_epoch);
         if let Some(won) = self.won {
             let boot = self.here.boot;
-            let opened = Base {
-                epoch: won.epoch,
-                attempt: won.attempt,
-                opened: Some(Opened {
-                    epoch: won.epoch,
-                    boot,
-                }),
-                ..base
-            };
+            let opened = Base { epoch: won.epoch, attempt: won.attempt, opened: Some(Opened { epoch: won.epoch, boot }), ..base };
             self.start(Slot::Life, Task::WriteMeta(Box::new(opened)), out);
             return;
         }
-        let must_open = base.role == Role::Owner
-            && base.frozen.is_none()
-            && self.head
-            && (self.opening == Opening::Closed || stale);
+        let must_open =
+            base.role == Role::Owner && !self.is_fenced() && self.head && (self.opening == Opening::Closed || seen > base.epoch);
         if must_open && self.managed {
-            self.start(Slot::Life, Task::Open { seen: base.epoch }, out);
+            self.start(Slot::Life, Task::Open { seen }, out);
         } else if self.meta_dirty {
             self.start(Slot::Life, Task::WriteMeta(Box::new(base)), out);
         }
@@ -210,14 +213,12 @@ impl Filesystem {
     /// Cancels all that runs, waits for it, then destroys. Mounts make `Destroy` itself refuse; it is tried again.
     fn advance_destroy(&mut self, out: &mut Out) {
         self.answer_waiting_with_deleting(out);
-        let slots: Vec<Slot> = self
-            .running
-            .values()
-            .map(|r| r.slot)
-            .filter(|s| *s != Slot::Life)
-            .collect();
-        for slot in &slots {
-            self.cancel(*slot, out);
+        let others = self.running.values().filter(|r| r.slot != Slot::Life);
+        let (slots, awaited): (Vec<Slot>, Vec<bool>) = others.map(|r| (r.slot, matches!(r.task, Task::Unmount(_)))).unzip();
+        for (slot, awaited) in slots.iter().zip(awaited) {
+            if !awaited {
+                self.cancel(*slot, out);
+            }
         }
         self.cancel_all_runs();
         if !slots.is_empty() {
@@ -236,13 +237,8 @@ impl Filesystem {
 
     /// Nothing was ever here: only the tombstone is written, so that a late create can't begin.
     fn record_gone(&mut self, epoch: Epoch, out: &mut Out) {
-        let base = Base {
-            life: Life::Gone,
-            epoch,
-            ..blank(self.id, Role::Replica)
-        };
-        out.records
-            .push(Record::Base("deleted", Box::new(base.clone())));
+        let base = Base { life: Life::Gone, epoch, ..blank(self.id, Role::Replica) };
+        out.records.push(Record::Base("deleted", Box::new(base.clone())));
         self.base = Some(base);
     }
 
@@ -250,8 +246,8 @@ impl Filesystem {
         if let Some(origin) = self.unpin {
             self.start(Slot::Life, Task::UnpinOrigin(origin), out);
         } else if self.present().is_some() {
-            let text = "this Filesystem was deleted here on a recorded intent; its id is not used again: make a new Dot";
-            self.trouble("DataMissing", Problem::new(Reason::Deleting, text), out);
+            // Wanted again before the object went. A replica is copied anew; an owner is made only in phase `New`, as ever.
+            self.start(Slot::Life, Task::AllocateQgroup, out);
         }
     }
 
@@ -260,14 +256,8 @@ impl Filesystem {
         let epoch = self.base.as_ref().map_or(Epoch(0), |b| b.epoch);
         let origin = self.unpin;
         out.records.push(Record::Forget);
-        let base = Base {
-            life: Life::Gone,
-            epoch,
-            origin,
-            ..blank(self.id, Role::Replica)
-        };
-        out.records
-            .push(Record::Base("deleted", Box::new(base.clone())));
+        let base = Base { life: Life::Gone, epoch, origin, ..blank(self.id, Role::Replica) };
+        out.records.push(Record::Base("deleted", Box::new(base.clone())));
         self.base = Some(base);
         self.opening = Opening::Closed;
         self.head = false;
@@ -282,51 +272,23 @@ impl Filesystem {
         self.mounts.clear();
         self.troubles.clear();
         self.usage = (0, 0);
-        out.notes.push(Note {
-            warning: false,
-            reason: "Deleted".into(),
-            message: "all of it is off this node's pool".into(),
-        });
-        if !self.managed && origin.is_none() {
-            out.records.push(Record::Forget);
-            out.finished = true;
-        }
+        out.notes.push(Note { warning: false, reason: "Deleted".into(), message: "all of it is off this node's pool".into() });
     }
 
     // ---- results ----
 
-    pub(super) fn on_life_done(
-        &mut self,
-        task: Task,
-        result: Result<TaskDone, Problem>,
-        ctx: &Ctx,
-        out: &mut Out,
-    ) {
+    pub(super) fn on_life_done(&mut self, task: Task, result: Result<TaskDone, Problem>, ctx: &Ctx, out: &mut Out) {
         match (task, result) {
             (Task::Inspect, Ok(TaskDone::Inspected(found))) => self.on_inspected(*found, out),
             (Task::AllocateQgroup, Ok(TaskDone::Qgroup(n))) => self.on_qgroup(n, out),
-            (
-                Task::Open { .. },
-                Ok(TaskDone::Opened {
-                    epoch,
-                    attempt,
-                    new,
-                }),
-            ) => self.on_opened(epoch, attempt, new, ctx, out),
+            (Task::Open { .. }, Ok(TaskDone::Opened { epoch, attempt, new })) => self.on_opened(epoch, attempt, new, ctx, out),
             (Task::PinOrigin(_), Ok(_)) => {
                 self.origin_pinned = true;
                 self.clear("OriginMissing");
             }
             (Task::Prepare(base), Ok(_)) => match base.role {
                 Role::Owner => {
-                    self.start(
-                        Slot::Life,
-                        Task::CreateHead {
-                            qgroup: base.qgroup,
-                            from: base.origin,
-                        },
-                        out,
-                    );
+                    self.start(Slot::Life, Task::CreateHead { qgroup: base.qgroup, from: base.origin }, out);
                 }
                 Role::Replica => self.on_created(out),
             },
@@ -336,17 +298,11 @@ impl Filesystem {
                 self.meta_dirty = true;
             }
             (Task::WriteMeta(written), Ok(_)) => self.on_meta_written(&written, out),
-            (Task::CheckDeleting, Ok(TaskDone::Deleting(yes))) => {
-                self.on_deleting_checked(yes, ctx, out)
-            }
+            (Task::CheckDeleting, Ok(TaskDone::Deleting(yes))) => self.on_deleting_checked(yes, out),
             (Task::Destroy { .. }, Ok(_)) => self.on_destroyed(out),
             (Task::UnpinOrigin(_), Ok(_)) => {
                 self.unpin = None;
                 self.save_base("origin-unpinned", |b| b.origin = None, out);
-                if !self.managed {
-                    out.records.push(Record::Forget);
-                    out.finished = true;
-                }
             }
             (task, Err(problem)) => self.on_life_failed(&task, problem, out),
             (_, Ok(_)) => {}
@@ -355,7 +311,11 @@ impl Filesystem {
 
     fn on_life_failed(&mut self, task: &Task, problem: Problem, out: &mut Out) {
         let condition = match task {
-            Task::Open { .. } => "Opened",
+            Task::Open { .. } => match problem.reason {
+                Reason::AuthorityUnknown => "AuthorityUnknown",
+                Reason::EpochRegression => "EpochRegression",
+                _ => "Opened",
+            },
             Task::PinOrigin(_) => "OriginMissing",
             Task::Destroy { .. } if problem.reason == Reason::Mounted => "Mounted",
             Task::Destroy { .. } | Task::CheckDeleting => "DeletionBlocked",
@@ -367,18 +327,21 @@ impl Filesystem {
         }
         if matches!(task, Task::Open { .. }) && problem.reason == Reason::NotOwner {
             self.opening = Opening::Closed;
+            if self.base.as_ref().is_some_and(|b| b.opened.is_some()) {
+                // A restart in this boot must not take it up again.
+                self.save_base("auth-closed", |b| b.opened = None, out);
+            }
         }
         self.trouble(condition, problem, out);
     }
 
-    fn on_deleting_checked(&mut self, yes: bool, ctx: &Ctx, out: &mut Out) {
+    fn on_deleting_checked(&mut self, yes: bool, out: &mut Out) {
         if yes {
             self.absent_confirmed = true;
             self.clear("StaleIntent");
         } else {
             let text = "the Replica object says Absent, but the Filesystem is not being deleted and this copy is an owner's or newer: nothing is deleted";
             self.trouble("StaleIntent", Problem::new(Reason::Invalid, text), out);
-            self.back_off(Slot::Life, ctx);
         }
     }
 
@@ -386,13 +349,9 @@ impl Filesystem {
         let Some(p) = self.present().cloned() else {
             return;
         };
-        let base = Base {
-            qgroup: n,
-            life: Life::Creating,
-            ..from_present(self.id, &p)
-        };
-        out.records
-            .push(Record::Base("create-intent", Box::new(base.clone())));
+        let seen = self.base.as_ref().map_or(Epoch(0), |b| b.epoch);
+        let base = Base { qgroup: n, life: Life::Creating, epoch: p.epoch.max(seen), ..from_present(self.id, &p) };
+        out.records.push(Record::Base("create-intent", Box::new(base.clone())));
         self.base = Some(base);
         self.origin_pinned = false;
     }
@@ -400,30 +359,26 @@ impl Filesystem {
     fn on_created(&mut self, out: &mut Out) {
         self.save_base("created", |b| b.life = Life::Active, out);
         self.clear("Degraded");
-        out.notes.push(Note {
-            warning: false,
-            reason: "Created".into(),
-            message: "the copy is on this node's pool".into(),
-        });
+        out.notes.push(Note { warning: false, reason: "Created".into(), message: "the copy is on this node's pool".into() });
     }
 
     fn on_opened(&mut self, epoch: Epoch, attempt: u64, new: bool, ctx: &Ctx, out: &mut Out) {
-        self.clear("Opened");
+        for condition in ["Opened", "AuthorityUnknown", "EpochRegression"] {
+            self.clear(condition);
+        }
         if self.life() == Some(Life::Creating) && !new {
             let text = format!(
                 "the Filesystem is past phase New, but its data is not in this node's pool ({}): bring the disk back, or drop the Filesystem",
                 self.here.place.pool
             );
             self.trouble("DataMissing", Problem::new(Reason::NotFound, text), out);
-            self.back_off(Slot::Life, ctx);
             return;
         }
         self.clear("DataMissing");
-        self.won = Some(Won {
-            epoch,
-            attempt,
-            at: ctx.now,
-        });
+        if self.is_fenced() {
+            return; // fenced meanwhile: that ended every opening, this one too
+        }
+        self.won = Some(Won { epoch, attempt, at: ctx.now });
         if self.life() == Some(Life::Creating) {
             // `Prepare` writes it to fs.json, before there is a head that could be written.
             self.record_opening(out);
@@ -438,30 +393,26 @@ impl Filesystem {
         }
         self.usage_due = Timestamp(0);
         self.clear("Degraded");
-        let current = self.base.as_ref().is_some_and(|b| {
-            b.capacity == written.capacity && b.history_limit == written.history_limit
-        });
-        self.meta_dirty = !current;
-        if self
-            .won
-            .is_some_and(|w| written.opened.is_some_and(|o| o.epoch == w.epoch))
-        {
+        if self.won.is_some_and(|w| written.opened.is_some_and(|o| o.epoch == w.epoch)) {
             self.record_opening(out);
         }
+        // What changed while it was being written is written next.
+        let frozen = written.frozen;
+        self.meta_dirty = self.base.as_ref().is_some_and(|b| Base { frozen, opened: written.opened, ..b.clone() } != *written);
     }
 
     fn record_opening(&mut self, out: &mut Out) {
         let Some(won) = self.won.take() else { return };
+        if self.is_fenced() {
+            return;
+        }
         let boot = self.here.boot;
         self.save_base(
             "auth-open",
             |b| {
-                b.epoch = won.epoch;
+                b.epoch = b.epoch.max(won.epoch);
                 b.attempt = won.attempt;
-                b.opened = Some(Opened {
-                    epoch: won.epoch,
-                    boot,
-                });
+                b.opened = Some(Opened { epoch: won.epoch, boot });
             },
             out,
         );
@@ -473,16 +424,17 @@ impl Filesystem {
     fn on_inspected(&mut self, found: Found, out: &mut Out) {
         self.inspected = true;
         self.head = found.head;
+        if self.life() == Some(Life::Gone) && (found.head || found.base.is_some() || !found.commits.is_empty()) {
+            // What the journal says is deleted came back with a power cut: it is deleted again (storage.md §2).
+            let qgroup = found.base.as_ref().map_or(0, |b| b.qgroup);
+            self.save_base("delete-intent", |b| (b.life, b.qgroup) = (Life::Deleting, qgroup), out);
+        }
+        let journal_lost = self.base.is_none();
         match (&self.base, found.base) {
             // Only the disk knows it (the journal was lost): an orphan until a Replica object says what it is for.
             (None, Some(on_disk)) => {
-                let name = if on_disk.life == Life::Deleting {
-                    "delete-intent"
-                } else {
-                    "adopted"
-                };
-                out.records
-                    .push(Record::Base(name, Box::new(on_disk.clone())));
+                let name = if on_disk.life == Life::Deleting { "delete-intent" } else { "adopted" };
+                out.records.push(Record::Base(name, Box::new(on_disk.clone())));
                 self.base = Some(on_disk);
                 self.meta_dirty = false;
             }
@@ -492,26 +444,35 @@ impl Filesystem {
         if self.is_deleting() {
             return;
         }
-        self.reconcile_commits(&found.commits, out);
+        self.reconcile_commits(&found.commits, journal_lost, out);
         self.reconcile_partial(&found.checkpoints, &found.incoming, out);
-        if found.fenced
-            && self.base.as_ref().is_some_and(|b| b.frozen.is_none())
-            && let Some(id) = self.newest().map(|c| c.id)
-        {
-            // Fenced on disk, not in the journal: died between fence and record. Stays fenced until someone thaws.
-            self.save_base("frozen", |b| b.frozen = Some(id), out);
-            self.opening = Opening::Closed;
-        }
+        self.reconcile_fence(found.fenced, journal_lost, out);
         if !found.broken.is_empty() {
-            let text = format!(
-                "unreadable entries beside the commits: {}",
-                found.broken.join(", ")
-            );
+            let text = format!("unreadable entries beside the commits: {}", found.broken.join(", "));
             self.trouble("Degraded", Problem::new(Reason::CorruptDisk, text), out);
         }
         if self.life() == Some(Life::Active) && self.role() == Some(Role::Owner) && !self.head {
-            let text = "the journal names a head that is not in the pool: nothing is created in its place; restore the disk or accept the loss";
+            let text =
+                "the journal names a head that is not in the pool: nothing is created in its place; restore the disk or accept the loss";
             self.trouble("HeadMissing", Problem::new(Reason::NotFound, text), out);
+        }
+    }
+}
+
+impl Filesystem {
+    /// A fence is what disk and journal say together. Only on disk: it was not ended, or its end not recorded, and no commit is
+    /// proven to hold what the head holds. Only in the journal: it was thawed.
+    ///
+    /// With the journal whole, nobody was told of such a fence, so it is undone. With the journal lost, authority may have gone
+    /// elsewhere under it: it stays until someone thaws.
+    fn reconcile_fence(&mut self, on_disk: bool, journal_lost: bool, out: &mut Out) {
+        let recorded = self.base.as_ref().is_some_and(|b| b.frozen.is_some());
+        if on_disk && !recorded {
+            self.half_fenced = true;
+            self.undo_fence = !journal_lost;
+            self.opening = Opening::Closed;
+        } else if !on_disk && recorded && self.head {
+            self.save_base("thawed", |b| b.frozen = None, out);
         }
     }
 }

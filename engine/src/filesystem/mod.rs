@@ -22,14 +22,11 @@ mod status;
 use std::collections::{BTreeMap, BTreeSet};
 
 pub use event::{
-    Answer, Ctx, Desired, Event, Found, Here, Intent, MountWhat, Note, Out, Present, ReceiveOffer,
-    ReqId, Role, Task, TaskDone, WantedCommit,
+    Answer, Ctx, Desired, Event, Found, Here, Intent, MountWhat, Note, Out, Present, ReceiveOffer, ReqId, Role, Task, TaskDone,
+    WantedCommit,
 };
 pub use jobs::WantedJob;
-pub use record::{
-    Base, CheckpointRow, Life, Opened, OriginPinRow, PartialRow, Record, Recovered, RequestRow,
-    RequestState, Row, RowError,
-};
+pub use record::{Base, CheckpointRow, Life, Opened, OriginPinRow, PartialRow, Record, Recovered, RequestRow, RequestState, Row, RowError};
 pub use status::{CommitStatus, Condition, FilesystemStatus, JobStatus, RequestStatus, RoleStatus};
 
 use crate::ids::{CommitId, FsId, JobUid, OpId, RequestUid, Timestamp};
@@ -40,8 +37,10 @@ use crate::model::{Commit, Origin, Problem, Reason};
 enum Slot {
     /// Create, recover, open, delete.
     Life,
-    /// What touches the head or removes commits: commit, fence, thaw.
+    /// What touches the head: commit, fence, thaw.
     Head,
+    /// Removing a commit; one that can't go (mounted somewhere) holds up no commit and no fence.
+    Removal,
     /// Taking a stream.
     Receive,
     /// Removing partials.
@@ -145,15 +144,25 @@ pub struct Filesystem {
     desired: Option<Desired>,
     /// A Replica object exists; `false` makes this copy an orphan.
     managed: bool,
+    /// The Replica object was seen to go.
+    vanished: bool,
     /// `Absent` was checked against the API and may be obeyed.
     absent_confirmed: bool,
 
     running: BTreeMap<OpId, Running>,
+    /// `now` of the last event.
+    clock: Timestamp,
     backoff: BTreeMap<Slot, Backoff>,
     mounts: BTreeSet<(String, MountWhat)>,
     waiting_mounts: Vec<mounts::WaitingMount>,
     fences: Vec<commits::FenceRequest>,
     thaw_for: Option<ReqId>,
+    /// The disk has a fence that the journal does not know: `Fence` has to end what was begun, as what its commit holds is not proven.
+    half_fenced: bool,
+    /// A fence or thaw that nobody was told has worked: the head is to be writable again.
+    undo_fence: bool,
+    /// The removal tried last, so that the next one gets its turn.
+    last_removal: Option<CommitId>,
     /// Standing troubles, by condition type.
     troubles: BTreeMap<&'static str, Problem>,
     usage: (u64, u64),
@@ -165,22 +174,12 @@ impl Filesystem {
     pub fn recover(id: FsId, here: Here, generation: u64, rows: Recovered) -> Self {
         let opening = match rows.base.as_ref().and_then(|b| b.opened) {
             // A restart of the agent in the same boot keeps the opening (R0); `used`, as mounts may be there.
-            Some(o)
-                if o.boot == here.boot
-                    && rows.base.as_ref().is_some_and(|b| b.epoch == o.epoch) =>
-            {
-                Opening::Open {
-                    at: Timestamp(0),
-                    used: true,
-                }
+            Some(o) if o.boot == here.boot && rows.base.as_ref().is_some_and(|b| b.epoch == o.epoch) => {
+                Opening::Open { at: Timestamp(0), used: true }
             }
             _ => Opening::Closed,
         };
-        let unpin = rows
-            .base
-            .as_ref()
-            .filter(|b| b.life == Life::Gone)
-            .and_then(|b| b.origin);
+        let unpin = rows.base.as_ref().filter(|b| b.life == Life::Gone).and_then(|b| b.origin);
         Self {
             id,
             here,
@@ -196,11 +195,7 @@ impl Filesystem {
             partial: rows.partial,
             checkpoint: rows.checkpoint,
             discard: BTreeSet::new(),
-            jobs: rows
-                .jobs
-                .into_iter()
-                .map(|row| (row.uid, jobs::JobState::recovered(row)))
-                .collect(),
+            jobs: rows.jobs.into_iter().map(|row| (row.uid, jobs::JobState::recovered(row))).collect(),
             origin_pins: rows.pins.into_iter().map(|p| (p.by, p.commit)).collect(),
             unpin,
             won: None,
@@ -211,13 +206,18 @@ impl Filesystem {
             specs_applied: false,
             desired: None,
             managed: false,
+            vanished: false,
             absent_confirmed: false,
             running: BTreeMap::new(),
+            clock: Timestamp(0),
             backoff: BTreeMap::new(),
             mounts: BTreeSet::new(),
             waiting_mounts: Vec::new(),
             fences: Vec::new(),
             thaw_for: None,
+            half_fenced: false,
+            undo_fence: false,
+            last_removal: None,
             troubles: BTreeMap::new(),
             usage: (0, 0),
             usage_due: Timestamp(0),
@@ -237,9 +237,7 @@ impl Filesystem {
             Event::Vanished => self.on_vanished(out),
             Event::Versions(req) => self.handle_versions(req, out),
             Event::Offer(req, offer) => self.handle_offer(req, *offer, out),
-            Event::Mount(req, what, target, read_only) => {
-                self.handle_mount(req, what, target, read_only, out)
-            }
+            Event::Mount(req, what, target, read_only) => self.handle_mount(req, what, target, read_only, out),
             Event::Unmount(req, target) => self.handle_unmount(req, target, out),
             Event::Fence(req, force) => self.handle_fence(req, force, out),
             Event::Thaw(req) => self.handle_thaw(req, out),
@@ -252,17 +250,17 @@ impl Filesystem {
             Event::PeerBack(node) => self.on_peer_back(&node, ctx, out),
         }
         self.advance(ctx, out);
+        self.finish_if_over(out);
+        self.clock = ctx.now;
     }
 
-    /// When `Timer` must be delivered at the latest, if at all.
+    /// When `Timer` must be delivered at the latest, if at all. A sleep that was over at the last event counts no more: what
+    /// wanted to go on has gone on then.
     pub fn next_wake(&self) -> Option<Timestamp> {
-        let backoff = self
-            .backoff
-            .iter()
-            .filter(|(slot, _)| !self.is_running(**slot))
-            .map(|(_, b)| b.not_before);
+        let backoff =
+            self.backoff.iter().filter(|(slot, b)| !self.is_running(**slot) && b.not_before > self.clock).map(|(_, b)| b.not_before);
         let jobs = self.jobs.values().filter_map(jobs::JobState::next_wake);
-        let usage = (self.is_active() && !self.is_running(Slot::Usage)).then_some(self.usage_due);
+        let usage = (self.is_active() && self.is_ready(Slot::Usage, self.clock)).then_some(self.usage_due);
         backoff.chain(jobs).chain(usage).min()
     }
 
@@ -270,6 +268,7 @@ impl Filesystem {
     fn advance(&mut self, ctx: &Ctx, out: &mut Out) {
         self.advance_life(ctx, out);
         self.advance_head(ctx, out);
+        self.advance_removals(ctx, out);
         self.advance_discard(ctx, out);
         self.advance_mounts(ctx, out);
         self.advance_jobs(ctx, out);
@@ -283,6 +282,8 @@ impl Filesystem {
             return;
         };
         match &result {
+            // "No" is an answer, but asking again has to get rarer.
+            Ok(done) if self.is_refusal(done) => self.back_off(running.slot, ctx),
             Ok(_) => {
                 self.backoff.remove(&running.slot);
             }
@@ -291,7 +292,7 @@ impl Filesystem {
         }
         match running.slot {
             Slot::Life => self.on_life_done(running.task, result, ctx, out),
-            Slot::Head => self.on_head_done(running.task, result, ctx, out),
+            Slot::Head | Slot::Removal => self.on_head_done(running.task, result, ctx, out),
             Slot::Receive => self.on_receive_done(running.task, result, out),
             Slot::Discard => {
                 if let (Task::Discard(target), Ok(_)) = (&running.task, &result) {
@@ -321,19 +322,8 @@ impl Filesystem {
 
     fn start_for_run(&mut self, slot: Slot, task: Task, run_seq: u64, out: &mut Out) -> OpId {
         self.seq += 1;
-        let op = OpId {
-            generation: self.generation,
-            seq: self.seq,
-        };
-        self.running.insert(
-            op,
-            Running {
-                slot,
-                task: task.clone(),
-                cancelled: false,
-                run_seq,
-            },
-        );
+        let op = OpId { generation: self.generation, seq: self.seq };
+        self.running.insert(op, Running { slot, task: task.clone(), cancelled: false, run_seq });
         out.tasks.push((op, task));
         op
     }
@@ -348,20 +338,10 @@ impl Filesystem {
     }
 
     fn back_off(&mut self, slot: Slot, ctx: &Ctx) {
-        let failures = self
-            .backoff
-            .get(&slot)
-            .map_or(0, |b| b.failures)
-            .saturating_add(1);
+        let failures = self.backoff.get(&slot).map_or(0, |b| b.failures).saturating_add(1);
         let wait = (BACKOFF_FIRST_MS << (failures - 1).min(16)).min(BACKOFF_LAST_MS);
         let jitter = ctx.jitter % (wait / 4 + 1);
-        self.backoff.insert(
-            slot,
-            Backoff {
-                failures,
-                not_before: ctx.now.plus_ms(wait + jitter),
-            },
-        );
+        self.backoff.insert(slot, Backoff { failures, not_before: ctx.now.plus_ms(wait + jitter) });
     }
 
     /// A change of what is wanted ends a sleep.
@@ -373,11 +353,7 @@ impl Filesystem {
 
     fn trouble(&mut self, condition: &'static str, problem: Problem, out: &mut Out) {
         if self.troubles.get(condition) != Some(&problem) {
-            out.notes.push(Note {
-                warning: true,
-                reason: format!("{:?}", problem.reason),
-                message: problem.message.clone(),
-            });
+            out.notes.push(Note { warning: true, reason: format!("{:?}", problem.reason), message: problem.message.clone() });
             self.troubles.insert(condition, problem);
         }
     }
@@ -412,10 +388,20 @@ impl Filesystem {
 
     /// May write: owner, opened in this boot, not fenced, not deleting.
     fn may_write(&self) -> bool {
-        self.is_active()
-            && self.role() == Some(Role::Owner)
-            && self.opening != Opening::Closed
-            && self.base.as_ref().is_some_and(|b| b.frozen.is_none())
+        self.is_active() && self.role() == Some(Role::Owner) && self.opening != Opening::Closed && self.head && !self.is_fenced()
+    }
+
+    /// The head is, or may be, read-only on disk.
+    fn is_fenced(&self) -> bool {
+        self.half_fenced || self.base.as_ref().is_some_and(|b| b.frozen.is_some())
+    }
+
+    fn is_refusal(&self, done: &TaskDone) -> bool {
+        match done {
+            TaskDone::Deleting(yes) => !yes,
+            TaskDone::Opened { new, .. } => !new && self.life() == Some(Life::Creating),
+            _ => false,
+        }
     }
 
     fn qgroup(&self) -> u64 {
@@ -442,13 +428,8 @@ impl Filesystem {
 
     fn not_here(&self) -> Problem {
         match self.life() {
-            Some(Life::Deleting | Life::Gone) => {
-                Problem::new(Reason::Deleting, "this Filesystem is being deleted here")
-            }
-            _ => Problem::new(
-                Reason::NotPlaced,
-                "no copy of this Filesystem is ready here yet; it follows its Replica object",
-            ),
+            Some(Life::Deleting | Life::Gone) => Problem::new(Reason::Deleting, "this Filesystem is being deleted here"),
+            _ => Problem::new(Reason::NotPlaced, "no copy of this Filesystem is ready here yet; it follows its Replica object"),
         }
     }
 }

@@ -20,35 +20,19 @@ pub(super) struct WaitingMount {
 }
 
 impl Filesystem {
-    pub(super) fn handle_mount(
-        &mut self,
-        req: ReqId,
-        what: MountWhat,
-        target: String,
-        read_only: bool,
-        out: &mut Out,
-    ) {
+    pub(super) fn handle_mount(&mut self, req: ReqId, what: MountWhat, target: String, read_only: bool, out: &mut Out) {
         let refusal = match what {
             _ if !self.is_active() => Some(self.not_here()),
             MountWhat::Head if !self.may_write() => Some(self.write_refusal()),
-            MountWhat::Commit(id) if !self.commits.contains_key(&id) => Some(Problem::new(
-                Reason::NotFound,
-                format!("commit {id} is not on this node"),
-            )),
-            _ if self.waiting_mounts.len() >= WAITING => Some(Problem::new(
-                Reason::Busy,
-                "too many mounts wait; try again",
-            )),
+            MountWhat::Commit(id) if !self.commits.contains_key(&id) => {
+                Some(Problem::new(Reason::NotFound, format!("commit {id} is not on this node")))
+            }
+            _ if self.waiting_mounts.len() >= WAITING => Some(Problem::new(Reason::Busy, "too many mounts wait; try again")),
             _ => None,
         };
         match refusal {
             Some(problem) => out.answers.push((req, Answer::Plain(Err(problem)))),
-            None => self.waiting_mounts.push(WaitingMount {
-                req,
-                what,
-                target,
-                read_only,
-            }),
+            None => self.waiting_mounts.push(WaitingMount { req, what, target, read_only }),
         }
     }
 
@@ -61,21 +45,14 @@ impl Filesystem {
         if self.waiting_mounts.is_empty() {
             return;
         }
-        let wants_head = self
-            .waiting_mounts
-            .iter()
-            .any(|m| m.what == MountWhat::Head);
-        if wants_head && !self.opening_is_fresh(ctx) {
+        let wants_head = self.waiting_mounts.iter().any(|m| m.what == MountWhat::Head);
+        if wants_head && !self.may_write() {
+            self.refuse_waiting_heads(out);
+        } else if wants_head && !self.opening_is_fresh(ctx) {
             // R0: the first mount of an opening turns writable within 5 s of the CAS, or the CAS is done again.
             if self.is_ready(Slot::Life, ctx.now) {
                 let seen = self.base.as_ref().map_or(crate::ids::Epoch(0), |b| b.epoch);
                 self.start(Slot::Life, Task::Open { seen }, out);
-            }
-            if self.opening == Opening::Closed && !self.is_running(Slot::Life) {
-                self.refuse_waiting_heads(out);
-            }
-            if !self.is_running(Slot::Life) {
-                return;
             }
         }
         let ready = self.opening_is_fresh(ctx);
@@ -89,11 +66,7 @@ impl Filesystem {
             {
                 *used = true;
             }
-            self.start(
-                Slot::Mount(m.req),
-                Task::Mount(m.what, m.target, m.read_only),
-                out,
-            );
+            self.start(Slot::Mount(m.req), Task::Mount(m.what, m.target, m.read_only), out);
         }
     }
 
@@ -101,9 +74,7 @@ impl Filesystem {
         match self.opening {
             Opening::Closed => false,
             Opening::Open { used: true, .. } => true,
-            Opening::Open { at, used: false } => {
-                ctx.now.since_ms(at) <= OPENING_FRESH_MS && ctx.now >= at
-            }
+            Opening::Open { at, used: false } => ctx.now.since_ms(at) <= OPENING_FRESH_MS && ctx.now >= at,
         }
     }
 
@@ -111,8 +82,7 @@ impl Filesystem {
         let problem = self.write_refusal();
         for m in std::mem::take(&mut self.waiting_mounts) {
             if m.what == MountWhat::Head {
-                out.answers
-                    .push((m.req, Answer::Plain(Err(problem.clone()))));
+                out.answers.push((m.req, Answer::Plain(Err(problem.clone()))));
             } else {
                 self.waiting_mounts.push(m);
             }
@@ -122,22 +92,14 @@ impl Filesystem {
     pub(super) fn answer_waiting_with_deleting(&mut self, out: &mut Out) {
         let problem = self.not_here();
         for m in std::mem::take(&mut self.waiting_mounts) {
-            out.answers
-                .push((m.req, Answer::Plain(Err(problem.clone()))));
+            out.answers.push((m.req, Answer::Plain(Err(problem.clone()))));
         }
         for f in std::mem::take(&mut self.fences) {
-            out.answers
-                .push((f.req(), Answer::Fenced(Err(problem.clone()))));
+            out.answers.push((f.req(), Answer::Fenced(Err(problem.clone()))));
         }
     }
 
-    pub(super) fn on_mount_done(
-        &mut self,
-        req: ReqId,
-        task: Task,
-        result: Result<TaskDone, Problem>,
-        out: &mut Out,
-    ) {
+    pub(super) fn on_mount_done(&mut self, req: ReqId, task: Task, result: Result<TaskDone, Problem>, out: &mut Out) {
         self.backoff.remove(&Slot::Mount(req)); // the caller tries again, not we
         if result.is_ok() {
             match task {
@@ -158,31 +120,15 @@ impl Filesystem {
 
     // ---- origins ----
 
-    pub(super) fn handle_pin_origin(
-        &mut self,
-        req: ReqId,
-        by: FsId,
-        commit: CommitId,
-        out: &mut Out,
-    ) {
+    pub(super) fn handle_pin_origin(&mut self, req: ReqId, by: FsId, commit: CommitId, out: &mut Out) {
         let answer = if !self.is_active() {
             Err(self.not_here())
         } else if self.commits.contains_key(&commit) {
             self.origin_pins.insert(by, commit);
-            out.records.push(Record::OriginPin(Box::new(OriginPinRow {
-                version: FORMAT_VERSION,
-                by,
-                commit,
-            })));
+            out.records.push(Record::OriginPin(Box::new(OriginPinRow { version: FORMAT_VERSION, by, commit })));
             Ok(())
         } else {
-            Err(Problem::new(
-                Reason::NotFound,
-                format!(
-                    "commit {commit} of Filesystem {} is not on this node",
-                    self.id
-                ),
-            ))
+            Err(Problem::new(Reason::NotFound, format!("commit {commit} of Filesystem {} is not on this node", self.id)))
         };
         out.answers.push((req, Answer::Plain(answer)));
     }

@@ -12,13 +12,11 @@ use crate::model::{Commit, FORMAT_VERSION, Problem, Reason, Versions, VersionsRo
 
 impl Filesystem {
     pub(super) fn handle_versions(&mut self, req: ReqId, out: &mut Out) {
-        let answer =
-            if !self.inspected || self.base.is_none() || self.life() == Some(super::Life::Creating)
-            {
-                Err(self.not_here())
-            } else {
-                Ok(Box::new(self.versions()))
-            };
+        let answer = if !self.inspected || self.base.is_none() || self.life() == Some(super::Life::Creating) {
+            Err(self.not_here())
+        } else {
+            Ok(Box::new(self.versions()))
+        };
         out.answers.push((req, Answer::Versions(answer)));
     }
 
@@ -34,12 +32,7 @@ impl Filesystem {
         Versions {
             role,
             epoch: self.base.as_ref().map_or(crate::ids::Epoch(0), |b| b.epoch),
-            commits: self
-                .history()
-                .into_iter()
-                .filter(|c| !c.transient)
-                .cloned()
-                .collect(),
+            commits: self.history().into_iter().filter(|c| !c.transient).cloned().collect(),
             resume: self.checkpoint.as_ref().map(|c| c.token.clone()),
             free_bytes: (limit > 0).then(|| limit.saturating_sub(bytes)),
             stream_version: self.here.stream_version,
@@ -48,8 +41,7 @@ impl Filesystem {
 
     pub(super) fn handle_offer(&mut self, req: ReqId, offer: ReceiveOffer, out: &mut Out) {
         if self.commits.contains_key(&offer.target.id) && self.is_active() {
-            out.answers
-                .push((req, Answer::Receive(Ok(offer.target.id))));
+            out.answers.push((req, Answer::Receive(Ok(offer.target.id))));
             return;
         }
         if let Err(problem) = self.checked_offer(&offer, out) {
@@ -74,39 +66,45 @@ impl Filesystem {
             ));
         }
         if offer.target.fs_id != self.id || offer.target.version > FORMAT_VERSION {
-            return Err(Problem::new(
-                Reason::Invalid,
-                "the offered commit belongs to another Filesystem or to a newer format",
-            ));
+            return Err(Problem::new(Reason::Invalid, "the offered commit belongs to another Filesystem or to a newer format"));
         }
         if offer.epoch < epoch {
-            return Err(Problem::new(
-                Reason::StaleEpoch,
-                format!(
-                    "the sender's epoch {} is older than {epoch}, known here",
-                    offer.epoch
-                ),
-            ));
+            return Err(Problem::new(Reason::StaleEpoch, format!("the sender's epoch {} is older than {epoch}, known here", offer.epoch)));
         }
         if self.is_running(Slot::Receive) {
             self.supersede(offer, out);
-            return Err(Problem::new(
-                Reason::Busy,
-                "another transfer to this Filesystem runs; it goes first",
-            ));
+            return Err(Problem::new(Reason::Busy, "another transfer to this Filesystem runs; it goes first"));
+        }
+        if self.removing.contains(&offer.target.id) {
+            return Err(Problem::new(Reason::Busy, "this commit is being removed here"));
         }
         if self.discard.contains(&offer.target.id) {
-            return Err(Problem::new(
-                Reason::Busy,
-                "an older partial transfer is being cleared away",
-            ));
+            return Err(Problem::new(Reason::Busy, "an older partial transfer is being cleared away"));
         }
-        self.checked_base(offer)
+        self.checked_base(offer)?;
+        self.checked_resume(offer)
+    }
+
+    /// A sender that goes on from an older point of this very transfer listed versions before the last checkpoint: it has
+    /// to list again, as starting anew would send all of it twice.
+    fn checked_resume(&self, offer: &ReceiveOffer) -> Result<(), Problem> {
+        match (&self.checkpoint, &offer.resume) {
+            (Some(here), Some(asked)) if here.token != *asked && here.token.target == offer.target.id && here.token.base == offer.base => {
+                Err(Problem::new(
+                    Reason::BaseGone,
+                    format!("this replica is at byte {} of it, not at {}; list versions and plan again", here.token.offset, asked.offset),
+                ))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// A sender that comes again for the same target has given its old connection up: the old transfer is cancelled.
     fn supersede(&mut self, offer: &ReceiveOffer, out: &mut Out) {
-        let same = self.running.values().any(|r| matches!(&r.task, Task::Receive { offer: o, .. } if o.job == offer.job && o.target.id == offer.target.id));
+        let same = self
+            .running
+            .values()
+            .any(|r| matches!(&r.task, Task::Receive { offer: o, .. } if o.job == offer.job && o.target.id == offer.target.id));
         if same {
             self.cancel(Slot::Receive, out);
         }
@@ -118,35 +116,21 @@ impl Filesystem {
             (None, None) => Ok(()),
             (None, Some(have)) => Err(Problem::new(
                 Reason::BaseGone,
-                format!(
-                    "this replica already has commits (newest {have}); a full copy would lose them: plan again"
-                ),
+                format!("this replica already has commits (newest {have}); a full copy would lose them: plan again"),
             )),
             (Some(base), Some(have)) if base == have => Ok(()),
-            (Some(base), _) if self.commits.contains_key(&base) => Err(Problem::new(
-                Reason::Diverged,
-                format!("this replica has commits after {base}; list versions and plan again"),
-            )),
-            (Some(base), _) => Err(Problem::new(
-                Reason::BaseGone,
-                format!("commit {base} is not here; list versions and plan again"),
-            )),
+            (Some(base), _) if self.commits.contains_key(&base) => {
+                Err(Problem::new(Reason::Diverged, format!("this replica has commits after {base}; list versions and plan again")))
+            }
+            (Some(base), _) => Err(Problem::new(Reason::BaseGone, format!("commit {base} is not here; list versions and plan again"))),
         }
     }
 
     fn admit(&mut self, req: ReqId, offer: ReceiveOffer, out: &mut Out) {
-        let partial = PartialRow {
-            version: FORMAT_VERSION,
-            target: offer.target.clone(),
-            base: offer.base,
-        };
-        let goes_on = offer.resume.is_some()
-            && self.checkpoint.as_ref().map(|c| &c.token) == offer.resume.as_ref();
-        let checkpoint = if goes_on {
-            self.checkpoint.clone().map(Box::new)
-        } else {
-            None
-        };
+        let partial = PartialRow { version: FORMAT_VERSION, target: offer.target.clone(), base: offer.base };
+        let here = self.checkpoint.as_ref().map(|c| &c.token);
+        let goes_on = here.is_some_and(|t| offer.resume.as_ref() == Some(t) && t.target == offer.target.id && t.base == offer.base);
+        let checkpoint = if goes_on { self.checkpoint.clone().map(Box::new) } else { None };
         if self.partial.as_ref() != Some(&partial) || !goes_on {
             if let Some(old) = self.partial.take()
                 && old.target.id != partial.target.id
@@ -163,29 +147,11 @@ impl Filesystem {
             self.save_base("epoch-seen", |b| b.epoch = epoch, out);
             self.meta_dirty = true;
         }
-        self.start(
-            Slot::Receive,
-            Task::Receive {
-                req,
-                qgroup: self.qgroup(),
-                offer: Box::new(offer),
-                checkpoint,
-            },
-            out,
-        );
+        self.start(Slot::Receive, Task::Receive { req, qgroup: self.qgroup(), offer: Box::new(offer), checkpoint }, out);
     }
 
-    pub(super) fn on_checkpoint(
-        &mut self,
-        op: OpId,
-        req: ReqId,
-        row: CheckpointRow,
-        out: &mut Out,
-    ) {
-        let current = self
-            .running
-            .get(&op)
-            .is_some_and(|r| r.slot == Slot::Receive);
+    pub(super) fn on_checkpoint(&mut self, op: OpId, req: ReqId, row: CheckpointRow, out: &mut Out) {
+        let current = self.running.get(&op).is_some_and(|r| r.slot == Slot::Receive);
         if current && !self.is_deleting() {
             out.records.push(Record::Checkpoint(Box::new(row.clone())));
             self.checkpoint = Some(row);
@@ -193,12 +159,7 @@ impl Filesystem {
         out.answers.push((req, Answer::Checkpointed));
     }
 
-    pub(super) fn on_receive_done(
-        &mut self,
-        task: Task,
-        result: Result<TaskDone, Problem>,
-        out: &mut Out,
-    ) {
+    pub(super) fn on_receive_done(&mut self, task: Task, result: Result<TaskDone, Problem>, out: &mut Out) {
         let Task::Receive { req, offer, .. } = task else { return };
         let verdict = match &result {
             Ok(_) if self.is_deleting() => Err(self.not_here()),
@@ -219,8 +180,7 @@ impl Filesystem {
 
     fn on_received(&mut self, commit: Commit, out: &mut Out) {
         let id = commit.id;
-        out.records
-            .push(Record::Commit("received", Box::new(commit.clone())));
+        out.records.push(Record::Commit("received", Box::new(commit.clone())));
         out.records.push(Record::PartialGone);
         self.commits.insert(id, commit);
         self.partial = None;
@@ -228,19 +188,12 @@ impl Filesystem {
         self.discard.insert(id);
         self.clear("ReceiveFailed");
         self.usage_due = Timestamp(0);
-        out.notes.push(Note {
-            warning: false,
-            reason: "Received".into(),
-            message: format!("commit {id}"),
-        });
+        out.notes.push(Note { warning: false, reason: "Received".into(), message: format!("commit {id}") });
     }
 
     fn on_receive_failed(&mut self, target: CommitId, problem: Problem, out: &mut Out) {
         // What is wrong with the bytes can't be mended by going on from them.
-        if matches!(
-            problem.reason,
-            Reason::CorruptStream | Reason::DigestMismatch | Reason::Unsupported
-        ) {
+        if matches!(problem.reason, Reason::CorruptStream | Reason::DigestMismatch | Reason::Unsupported) {
             self.partial = None;
             self.checkpoint = None;
             out.records.push(Record::PartialGone);
@@ -256,54 +209,29 @@ impl Filesystem {
         if self.is_deleting() || !self.inspected || !self.is_ready(Slot::Discard, ctx.now) {
             return;
         }
-        let receiving = self
-            .partial
-            .as_ref()
-            .map(|p| p.target.id)
-            .filter(|_| self.is_running(Slot::Receive));
+        let receiving = self.partial.as_ref().map(|p| p.target.id).filter(|_| self.is_running(Slot::Receive));
         if let Some(target) = self.discard.iter().copied().find(|t| Some(*t) != receiving) {
             self.start(Slot::Discard, Task::Discard(target), out);
         }
     }
 
     /// After a restart: partials that the journal does not know, or whose checkpoint is not on disk, are cleared away.
-    pub(super) fn reconcile_partial(
-        &mut self,
-        checkpoints: &[(CommitId, u64)],
-        incoming: &[CommitId],
-        out: &mut Out,
-    ) {
-        let arrived = self
-            .partial
-            .as_ref()
-            .is_some_and(|p| self.commits.contains_key(&p.target.id));
-        let lost = self
-            .checkpoint
-            .as_ref()
-            .is_some_and(|c| !checkpoints.contains(&(c.token.target, c.token.offset)));
+    pub(super) fn reconcile_partial(&mut self, checkpoints: &[(CommitId, u64)], incoming: &[CommitId], out: &mut Out) {
+        let arrived = self.partial.as_ref().is_some_and(|p| self.commits.contains_key(&p.target.id));
+        let lost = self.checkpoint.as_ref().is_some_and(|c| !checkpoints.contains(&(c.token.target, c.token.offset)));
         if arrived || (self.partial.is_some() && (lost || self.checkpoint.is_none())) {
             self.partial = None;
             self.checkpoint = None;
             out.records.push(Record::PartialGone);
         }
         let keep = self.partial.as_ref().map(|p| p.target.id);
-        let strays = incoming
-            .iter()
-            .copied()
-            .chain(checkpoints.iter().map(|(t, _)| *t))
-            .filter(|t| Some(*t) != keep);
+        let strays = incoming.iter().copied().chain(checkpoints.iter().map(|(t, _)| *t)).filter(|t| Some(*t) != keep);
         self.discard.extend(strays);
     }
 
     pub(super) fn advance_usage(&mut self, ctx: &Ctx, out: &mut Out) {
         if self.is_active() && self.usage_due <= ctx.now && self.is_ready(Slot::Usage, ctx.now) {
-            self.start(
-                Slot::Usage,
-                Task::Usage {
-                    qgroup: self.qgroup(),
-                },
-                out,
-            );
+            self.start(Slot::Usage, Task::Usage { qgroup: self.qgroup() }, out);
         }
     }
 

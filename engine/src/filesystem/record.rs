@@ -199,9 +199,7 @@ pub enum RowError {
         why: String,
     },
     /// Written by a newer program.
-    #[error(
-        "journal row `{key}` has format version {version}, newer than this program knows ({FORMAT_VERSION}): upgrade the agent"
-    )]
+    #[error("journal row `{key}` has format version {version}, newer than this program knows ({FORMAT_VERSION}): upgrade the agent")]
     Newer {
         /// Which.
         key: String,
@@ -249,10 +247,7 @@ impl Record {
             Self::RequestGone(uid) => vec![Row::Delete(format!("request/{uid}"))],
             Self::Partial(p) => vec![Row::Put("partial".into(), json(p))],
             Self::Checkpoint(c) => vec![Row::Put("checkpoint".into(), json(c))],
-            Self::PartialGone => vec![
-                Row::Delete("partial".into()),
-                Row::Delete("checkpoint".into()),
-            ],
+            Self::PartialGone => vec![Row::Delete("partial".into()), Row::Delete("checkpoint".into())],
             Self::Job(j) => vec![Row::Put(format!("job/{}", j.uid), json(j))],
             Self::JobGone(uid) => vec![Row::Delete(format!("job/{uid}"))],
             Self::OriginPin(p) => vec![Row::Put(format!("pin/{}", p.by), json(p))],
@@ -292,26 +287,16 @@ impl Recovered {
             match kind {
                 "base" => all.base = Some(read(key, body)?),
                 "commit" => all.commits.push(read(key, body)?),
-                "removing" => {
-                    all.removing
-                        .push(
-                            rest.parse()
-                                .map_err(|e: crate::ids::IdError| RowError::Damaged {
-                                    key: key.clone(),
-                                    why: e.to_string(),
-                                })?,
-                        )
-                }
+                "removing" => all
+                    .removing
+                    .push(rest.parse().map_err(|e: crate::ids::IdError| RowError::Damaged { key: key.clone(), why: e.to_string() })?),
                 "request" => all.requests.push(read(key, body)?),
                 "partial" => all.partial = Some(read(key, body)?),
                 "checkpoint" => all.checkpoint = Some(read(key, body)?),
                 "job" => all.jobs.push(read(key, body)?),
                 "pin" => all.pins.push(read(key, body)?),
                 _ => {
-                    return Err(RowError::Damaged {
-                        key: key.clone(),
-                        why: "unknown kind of row".into(),
-                    });
+                    return Err(RowError::Damaged { key: key.clone(), why: "unknown kind of row".into() });
                 }
             }
         }
@@ -324,16 +309,10 @@ fn read<T: serde::de::DeserializeOwned>(key: &str, body: &[u8]) -> Result<T, Row
     struct Head {
         version: u32,
     }
-    let damaged = |e: serde_json::Error| RowError::Damaged {
-        key: key.to_owned(),
-        why: e.to_string(),
-    };
+    let damaged = |e: serde_json::Error| RowError::Damaged { key: key.to_owned(), why: e.to_string() };
     let head: Head = serde_json::from_slice(body).map_err(damaged)?;
     if head.version > FORMAT_VERSION {
-        return Err(RowError::Newer {
-            key: key.to_owned(),
-            version: head.version,
-        });
+        return Err(RowError::Newer { key: key.to_owned(), version: head.version });
     }
     serde_json::from_slice(body).map_err(damaged)
 }

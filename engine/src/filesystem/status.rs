@@ -139,50 +139,16 @@ impl Filesystem {
             role: self.role_status(),
             managed: self.managed,
             epoch: self.base.as_ref().map_or(Epoch(0), |b| b.epoch),
-            opened_epoch: self
-                .base
-                .as_ref()
-                .filter(|_| self.opening != Opening::Closed)
-                .and_then(|b| b.opened)
-                .map(|o| o.epoch),
+            opened_epoch: self.base.as_ref().filter(|_| self.opening != Opening::Closed).and_then(|b| b.opened).map(|o| o.epoch),
             head: history.iter().rev().find(|c| !c.transient).map(|c| c.id),
             commits: history.iter().filter(|c| !c.transient).count(),
-            recent_commits: history
-                .iter()
-                .rev()
-                .filter(|c| !c.transient)
-                .take(RECENT_COMMITS)
-                .map(|c| shown(c))
-                .collect(),
+            recent_commits: history.iter().rev().filter(|c| !c.transient).take(RECENT_COMMITS).map(|c| shown(c)).collect(),
             bytes: self.usage.0,
             limit: self.usage.1,
-            receiving: self.partial.as_ref().map(|p| {
-                (
-                    p.target.id,
-                    self.checkpoint.as_ref().map_or(0, |c| c.token.offset),
-                )
-            }),
-            jobs: self
-                .jobs
-                .iter()
-                .map(|(uid, job)| JobStatus {
-                    uid: *uid,
-                    row: job.row(),
-                    report: job.report(now),
-                })
-                .collect(),
+            receiving: self.partial.as_ref().map(|p| (p.target.id, self.checkpoint.as_ref().map_or(0, |c| c.token.offset))),
+            jobs: self.jobs.iter().map(|(uid, job)| JobStatus { uid: *uid, row: job.row(), report: job.report(now) }).collect(),
             requests: self.request_statuses(),
-            mounts: self
-                .mounts
-                .iter()
-                .map(|(t, w)| {
-                    if *w == MountWhat::Head {
-                        t.clone()
-                    } else {
-                        format!("{t} (commit)")
-                    }
-                })
-                .collect(),
+            mounts: self.mounts.iter().map(|(t, w)| if *w == MountWhat::Head { t.clone() } else { format!("{t} (commit)") }).collect(),
             frozen: self.base.as_ref().and_then(|b| b.frozen),
             conditions: self.conditions(),
             base: self.base.clone().filter(|b| b.life != Life::Gone),
@@ -195,19 +161,14 @@ impl Filesystem {
             (Some(Life::Creating), _) => RoleStatus::Creating,
             (Some(Life::Deleting), _) => RoleStatus::Deleting,
             (Some(Life::Active), Some(Role::Owner)) => RoleStatus::Owner,
-            (Some(Life::Active), Some(Role::Replica)) if self.is_running(Slot::Receive) => {
-                RoleStatus::Receiving
-            }
+            (Some(Life::Active), Some(Role::Replica)) if self.is_running(Slot::Receive) => RoleStatus::Receiving,
             (Some(Life::Active), Some(Role::Replica)) => RoleStatus::Replica,
         }
     }
 
     fn request_statuses(&self) -> Vec<RequestStatus> {
         let wanted = match self.desired.as_ref() {
-            Some(Desired {
-                intent: Intent::Present(p),
-                ..
-            }) => p.commits.as_slice(),
+            Some(Desired { intent: Intent::Present(p), .. }) => p.commits.as_slice(),
             _ => &[],
         };
         wanted
@@ -222,15 +183,7 @@ impl Filesystem {
                     state: Some(r.state),
                     problem: r.problem.clone(),
                 },
-                None => RequestStatus {
-                    uid: w.uid,
-                    id: None,
-                    parent: None,
-                    time: None,
-                    changed_bytes: None,
-                    state: None,
-                    problem: None,
-                },
+                None => RequestStatus { uid: w.uid, id: None, parent: None, time: None, changed_bytes: None, state: None, problem: None },
             })
             .collect()
     }
@@ -249,62 +202,33 @@ impl Filesystem {
 
     fn ready_condition(&self) -> Condition {
         let (status, reason, message) = match (self.life(), self.role()) {
-            (Some(Life::Active), Some(Role::Owner)) if self.may_write() => (
-                true,
-                "Open",
-                "this node owns the Filesystem and may write it".to_owned(),
-            ),
+            (Some(Life::Active), Some(Role::Owner)) if self.may_write() => {
+                (true, "Open", "this node owns the Filesystem and may write it".to_owned())
+            }
             (Some(Life::Active), Some(Role::Owner)) => {
                 let why = self
                     .troubles
                     .get("HeadMissing")
+                    .or_else(|| self.troubles.get("AuthorityUnknown"))
+                    .or_else(|| self.troubles.get("EpochRegression"))
                     .or_else(|| self.troubles.get("Opened"))
                     .map_or_else(|| self.write_refusal().message, |p| p.message.clone());
-                (
-                    false,
-                    if self.base.as_ref().is_some_and(|b| b.frozen.is_some()) {
-                        "Fenced"
-                    } else {
-                        "Closed"
-                    },
-                    why,
-                )
+                (false, if self.is_fenced() { "Fenced" } else { "Closed" }, why)
             }
             (Some(Life::Active), _) => (true, "InSync", format!("{} commits", self.commits.len())),
-            (Some(Life::Creating), _) => (
-                false,
-                "Creating",
-                self.troubles
-                    .values()
-                    .next()
-                    .map_or_else(|| "being created".into(), |p| p.message.clone()),
-            ),
-            (Some(Life::Deleting), _) => (
-                false,
-                "Deleting",
-                self.troubles
-                    .values()
-                    .next()
-                    .map_or_else(|| "being deleted".into(), |p| p.message.clone()),
-            ),
+            (Some(Life::Creating), _) => {
+                (false, "Creating", self.troubles.values().next().map_or_else(|| "being created".into(), |p| p.message.clone()))
+            }
+            (Some(Life::Deleting), _) => {
+                (false, "Deleting", self.troubles.values().next().map_or_else(|| "being deleted".into(), |p| p.message.clone()))
+            }
             (Some(Life::Gone), _) => (false, "Deleted", "nothing of it is left here".into()),
             (None, _) => (false, "Absent", "nothing of it is here".into()),
         };
-        Condition {
-            r#type: "Ready".into(),
-            status,
-            reason: reason.into(),
-            message,
-        }
+        Condition { r#type: "Ready".into(), status, reason: reason.into(), message }
     }
 }
 
 fn shown(c: &Commit) -> CommitStatus {
-    CommitStatus {
-        id: c.id,
-        parent: c.parent,
-        time: c.time,
-        epoch: c.epoch,
-        message: c.message.clone(),
-    }
+    CommitStatus { id: c.id, parent: c.parent, time: c.time, epoch: c.epoch, message: c.message.clone() }
 }

@@ -80,6 +80,10 @@ pub struct JobRow {
     pub owed: bool,
     /// The newest commit known to be on the peer by this job's doing; pinned.
     pub cursor: Option<CommitId>,
+    /// A send of it was begun and its end is not known: it may be on the peer. Pinned, or a lost ack and a removal here would leave
+    /// the two sides without a common commit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sending: Option<CommitId>,
     /// The last run that ended.
     pub last: Option<LastRun>,
     /// When a run last ended with its target on the receiver.
@@ -114,6 +118,7 @@ impl JobRow {
             done_once: false,
             owed: false,
             cursor: None,
+            sending: None,
             last: None,
             last_successful_time: None,
             consecutive_failures: 0,
@@ -196,7 +201,7 @@ impl Job {
     /// Commits that must be kept for this job now: its cursor's and its run's.
     pub fn pins(&self) -> BTreeSet<CommitId> {
         let run = self.run.as_ref().map(Run::pins).unwrap_or_default();
-        run.into_iter().chain(self.row.cursor).collect()
+        run.into_iter().chain(self.row.cursor).chain(self.row.sending).collect()
     }
 
     /// The spec was read, for the first time, again or changed. `newest` is the Filesystem's newest commit that
@@ -214,6 +219,7 @@ impl Job {
         if self.row.peer.as_ref() != Some(&spec.params.peer) {
             self.row.peer = Some(spec.params.peer.clone());
             self.row.cursor = None;
+            self.row.sending = None;
             self.row.done_once = false;
         }
         self.owe(&spec, first, changed);
@@ -277,8 +283,13 @@ impl Job {
         let before = out.len();
         run.handle(event, now, out);
         for effect in out.iter().skip(before) {
-            if let RunEffectKind::MoveCursor { to, .. } = effect.kind {
-                self.row.cursor = Some(to);
+            match &effect.kind {
+                RunEffectKind::Send(step) => self.row.sending = Some(step.to),
+                RunEffectKind::MoveCursor { to, .. } => {
+                    self.row.cursor = Some(*to);
+                    self.row.sending.take_if(|s| s == to);
+                }
+                _ => {}
             }
         }
         self.next_seq = run.next_seq();
