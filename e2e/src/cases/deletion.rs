@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::harness::test::STEP;
 use crate::harness::{Case, Test};
-use crate::rig::wait::eventually;
+use crate::rig::wait::{eventually, throughout};
 
 /// All cases.
 pub fn cases() -> Vec<Case> {
@@ -18,6 +18,14 @@ pub fn cases() -> Vec<Case> {
         Case::new("1-commit", "a Dot deleted during a commit goes", during_commit),
         Case::new("1-push", "a Dot deleted while its owner sends goes, on both nodes", |t| during_push(t, "n1")),
         Case::new("1-receive", "a Dot deleted while a paused node receives goes, once that node is back", |t| during_push(t, "n2")),
+        Case::new("1-undeleted", "a subvolume whose deletion a power cut undid is deleted again at start", undeleted),
+        Case::new("2-failing", "a Dot whose push fails goes", failing),
+        Case::new("2-no-space", "a Dot that is out of space goes", no_space),
+        Case::new("2-fenced", "a fenced Dot goes", fenced),
+        Case::new("2-node-gone", "with a node gone its Replica stays as tombstone until the agent is back", node_gone),
+        Case::new("3-commit-mounted", "deletion of a commit that is mounted waits and names the mount", commit_mounted),
+        Case::new("3-pinned", "a Commit that a Branch has pinned waits: Pinned, by whom", pinned),
+        Case::new("4-receive", "a push of the same name right after a delete is another Filesystem", same_name_pushed),
         Case::new("3-mounted", "deletion waits for a mount and names it", mounted),
         Case::new("3-other-namespace", "a mount in another mount namespace is seen", other_namespace),
         Case::new("3-branch-delete", "under Delete a Dot with Branches waits: BranchesExist", |t| branches(t, "Delete")),
@@ -219,5 +227,143 @@ async fn same_name(t: Arc<Test>) -> Result<()> {
     nothing_left(&t, &first).await?;
     std::fs::write(head.join("new"), b"new")?;
     ensure!(std::fs::read(head.join("new"))? == b"new", "the new Dot must be there");
+    Ok(())
+}
+
+async fn undeleted(t: Arc<Test>) -> Result<()> {
+    let fs_id = t.dot("d", "n1").await?;
+    let pool = t.rig.node("n1")?.files.state.join("pool");
+    let (dir, aside) = (pool.join("fs").join(&fs_id), pool.join("undeleted"));
+    btrfs(&["snapshot".as_ref(), dir.join("head").as_os_str(), aside.as_os_str()])?;
+    let meta = std::fs::read(dir.join("fs.json"))?;
+    t.rig.restart_with_env("n1", "DOTGRAFT_FAILPOINT", Some("after:deleted")).await?;
+    t.kube().delete("Dot", &t.namespace, "d").await?;
+    eventually("the agent to have deleted it", STEP, || async { t.rig.processes.exited("n1")?.context("it runs").map(|_| ()) }).await?;
+    ensure!(!dir.exists(), "it must be gone from the disk before the journal says so");
+    std::fs::create_dir(&dir)?;
+    std::fs::write(dir.join("fs.json"), meta)?;
+    btrfs(&["snapshot".as_ref(), aside.as_os_str(), dir.join("head").as_os_str()])?;
+    btrfs(&["delete".as_ref(), aside.as_os_str()])?;
+    t.rig.restart_with_env("n1", "DOTGRAFT_FAILPOINT", None).await?;
+    t.kube().gone("Dot", &t.namespace, "d", STEP).await?;
+    nothing_left(&t, &fs_id).await
+}
+
+fn btrfs(args: &[&std::ffi::OsStr]) -> Result<()> {
+    let output = std::process::Command::new("btrfs").arg("subvolume").args(args).output().context("running btrfs")?;
+    ensure!(output.status.success(), "btrfs subvolume {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
+async fn failing(t: Arc<Test>) -> Result<()> {
+    let fs_id = t.dot("d", "n1").await?;
+    t.commit("c", "d").await?;
+    t.push("j", "d", "nowhere").await?;
+    t.condition("ReplicationJob", "j", "Ready", "False", None).await?;
+    t.kube().delete("Dot", &t.namespace, "d").await?;
+    t.kube().gone("Dot", &t.namespace, "d", STEP).await?;
+    nothing_left(&t, &fs_id).await
+}
+
+async fn no_space(t: Arc<Test>) -> Result<()> {
+    let fs_id = t.dot_of("d", &json!({"capacity": "64Mi", "placement": {"node": "n1"}})).await?;
+    let head = t.mount("n1", &fs_id).await?;
+    let written = std::fs::write(head.join("a"), noise(256 << 20)).and_then(|()| std::fs::File::open(head.join("a"))?.sync_all());
+    ensure!(written.is_err(), "the test's own setup: there was space");
+    t.unmount(&head).await?;
+    t.kube().delete("Dot", &t.namespace, "d").await?;
+    t.kube().gone("Dot", &t.namespace, "d", STEP).await?;
+    nothing_left(&t, &fs_id).await
+}
+
+async fn fenced(t: Arc<Test>) -> Result<()> {
+    let fs_id = t.dot("d", "n1").await?;
+    t.local("n1")?.fence(&fs_id, false).await?;
+    t.kube().delete("Dot", &t.namespace, "d").await?;
+    t.kube().gone("Dot", &t.namespace, "d", STEP).await?;
+    nothing_left(&t, &fs_id).await
+}
+
+async fn node_gone(t: Arc<Test>) -> Result<()> {
+    let fs_id = t.dot("d", "n1").await?;
+    let commit = t.commit("c", "d").await?;
+    t.push("j", "d", "n2").await?;
+    t.arrived(&fs_id, &commit, "n2", STEP).await?;
+    t.rig.kill9("n2")?;
+    for (kind, name) in [("Dot", "d"), ("ReplicationJob", "j"), ("Commit", "c")] {
+        t.kube().delete(kind, &t.namespace, name).await?;
+    }
+    eventually("the owner's copy to be gone", STEP, || async {
+        ensure!(on_disk(&t, "n1", &fs_id)?.is_none(), "it is on the disk");
+        Ok(())
+    })
+    .await?;
+    throughout("the node's absence", Duration::from_secs(1), || async {
+        let replica = t.replica(&fs_id, "n2").await?;
+        ensure!(replica["spec"]["desired"]["state"] == "Absent", "{}", replica["spec"]["desired"]);
+        Ok(())
+    })
+    .await?;
+    ensure!(on_disk(&t, "n2", &fs_id)?.is_some(), "the test's own setup: nothing was on the dead node");
+    t.rig.restart("n2").await?;
+    for (kind, name) in [("Dot", "d"), ("ReplicationJob", "j"), ("Commit", "c")] {
+        t.kube().gone(kind, &t.namespace, name, STEP).await?;
+    }
+    nothing_left(&t, &fs_id).await
+}
+
+/// The text of the Commit's conditions names what holds it.
+async fn commit_waits(t: &Test, words: &[&str]) -> Result<()> {
+    eventually("a condition of the Commit that says why it stays", STEP, || async {
+        let text = t.object("Commit", "c").await?.pointer("/status/conditions").map(Value::to_string).unwrap_or_default();
+        ensure!(words.iter().all(|w| text.contains(w)), "{text}");
+        Ok(())
+    })
+    .await
+}
+
+async fn commit_mounted(t: Arc<Test>) -> Result<()> {
+    let fs_id = t.dot("d", "n1").await?;
+    let commit = t.commit("c", "d").await?;
+    let path = t.mount_commit("n1", &fs_id, &commit).await?;
+    t.kube().delete("Commit", &t.namespace, "c").await?;
+    commit_waits(&t, &["Pinned", &path.to_string_lossy()]).await?;
+    t.unmount(&path).await?;
+    t.kube().gone("Commit", &t.namespace, "c", STEP).await
+}
+
+async fn pinned(t: Arc<Test>) -> Result<()> {
+    t.dot("d", "n1").await?;
+    t.commit("c", "d").await?;
+    t.create("Branch", "b", &json!({"dot": "d", "from": {"commit": "c"}})).await?;
+    let branch = crate::harness::test::text(&t.ready("Branch", "b").await?, "/status/fsId")?;
+    t.kube().delete("Commit", &t.namespace, "c").await?;
+    commit_waits(&t, &["Pinned", &branch]).await?;
+    t.kube().delete("Branch", &t.namespace, "b").await?;
+    t.kube().gone("Commit", &t.namespace, "c", STEP).await
+}
+
+async fn same_name_pushed(t: Arc<Test>) -> Result<()> {
+    let mut before: Option<String> = None;
+    for name in ["one", "two"] {
+        let fs_id = t.dot("d", "n1").await?;
+        ensure!(before.as_ref() != Some(&fs_id), "ids must never be used again");
+        let head = t.mount("n1", &fs_id).await?;
+        std::fs::write(head.join(name), name)?;
+        t.unmount(&head).await?;
+        let commit = t.commit(name, "d").await?;
+        t.push(name, "d", "n2").await?;
+        t.arrived(&fs_id, &commit, "n2", STEP).await?;
+        let there = t.mount_commit("n2", &fs_id, &commit).await?;
+        ensure!(std::fs::read_dir(&there)?.count() == 1 && there.join(name).exists(), "the copy must hold {name} alone");
+        t.unmount(&there).await?;
+        if let Some(old) = before.replace(fs_id) {
+            return nothing_left(&t, &old).await;
+        }
+        for (kind, name) in [("ReplicationJob", name), ("Commit", name), ("Dot", "d")] {
+            t.kube().delete(kind, &t.namespace, name).await?;
+        }
+        t.kube().gone("Dot", &t.namespace, "d", STEP).await?;
+    }
     Ok(())
 }

@@ -1,8 +1,66 @@
-//! A push that is interrupted.
+//! A push in whose middle a program is killed: it goes on by itself, re-sends less than 64 MiB, and the result is identical.
 
-use crate::harness::Case;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::{Value, json};
+
+use super::deletion::noise;
+use crate::data::digest::same_trees;
+use crate::harness::test::STEP;
+use crate::harness::{Case, Test};
+use crate::rig::wait::eventually;
+
+/// What is pushed.
+const SIZE: u64 = 128 << 20;
+/// The death comes when so much is durable: redone from the start, that would be more than may be re-sent.
+const ENOUGH: u64 = 80 << 20;
+/// What may be sent twice (replication.md §3).
+const RESENT: u64 = 64 << 20;
+/// Commands of the stream, on top of the data.
+const OVERHEAD: u64 = 1 << 20;
 
 /// All cases.
 pub fn cases() -> Vec<Case> {
-    vec![]
+    vec![
+        Case::new("push-kill-sender", "the sender's agent is killed: the push goes on where it was", |t| killed(t, "n1")),
+        Case::new("push-kill-receiver", "the receiver's agent is killed: the push goes on where it was", |t| killed(t, "n2")),
+        Case::new("push-kill-operator", "the operator is killed: the push does not stop", |t| killed(t, "operator")),
+        Case::new("push-kill-apiserver", "the API server is killed: the push does not stop", |t| killed(t, "apiserver")),
+    ]
+}
+
+async fn killed(t: Arc<Test>, victim: &'static str) -> Result<()> {
+    let fs_id = t.dot("d", "n1").await?;
+    let head = t.mount("n1", &fs_id).await?;
+    std::fs::write(head.join("a"), noise(usize::try_from(SIZE)?))?;
+    t.unmount(&head).await?;
+    let commit = t.commit("c", "d").await?;
+    let job = json!({"direction": "Push", "source": {"names": ["d"]}, "target": {"node": "n2"}, "limits": {"bandwidth": "40Mi"}});
+    t.create("ReplicationJob", "j", &job).await?;
+    let durable = eventually("most of it to be safe on n2", STEP, || async {
+        let status = t.local("n2")?.status(&fs_id).await?;
+        let offset = status.pointer("/receiving/1").or_else(|| status.pointer("/0/receiving/1")).and_then(Value::as_u64).unwrap_or(0);
+        ensure!(offset >= ENOUGH, "{offset} bytes are");
+        Ok(offset)
+    })
+    .await?;
+    t.rig.kill9(victim)?;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    t.rig.start(victim)?;
+    t.rig.ready(STEP).await?;
+    t.arrived(&fs_id, &commit, "n2", STEP).await?;
+    let job = t.condition("ReplicationJob", "j", "Ready", "True", Some("Completed")).await?;
+    let sent = job.pointer("/status/lastBytes").and_then(Value::as_u64).context("no lastBytes")?;
+    // The sender's memory of what it has sent dies with it: what it counts then is only the rest.
+    let most = match victim {
+        "n1" => SIZE + OVERHEAD - durable,
+        "n2" => SIZE + OVERHEAD + RESENT,
+        _ => SIZE + OVERHEAD,
+    };
+    ensure!(sent <= most, "{sent} bytes were sent, at most {most} need be; {durable} were safe");
+    let (here, there) = (t.mount_commit("n1", &fs_id, &commit).await?, t.mount_commit("n2", &fs_id, &commit).await?);
+    same_trees(&here, &there)?;
+    Ok(())
 }
