@@ -93,9 +93,9 @@ impl<'a> Bench<'a> {
     /// Starts a run and waits; its time is that of the agent's own report.
     async fn push(&self, volume: &Volume, trigger: &str) -> Result<f64> {
         let job = format!("{}-to-n2", volume.name);
-        if self.test.kube().get("replicationjob", &self.test.namespace, &job).await?.is_none() {
+        if self.test.kube().get("ReplicationJob", &self.test.namespace, &job).await?.is_none() {
             let spec = json!({"direction": "Push", "source": {"names": [volume.name]}, "target": {"node": "n2"}, "trigger": trigger});
-            self.test.create("replicationjob", &job, &spec).await?;
+            self.test.create("ReplicationJob", &job, &spec).await?;
         } else {
             self.test.trigger(&job, trigger).await?;
         }
