@@ -106,10 +106,9 @@ async fn pump(ctx: &TaskCtx, plan: &Plan, mut source: Source, mut transfer: Tran
     let mut told = Instant::now();
     ctx.say(Event::Progress(ctx.op, offset, start)).await;
     while let Some(bytes) = source.next().await? {
-        bucket.take(bytes.len()).await;
         offset += bytes.len() as u64;
         ctx.node.metrics.sent(bytes.len());
-        transfer.data(bytes).await?;
+        transfer.data_at(bytes, &bucket).await?;
         if told.elapsed() >= TELL_EVERY {
             told = Instant::now();
             ctx.say(Event::Progress(ctx.op, offset, start)).await;
