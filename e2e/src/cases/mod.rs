@@ -1,5 +1,7 @@
 //! The tests, by subject. A new file of cases is added to [`all`].
 
+pub mod api_loss;
+pub mod cli;
 pub mod crd_rules;
 pub mod deletion;
 pub mod fence;
@@ -12,8 +14,18 @@ use crate::harness::Case;
 
 /// Every case, in the order in which they run.
 pub fn all() -> Vec<Case> {
-    [crd_rules::cases(), rights::cases(), life::cases(), deletion::cases(), killpoints::cases(), resume::cases(), fence::cases()]
-        .into_iter()
-        .flatten()
-        .collect()
+    [
+        crd_rules::cases(),
+        rights::cases(),
+        life::cases(),
+        deletion::cases(),
+        killpoints::cases(),
+        resume::cases(),
+        fence::cases(),
+        cli::cases(),
+        api_loss::cases(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }

@@ -1,0 +1,128 @@
+//! The real `kubectl-dot` at work, and what a job says that can't run.
+
+use std::process::Stdio;
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::{Value, json};
+
+use crate::harness::test::{STEP, text};
+use crate::harness::{Case, Test};
+use crate::rig::kube::conditions;
+use crate::rig::wait::eventually;
+
+/// All cases.
+pub fn cases() -> Vec<Case> {
+    vec![
+        Case::new("cli-commit-log", "kubectl dot commit takes a commit, and log lists it first", commit_log),
+        Case::new("cli-branch-push-status", "kubectl dot branch, push and status do and say what is", branch_push_status),
+        Case::new("job-no-node", "a job whose target node does not exist says so by a typed reason", no_node),
+        Case::new("6-two-jobs", "two jobs to one target: one at a time, both complete", two_jobs),
+    ]
+}
+
+/// Runs `kubectl dot …` in the test's namespace as administrator; its standard output, or its message as error.
+pub async fn dot(t: &Test, args: &[&str]) -> Result<String> {
+    let output = tokio::process::Command::new(t.rig.program("kubectl-dot")?)
+        .arg("--kubeconfig")
+        .arg(t.kube().kubeconfig())
+        .args(["--namespace", &t.namespace, "--timeout", "30"])
+        .args(args)
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output()
+        .await
+        .context("starting kubectl-dot")?;
+    if !output.status.success() {
+        bail!("kubectl dot {}: {}", args.join(" "), String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+async fn dot_json(t: &Test, args: &[&str]) -> Result<Value> {
+    let mut all = args.to_vec();
+    all.extend(["-o", "json"]);
+    let out = dot(t, &all).await?;
+    serde_json::from_str(&out).with_context(|| format!("kubectl dot {} printed {out:?}", all.join(" ")))
+}
+
+async fn commit_log(t: Arc<Test>) -> Result<()> {
+    let fs_id = t.dot("d", "n1").await?;
+    let mut ids = Vec::new();
+    for message in ["first", "second"] {
+        dot(&t, &["commit", "d", "-m", message]).await?;
+        ids.push(text(&t.replica(&fs_id, "n1").await?, "/status/head")?);
+    }
+    ensure!(ids.first() != ids.last(), "two commits, one id");
+    let log = dot_json(&t, &["log", "d"]).await?.to_string();
+    let at = |needle: &str| log.find(needle).with_context(|| format!("{needle} is not in {log}"));
+    ensure!(at("second")? < at("first")?, "the newest must come first: {log}");
+    for id in &ids {
+        at(id)?;
+    }
+    let unknown = dot(&t, &["commit", "nothing-of-that-name"]).await;
+    ensure!(unknown.is_err_and(|e| e.to_string().contains("there is no Dot or Branch")), "an unknown name must be an error");
+    Ok(())
+}
+
+async fn branch_push_status(t: Arc<Test>) -> Result<()> {
+    let fs_id = t.dot("d", "n1").await?;
+    let commit = t.commit("c", "d").await?;
+    dot(&t, &["branch", "d", "b"]).await?;
+    t.ready("Branch", "b").await?;
+    dot(&t, &["push", "d", "--to", "n2"]).await?;
+    t.arrived(&fs_id, &commit, "n2", STEP).await?;
+    eventually("status to say all that", STEP, || async {
+        let status = dot_json(&t, &["status"]).await?;
+        let volumes = status["volumes"].as_array().cloned().unwrap_or_default();
+        let dot = volumes.iter().find(|v| v["name"].as_str().is_some_and(|n| n.ends_with('d'))).context("the Dot is not listed")?;
+        ensure!(dot["owner"] == "n1" && dot["head"] == *commit && dot["ready"] == true, "{status}");
+        ensure!(volumes.len() == 2, "{status}");
+        ensure!(status["jobs"].as_array().is_some_and(|j| j.len() == 1), "{status}");
+        Ok(())
+    })
+    .await
+}
+
+async fn no_node(t: Arc<Test>) -> Result<()> {
+    t.dot("d", "n1").await?;
+    t.commit("c", "d").await?;
+    t.push("j", "d", "no-such-node").await?;
+    eventually("the job to name what is missing", STEP, || async {
+        let job = t.object("ReplicationJob", "j").await?;
+        let list = job.pointer("/status/conditions").and_then(Value::as_array).cloned().unwrap_or_default();
+        let says = |c: &Value| {
+            c["status"] == "False" && c["reason"] != "Pending" && c["message"].as_str().is_some_and(|m| m.contains("no-such-node"))
+        };
+        ensure!(list.iter().any(says), "{}", conditions(&job));
+        Ok(())
+    })
+    .await
+}
+
+/// Row 6: the receiver takes one transfer of a Filesystem at a time; the other waits and then finds nothing to do.
+async fn two_jobs(t: Arc<Test>) -> Result<()> {
+    let fs_id = t.dot("d", "n1").await?;
+    let head = t.mount("n1", &fs_id).await?;
+    let mut bytes = vec![0u8; 6 << 20];
+    blake3::Hasher::new_derive_key("dotgraft e2e two jobs").finalize_xof().fill(&mut bytes);
+    std::fs::write(head.join("a"), &bytes)?;
+    let commit = t.commit("c", "d").await?;
+    for name in ["j1", "j2"] {
+        let spec = json!({"direction": "Push", "source": {"names": ["d"]}, "target": {"node": "n2"}, "limits": {"bandwidth": "2Mi"}});
+        t.create("ReplicationJob", name, &spec).await?;
+    }
+    for name in ["j1", "j2"] {
+        t.condition("ReplicationJob", name, "Ready", "True", Some("Completed")).await?;
+    }
+    t.arrived(&fs_id, &commit, "n2", STEP).await?;
+    let mut sent = 0;
+    for name in ["j1", "j2"] {
+        let job = t.object("ReplicationJob", name).await?;
+        sent += job.pointer("/status/progress/replicatedBytes").and_then(Value::as_u64).unwrap_or(0);
+    }
+    ensure!(sent < 2 * (6 << 20), "the commit was sent twice: {sent} bytes");
+    let there = t.mount_commit("n2", &fs_id, &commit).await?;
+    ensure!(std::fs::read(there.join("a"))? == bytes, "the copy differs");
+    Ok(())
+}
