@@ -22,11 +22,7 @@ pub struct IdError {
 }
 
 fn id_error(what: &'static str, text: &str, why: &'static str) -> IdError {
-    IdError {
-        what,
-        text: text.chars().take(80).collect(),
-        why,
-    }
+    IdError { what, text: text.chars().take(80).collect(), why }
 }
 
 macro_rules! uuid_id {
@@ -121,8 +117,7 @@ impl FromStr for NodeName {
             !l.is_empty()
                 && !l.starts_with('-')
                 && !l.ends_with('-')
-                && l.bytes()
-                    .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+                && l.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
         };
         if s.len() > 253 {
             return Err(id_error("node name", s, "longer than 253 bytes"));
@@ -156,9 +151,7 @@ impl fmt::Debug for NodeName {
 }
 
 /// Counts changes of authority over a Filesystem; only grows (design §1).
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Epoch(pub u64);
 
@@ -169,9 +162,7 @@ impl fmt::Display for Epoch {
 }
 
 /// Wall-clock time, Unix milliseconds. Shown to people and used for backoff; never decides who owns what.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Timestamp(pub i64);
 
@@ -180,11 +171,7 @@ impl Timestamp {
     #[must_use]
     pub const fn plus_ms(self, ms: u64) -> Self {
         #[allow(clippy::cast_possible_wrap)] // clamped to i64::MAX right here
-        let ms = if ms > i64::MAX as u64 {
-            i64::MAX
-        } else {
-            ms as i64
-        };
+        let ms = if ms > i64::MAX as u64 { i64::MAX } else { ms as i64 };
         Self(self.0.saturating_add(ms))
     }
     /// Milliseconds from `earlier` to this; 0 if the clock went back.
@@ -218,11 +205,7 @@ mod tests {
         let ok = "0198c2a5-7f00-7000-8000-000000000001";
         assert_eq!(ok.parse::<FsId>().unwrap().to_string(), ok);
         assert!(ok.to_uppercase().replace('-', "").parse::<FsId>().is_err());
-        assert!(
-            "00000000-0000-0000-0000-000000000000"
-                .parse::<FsId>()
-                .is_err()
-        );
+        assert!("00000000-0000-0000-0000-000000000000".parse::<FsId>().is_err());
         assert!("../etc".parse::<CommitId>().is_err());
     }
 

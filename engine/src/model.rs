@@ -200,10 +200,7 @@ pub struct Problem {
 impl Problem {
     /// A problem with its message.
     pub fn new(reason: Reason, message: impl Into<String>) -> Self {
-        Self {
-            reason,
-            message: message.into(),
-        }
+        Self { reason, message: message.into() }
     }
 }
 

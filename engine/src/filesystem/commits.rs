@@ -192,7 +192,7 @@ impl Filesystem {
             self.put_request("remove-intent", RequestRow { state: RequestState::Removing, problem: None, id, ..row }, out);
         } else if !self.removing.contains(&id) && row.state != RequestState::Removed {
             self.put_request("removed", RequestRow { state: RequestState::Removed, problem: None, id, ..row }, out);
-        } else if self.requests.get(&want.uid).is_none() {
+        } else if !self.requests.contains_key(&want.uid) {
             self.put_request("remove-intent", RequestRow { state: RequestState::Removing, problem: None, id, ..row }, out);
         }
     }

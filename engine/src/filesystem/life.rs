@@ -1,10 +1,11 @@
 //! Birth, recovery, opening and death of a copy.
 //!
-//! Owner, new:   AllocateQgroup → *create-intent* → Open (R0; only phase `New` may be created empty) → *auth-open* →
-//!               PinOrigin → Prepare → CreateHead → WriteMeta → *created*
-//! Replica, new: AllocateQgroup → *create-intent* → Prepare → *created*
-//! Owner, known: Open once per boot → *auth-open* → WriteMeta
-//! Deletion:     (CheckDeleting) → *delete-intent* → cancel and await all → Destroy → *deleted* → UnpinOrigin → *forget*
+//! - Owner, new: `AllocateQgroup` → *create-intent* → `Open` (R0; only phase `New` may be created empty) → *auth-open* →
+//!   `PinOrigin` → `Prepare` → `CreateHead` → *created* → `WriteMeta`
+//! - Replica, new: `AllocateQgroup` → *create-intent* → `Prepare` → *created*
+//! - Owner, known: `Open` once per boot → `WriteMeta` → *auth-open*
+//! - Deletion: (`CheckDeleting`) → *delete-intent* → cancel and await all → `WriteMeta` → `Destroy` → *deleted* → `UnpinOrigin` →
+//!   *forget*
 
 use super::event::{Ctx, Desired, Found, Intent, Note, Out, Present, Role, Task, TaskDone};
 use super::record::{Base, Life, Opened, Record};
@@ -385,7 +386,7 @@ impl Filesystem {
         }
     }
 
-    /// fs.json is written before AuthOpen and before deletion (storage.md §1).
+    /// fs.json is written before *auth-open* and before deletion (storage.md §1).
     fn on_meta_written(&mut self, written: &Base, out: &mut Out) {
         if written.life == Life::Deleting {
             self.deletion_on_disk = true;

@@ -105,6 +105,7 @@ enum Opening {
 
 /// See the module's documentation.
 #[derive(Debug)]
+#[allow(clippy::struct_excessive_bools)] // independent facts, each of its own doc line
 pub struct Filesystem {
     id: FsId,
     here: Here,
@@ -299,7 +300,7 @@ impl Filesystem {
                     self.discard.remove(target);
                 }
             }
-            Slot::Usage => self.on_usage_done(result, ctx),
+            Slot::Usage => self.on_usage_done(&result, ctx),
             Slot::Job(uid, _) => self.on_job_done(uid, running, result, ctx, out),
             Slot::Mount(req) => self.on_mount_done(req, running.task, result, out),
         }

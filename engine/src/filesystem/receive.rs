@@ -235,10 +235,10 @@ impl Filesystem {
         }
     }
 
-    pub(super) fn on_usage_done(&mut self, result: Result<TaskDone, Problem>, ctx: &Ctx) {
+    pub(super) fn on_usage_done(&mut self, result: &Result<TaskDone, Problem>, ctx: &Ctx) {
         self.usage_due = ctx.now.plus_ms(super::USAGE_EVERY_MS);
         if let Ok(TaskDone::Usage { bytes, limit }) = result {
-            self.usage = (bytes, limit);
+            self.usage = (*bytes, *limit);
         }
     }
 }

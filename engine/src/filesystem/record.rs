@@ -54,13 +54,13 @@ pub struct Base {
     pub epoch: Epoch,
     /// Attempt counter of authority.
     pub attempt: u64,
-    /// AuthOpen: the epoch and boot for which authority was opened.
+    /// `AuthOpen`: the epoch and boot for which authority was opened.
     pub opened: Option<Opened>,
     /// The head is fenced with this final commit.
     pub frozen: Option<CommitId>,
 }
 
-/// AuthOpen of migration.md §2.
+/// `AuthOpen` of migration.md §2.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Opened {

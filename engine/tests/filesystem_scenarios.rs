@@ -1,0 +1,197 @@
+//! What the simulation found, told step by step: fences and thaws that are cut, removals and commits that fail beside
+//! others, deletions that are undone or wait (failures.md rows 1-3, 5, 20).
+#![allow(clippy::unwrap_used, clippy::expect_used)] // its helpers too are tests
+
+mod support;
+
+use dotgraft_engine::filesystem::{Event, Intent, MountWhat, RequestState, Role, RoleStatus};
+use dotgraft_engine::ids::{CommitId, Timestamp};
+use support::sim::Asked;
+use support::{Sim, Two};
+
+/// An owner with one commit and the head mounted, without faults.
+fn owner(trace: &mut Vec<String>) -> (Sim<'_>, CommitId) {
+    let mut sim = Sim::new(1, Two::Alone, trace);
+    sim.faults = false;
+    sim.want(0, Some(Intent::Present(Box::new(support::user::present(Role::Owner)))));
+    sim.run_for(2_000);
+    let uid = sim.wish();
+    sim.run_for(1_000);
+    let req = sim.req(0, Asked::Mount(MountWhat::Head));
+    sim.handle(0, Event::Mount(req, MountWhat::Head, "/pods/a".into(), false));
+    sim.run_for(1_000);
+    let id = sim.ledger.ids[&uid];
+    assert!(sim.nodes[0].disk.commits.contains_key(&id) && sim.nodes[0].disk.is_mounted(MountWhat::Head));
+    (sim, id)
+}
+
+fn status(sim: &Sim) -> dotgraft_engine::filesystem::FilesystemStatus {
+    sim.nodes[0].fs.as_ref().expect("an actor").status(Timestamp(sim.now))
+}
+
+fn fence(sim: &mut Sim) {
+    let req = sim.req(0, Asked::Fence);
+    sim.handle(0, Event::Fence(req, true));
+}
+
+fn has_condition(sim: &Sim, kind: &str) -> bool {
+    status(sim).conditions.iter().any(|c| c.r#type == kind && c.status)
+}
+
+#[test]
+fn a_commit_that_fails_holds_up_no_fence() {
+    let mut trace = Vec::new();
+    let (mut sim, _) = owner(&mut trace);
+    sim.failing = Some("Commit");
+    sim.wish();
+    sim.run_for(20_000);
+    assert!(has_condition(&sim, "CommitBlocked"));
+    fence(&mut sim);
+    sim.run_for(60_000);
+    assert_eq!(sim.ledger.fences, 1);
+    assert!(status(&sim).frozen.is_some());
+}
+
+#[test]
+fn two_who_ask_for_a_fence_get_the_same_one() {
+    let mut trace = Vec::new();
+    let (mut sim, _) = owner(&mut trace);
+    fence(&mut sim);
+    fence(&mut sim);
+    sim.run_for(2_000);
+    assert!(sim.nodes[0].waiting.is_empty(), "both are answered");
+    assert_eq!(sim.ledger.fences, 2);
+    assert_eq!(sim.nodes[0].disk.commits.len(), 2, "one final commit");
+}
+
+#[test]
+fn a_crash_in_the_middle_of_a_fence_leaves_the_volume_served() {
+    let mut trace = Vec::new();
+    let (mut sim, id) = owner(&mut trace);
+    // The head was written since its last commit: taking that for the final one would lose writes.
+    sim.nodes[0].disk.head.as_mut().unwrap().content = 9;
+    sim.crash(0, false);
+    sim.nodes[0].disk.head.as_mut().unwrap().fenced = true;
+    sim.run_for(10_000);
+    assert_eq!(status(&sim).frozen, None, "not fenced at {id}");
+    assert!(!sim.nodes[0].disk.head.as_ref().unwrap().fenced);
+    assert!(status(&sim).conditions[0].status, "open again");
+}
+
+#[test]
+fn a_thaw_that_failed_is_no_fence_any_more() {
+    let mut trace = Vec::new();
+    let (mut sim, _) = owner(&mut trace);
+    fence(&mut sim);
+    sim.run_for(1_000);
+    sim.failing = Some("Thaw");
+    let req = sim.req(0, Asked::Plain);
+    sim.handle(0, Event::Thaw(req));
+    sim.run_for(2_000);
+    assert_eq!(status(&sim).frozen, None, "what its commit holds is not proven");
+    sim.failing = None;
+    sim.run_for(60_000);
+    assert!(status(&sim).conditions[0].status, "the thaw is gone through with");
+}
+
+#[test]
+fn a_removal_that_waits_for_a_mount_holds_up_no_commit() {
+    let mut trace = Vec::new();
+    let (mut sim, id) = owner(&mut trace);
+    // Mounted behind the agent's back: only the task sees it.
+    sim.nodes[0].disk.mounts.insert("/foreign".into(), MountWhat::Commit(id));
+    sim.ledger.removals.extend(sim.ledger.ids.keys().copied().collect::<Vec<_>>());
+    sim.edit(0, |p| p.commits[0].remove = true);
+    sim.run_for(5_000);
+    let next = sim.wish();
+    sim.run_for(5_000);
+    let made = status(&sim).requests.iter().any(|r| r.uid == next && r.state == Some(RequestState::Done));
+    assert!(made && sim.nodes[0].disk.commits.contains_key(&id));
+    sim.nodes[0].disk.mounts.remove("/foreign");
+    sim.run_for(60_000);
+    assert!(!sim.nodes[0].disk.commits.contains_key(&id));
+}
+
+#[test]
+fn a_deletion_waits_for_a_mount_and_goes_on_at_once() {
+    let mut trace = Vec::new();
+    let (mut sim, _) = owner(&mut trace);
+    sim.delete();
+    sim.run_for(120_000);
+    assert!(has_condition(&sim, "Mounted"), "{:?}", status(&sim).conditions);
+    assert_eq!(status(&sim).role, RoleStatus::Deleting);
+    assert!(sim.nodes[0].disk.head.is_some());
+    let req = sim.req(0, Asked::Plain);
+    sim.handle(0, Event::Unmount(req, "/pods/a".into()));
+    sim.run_for(500);
+    assert!(sim.nodes[0].disk.is_empty(), "half a second after the unmount, not at the end of a sleep");
+    sim.watch_end();
+}
+
+#[test]
+fn what_a_power_cut_brings_back_is_deleted_again() {
+    let mut trace = Vec::new();
+    let (mut sim, _) = owner(&mut trace);
+    sim.nodes[0].disk.mounts.clear();
+    let before = sim.nodes[0].disk.clone();
+    sim.delete();
+    sim.run_for(5_000);
+    assert!(sim.nodes[0].disk.is_empty());
+    sim.crash(0, true);
+    sim.nodes[0].disk = before;
+    sim.run_for(10_000);
+    assert!(sim.nodes[0].disk.is_empty(), "deleted again");
+    sim.watch_end();
+}
+
+#[test]
+fn an_intent_that_only_the_disk_remembers_goes_through() {
+    let mut trace = Vec::new();
+    let (mut sim, _) = owner(&mut trace);
+    sim.delete();
+    sim.run_for(5_000); // waits for the mount; fs.json says `Deleting`
+    sim.lose_journal(0);
+    sim.run_for(10_000);
+    assert!(sim.nodes[0].disk.is_empty());
+    sim.watch_end();
+}
+
+#[test]
+fn a_lost_journal_gives_the_same_commits() {
+    let mut trace = Vec::new();
+    let (mut sim, id) = owner(&mut trace);
+    let before = sim.nodes[0].journal.load().commits;
+    sim.lose_journal(0);
+    sim.run_for(10_000);
+    assert_eq!(sim.nodes[0].journal.load().commits, before);
+    assert_eq!(status(&sim).head, Some(id));
+    assert!(status(&sim).conditions[0].status);
+}
+
+#[test]
+fn a_vanished_object_makes_an_orphan_and_deletes_nothing() {
+    let mut trace = Vec::new();
+    let (mut sim, id) = owner(&mut trace);
+    sim.want(0, None);
+    sim.run_for(600_000);
+    assert!(!status(&sim).managed);
+    assert!(sim.nodes[0].disk.head.is_some() && sim.nodes[0].disk.commits.contains_key(&id));
+    assert!(status(&sim).base.is_some(), "enough to adopt it");
+}
+
+#[test]
+fn a_copy_that_is_wanted_again_before_its_tombstone_went_is_made_anew() {
+    let mut trace = Vec::new();
+    let mut sim = Sim::new(1, Two::WithReplica, &mut trace);
+    sim.faults = false;
+    let replica = || Some(Intent::Present(Box::new(support::user::present(Role::Replica))));
+    sim.want(1, replica());
+    sim.run_for(1_000);
+    sim.nodes[1].may_delete = true;
+    sim.want(1, Some(Intent::Absent { epoch: sim.api.epoch }));
+    sim.run_for(1_000);
+    assert!(sim.nodes[1].disk.is_empty());
+    sim.want(1, replica());
+    sim.run_for(1_000);
+    assert!(sim.nodes[1].disk.meta.is_some());
+}

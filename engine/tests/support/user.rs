@@ -1,0 +1,390 @@
+//! What people, the operator and fate do to a Filesystem; and whole runs made of it.
+
+use std::collections::BTreeMap;
+
+use dotgraft_engine::filesystem::{Event, Intent, MountWhat, Present, Role, Task, TaskDone, WantedCommit, WantedJob};
+use dotgraft_engine::ids::{CommitId, Epoch, FsId, OpId, Timestamp};
+use dotgraft_engine::model::{Origin, Problem, Reason};
+use dotgraft_engine::run::{Initial, Intermediate, JobSpec, OnConflict, Outcome, Retry, RunParams};
+
+use super::sim::{Asked, Phase, Sim, Two, short, uuid};
+
+pub fn present(role: Role) -> Present {
+    Present {
+        role,
+        epoch: Epoch(1),
+        claim: None,
+        origin: None,
+        capacity: 100,
+        history_limit: 100,
+        fencing: "Proof".into(),
+        reclaim_policy: "Delete".into(),
+        commits: Vec::new(),
+        jobs: Vec::new(),
+    }
+}
+
+impl Sim<'_> {
+    /// Changes what is wanted of node `n`, if it is wanted at all.
+    pub fn edit(&mut self, n: usize, change: impl FnOnce(&mut Present)) {
+        if let Some(Intent::Present(mut p)) = self.nodes[n].wanted.clone() {
+            change(&mut p);
+            self.want(n, Some(Intent::Present(p)));
+        }
+    }
+
+    pub fn wish(&mut self) -> dotgraft_engine::ids::RequestUid {
+        let uid = self.fresh_request();
+        self.edit(0, |p| p.commits.push(WantedCommit { uid, message: "m".into(), metadata: BTreeMap::new(), id: None, remove: false }));
+        uid
+    }
+
+    fn unwish(&mut self) {
+        let Some(Intent::Present(p)) = self.nodes[0].wanted.clone() else { return };
+        let uids: Vec<_> = p.commits.iter().map(|c| c.uid).collect();
+        let Some(uid) = self.rng.pick(&uids).copied() else { return };
+        self.ledger.removals.insert(uid);
+        let id = self.ledger.ids.get(&uid).copied().filter(|_| uid.uuid().as_u128() % 2 == 0);
+        self.edit(0, |p| p.commits.iter_mut().filter(|c| c.uid == uid).for_each(|c| (c.remove, c.id) = (true, id)));
+    }
+
+    /// The finalizer of a Commit object whose commit is gone.
+    fn forget_removed(&mut self) {
+        let Some(fs) = &self.nodes[0].fs else { return };
+        let status = fs.status(Timestamp(self.now));
+        let gone: Vec<_> =
+            status.requests.iter().filter(|r| r.state == Some(dotgraft_engine::filesystem::RequestState::Removed)).map(|r| r.uid).collect();
+        self.edit(0, |p| p.commits.retain(|c| !(c.remove && gone.contains(&c.uid))));
+    }
+
+    pub fn job(&mut self) -> WantedJob {
+        let params = RunParams {
+            peer: self.nodes[1].place.clone(),
+            initial: *self.rng.pick(&[Initial::MostRecent, Initial::All]).unwrap(),
+            intermediate: *self.rng.pick(&[Intermediate::All, Intermediate::LatestOnly]).unwrap(),
+            retry: Retry::default(),
+            on_conflict: OnConflict::Fail,
+        };
+        WantedJob {
+            spec: JobSpec { uid: self.job, generation: 1, suspend: false, trigger: None, on_commit: true, params },
+            bandwidth: None,
+        }
+    }
+
+    /// Deletes the Filesystem: phase first, then each Replica, at its own time.
+    pub fn delete(&mut self) {
+        self.say("DELETE".into());
+        self.api.phase = Phase::Deleting;
+        for n in 0..self.nodes.len() {
+            self.nodes[n].may_delete = true;
+            let epoch = self.api.epoch;
+            self.want(n, Some(Intent::Absent { epoch }));
+        }
+    }
+
+    fn ask(&mut self, n: usize, asked: Asked, event: impl FnOnce(dotgraft_engine::filesystem::ReqId) -> Event) {
+        if self.nodes[n].fs.is_some() {
+            let req = self.req(n, asked);
+            self.handle(n, event(req));
+        }
+    }
+
+    fn mount(&mut self, n: usize) {
+        let commits: Vec<CommitId> = self.nodes[n].disk.commits.keys().copied().collect();
+        let what = match self.rng.pick(&commits) {
+            Some(id) if self.rng.permille(400) => MountWhat::Commit(*id),
+            _ => MountWhat::Head,
+        };
+        let target = format!("/pods/{}", self.rng.below(4));
+        if !self.nodes[n].disk.mounts.contains_key(&target) {
+            self.ask(n, Asked::Mount(what), |req| Event::Mount(req, what, target, false));
+        }
+    }
+
+    fn unmount(&mut self, n: usize) {
+        let target = format!("/pods/{}", self.rng.below(4));
+        self.ask(n, Asked::Plain, |req| Event::Unmount(req, target));
+    }
+
+    /// A pod writes what it has mounted, unless it is fenced.
+    fn pod_writes(&mut self) {
+        let disk = &mut self.nodes[0].disk;
+        let mounted = disk.is_mounted(MountWhat::Head);
+        if let Some(head) = disk.head.as_mut().filter(|h| mounted && !h.fenced) {
+            head.content += 1;
+        }
+    }
+
+    /// A completion of an operation of an earlier life: it must change nothing.
+    fn stale_done(&mut self, n: usize) {
+        let results = [
+            Ok(TaskDone::Deleting(true)),
+            Ok(TaskDone::Ok),
+            Ok(TaskDone::Opened { epoch: Epoch(99), attempt: 9, new: true }),
+            Err(Problem::new(Reason::NotOwner, "stale")),
+        ];
+        let result = self.rng.pick(&results).unwrap().clone();
+        let op = self.rng.pick(&self.nodes[n].stale.clone()).copied().unwrap_or(OpId { generation: 0, seq: 1 });
+        self.handle(n, Event::Done(op, Box::new(result)));
+    }
+
+    /// The operator's mistake, or a restored backup: `Absent` while the Filesystem is not being deleted.
+    fn stale_absent(&mut self) {
+        if let Some(Intent::Present(p)) = self.nodes[0].wanted.clone()
+            && self.api.phase != Phase::Deleting
+        {
+            self.say("STALE ABSENT".into());
+            self.want(0, Some(Intent::Absent { epoch: Epoch(1) }));
+            self.run_for(3_000);
+            if self.api.phase != Phase::Deleting {
+                self.want(0, Some(Intent::Present(p)));
+            }
+        }
+    }
+
+    /// The object goes, and comes back from a backup.
+    fn vanish(&mut self) {
+        let wanted = self.nodes[0].wanted.clone();
+        if let Some(Intent::Present(_)) = &wanted {
+            self.say("VANISH".into());
+            self.want(0, None);
+            self.run_for(3_000);
+            self.want(0, wanted);
+        }
+    }
+
+    fn bump_epoch(&mut self) {
+        self.api.epoch = Epoch(self.api.epoch.0 + 1);
+        let epoch = self.api.epoch;
+        for n in 0..self.nodes.len() {
+            self.edit(n, |p| p.epoch = epoch);
+        }
+    }
+
+    /// The job goes, and the copy with it.
+    fn drop_replica(&mut self) {
+        self.say("DROP REPLICA".into());
+        self.edit(0, |p| p.jobs.clear());
+        self.nodes[1].may_delete = true;
+        let epoch = self.api.epoch;
+        self.want(1, Some(Intent::Absent { epoch }));
+    }
+
+    /// The job is suspended or gone for a while, and comes back changed.
+    fn flap_job(&mut self) {
+        let Some(Intent::Present(p)) = self.nodes[0].wanted.clone() else { return };
+        let jobs = p.jobs;
+        self.say("FLAP JOB".into());
+        // A job that is gone pins nothing: a removal that waits would part the histories for good, as asked.
+        let gone = self.rng.permille(500) && !p.commits.iter().any(|c| c.remove);
+        self.edit(0, |p| if gone { p.jobs.clear() } else { p.jobs.iter_mut().for_each(|j| j.spec.suspend = true) });
+        self.run_for(2_000);
+        let generation = 2 + i64::from(gone);
+        self.edit(0, |p| p.jobs = jobs.into_iter().map(|j| WantedJob { spec: JobSpec { generation, ..j.spec }, ..j }).collect());
+    }
+
+    /// A state directory is lost: journal gone, disk there.
+    pub fn lose_journal(&mut self, n: usize) {
+        self.say(format!("n{n} LOSES ITS JOURNAL"));
+        self.crash(n, true);
+        self.nodes[n].journal.0.clear();
+        let disk = &self.nodes[n].disk;
+        self.ledger.ids.retain(|_, id| disk.commits.contains_key(id)); // an intent that only the journal knew is lost
+        self.ledger.safe[n] = None;
+    }
+
+    /// One throw of the dice.
+    pub fn act(&mut self) {
+        let n = usize::try_from(self.rng.below(self.nodes.len() as u64)).unwrap();
+        match self.rng.below(26) {
+            0..=5 => {
+                let many = matches!(&self.nodes[0].wanted, Some(Intent::Present(p)) if p.commits.len() > 7);
+                if !many {
+                    self.wish();
+                }
+            }
+            6 | 7 => self.unwish(),
+            8 | 9 => self.forget_removed(),
+            10 | 11 => self.mount(n),
+            12 | 13 => self.unmount(n),
+            14 | 15 => self.pod_writes(),
+            16 => {
+                let force = self.rng.permille(500);
+                self.ask(0, Asked::Fence, |req| Event::Fence(req, force));
+            }
+            17 => self.ask(0, Asked::Plain, Event::Thaw),
+            18 => self.ask(n, Asked::Versions(None), Event::Versions),
+            19 => {
+                let capacity = 100 + self.rng.below(5);
+                self.edit(n, |p| p.capacity = capacity);
+            }
+            20 => self.stale_done(n),
+            _ => self.fate(n),
+        }
+    }
+
+    fn fate(&mut self, n: usize) {
+        match self.rng.below(14) {
+            0 | 1 if self.nodes[n].up => self.crash(n, false),
+            2 if self.nodes[n].up => self.crash(n, true),
+            3 => self.stale_absent(),
+            4 => self.vanish(),
+            5 => self.bump_epoch(),
+            6 => drop(self.nodes[n].disk.mounts.insert("/foreign".into(), MountWhat::Head)),
+            7 => drop(self.nodes[n].disk.mounts.remove("/foreign")),
+            8 => {
+                let id = self.rng.pick(&self.nodes[0].disk.commits.keys().copied().collect::<Vec<_>>()).copied();
+                let branch = FsId::from_uuid(uuid(2));
+                if let Some(id) = id {
+                    self.ask(0, Asked::Plain, |req| Event::PinOrigin(req, branch, id));
+                }
+            }
+            9 => self.handle(0, Event::UnpinOrigin(FsId::from_uuid(uuid(2)))),
+            10 => self.partition = !self.partition,
+            11 => self.no_space = !self.no_space,
+            12 if self.nodes.len() > 1 => {
+                let node = self.nodes[1].place.node.clone();
+                self.handle(0, Event::PeerBack(node));
+            }
+            _ => {}
+        }
+    }
+
+    /// Faults stop; what waits for a person gets one.
+    pub fn calm_down(&mut self) {
+        self.say("CALM".into());
+        (self.faults, self.partition, self.no_space) = (false, false, false);
+        self.run_for(10_000);
+        for n in 0..self.nodes.len() {
+            self.nodes[n].disk.mounts.remove("/foreign");
+            for target in self.nodes[n].disk.mounts.keys().cloned().collect::<Vec<_>>() {
+                self.ask(n, Asked::Plain, |req| Event::Unmount(req, target));
+            }
+        }
+        self.handle(0, Event::UnpinOrigin(FsId::from_uuid(uuid(2))));
+        for _ in 0..4 {
+            self.run_for(60_000);
+            let frozen = self.nodes[0].fs.as_ref().is_some_and(|fs| {
+                let status = fs.status(Timestamp(self.now));
+                status.frozen.is_some() || status.conditions.first().is_some_and(|c| c.reason == "Fenced")
+            });
+            if frozen {
+                self.ask(0, Asked::Plain, Event::Thaw);
+            }
+        }
+        self.run_for(120_000);
+    }
+}
+
+/// A node alone: an owner, of a Branch or not, or a replica that nobody sends to.
+pub fn alone(seed: u64, trace: &mut Vec<String>) -> u64 {
+    let mut sim = Sim::new(seed, Two::Alone, trace);
+    let mut p = present(Role::Owner);
+    if sim.rng.permille(300) {
+        p.origin = Some(Origin { fs_id: FsId::from_uuid(uuid(3)), commit: CommitId::from_uuid(uuid(4)) });
+    }
+    sim.want(0, Some(Intent::Present(Box::new(p))));
+    let delete_at = sim.rng.below(160); // in three of eight runs never
+    let lose_at = if sim.rng.permille(150) { sim.rng.below(100) } else { 1_000 };
+    for turn in 0..100 {
+        let pause = i64::try_from(sim.rng.below(400)).unwrap();
+        sim.run_for(pause);
+        if turn == delete_at {
+            sim.delete();
+        }
+        if turn == lose_at && sim.nodes[0].up && sim.nodes[0].disk.meta.is_some() && sim.api.phase == Phase::Active {
+            sim.lose_journal(0);
+        }
+        sim.act();
+    }
+    if sim.rng.permille(80) && sim.api.phase != Phase::Deleting {
+        return orphan(&mut sim);
+    }
+    sim.calm_down();
+    sim.watch_end();
+    sim.steps
+}
+
+/// The object goes for good, and nobody said that the data may.
+fn orphan(sim: &mut Sim) -> u64 {
+    let before: Vec<CommitId> = sim.ledger.made.iter().copied().filter(|id| sim.nodes[0].disk.commits.contains_key(id)).collect();
+    let head = sim.nodes[0].disk.head.is_some();
+    sim.want(0, None);
+    sim.calm_down();
+    sim.watch_end();
+    assert_eq!(sim.nodes[0].disk.head.is_some(), head, "an orphan keeps its head");
+    if let Some(fs) = &sim.nodes[0].fs {
+        let status = fs.status(Timestamp(sim.now));
+        assert!(!status.managed && status.base.is_some());
+        let kept: Vec<CommitId> = sim.nodes[0].disk.commits.keys().copied().collect();
+        // Only what objects asked to be removed before may be gone.
+        let asked = |id: &CommitId| sim.ledger.ids.iter().any(|(uid, i)| i == id && sim.ledger.removals.contains(uid));
+        assert!(before.iter().all(|id| kept.contains(id) || asked(id)), "an orphan keeps its commits");
+    } else {
+        assert!(sim.nodes[0].disk.is_empty(), "an orphan without an actor");
+    }
+    sim.steps
+}
+
+/// An owner with a job, and a replica.
+pub fn together(seed: u64, trace: &mut Vec<String>) -> (u64, u64) {
+    let mut sim = Sim::new(seed, Two::WithReplica, trace);
+    let job = sim.job();
+    let owner = Present { jobs: vec![job], ..present(Role::Owner) };
+    sim.want(0, Some(Intent::Present(Box::new(owner))));
+    sim.want(1, Some(Intent::Present(Box::new(present(Role::Replica)))));
+    let delete_at = sim.rng.below(320); // in five of eight runs never
+    let drop_at = if sim.rng.permille(150) { sim.rng.below(120) } else { 1_000 };
+    let lose_at = if sim.rng.permille(150) { sim.rng.below(120) } else { 1_000 };
+    let flap_at = if sim.rng.permille(300) { sim.rng.below(120) } else { 1_000 };
+    for turn in 0..120 {
+        let pause = i64::try_from(sim.rng.below(600)).unwrap();
+        sim.run_for(pause);
+        if turn == delete_at {
+            sim.delete();
+        }
+        if turn == drop_at {
+            sim.drop_replica();
+        }
+        if turn == lose_at && sim.nodes[1].up && sim.nodes[1].disk.meta.is_some() {
+            sim.lose_journal(1);
+        }
+        if turn == flap_at {
+            sim.flap_job();
+        }
+        sim.act();
+    }
+    sim.wish();
+    sim.calm_down();
+    sim.watch_end();
+    if sim.api.phase != Phase::Deleting && sim.nodes[1].fs.is_some() {
+        sim.watch_replicated();
+    }
+    (sim.steps, sim.ledger.resumes)
+}
+
+impl Sim<'_> {
+    /// The replica holds the owner's newest commit, and the job says so.
+    fn watch_replicated(&mut self) {
+        let (ours, theirs) = (self.newest_on_disk(0), self.newest_on_disk(1));
+        let fs = self.nodes[0].fs.as_ref().expect("an owner");
+        let status = fs.status(Timestamp(self.now));
+        let job = status.jobs.iter().find(|j| j.uid == self.job).expect("the job is shown");
+        assert!(ours.is_some() && ours == theirs, "owner at {ours:?}, replica at {theirs:?}; {}", short(&job.report));
+        let outcome = job.row.last.as_ref().map(|l| &l.outcome);
+        let replicated = ours.map(|(id, _)| id);
+        assert!(
+            matches!(outcome, Some(Outcome::Completed { replicated: r, .. }) if Some(*r) == replicated),
+            "the last run ended as {outcome:?}, {replicated:?} is there"
+        );
+        assert!(!job.row.owed && job.row.cursor == replicated);
+        for (id, (_, content)) in self.nodes[1].disk.commits.iter().filter(|(id, _)| self.nodes[0].disk.commits.contains_key(id)) {
+            assert_eq!(*content, self.nodes[0].disk.commits[id].1, "{id} differs");
+        }
+    }
+}
+
+/// So that `Task` is named here: what a test may ask of a trace.
+pub fn is_send(task: &Task) -> bool {
+    matches!(task, Task::Send { .. })
+}

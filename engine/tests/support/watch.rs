@@ -1,0 +1,243 @@
+//! What must hold: at every step, and at the end (design §4, §6; failures.md rows 1-6 and 20).
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use dotgraft_engine::filesystem::{CheckpointRow, Intent, Life, MountWhat, ReceiveOffer, RequestState, Task};
+use dotgraft_engine::ids::{CommitId, RequestUid, Timestamp};
+
+use super::sim::{Phase, Sim};
+use super::wire::CHECKPOINT_EVERY;
+
+/// What was seen, so that it can be held against what comes.
+#[derive(Debug, Default)]
+pub struct Ledger {
+    /// The id that a wanted commit was shown with.
+    pub ids: BTreeMap<RequestUid, CommitId>,
+    /// Objects that asked for their commit's removal.
+    pub removals: BTreeSet<RequestUid>,
+    /// Commits that were shown as made and not asked to be removed.
+    pub made: BTreeSet<CommitId>,
+    /// The last journaled checkpoint, per node.
+    pub safe: [Option<(CommitId, Option<CommitId>, u64)>; 2],
+    /// Commits that a Branch pins.
+    pub fences: u64,
+    pub resumes: u64,
+}
+
+/// Tasks that exclude each other, by name; `None`: any number.
+fn slot_of(task: &Task) -> Option<&'static str> {
+    Some(match task {
+        Task::Inspect
+        | Task::AllocateQgroup
+        | Task::Open { .. }
+        | Task::CheckDeleting
+        | Task::PinOrigin(_)
+        | Task::UnpinOrigin(_)
+        | Task::Prepare(_)
+        | Task::CreateHead { .. }
+        | Task::WriteMeta(_)
+        | Task::Destroy { .. } => "life",
+        Task::Commit { .. } | Task::Fence { .. } | Task::Thaw => "head",
+        Task::DeleteCommit(_) => "removal",
+        Task::Receive { .. } => "receive",
+        Task::Discard(_) => "discard",
+        Task::Usage { .. } => "usage",
+        Task::PeerVersions { .. } | Task::Send { .. } => "job",
+        Task::Estimate { .. } | Task::Mount(..) | Task::Unmount(_) => return None,
+    })
+}
+
+impl Sim<'_> {
+    fn journal_base(&self, n: usize) -> Option<dotgraft_engine::filesystem::Base> {
+        self.nodes[n].journal.load().base
+    }
+
+    /// After each turn of an actor.
+    pub fn watch(&mut self, n: usize) {
+        let Some(fs) = &self.nodes[n].fs else { return };
+        let status = fs.status(Timestamp(self.now));
+        let ready = status.conditions.first().is_some_and(|c| c.reason == "Open");
+        if ready {
+            self.assert_opened(n, "shows itself open");
+            let shown = status.opened_epoch.expect("open in some epoch");
+            assert!(self.api.opened.is_some_and(|(e, _)| shown <= e), "opened in an epoch that nobody won");
+        }
+        for r in &status.requests {
+            let Some(id) = r.id else { continue };
+            let known = *self.ledger.ids.entry(r.uid).or_insert(id);
+            let removed = self.ledger.removals.contains(&r.uid);
+            assert!(known == id || removed, "the id of {} changed from {known} to {id}", r.uid);
+            if r.state == Some(RequestState::Done) && !removed {
+                assert!(self.nodes[n].disk.commits.contains_key(&id), "{id} is shown as done and is not on disk");
+                assert!(self.nodes[n].journal.0.contains_key(&format!("commit/{id}")), "{id} is done and not in the journal");
+                self.ledger.made.insert(id);
+            }
+        }
+        let mut uids = BTreeSet::new();
+        for (commit, _) in self.nodes[n].disk.commits.values() {
+            assert!(commit.kept.is_none_or(|uid| uids.insert(uid)), "two commits for one object");
+        }
+        // The operator: a Filesystem whose owner has it on disk is past `New`.
+        if n == self.api.owner && self.api.phase == Phase::New && status.role == dotgraft_engine::filesystem::RoleStatus::Owner {
+            self.api.phase = Phase::Active;
+        }
+    }
+
+    fn assert_opened(&self, n: usize, what: &str) {
+        let boot = self.nodes[n].boot;
+        assert!(self.api.owner == n && self.api.opened.is_some_and(|(_, b)| b == boot), "node {n} {what} without an opening in this boot");
+    }
+
+    /// Before a task starts, its records are durable.
+    pub fn watch_start(&mut self, n: usize, task: &Task) {
+        let mine = slot_of(task);
+        let running: Vec<&Task> = self.nodes[n].tasks.values().filter(|d| !d.cancelled).map(|d| &d.task).collect();
+        for other in &running {
+            assert!(mine.is_none() || slot_of(other) != mine, "{task:?} beside {other:?}");
+        }
+        let base = self.journal_base(n);
+        let life = base.as_ref().map(|b| b.life);
+        match task {
+            Task::Commit { commit, .. } => {
+                self.assert_opened(n, "commits");
+                assert!(base.as_ref().is_some_and(|b| b.frozen.is_none()), "a commit of a fenced head");
+                let uid = commit.kept.expect("by an object");
+                assert!(self.nodes[n].journal.0.contains_key(&format!("request/{uid}")), "a commit without an intent");
+                for (known, _) in self.nodes[n].disk.commits.values().filter(|(c, _)| c.id != commit.id) {
+                    assert!(known.time < commit.time, "{} gets a time before {} that exists", commit.id, known.id);
+                }
+            }
+            Task::Mount(MountWhat::Head, _, _) => {
+                self.assert_opened(n, "mounts the head");
+                assert!(base.as_ref().is_some_and(|b| b.frozen.is_none()), "a mount of a fenced head");
+            }
+            Task::CreateHead { .. } => {
+                self.assert_opened(n, "creates a head");
+                assert!(life == Some(Life::Creating));
+            }
+            Task::Destroy { .. } => {
+                assert!(self.nodes[n].tasks.is_empty(), "destroys while tasks run");
+                assert!(life == Some(Life::Deleting), "destroys without a durable intent");
+            }
+            Task::DeleteCommit(id) => {
+                let intent = self.nodes[n].journal.0.contains_key(&format!("removing/{id}"));
+                assert!(intent, "removes a commit without a durable intent");
+            }
+            Task::Open { .. } => assert!(base.is_none_or(|b| b.frozen.is_none()), "opens what it has fenced"),
+            _ => {}
+        }
+    }
+
+    pub fn watch_destroy(&mut self, n: usize) {
+        assert!(self.nodes[n].may_delete, "node {n} destroys and nobody asked for it");
+        let owner = self.nodes[n].disk.head.is_some();
+        assert!(!owner || self.api.phase == Phase::Deleting, "an owner's data goes and the Filesystem is not Deleting");
+    }
+
+    pub fn watch_delete(&mut self, n: usize, id: CommitId) {
+        let kept = self.nodes[n].disk.commits.get(&id).and_then(|(c, _)| c.kept);
+        assert!(kept.is_none_or(|uid| self.ledger.removals.contains(&uid)), "{id} goes and nobody asked for it");
+    }
+
+    pub fn watch_mounted(&mut self, n: usize, what: MountWhat, ok: bool) {
+        if ok && what == MountWhat::Head {
+            assert!(self.nodes[n].disk.head.is_some());
+        }
+    }
+
+    /// A fence was answered: what it names is what the head holds, and stays so.
+    pub fn watch_fenced(&mut self, n: usize, commit: Option<CommitId>) {
+        let Some(id) = commit else { return };
+        self.ledger.fences += 1;
+        let disk = &self.nodes[n].disk;
+        let head = disk.head.as_ref().expect("a head was fenced");
+        assert!(head.fenced, "a fence was answered and the head is writable");
+        assert!(!self.nodes[n].tasks.values().any(|d| matches!(d.task, Task::Thaw)), "a fence was answered while it is being undone");
+        assert!(disk.commits.get(&id).is_some_and(|(_, content)| *content == head.content), "the final commit is not what the head holds");
+    }
+
+    pub fn watch_receive(&mut self, n: usize, offer: &ReceiveOffer, checkpoint: Option<&CheckpointRow>) {
+        assert!(n != self.api.owner, "an owner receives");
+        if let Some(c) = checkpoint {
+            assert!(c.token.target == offer.target.id && c.token.base == offer.base, "it goes on from another transfer's checkpoint");
+        }
+        assert!(self.nodes[n].journal.0.contains_key("partial"), "a receive without an intent");
+    }
+
+    /// What an interruption costs: less than the distance of checkpoints.
+    pub fn watch_resumed(&mut self, n: usize, target: CommitId, base: Option<CommitId>, at: u64) {
+        if at > 0 {
+            self.ledger.resumes += 1;
+        }
+        match self.ledger.safe[n] {
+            Some((t, b, safe)) if t == target && b == base => {
+                assert!(at + CHECKPOINT_EVERY + 3 >= safe, "goes on at {at}, {safe} bytes were safe");
+            }
+            _ => self.ledger.safe[n] = None,
+        }
+    }
+
+    pub fn watch_finished(&self, n: usize) {
+        assert!(self.nodes[n].disk.is_empty(), "the actor ends and leaves data behind");
+        assert!(self.nodes[n].journal.0.is_empty(), "the actor ends and leaves rows behind: {:?}", self.nodes[n].journal.0.keys());
+        assert!(self.nodes[n].waiting.is_empty(), "the actor ends and leaves requests behind: {:?}", self.nodes[n].waiting);
+    }
+
+    // ---- the end ----
+
+    /// Nothing happens any more, and what is shown is what is wanted.
+    pub fn watch_end(&mut self) {
+        let handled = self.run_for(600_000);
+        assert!(handled <= 100 * self.nodes.len() as u64, "{handled} events in ten quiet minutes");
+        for n in 0..self.nodes.len() {
+            assert!(self.nodes[n].waiting.is_empty(), "never answered: {:?}", self.nodes[n].waiting);
+            match self.nodes[n].wanted.clone() {
+                Some(Intent::Absent { .. }) => self.watch_gone(n),
+                Some(Intent::Present(p)) => self.watch_present(n, &p),
+                None => {}
+            }
+        }
+    }
+
+    fn watch_gone(&mut self, n: usize) {
+        assert!(self.nodes[n].disk.is_empty(), "something of it is left on node {n}: {:?}", self.nodes[n].disk);
+        let keys: Vec<&String> = self.nodes[n].journal.0.keys().collect();
+        assert_eq!(keys, ["base"], "only the tombstone stays");
+        assert_eq!(self.journal_base(n).map(|b| b.life), Some(Life::Gone));
+        assert!(!(n == 0 && self.origin_pinned), "the origin is still pinned");
+        self.want(n, None);
+        self.run_for(60_000);
+        assert!(self.nodes[n].journal.0.is_empty(), "a tombstone outlives its object");
+        assert!(self.nodes[n].finished, "the actor does not end");
+    }
+
+    fn watch_present(&mut self, n: usize, p: &dotgraft_engine::filesystem::Present) {
+        let fs = self.nodes[n].fs.as_ref().expect("an actor");
+        let status = fs.status(Timestamp(self.now));
+        assert!(status.managed);
+        assert!(status.conditions.first().is_some_and(|c| c.status), "node {n} is not ready: {:?}", status.conditions);
+        let mut on_disk: Vec<CommitId> = self.nodes[n].disk.commits.keys().copied().collect();
+        let mut journaled: Vec<CommitId> = self.nodes[n].journal.load().commits.iter().map(|c| c.id).collect();
+        on_disk.sort_unstable();
+        journaled.sort_unstable();
+        assert_eq!(on_disk, journaled, "disk and journal differ");
+        assert!(self.nodes[n].disk.incoming.is_empty() || self.nodes[n].journal.0.contains_key("partial"), "a stray partial");
+        let meta = self.nodes[n].disk.meta.clone().expect("fs.json");
+        let base = self.journal_base(n).expect("a base row");
+        assert_eq!((meta.epoch, meta.capacity, meta.life), (base.epoch, base.capacity, base.life), "fs.json is behind the journal");
+        if n != 0 {
+            return;
+        }
+        for wish in &p.commits {
+            let shown = status.requests.iter().find(|r| r.uid == wish.uid).expect("each wish is shown");
+            let made = self.nodes[n].disk.commits.values().filter(|(c, _)| c.kept == Some(wish.uid)).count();
+            if wish.remove {
+                let pinned = shown.problem.is_some();
+                assert!(shown.state == Some(RequestState::Removed) || pinned, "not removed: {shown:?}");
+                assert!(made == 0 || pinned, "removed and still on disk");
+            } else {
+                assert!(shown.state == Some(RequestState::Done) && made == 1, "made {made} times: {shown:?}");
+            }
+        }
+    }
+}
