@@ -32,6 +32,8 @@ pub struct View {
     pub children: Vec<Child>,
     /// Who has it mounted, on nodes that can be reached.
     pub mounts: Vec<String>,
+    /// Nodes that have not confirmed the deletion, and can be reached.
+    pub unconfirmed: Vec<String>,
 }
 
 /// One step.
@@ -161,7 +163,14 @@ fn tear_down(view: &View) -> Decision {
     let phase = fs.status.as_ref().map(|s| s.phase);
     let goal = if claim.deletion_policy == DeletionPolicy::Retain { FilesystemPhase::Released } else { FilesystemPhase::Deleting };
     if phase == Some(goal) || phase == Some(FilesystemPhase::Deleting) {
-        return if view.mounts.is_empty() { step(Step::LetGo) } else { block("Mounted", format!("mounted by {}", view.mounts.join("; "))) };
+        if !view.mounts.is_empty() {
+            return block("Mounted", format!("mounted by {}", view.mounts.join("; ")));
+        }
+        // Only the agents can see the mounts of all namespaces of their nodes; under `Retain` the data stays and so may mounts.
+        if phase == Some(FilesystemPhase::Deleting) && !view.unconfirmed.is_empty() {
+            return block("Deleting", format!("the copies on {} are being deleted", view.unconfirmed.join(", ")));
+        }
+        return step(Step::LetGo);
     }
     match (claim.deletion_policy, children(view)) {
         (DeletionPolicy::Delete | DeletionPolicy::Cascade, Some(decision)) => decision,

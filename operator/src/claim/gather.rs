@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use dotgraft_api::{Branch, ClaimKind, Filesystem, FilesystemPhase, Replica};
+use dotgraft_api::{Branch, ClaimKind, CopyRole, DesiredState, Filesystem, FilesystemPhase, Replica, condition};
 use kube::api::ListParams;
 use kube::{Api, ResourceExt};
 
@@ -19,9 +19,11 @@ pub fn cached<K: ClaimObject>(object: &K, branch: Option<&Branch>, ctx: &Ctx) ->
     let fs = claim.fs_id.as_ref().and_then(|id| ctx.caches.filesystems.get(id)).map(|f| Filesystem::clone(&f));
     let branches = ctx.caches.branches.with(&dot_term(&claim));
     let replicas = claim.fs_id.as_ref().map(|id| ctx.caches.replicas.with(id)).unwrap_or_default();
+    let pools = pools::all(&ctx.caches);
     View {
         children: children(&claim, &branches, ctx),
-        mounts: mounts(&replicas, &pools::all(&ctx.caches)),
+        mounts: mounts(&replicas, &pools),
+        unconfirmed: unconfirmed(&replicas, &pools, seconds_since_deletion(object)),
         origin: None,
         namesakes: Vec::new(),
         fs,
@@ -37,7 +39,8 @@ pub async fn live<K: ClaimObject>(name: &str, namespace: &str, ctx: &Ctx) -> Res
     let branch = if K::KIND == ClaimKind::Branch { branches.get_opt(name).await? } else { None };
     let claim = view_of(&object, branch.as_ref(), ctx);
     let filesystems: Api<Filesystem> = Api::all(ctx.client.clone());
-    let mut view = View { fs: None, namesakes: Vec::new(), origin: None, children: Vec::new(), mounts: Vec::new(), claim };
+    let mut view =
+        View { fs: None, namesakes: Vec::new(), origin: None, children: Vec::new(), mounts: Vec::new(), unconfirmed: Vec::new(), claim };
     match &view.claim.fs_id {
         Some(id) => view.fs = filesystems.get_opt(id).await?,
         None => view.namesakes = namesakes(&view.claim, &filesystems).await?,
@@ -47,7 +50,9 @@ pub async fn live<K: ClaimObject>(name: &str, namespace: &str, ctx: &Ctx) -> Res
         view.children = children(&view.claim, &list, ctx);
         if let Some(id) = &view.claim.fs_id {
             let replicas = crate::filesystem::live_replicas(id, ctx).await?;
-            view.mounts = mounts(&replicas, &pools::confirmed(ctx, &replicas).await?);
+            let pools = pools::confirmed(ctx, &replicas).await?;
+            view.mounts = mounts(&replicas, &pools);
+            view.unconfirmed = unconfirmed(&replicas, &pools, seconds_since_deletion(&object));
         }
     } else if view.fs.is_none()
         && let Some(branch) = &branch
@@ -99,24 +104,66 @@ fn children(claim: &ClaimView, branches: &[Arc<Branch>], ctx: &Ctx) -> Vec<Child
     list
 }
 
-/// Mounts on nodes that exist; what a node that is gone had mounted holds nothing up.
+/// A copy whose agent has not even seen the intent for so long sits on a node that can't be reached.
+const SILENCE: i64 = 60;
+
+fn reachable(pools: &[PoolView]) -> impl Fn(&&Arc<Replica>) -> bool {
+    |r| !pools::is_gone(pools, &dotgraft_api::Place { node: r.spec.node.clone(), pool: r.spec.pool.clone() })
+}
+
+/// Mounts on nodes that exist; what a node that is gone had mounted holds nothing up. Those made through the agent, and
+/// those of other mount namespaces that it found when it was to delete.
 fn mounts(replicas: &[Arc<Replica>], pools: &[PoolView]) -> Vec<String> {
-    let reachable = |r: &Replica| {
-        let place = dotgraft_api::Place { node: r.spec.node.clone(), pool: r.spec.pool.clone() };
-        !pools::is_gone(pools, &place)
+    let of = |r: &Arc<Replica>| {
+        let status = r.status.clone().unwrap_or_default();
+        let found = condition(&status.conditions, "Mounted").filter(|c| c.status == "True").map(|c| c.message.clone());
+        let all = if found.is_some() { found.into_iter().collect() } else { status.mounts };
+        all.into_iter().map(|m| format!("{m} on node {}", r.spec.node)).collect::<Vec<_>>()
     };
-    replicas
-        .iter()
-        .filter(|r| reachable(r))
-        .flat_map(|r| {
-            let node = r.spec.node.clone();
-            r.status.iter().flat_map(|s| s.mounts.iter()).map(move |m| format!("{m} on node {node}")).collect::<Vec<_>>()
-        })
-        .take(16)
-        .collect()
+    replicas.iter().filter(reachable(pools)).flat_map(of).take(16).collect()
+}
+
+/// Nodes that may still have it mounted: the agent works on the intent, or has had no time to see it yet.
+fn unconfirmed(replicas: &[Arc<Replica>], pools: &[PoolView], seconds_since: i64) -> Vec<String> {
+    let open = |r: &&Arc<Replica>| {
+        let status = r.status.clone().unwrap_or_default();
+        let seen = r.spec.desired.state == DesiredState::Absent && status.observed_generation == r.metadata.generation;
+        if seen { status.role != CopyRole::Absent } else { seconds_since < SILENCE }
+    };
+    replicas.iter().filter(reachable(pools)).filter(open).map(|r| r.spec.node.clone()).collect()
+}
+
+fn seconds_since_deletion<K: ClaimObject>(object: &K) -> i64 {
+    let at = object.meta().deletion_timestamp.as_ref().map(|t| t.0.as_second());
+    at.map_or(0, |at| jiff::Timestamp::now().as_second().saturating_sub(at))
 }
 
 /// Owner's Replica and all others, for the status.
 pub fn replicas_of(claim: &ClaimView, ctx: &Ctx) -> Vec<Arc<Replica>> {
     claim.fs_id.as_ref().map(|id| ctx.caches.replicas.with(id)).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn copy(generation: i64, observed: i64, state: DesiredState, role: CopyRole) -> Vec<Arc<Replica>> {
+        let mut r = Replica::default();
+        r.metadata.generation = Some(generation);
+        r.spec.node = "n1".into();
+        r.spec.pool = pools::tests::pool_id("n1");
+        r.spec.desired.state = state;
+        r.status = Some(dotgraft_api::ReplicaStatus { observed_generation: Some(observed), role, ..Default::default() });
+        vec![Arc::new(r)]
+    }
+
+    #[test]
+    fn a_claim_waits_for_agents_that_answer_and_a_minute_for_those_that_do_not() {
+        let waits = |r: &[Arc<Replica>], s| !unconfirmed(r, &[pools::tests::pool("n1", 1)], s).is_empty();
+        assert!(waits(&copy(2, 2, DesiredState::Absent, CopyRole::Deleting), 3600), "it is at work");
+        assert!(!waits(&copy(2, 2, DesiredState::Absent, CopyRole::Absent), 0), "it has confirmed");
+        assert!(waits(&copy(2, 1, DesiredState::Absent, CopyRole::Owner), 5), "it may see it yet");
+        assert!(waits(&copy(2, 2, DesiredState::Present, CopyRole::Owner), 5), "it is not told yet");
+        assert!(!waits(&copy(2, 1, DesiredState::Absent, CopyRole::Owner), SILENCE), "its node can't be reached");
+    }
 }
