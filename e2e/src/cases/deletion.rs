@@ -20,6 +20,7 @@ pub fn cases() -> Vec<Case> {
         Case::new("1-receive", "a Dot deleted while a paused node receives goes, once that node is back", |t| during_push(t, "n2")),
         Case::new("1-undeleted", "a subvolume whose deletion a power cut undid is deleted again at start", undeleted),
         Case::new("2-failing", "a Dot whose push fails goes", failing),
+        Case::new("2-diverged", "a diverged Dot goes, every pool deletes its own copy", diverged),
         Case::new("2-no-space", "a Dot that is out of space goes", no_space),
         Case::new("2-fenced", "a fenced Dot goes", fenced),
         Case::new("2-node-gone", "with a node gone its Replica stays as tombstone until the agent is back", node_gone),
@@ -69,7 +70,7 @@ pub fn on_disk(t: &Test, node: &str, fs_id: &str) -> Result<Option<Vec<String>>>
         if name != "head" && path.is_dir() {
             for below in std::fs::read_dir(&path)?.flatten() {
                 let below = below.file_name().to_string_lossy().into_owned();
-                found.push(format!("{name}/*{}", if below.ends_with(".json") { ".json" } else { "" }));
+                found.push(format!("{name}/*{}", if Path::new(&below).extension().is_some_and(|e| e == "json") { ".json" } else { "" }));
             }
         }
         found.push(name);
@@ -260,6 +261,29 @@ async fn failing(t: Arc<Test>) -> Result<()> {
     t.commit("c", "d").await?;
     t.push("j", "d", "nowhere").await?;
     t.condition("ReplicationJob", "j", "Ready", "False", None).await?;
+    t.kube().delete("Dot", &t.namespace, "d").await?;
+    t.kube().gone("Dot", &t.namespace, "d", STEP).await?;
+    nothing_left(&t, &fs_id).await
+}
+
+/// The copy gets a commit that its owner never had, as a failover would leave it.
+async fn diverged(t: Arc<Test>) -> Result<()> {
+    let fs_id = t.dot("d", "n1").await?;
+    let commit = t.commit("c", "d").await?;
+    t.push("j", "d", "n2").await?;
+    t.arrived(&fs_id, &commit, "n2", STEP).await?;
+    t.rig.kill9("n2")?;
+    let commits = t.rig.node("n2")?.files.state.join("pool/fs").join(&fs_id).join("commits");
+    let other = uuid::Uuid::now_v7().to_string();
+    let mut meta: Value = serde_json::from_slice(&std::fs::read(commits.join(format!("{commit}.json")))?)?;
+    let time = meta["time"].as_i64().context("no time in the commit's file")?;
+    (meta["id"], meta["parent"], meta["time"], meta["kept"]) = (json!(other), json!(commit), json!(time + 1), Value::Null);
+    std::fs::write(commits.join(format!("{other}.json")), meta.to_string())?;
+    btrfs(&["snapshot".as_ref(), "-r".as_ref(), commits.join(&commit).as_os_str(), commits.join(&other).as_os_str()])?;
+    t.rig.restart("n2").await?;
+    t.commit("e", "d").await?;
+    t.trigger("j", "again").await?;
+    t.condition("ReplicationJob", "j", "Diverged", "True", None).await?;
     t.kube().delete("Dot", &t.namespace, "d").await?;
     t.kube().gone("Dot", &t.namespace, "d", STEP).await?;
     nothing_left(&t, &fs_id).await

@@ -22,7 +22,7 @@ pub fn cases() -> Vec<Case> {
     ]
 }
 
-/// Opens three files below its argument and, for each line on its input, writes them by descriptor, by O_DIRECT and by a shared mapping
+/// Opens three files below its argument and, for each line on its input, writes them by descriptor, by `O_DIRECT` and by a shared mapping
 /// (whose SIGBUS only a child gets).
 const WRITER: &str = r#"
 import errno, mmap, os, sys
@@ -76,7 +76,7 @@ impl Writer {
         Ok(Self { child, input, output })
     }
 
-    /// How writes of `byte` by descriptor, by O_DIRECT and by the mapping end.
+    /// How writes of `byte` by descriptor, by `O_DIRECT` and by the mapping end.
     fn write(&mut self, byte: char) -> Result<Vec<String>> {
         writeln!(self.input, "{byte}")?;
         let mut line = String::new();

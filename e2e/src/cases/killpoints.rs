@@ -48,8 +48,8 @@ trait Operation: Send + Sync + 'static {
     fn begin(&self, t: &Test, n: usize) -> impl Future<Output = Result<()>> + Send;
     /// An error until it is done. Returns the `FsId` to compare by, if anything is left to compare.
     fn ended(&self, t: &Test, n: usize) -> impl Future<Output = Result<Option<String>>> + Send;
-    /// Spares a peer's growing sleeps after the `k`-th death; that they end by themselves is tested elsewhere.
-    fn nudge(&self, _: &Test, _: usize, _: usize) -> impl Future<Output = Result<()>> + Send {
+    /// Every second, the `k`-th time: spares a peer's growing sleeps; that they end by themselves is tested elsewhere.
+    fn nudge(&self, _: &Test, _: usize, _: u64) -> impl Future<Output = Result<()>> + Send {
         async { Ok(()) }
     }
     /// What must be true of it after all, with every program well.
@@ -95,11 +95,15 @@ async fn arm(t: &Test, node: &str, point: Option<&String>) -> Result<()> {
 async fn until_ended(t: &Test, operation: &impl Operation, n: usize, points: &mut VecDeque<String>) -> Result<Option<String>> {
     let node = operation.node();
     let (mut since, mut ended) = (Instant::now(), None);
+    let (start, mut nudges) = (Instant::now(), 0);
     loop {
+        if start.elapsed().as_secs() > nudges {
+            nudges += 1;
+            operation.nudge(t, n, nudges).await?;
+        }
         if t.rig.processes.exited(node)?.is_some() {
             points.pop_front().context("it died with no point armed")?;
             arm(t, node, points.front()).await?;
-            operation.nudge(t, n, points.len()).await?;
             (since, ended) = (Instant::now(), None);
         }
         match operation.ended(t, n).await {
@@ -351,7 +355,7 @@ impl Operation for Receive {
     async fn begin(&self, t: &Test, n: usize) -> Result<()> {
         t.trigger(&format!("j{n}"), "increment").await
     }
-    async fn nudge(&self, t: &Test, n: usize, k: usize) -> Result<()> {
+    async fn nudge(&self, t: &Test, n: usize, k: u64) -> Result<()> {
         t.trigger(&format!("j{n}"), &format!("nudge{k}")).await
     }
     async fn ended(&self, t: &Test, n: usize) -> Result<Option<String>> {
@@ -368,6 +372,7 @@ impl Operation for Receive {
         same_trees(&here, &there)?;
         t.unmount(&here).await?;
         t.unmount(&there).await?;
+        t.trigger(&format!("j{n}"), "check").await?;
         t.condition("ReplicationJob", &format!("j{n}"), "Ready", "True", Some("Completed")).await?;
         Ok(())
     }
