@@ -371,15 +371,20 @@ impl FsActor {
         let wait = Duration::from_millis(200u64 << self.failures.min(7));
         tokio::time::sleep(wait).await;
         self.recover().await;
-        // What is wanted is known still; the engine has forgotten it with the rest.
-        if let Some(Order::Desired(desired)) = self.desired.clone() {
+        // What is wanted is known still; the engine has forgotten it with the rest. It must not be lost to a second failure.
+        let wanted = match self.desired.clone() {
+            Some(Order::Desired(desired)) => Event::Desired(desired),
+            Some(Order::Vanished) => Event::Vanished,
+            _ => return,
+        };
+        loop {
             let mut out = Out::default();
-            self.fs.handle(Event::Desired(desired), &self.ctx(), &mut out);
+            self.fs.handle(wanted.clone(), &self.ctx(), &mut out);
             if self.save(&out).await.is_ok() {
-                self.carry_out(out);
-            } else {
-                self.recover().await;
+                return self.carry_out(out);
             }
+            tokio::time::sleep(wait).await;
+            self.recover().await;
         }
     }
 
