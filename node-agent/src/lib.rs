@@ -14,6 +14,7 @@ pub mod journal;
 pub mod logging;
 pub mod metrics;
 pub mod peer;
+pub mod probe;
 pub mod readiness;
 pub mod stream;
 pub mod supervisor;

@@ -18,6 +18,7 @@ use crate::actor::{self, Node, Order, translate};
 use crate::cluster::pools::{Fact, OwnPool, PoolFacts};
 use crate::cluster::replicas::ReplicaEvent;
 use crate::driver::Space;
+use crate::probe::Probe;
 
 /// How often the node's own account is looked at (written only on change).
 const ACCOUNT_EVERY: Duration = Duration::from_secs(2);
@@ -26,6 +27,7 @@ const ACCOUNT_EVERY: Duration = Duration::from_secs(2);
 pub struct Supervisor {
     node: Arc<Node>,
     own: OwnPool,
+    probe: Probe,
     /// Actors that live, with the slot's generation.
     actors: BTreeMap<FsId, (mpsc::UnboundedSender<Order>, u64)>,
     /// What is wanted, for an actor that ends just then.
@@ -37,7 +39,15 @@ pub struct Supervisor {
 impl Supervisor {
     /// For a node with nobody on it.
     pub fn new(node: Arc<Node>, own: OwnPool) -> Self {
-        Self { node, own, actors: BTreeMap::new(), wanted: BTreeMap::new(), ended: mpsc::unbounded_channel(), synced: false }
+        Self {
+            node,
+            own,
+            probe: Probe::default(),
+            actors: BTreeMap::new(),
+            wanted: BTreeMap::new(),
+            ended: mpsc::unbounded_channel(),
+            synced: false,
+        }
     }
 
     /// Starts an actor for everything that is here already.
@@ -150,11 +160,9 @@ impl Supervisor {
             Err(e) => (Space::default(), fact(false, "PoolFailed", &e.to_string())),
         };
         let all: Vec<_> = self.node.registry.all().iter().map(actor::FsHandle::current).collect();
-        let orphans: Vec<_> = if self.synced {
-            all.iter().filter(|s| !s.managed).filter_map(|s| translate::orphan_of(s)).collect()
-        } else {
-            Vec::new()
-        };
+        self.probe.look(&self.node, &all);
+        let orphans: Vec<_> =
+            if self.synced { all.iter().filter(|s| !s.managed).filter_map(|s| translate::orphan_of(s)).collect() } else { Vec::new() };
         self.count(&all, space, orphans.len());
         let pool = self.node.driver.pool();
         let failed = ready.status == Some(false);

@@ -94,6 +94,11 @@ impl PeerClient {
         Self { inner: Arc::new(Inner { context, settings, slots: Mutex::default() }) }
     }
 
+    /// Where `node` listens, if the directory knows it.
+    pub fn address(&self, node: &NodeName) -> Option<SocketAddr> {
+        self.inner.context.directory.get(node).map(|p| p.address)
+    }
+
     /// What `node` holds of `fs`, for a job. A connection that turns out to be dead is replaced once.
     pub async fn versions(&self, node: &NodeName, fs: FsId, job: JobUid) -> Result<Versions, Problem> {
         let (connection, reused) = self.connection(node).await?;
