@@ -1,6 +1,9 @@
 //! Content of files: the part of [`Applier`] that writes, clones, cuts and allocates.
 
-use rustix::fs::{FallocateFlags, OFlags, fallocate, ftruncate};
+use std::num::NonZeroU64;
+use std::os::fd::OwnedFd;
+
+use rustix::fs::{Advice, FallocateFlags, OFlags, fadvise, fallocate, ftruncate};
 use rustix::io::{Errno, pwrite};
 
 use super::ContentClass;
@@ -11,9 +14,24 @@ use super::parse::{Encoded, Uuid};
 use super::path::StreamPath;
 use crate::btrfs::encoded::{EncodedExtent, encoded_write};
 
+/// Write-back of a file starts each time this many bytes of it are behind.
+const WRITE_BACK: u64 = 4 << 20;
+
+/// Starts write-back of what lies behind `end`, when a write from `start` to there went over a border of [`WRITE_BACK`]: else all
+/// of it would wait for the next checkpoint, whose snapshot then stands still for the disk. `DONTNEED` writes dirty pages out without
+/// waiting, and lets go of clean ones, which nobody here reads again. Only advice: a refusal changes nothing.
+fn write_back(fd: &OwnedFd, start: u64, end: u64) {
+    let border = end - end % WRITE_BACK;
+    if start < border {
+        let _ =
+            fadvise(fd, start.saturating_sub(start % WRITE_BACK).min(border - WRITE_BACK), NonZeroU64::new(WRITE_BACK), Advice::DontNeed);
+    }
+}
+
 impl Applier {
     pub(super) fn write(&mut self, path: StreamPath<'_>, mut offset: u64, mut data: &[u8]) -> Result<(), Cause> {
         let fd = self.object(path)?.file()?;
+        let start = offset;
         while !data.is_empty() {
             let written =
                 rustix::io::retry_on_intr(|| pwrite(fd, data, offset)).map_err(|errno| Cause::system("pwrite", path.bytes(), errno))?;
@@ -23,6 +41,7 @@ impl Applier {
             data = data.get(written..).unwrap_or_default();
             offset += written as u64;
         }
+        write_back(fd, start, offset);
         Ok(())
     }
 
