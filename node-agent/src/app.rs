@@ -25,11 +25,11 @@ use crate::cluster::status::StatusWriter;
 use crate::cluster::{self, lease, node, pools, replicas};
 use crate::driver::Driver;
 use crate::http;
-use crate::readiness::Readiness;
 use crate::journal::{self, Journal};
 use crate::metrics::Metrics;
 use crate::peer::csr::RenewSettings;
 use crate::peer::{ClientSettings, IdentityStore, PeerClient, PeerDirectory, Renewer, ServerSettings, TlsContext, local, server};
+use crate::readiness::Readiness;
 use crate::supervisor::Supervisor;
 
 /// How long between two looks for a disk that is not there.
@@ -87,9 +87,10 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     let directory = PeerDirectory::default();
     let identity = IdentityStore::open(&settings.state_dir.join("tls"), settings.node.clone())?;
     let renewer = Renewer::new(client.clone(), identity.clone(), settings.listen, RenewSettings::default())?;
-    let renewing = stop.clone();
-    tokio::spawn(async move { renewer.run(renewing).await });
     let (own, pools_fresh) = pools::start(client.clone(), settings.node.clone(), directory.clone());
+    let (renewing, listed, listing) = (stop.clone(), own.object(), pools_fresh.clone());
+    let unlisted = move || listing.trouble().is_none() && listed.borrow().is_none();
+    tokio::spawn(async move { renewer.run(unlisted, renewing).await });
     ready.check(move || pools_fresh.trouble());
 
     let pool = tokio::select! {

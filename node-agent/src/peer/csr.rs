@@ -104,6 +104,11 @@ pub enum CsrError {
     Identity(#[from] IdentityError),
 }
 
+/// How often the renewer looks whether anything is due: two readings of memory.
+const LOOK: Duration = Duration::from_secs(1);
+/// So many looks in a row must find no `NodePool`: after a signature it takes a moment until the watch shows it.
+const UNLISTED_LOOKS: u32 = 3;
+
 /// Keeps the certificate of one agent alive.
 #[derive(Clone)]
 pub struct Renewer {
@@ -122,15 +127,21 @@ impl Renewer {
         Ok(Self { requests: Api::all(client), store, listen, settings })
     }
 
-    /// Renews for ever, at two thirds of each lifetime.
-    pub async fn run(&self, cancel: CancellationToken) {
+    /// Renews for ever, at two thirds of each lifetime; and when `unlisted` says for a while that the API has no `NodePool`
+    /// of this node (its objects were lost): the operator, as signer, makes it anew with the certificate.
+    pub async fn run(&self, unlisted: impl Fn() -> bool + Send, cancel: CancellationToken) {
         let mut backoff = self.settings.backoff_min;
+        let mut looks = 0;
+        // One that we were killed over: the operator may have listed its certificate already, in place of ours.
+        let mut resume = matches!(self.store.pending(), Ok(Some(_)));
         loop {
-            let wait = self.due_in(unix_now());
+            looks = if unlisted() { looks + 1 } else { 0 };
+            let wait = if resume || looks > UNLISTED_LOOKS { Duration::ZERO } else { self.due_in(unix_now()) };
             let pause = if wait.is_zero() {
                 match self.obtain().await {
                     Ok(()) => {
                         backoff = self.settings.backoff_min;
+                        (looks, resume) = (0, false);
                         continue;
                     }
                     Err(error) => {
@@ -141,7 +152,7 @@ impl Renewer {
                     }
                 }
             } else {
-                wait.min(self.settings.clock_check)
+                wait.min(self.settings.clock_check).min(LOOK)
             };
             tokio::select! {
                 () = cancel.cancelled() => return,

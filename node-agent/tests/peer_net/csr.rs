@@ -243,7 +243,7 @@ async fn the_renewer_renews_in_time_and_outlives_an_absent_operator() {
     let cancel = CancellationToken::new();
     let run = tokio::spawn({
         let (renewer, cancel) = (agent.renewer(), cancel.clone());
-        async move { renewer.run(cancel).await }
+        async move { renewer.run(|| false, cancel).await }
     });
     let mut seen = std::collections::BTreeSet::new();
     soon(async {
