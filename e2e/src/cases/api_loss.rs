@@ -31,6 +31,11 @@ pub fn cases() -> Vec<Case> {
     ]
 }
 
+/// Politely: it gives its Lease back, so that the next one leads at once.
+fn stop_operator(t: &Test) -> Result<()> {
+    t.rig.processes.end("operator", rustix::process::Signal::TERM, Duration::from_secs(10)).map(drop)
+}
+
 async fn dot_with_file(t: &Test) -> Result<String> {
     let fs_id = t.dot("d", "n1").await?;
     let head = t.mount("n1", &fs_id).await?;
@@ -58,7 +63,7 @@ async fn reported(t: &Test, fs_id: &str, word: &str) -> Result<()> {
 
 async fn stale_intent(t: Arc<Test>) -> Result<()> {
     let fs_id = dot_with_file(&t).await?;
-    t.rig.kill9("operator")?;
+    stop_operator(&t)?;
     let name = text(&t.replica(&fs_id, "n1").await?, "/metadata/name")?;
     let absent = json!({"spec": {"desired": {"state": "Absent", "role": null, "jobs": null, "commits": null}}});
     t.kube().patch("Replica", "", &name, "", &absent).await?;
@@ -232,7 +237,7 @@ async fn gone(t: Arc<Test>) -> Result<()> {
     ];
     let before = digests(&pools, &paths)?;
     // The agents go on running: they see everything vanish. The operator would take a deleted Dot for a wish.
-    t.rig.kill9("operator")?;
+    stop_operator(&t)?;
     lose_all(&t).await?;
     throughout("no object being there", Duration::from_secs(2), || async {
         ensure!(digests(&pools, &paths)? == before, "data has changed");
