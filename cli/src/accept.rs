@@ -30,7 +30,9 @@ pub async fn run(client: &Client, _common: &Common, args: &AcceptArgs) -> Result
     let highest = replicas.iter().filter_map(|r| r.status.as_ref()).map(|s| s.epoch).max().unwrap_or(0);
     let shown = filesystems.get(&fs_id).await?.status.and_then(|s| s.authority).map_or(0, |a| a.epoch);
     if !args.yes {
-        bail!("the pools have seen epoch {highest}, the API shows {shown}; commits that only an unreachable node has may be left behind: say --yes to go on");
+        bail!(
+            "the pools have seen epoch {highest}, the API shows {shown}; commits that only an unreachable node has may be left behind: say --yes to go on"
+        );
     }
     let patch = serde_json::json!({"spec": {"acceptEpoch": highest.max(shown)}});
     filesystems.patch(&fs_id, &PatchParams::default(), &Patch::Merge(patch)).await?;

@@ -81,8 +81,13 @@ fn draw(lines: &[Line], wide: bool) -> String {
     let mut table = Table::new(&head);
     for line in lines {
         let id = if wide { line.id.clone() } else { short(&line.id) };
-        let mut row =
-            vec![id, line.time.map(age).unwrap_or_default(), line.object.clone().unwrap_or_default(), line.nodes.join(","), line.message.clone()];
+        let mut row = vec![
+            id,
+            line.time.map(age).unwrap_or_default(),
+            line.object.clone().unwrap_or_default(),
+            line.nodes.join(","),
+            line.message.clone(),
+        ];
         if wide {
             row.push(line.parent.clone().unwrap_or_default());
         }

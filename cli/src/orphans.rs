@@ -97,7 +97,8 @@ async fn act(client: &Client, pools: &[NodePool], action: OrphanActionKind, chos
 }
 
 fn list(pools: &[NodePool], common: &Common) -> Result<()> {
-    let lines: Vec<Line> = pools.iter().flat_map(|p| orphans(p).into_iter().map(|orphan| Line { node: p.spec.node.clone(), orphan })).collect();
+    let lines: Vec<Line> =
+        pools.iter().flat_map(|p| orphans(p).into_iter().map(|orphan| Line { node: p.spec.node.clone(), orphan })).collect();
     output::print(common.output, &lines, |wide| {
         if lines.is_empty() {
             return "No orphans.".into();

@@ -72,8 +72,12 @@ async fn gather(client: &Client, all: bool) -> Result<Report> {
     } else {
         (Api::default_namespaced(client.clone()), Api::default_namespaced(client.clone()), Api::default_namespaced(client.clone()))
     };
-    let mut volumes: Vec<Volume> =
-        dots.list(&list).await?.into_iter().map(|d| volume(&d.namespace().unwrap_or_default(), d.name_any(), d.status.unwrap_or_default())).collect();
+    let mut volumes: Vec<Volume> = dots
+        .list(&list)
+        .await?
+        .into_iter()
+        .map(|d| volume(&d.namespace().unwrap_or_default(), d.name_any(), d.status.unwrap_or_default()))
+        .collect();
     volumes.extend(
         branches
             .list(&list)

@@ -281,7 +281,14 @@ pub trait Driver: Send + Sync + 'static {
     fn estimate(&self, fs: FsId, base: Option<CommitId>, target: CommitId) -> Result<Option<u64>, DriverError>;
 
     /// The work subvolume for a receive: from the last checkpoint (`Some(offset)`), else fresh (an older partial is removed first).
-    fn receive_start(&self, fs: FsId, qgroup: u64, target: CommitId, base: Option<CommitId>, checkpoint: Option<u64>) -> Result<Incoming, DriverError>;
+    fn receive_start(
+        &self,
+        fs: FsId,
+        qgroup: u64,
+        target: CommitId,
+        base: Option<CommitId>,
+        checkpoint: Option<u64>,
+    ) -> Result<Incoming, DriverError>;
     /// `snapshot -r` of the partial as checkpoint at `offset`. The one before it stays (the journal may not name this one yet);
     /// those older than that go once this one is durable.
     fn receive_checkpoint(&self, fs: FsId, qgroup: u64, target: CommitId, offset: u64) -> Result<(), DriverError>;

@@ -81,7 +81,7 @@ impl Filesystem {
 
     /// The Replica's jobs changed, or the copy became able to send.
     pub(super) fn apply_job_specs(&mut self, ctx: &Ctx, out: &mut Out) {
-        if !self.may_send() {
+        if self.specs_applied || !self.may_send() {
             return;
         }
         let Some(wanted) = self.present().map(|p| p.jobs.clone()) else {
@@ -120,9 +120,6 @@ impl Filesystem {
     pub(super) fn advance_jobs(&mut self, ctx: &Ctx, out: &mut Out) {
         if !self.may_send() {
             return;
-        }
-        if !self.specs_applied {
-            self.apply_job_specs(ctx, out);
         }
         let due: Vec<JobUid> =
             self.jobs.iter().filter(|(_, s)| s.job.next_wake().is_some_and(|at| at <= ctx.now)).map(|(uid, _)| *uid).collect();

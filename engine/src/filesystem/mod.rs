@@ -268,6 +268,8 @@ impl Filesystem {
     /// Starts what should run and does not. The order is that of importance: life and death first.
     fn advance(&mut self, ctx: &Ctx, out: &mut Out) {
         self.advance_life(ctx, out);
+        // What jobs pin has to be known before anything is removed.
+        self.apply_job_specs(ctx, out);
         self.advance_head(ctx, out);
         self.advance_removals(ctx, out);
         self.advance_discard(ctx, out);

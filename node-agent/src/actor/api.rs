@@ -49,7 +49,8 @@ impl ClusterApi {
         self.status.observe(fs, replica);
         let uid = replica.uid().unwrap_or_default();
         let mut known = self.known();
-        let entry = known.entry(fs).or_insert_with(|| Known { name: replica.name_any(), uid: String::new(), status: None, seen_version: None });
+        let entry =
+            known.entry(fs).or_insert_with(|| Known { name: replica.name_any(), uid: String::new(), status: None, seen_version: None });
         if entry.uid != uid {
             // A new object under the same name has no status: nothing of the old one counts as written.
             entry.status = None;

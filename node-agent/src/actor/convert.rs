@@ -36,7 +36,10 @@ pub fn meta_of(base: &Base, pool: PoolId) -> FsMeta {
 /// What comes from disk when the journal knows nothing. An owner without a head is one whose creation did not end.
 pub fn base_of(meta: &FsMeta, head: bool) -> Result<Base, Problem> {
     if meta.version > FORMAT_VERSION {
-        return Err(Problem::new(Reason::Unsupported, format!("fs.json has version {}, newer than this agent knows: upgrade it", meta.version)));
+        return Err(Problem::new(
+            Reason::Unsupported,
+            format!("fs.json has version {}, newer than this agent knows: upgrade it", meta.version),
+        ));
     }
     let role = match meta.role {
         FsRole::Owner => Role::Owner,

@@ -160,7 +160,9 @@ impl FsHandle {
 
     fn post(&self, request: Request) -> Result<(), Problem> {
         self.mailbox.try_send(request).map_err(|e| match e {
-            mpsc::error::TrySendError::Full(_) => Problem::new(Reason::Busy, "the mailbox of this Filesystem is full; try again in a moment"),
+            mpsc::error::TrySendError::Full(_) => {
+                Problem::new(Reason::Busy, "the mailbox of this Filesystem is full; try again in a moment")
+            }
             mpsc::error::TrySendError::Closed(_) => Problem::new(Reason::NotFound, "this Filesystem is gone from this node"),
         })
     }

@@ -39,18 +39,16 @@ pub struct Node {
 
 impl Node {
     /// A node with nobody on it.
-    pub fn new(here: Here, driver: Arc<dyn Driver>, journal: Journal, peers: PeerClient, api: ClusterApi, metrics: Metrics, registry: Registry) -> Self {
-        Self {
-            here,
-            driver,
-            journal,
-            peers,
-            api,
-            metrics,
-            registry,
-            orders: Mutex::default(),
-            generation: AtomicU64::new(0),
-        }
+    pub fn new(
+        here: Here,
+        driver: Arc<dyn Driver>,
+        journal: Journal,
+        peers: PeerClient,
+        api: ClusterApi,
+        metrics: Metrics,
+        registry: Registry,
+    ) -> Self {
+        Self { here, driver, journal, peers, api, metrics, registry, orders: Mutex::default(), generation: AtomicU64::new(0) }
     }
 
     /// Node and pool.

@@ -83,7 +83,10 @@ impl Receive {
                 Next::Gone => {
                     // A mere disconnect: what is here is worth keeping to the last command.
                     self.checkpoint(&mut applier)?;
-                    return Err(Problem::new(Reason::Unreachable, "the sender went away in the middle; it goes on from here when it is back"));
+                    return Err(Problem::new(
+                        Reason::Unreachable,
+                        "the sender went away in the middle; it goes on from here when it is back",
+                    ));
                 }
                 Next::Cancelled => return Err(cancelled()),
             }
@@ -149,8 +152,9 @@ impl Receive {
         let (class, limits) = (ContentClass::Trusted, Limits::default());
         let opened = match checkpoint {
             Some(row) => {
-                let state: ApplierState = serde_json::from_str(&row.state)
-                    .map_err(|e| Problem::new(Reason::CorruptStream, format!("the receiver's checkpoint can't be read: {e}; it starts again")))?;
+                let state: ApplierState = serde_json::from_str(&row.state).map_err(|e| {
+                    Problem::new(Reason::CorruptStream, format!("the receiver's checkpoint can't be read: {e}; it starts again"))
+                })?;
                 Applier::resume(incoming.root, incoming.base, class, limits, state)
             }
             None => Applier::new(incoming.root, incoming.base, class, limits),
@@ -178,9 +182,7 @@ impl Receive {
         let row = CheckpointRow { version: FORMAT_VERSION, token, state };
         let (ack, journaled) = oneshot::channel();
         let said = Said::Checkpoint(self.ctx.op, Box::new(row), ack);
-        let durable = self.handle.block_on(async {
-            self.ctx.said.send(said).await.is_ok() && journaled.await.is_ok()
-        });
+        let durable = self.handle.block_on(async { self.ctx.said.send(said).await.is_ok() && journaled.await.is_ok() });
         if !durable {
             return Err(cancelled());
         }
@@ -193,7 +195,10 @@ impl Receive {
         applier.flush().map_err(|e| self.stream_problem(&e))?;
         let position = applier.finish().map_err(|e| self.stream_problem(&e))?;
         if position.offset != bytes || position.digest != digest {
-            let text = format!("{} of {bytes} bytes arrived and their BLAKE3 differs from the sender's: the copy is dropped and sent again", position.offset);
+            let text = format!(
+                "{} of {bytes} bytes arrived and their BLAKE3 differs from the sender's: the copy is dropped and sent again",
+                position.offset
+            );
             return Err(Problem::new(Reason::DigestMismatch, text));
         }
         let commit = self.offer.target.clone();

@@ -101,9 +101,7 @@ async fn carry_out(ctx: &TaskCtx, task: Task, transfer: Option<Transfer>) -> Res
         Task::Fence { qgroup, commit, force } => ctx.blocking(move |d| fence(d, fs, qgroup, &commit, force)).await,
         Task::Thaw => ctx.blocking(move |d| d.thaw(fs)).await.map(|()| TaskDone::Ok),
         Task::Destroy { qgroup } => ctx.blocking(move |d| destroy(d, fs, qgroup)).await,
-        Task::Usage { qgroup } => {
-            ctx.blocking(move |d| d.usage(qgroup)).await.map(|u| TaskDone::Usage { bytes: u.bytes, limit: u.limit })
-        }
+        Task::Usage { qgroup } => ctx.blocking(move |d| d.usage(qgroup)).await.map(|u| TaskDone::Usage { bytes: u.bytes, limit: u.limit }),
         Task::Mount(what, target, read_only) => {
             let what = match what {
                 MountWhat::Head => driver::MountWhat::Head,
@@ -143,7 +141,10 @@ async fn inspect(ctx: &TaskCtx) -> Result<TaskDone, Problem> {
         .await?;
     let base = match found.meta {
         Some(meta) if meta.pool != ctx.node.here.place.pool => {
-            let text = format!("fs.json names pool {}, this is {}: the directory was copied from another pool; it is left alone", meta.pool, ctx.node.here.place.pool);
+            let text = format!(
+                "fs.json names pool {}, this is {}: the directory was copied from another pool; it is left alone",
+                meta.pool, ctx.node.here.place.pool
+            );
             return Err(Problem::new(Reason::Invalid, text));
         }
         Some(meta) => Some(convert::base_of(&meta, found.head)?),
@@ -165,19 +166,26 @@ pub fn refuse_if_low(d: &dyn Driver) -> Result<(), DriverError> {
     const METADATA_FLOOR: u64 = 512 << 20;
     let space = d.space()?;
     if space.read_only {
-        return Err(DriverError::PoolFailed("the kernel has made the pool read-only; see its log, then replace the disk or restart the node".into()));
+        return Err(DriverError::PoolFailed(
+            "the kernel has made the pool read-only; see its log, then replace the disk or restart the node".into(),
+        ));
     }
     // A pool that is small by design (tests, edge) gets a floor in proportion.
     let floor = METADATA_FLOOR.min(space.total / 16);
     if space.metadata_free < floor {
-        let text = format!("only {} MiB are left for metadata in the pool (needs {} MiB): delete commits or Dots, or enlarge the pool", space.metadata_free >> 20, floor >> 20);
+        let text = format!(
+            "only {} MiB are left for metadata in the pool (needs {} MiB): delete commits or Dots, or enlarge the pool",
+            space.metadata_free >> 20,
+            floor >> 20
+        );
         return Err(DriverError::NoSpace(text));
     }
     Ok(())
 }
 
 fn held_by(holders: &[driver::Holder]) -> String {
-    let mut text: Vec<String> = holders.iter().take(3).map(|h| format!("{} (pid {}) at {}", h.command, h.pid, h.mount_point.display())).collect();
+    let mut text: Vec<String> =
+        holders.iter().take(3).map(|h| format!("{} (pid {}) at {}", h.command, h.pid, h.mount_point.display())).collect();
     if holders.len() > 3 {
         text.push(format!("and {} more", holders.len() - 3));
     }
@@ -205,7 +213,10 @@ async fn pin_origin(ctx: &TaskCtx, origin: Origin) -> Result<TaskDone, Problem> 
     let (tx, rx) = oneshot::channel();
     let answer = Answered(Arc::new(std::sync::Mutex::new(Some(tx))));
     if !ctx.node.order(origin.fs_id, Order::PinOrigin(ctx.fs, origin.commit, answer)) {
-        return Err(Problem::new(Reason::NotFound, format!("Filesystem {} is not on this node; a Branch starts where its origin is", origin.fs_id)));
+        return Err(Problem::new(
+            Reason::NotFound,
+            format!("Filesystem {} is not on this node; a Branch starts where its origin is", origin.fs_id),
+        ));
     }
     match rx.await {
         Ok(result) => result.map(|()| TaskDone::Ok),

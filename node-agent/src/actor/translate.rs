@@ -1,6 +1,8 @@
 //! Between the API's words and the engine's: `Replica.spec.desired` in, `Replica.status` and orphans out. Pure.
 
-use dotgraft_api::common::{ConditionUpdate, Fencing, Initial as ApiInitial, Intermediate as ApiIntermediate, ReclaimPolicy, set_condition};
+use dotgraft_api::common::{
+    ConditionUpdate, Fencing, Initial as ApiInitial, Intermediate as ApiIntermediate, ReclaimPolicy, set_condition,
+};
 use dotgraft_api::node_pool::Orphan;
 use dotgraft_api::replica::{
     CommitState, CommitWish, CopyRole, DesiredRole, DesiredState, JobWish, LastRun, Replica, ReplicaCommit, ReplicaCommitStatus,

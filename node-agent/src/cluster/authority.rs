@@ -123,17 +123,13 @@ impl OpenOutcome {
                 (Reason::Busy, format!("a handoff to node {} is under way: this copy stays closed until it ends", to.node))
             }
             Self::Deleting => (Reason::Deleting, "the Filesystem is being deleted".to_owned()),
-            Self::NoAuthority => {
-                (Reason::AuthorityUnknown, "the API says nothing of an owner; `kubectl dot accept` sets one".to_owned())
-            }
+            Self::NoAuthority => (Reason::AuthorityUnknown, "the API says nothing of an owner; `kubectl dot accept` sets one".to_owned()),
             Self::Missing => (
                 Reason::AuthorityUnknown,
                 "the API has no such Filesystem; the copy stays closed and is kept (`kubectl dot adopt`)".to_owned(),
             ),
             Self::EpochRegression { seen, api } => {
-                let text = format!(
-                    "this node has seen {seen}, the API shows {api}; was the API restored? `kubectl dot accept` goes on"
-                );
+                let text = format!("this node has seen {seen}, the API shows {api}; was the API restored? `kubectl dot accept` goes on");
                 (Reason::EpochRegression, text)
             }
             Self::Failed(e) => return Err(e.problem()),
