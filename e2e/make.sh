@@ -159,7 +159,7 @@ all_tests() {
   check "cargo clippy" cargo clippy --locked --workspace --all-targets -- -D warnings
   supply_chain
   build
-  check "the CRDs in crds/ are what the types say" "$DOTGRAFT_BIN_DIR/crdgen" --check
+  check "the CRDs in crds/ are what the types say" "$DOTGRAFT_BIN_DIR/crdgen" --check crds
   unit_tests
   check "the sandbox leaves nothing behind, whoever is killed" e2e/selftest.sh
   e2e_tests

@@ -9,8 +9,8 @@ use dotgraft_engine::ids::{FsId, Timestamp};
 use dotgraft_engine::model::Place;
 use tokio::sync::mpsc;
 
-use super::actor::{Order, wall_clock};
 use super::api::ClusterApi;
+use super::fs_actor::{Order, wall_clock};
 use super::registry::Registry;
 use crate::driver::Driver;
 use crate::journal::Journal;

@@ -8,7 +8,7 @@ use dotgraft_engine::model::{Commit, FORMAT_VERSION, Problem, Reason, ResumeToke
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 
-use super::actor::{Said, cancelled};
+use super::fs_actor::{Said, cancelled};
 use super::handle::{Frame, Reply};
 use super::tasks::{TaskCtx, refuse_if_low};
 use crate::driver::{Driver, DriverError};

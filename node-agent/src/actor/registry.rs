@@ -1,4 +1,4 @@
-//! Which Filesystems live on this node: FsId → handle. It starts actors and forgets those that ended; a slot carries a
+//! Which Filesystems live on this node: `FsId` → handle. It starts actors and forgets those that ended; a slot carries a
 //! generation, so that an old actor's exit can't remove its successor.
 
 use std::collections::BTreeMap;

@@ -10,7 +10,7 @@ use dotgraft_engine::ids::{CommitId, Epoch, JobUid};
 use dotgraft_engine::model::{Commit, Place, Problem, Reason, ResumeToken};
 use tokio::sync::mpsc;
 
-use super::actor::cancelled;
+use super::fs_actor::cancelled;
 use super::handle::Offer;
 use super::tasks::TaskCtx;
 use crate::driver::{Driver, DriverError};
@@ -145,13 +145,11 @@ impl Source {
         if let Some(rest) = self.rest.take() {
             return Ok(Some(rest));
         }
-        match self.chunks.recv().await {
-            Some(chunk) => chunk.map(Some),
-            None => {
-                self.digest = (&mut self.end).await.ok();
-                Ok(None)
-            }
+        if let Some(chunk) = self.chunks.recv().await {
+            return chunk.map(Some);
         }
+        self.digest = (&mut self.end).await.ok();
+        Ok(None)
     }
 
     fn digest(&self) -> Result<[u8; 32], Problem> {

@@ -8,8 +8,8 @@ use dotgraft_engine::model::{Origin, Problem, Reason};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::actor::{Answered, Order, Said, cancelled};
 use super::convert;
+use super::fs_actor::{Answered, Order, Said, cancelled};
 use super::handle::{Frame, Reply};
 use super::node::Node;
 use super::{receive, send};
@@ -68,7 +68,7 @@ async fn carry_out(ctx: &TaskCtx, task: Task, transfer: Option<Transfer>) -> Res
     let fs = ctx.fs;
     match task {
         Task::Inspect => inspect(ctx).await,
-        Task::AllocateQgroup => ctx.blocking(|d| d.allocate_qgroup()).await.map(TaskDone::Qgroup),
+        Task::AllocateQgroup => ctx.blocking(Driver::allocate_qgroup).await.map(TaskDone::Qgroup),
         Task::Open { seen } => ctx.node.api.open(fs, seen).await,
         Task::CheckDeleting => ctx.node.api.is_deleting(fs).await.map(TaskDone::Deleting),
         Task::PinOrigin(origin) => pin_origin(ctx, origin).await,

@@ -207,11 +207,10 @@ fn job_status(j: &JobStatus) -> ReplicaJobStatus {
 
 fn request_status(r: &RequestStatus) -> ReplicaCommitStatus {
     let state = match (r.state, &r.problem) {
-        (None, _) | (Some(RequestState::Pending), None) => CommitState::Pending,
+        (None, _) | (Some(RequestState::Pending | RequestState::Removing), None) => CommitState::Pending,
         (Some(RequestState::Pending), Some(_)) => CommitState::Refused,
         (Some(RequestState::Done), _) => CommitState::Done,
         (Some(RequestState::Removing), Some(_)) => CommitState::Pinned,
-        (Some(RequestState::Removing), None) => CommitState::Pending,
         (Some(RequestState::Removed), _) => CommitState::Removed,
     };
     ReplicaCommitStatus {

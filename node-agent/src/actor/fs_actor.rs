@@ -40,7 +40,10 @@ pub enum Order {
 
 /// Where an order's answer goes; compares as equal, as it says nothing about the order.
 #[derive(Debug, Clone)]
-pub struct Answered(pub Arc<std::sync::Mutex<Option<oneshot::Sender<Result<(), Problem>>>>>);
+pub struct Answered(pub Arc<std::sync::Mutex<Option<Plain>>>);
+
+/// Yes, or why not.
+pub type Plain = oneshot::Sender<Result<(), Problem>>;
 
 impl PartialEq for Answered {
     fn eq(&self, _: &Self) -> bool {
