@@ -29,14 +29,15 @@ pub fn first() -> u64 {
     std::env::var("DOTGRAFT_SIM_FIRST").ok().and_then(|v| v.parse().ok()).unwrap_or(0)
 }
 
-/// Runs each seed; a failure names its seed and shows the end of its trace.
+/// Runs each seed; a failure names its seed and shows the end of its trace (`DOTGRAFT_SIM_TRACE` lines).
 pub fn run_seeds(name: &str, default: u64, saved: &[u64], run: impl Fn(u64, &mut Vec<String>) + std::panic::RefUnwindSafe) {
     let all = saved.iter().copied().chain(first()..first() + seeds(default));
     for seed in all {
         let mut trace = Vec::new();
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(seed, &mut trace)));
         if let Err(panic) = result {
-            let tail = trace.len().saturating_sub(90);
+            let lines = std::env::var("DOTGRAFT_SIM_TRACE").ok().and_then(|v| v.parse().ok()).unwrap_or(90);
+            let tail = trace.len().saturating_sub(lines);
             for line in trace.iter().skip(tail) {
                 eprintln!("{line}");
             }

@@ -103,7 +103,8 @@ impl Sim<'_> {
                 assert!(base.as_ref().is_some_and(|b| b.frozen.is_none()), "a commit of a fenced head");
                 let uid = commit.kept.expect("by an object");
                 assert!(self.nodes[n].journal.0.contains_key(&format!("request/{uid}")), "a commit without an intent");
-                for (known, _) in self.nodes[n].disk.commits.values().filter(|(c, _)| c.id != commit.id) {
+                let doomed = |id: CommitId| self.nodes[n].journal.0.contains_key(&format!("removing/{id}"));
+                for (known, _) in self.nodes[n].disk.commits.values().filter(|(c, _)| c.id != commit.id && !doomed(c.id)) {
                     assert!(known.time < commit.time, "{} gets a time before {} that exists", commit.id, known.id);
                 }
             }
