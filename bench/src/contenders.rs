@@ -250,7 +250,7 @@ fn waited(report: &Value) -> i64 {
 }
 
 fn run(command: &mut Command) -> Result<()> {
-    let output = command.output().with_context(|| format!("running {:?}", command.get_program()))?;
+    let output = command.output().with_context(|| format!("running {}", command.get_program().display()))?;
     ensure!(output.status.success(), "{:?}: {}", command.get_args().collect::<Vec<_>>(), String::from_utf8_lossy(&output.stderr));
     Ok(())
 }

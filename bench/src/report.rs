@@ -3,10 +3,13 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
+/// A contender and its seconds.
+type Row = (String, Vec<f64>);
+
 /// Seconds by (set, cold or warm, contender), in the order of arrival.
 #[derive(Debug, Default)]
 pub struct Table {
-    times: BTreeMap<(String, bool), Vec<(String, Vec<f64>)>>,
+    times: BTreeMap<(String, bool), Vec<Row>>,
 }
 
 impl Table {

@@ -34,7 +34,7 @@ pub struct Common {
     /// Namespace; by default that of the kubeconfig's context.
     #[arg(short, long, global = true)]
     namespace: Option<String>,
-    /// Kubeconfig file; by default KUBECONFIG, then ~/.kube/config, then the pod's ServiceAccount.
+    /// Kubeconfig file; by default KUBECONFIG, then ~/.kube/config, then the pod's own account.
     #[arg(long, global = true)]
     kubeconfig: Option<std::path::PathBuf>,
     /// Context of the kubeconfig.

@@ -56,15 +56,9 @@ impl Display {
 }
 
 fn line(state: &str, p: &dotgraft_api::Progress) -> String {
-    let mut text = format!("{state}: {}", bytes(p.replicated_bytes));
-    if let Some(expected) = p.expected_bytes {
-        text += &format!(" of {}{}", if p.imprecise { "about " } else { "" }, bytes(expected));
-    }
-    if let Some(rate) = p.bytes_per_second {
-        text += &format!(", {}/s", bytes(rate));
-    }
-    if let Some(eta) = &p.eta {
-        text += &format!(", {eta} left");
-    }
-    text
+    let of = |n| format!(" of {}{}", if p.imprecise { "about " } else { "" }, bytes(n));
+    let expected = p.expected_bytes.map(of).unwrap_or_default();
+    let rate = p.bytes_per_second.map(|n| format!(", {}/s", bytes(n))).unwrap_or_default();
+    let eta = p.eta.as_ref().map(|eta| format!(", {eta} left")).unwrap_or_default();
+    format!("{state}: {}{expected}{rate}{eta}", bytes(p.replicated_bytes))
 }

@@ -32,18 +32,15 @@ pub async fn run(client: &Client, common: &Common, args: PushArgs) -> Result<()>
     let name = args.job.unwrap_or_else(|| format!("{}-to-{}", source.name, args.to));
     let trigger = jiff::Timestamp::now().to_string();
     let api = Api::<ReplicationJob>::default_namespaced(client.clone());
-    match api.get_opt(&name).await? {
-        Some(job) => {
-            if job.spec.target.node != args.to || !job.spec.source.names.contains(&source.name) {
-                bail!("job {name} exists and pushes something else: give another name with --job");
-            }
-            let patch = serde_json::json!({"spec": {"trigger": trigger}});
-            api.patch(&name, &PatchParams::default(), &Patch::Merge(patch)).await?;
+    if let Some(job) = api.get_opt(&name).await? {
+        if job.spec.target.node != args.to || !job.spec.source.names.contains(&source.name) {
+            bail!("job {name} exists and pushes something else: give another name with --job");
         }
-        None => {
-            let job = new_job(&name, &source.name, &args.to, &trigger);
-            api.create(&PostParams::default(), &job).await?;
-        }
+        let patch = serde_json::json!({"spec": {"trigger": trigger}});
+        api.patch(&name, &PatchParams::default(), &Patch::Merge(patch)).await?;
+    } else {
+        let job = new_job(&name, &source.name, &args.to, &trigger);
+        api.create(&PostParams::default(), &job).await?;
     }
     let Some(timeout) = common.wait() else {
         println!("replicationjob.dotgraft.dev/{name} started");

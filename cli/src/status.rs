@@ -85,7 +85,7 @@ async fn gather(client: &Client, all: bool) -> Result<Report> {
             .into_iter()
             .map(|b| volume(&b.namespace().unwrap_or_default(), format!("branch/{}", b.name_any()), b.status.unwrap_or_default())),
     );
-    let jobs = jobs.list(&list).await?.into_iter().map(job).collect();
+    let jobs = jobs.list(&list).await?.iter().map(job).collect();
     Ok(Report { volumes, jobs })
 }
 
@@ -109,7 +109,7 @@ fn trouble(conditions: &[Condition]) -> Option<String> {
     not_ready.or(degraded).map(|c| format!("{}: {}", c.reason, c.message))
 }
 
-fn job(j: ReplicationJob) -> Job {
+fn job(j: &ReplicationJob) -> Job {
     let s = j.status.clone().unwrap_or_default();
     let progress = s.progress.clone().unwrap_or_default();
     Job {

@@ -91,9 +91,19 @@ impl Supervisor {
 
     fn on_event(&mut self, event: ReplicaEvent) {
         match event {
-            ReplicaEvent::Synced => self.synced = true,
+            ReplicaEvent::Synced => self.on_synced(),
             ReplicaEvent::Changed(replica) => self.on_replica(&replica),
             ReplicaEvent::Gone(name) => self.on_gone(&name),
+        }
+    }
+
+    /// The whole list was seen: what it does not name has no object, also if that went while the agent was down.
+    fn on_synced(&mut self) {
+        self.synced = true;
+        for (fs, (orders, _)) in &self.actors {
+            if !self.wanted.contains_key(fs) {
+                let _ = orders.send(Order::Vanished);
+            }
         }
     }
 

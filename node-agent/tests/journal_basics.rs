@@ -132,11 +132,11 @@ fn shape(path: &Path) -> (Vec<String>, i64, i64) {
 
 #[test]
 fn durability_is_asked_for_and_nothing_is_mapped() {
+    use std::os::unix::fs::PermissionsExt;
     let dir = tempfile::tempdir().unwrap();
     let _journal = open(dir.path());
     assert!(dir.path().join("journal.db-wal").exists());
     assert!(!dir.path().join("journal.db-shm").exists(), "a mapped index raises SIGBUS on a full disk");
-    use std::os::unix::fs::PermissionsExt;
     for name in ["journal.db", "journal.db-wal", "journal.ballast"] {
         assert_eq!(std::fs::metadata(dir.path().join(name)).unwrap().permissions().mode() & 0o777, 0o600, "{name}");
     }

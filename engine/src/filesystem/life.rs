@@ -30,6 +30,7 @@ impl Filesystem {
             return;
         }
         self.absent_confirmed = false;
+        self.clear("StaleIntent"); // of an intent that was taken back
         self.desired = Some(desired);
         self.specs_applied = false;
         for slot in [Slot::Life, Slot::Head] {
