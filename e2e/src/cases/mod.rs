@@ -7,6 +7,7 @@ pub mod deletion;
 pub mod fence;
 pub mod killpoints;
 pub mod life;
+pub mod node;
 pub mod resume;
 pub mod rights;
 
@@ -23,6 +24,7 @@ pub fn all() -> Vec<Case> {
         resume::cases(),
         fence::cases(),
         cli::cases(),
+        node::cases(),
         api_loss::cases(),
     ]
     .into_iter()

@@ -1,0 +1,145 @@
+//! What happens to a node while volumes are in use: its agent dies again and again, is started twice, loses the API server;
+//! and what users put into their volumes (failures.md rows 10, 26, 28).
+
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::json;
+
+use crate::data::digest::same_trees;
+use crate::data::sqlite::{self, SqliteWriter};
+use crate::harness::{Case, test::Test};
+use crate::rig::wait::eventually;
+
+/// Longest that one step may take.
+const STEP: Duration = Duration::from_secs(30);
+
+/// The cases of this file.
+pub fn cases() -> Vec<Case> {
+    vec![
+        Case::new("26-nested", "a nested subvolume: NestedSubvolume, by path", nested),
+        Case::new("26-names", "names of 255 bytes of anything, and many hard links, arrive exactly", names),
+        Case::new("10-watch-ends", "with the API server killed and back, all goes on", watch_ends).within(Duration::from_secs(120)),
+        Case::new("28-twice", "an agent started twice: the second refuses, the first goes on", twice),
+        Case::new("28-killed", "an agent killed 100 times under write load: one superblock, no lost byte", killed)
+            .within(Duration::from_secs(240)),
+    ]
+}
+
+async fn nested(t: Arc<Test>) -> Result<()> {
+    let fs_id = t.dot("d", "n1").await?;
+    let head = t.mount("n1", &fs_id).await?;
+    let inner = head.join("inner");
+    btrfs(&["subvolume", "create"], &inner)?;
+    t.create("Commit", "c", &json!({"source": {"kind": "Dot", "name": "d"}})).await?;
+    eventually("the commit to be refused by path", STEP, || async {
+        let replica = t.replica(&fs_id, "n1").await?.to_string();
+        ensure!(replica.contains("NestedSubvolume") && replica.contains("inner"), "not yet");
+        Ok(())
+    })
+    .await?;
+    btrfs(&["subvolume", "delete"], &inner)?;
+    t.ready("Commit", "c").await?;
+    t.unmount(&head).await
+}
+
+fn btrfs(verb: &[&str], path: &Path) -> Result<()> {
+    let output = Command::new("btrfs").args(verb).arg(path).output().context("running btrfs")?;
+    ensure!(output.status.success(), "btrfs {verb:?}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
+async fn names(t: Arc<Test>) -> Result<()> {
+    use std::os::unix::ffi::OsStrExt;
+    let fs_id = t.dot("d", "n1").await?;
+    let head = t.mount("n1", &fs_id).await?;
+    for byte in [b'\n', b' ', b'\\', 0x01, 0x7f, 0x80, 0xff] {
+        let name = [byte; 255];
+        std::fs::write(head.join(std::ffi::OsStr::from_bytes(&name)), [byte])?;
+    }
+    let linked = head.join("linked");
+    std::fs::write(&linked, b"once")?;
+    for i in 0..2000 {
+        std::fs::hard_link(&linked, head.join(format!("link{i}")))?;
+    }
+    let commit = t.commit("c", "d").await?;
+    t.push("j", "d", "n2").await?;
+    t.arrived(&fs_id, &commit, "n2", STEP).await?;
+    let (here, there) = (t.mount_commit("n1", &fs_id, &commit).await?, t.mount_commit("n2", &fs_id, &commit).await?);
+    same_trees(&here, &there)?;
+    for path in [&here, &there, &head] {
+        t.unmount(path).await?;
+    }
+    Ok(())
+}
+
+async fn watch_ends(t: Arc<Test>) -> Result<()> {
+    let fs_id = t.dot("d", "n1").await?;
+    let head = t.mount("n1", &fs_id).await?;
+    t.rig.kill9("apiserver")?;
+    std::fs::write(head.join("meanwhile"), b"pods write on")?;
+    t.rig.restart("apiserver").await?;
+    t.rig.ready(Duration::from_secs(60)).await?;
+    let commit = t.commit("c", "d").await?;
+    t.push("j", "d", "n2").await?;
+    t.arrived(&fs_id, &commit, "n2", STEP).await?;
+    let there = t.mount_commit("n2", &fs_id, &commit).await?;
+    ensure!(std::fs::read(there.join("meanwhile"))? == b"pods write on", "what was written meanwhile is not there");
+    t.unmount(&there).await?;
+    t.unmount(&head).await
+}
+
+async fn twice(t: Arc<Test>) -> Result<()> {
+    let fs_id = t.dot("d", "n1").await?;
+    let twin = t.rig.processes.start_twin("n1")?;
+    eventually("the second agent to refuse", STEP, || async {
+        let status = t.rig.processes.exited(&twin)?.context("it runs")?;
+        ensure!(!status.success(), "it ended as if all were well");
+        Ok(())
+    })
+    .await?;
+    t.rig.processes.forget(&twin)?;
+    let head = t.mount("n1", &fs_id).await?;
+    std::fs::write(head.join("a"), b"a")?;
+    t.unmount(&head).await?;
+    t.commit("c", "d").await.map(drop)
+}
+
+async fn killed(t: Arc<Test>) -> Result<()> {
+    let fs_id = t.dot("d", "n1").await?;
+    let head = t.mount("n1", &fs_id).await?;
+    let (superblock, loops) = (std::fs::metadata(&head)?.dev(), loop_devices()?);
+    let (database, notes) = (head.join("d.db"), t.dir.join("notes"));
+    let writer = SqliteWriter::start(&database, &notes).await?;
+    for _ in 0..100 {
+        t.rig.kill9("n1")?;
+        t.rig.start("n1")?;
+        // Some die early, while they recover, some when they are up.
+        tokio::time::sleep(Duration::from_millis(120)).await;
+    }
+    t.rig.ready(STEP).await?;
+    let acknowledged = writer.stop()?;
+    ensure!(std::fs::metadata(&head)?.dev() == superblock, "another superblock");
+    ensure!(loop_devices()? == loops, "another number of loop devices");
+    let scratch = t.dir.join("scratch");
+    std::fs::create_dir_all(&scratch)?;
+    sqlite::check(&database, &scratch, acknowledged)?;
+    let commit = t.commit("c", "d").await?;
+    t.push("j", "d", "n2").await?;
+    t.arrived(&fs_id, &commit, "n2", STEP).await?;
+    let there = t.mount_commit("n2", &fs_id, &commit).await?;
+    let copied = t.dir.join("copied");
+    std::fs::create_dir_all(&copied)?;
+    sqlite::check(&there.join("d.db"), &copied, acknowledged)?;
+    t.unmount(&there).await?;
+    t.unmount(&head).await
+}
+
+fn loop_devices() -> Result<usize> {
+    let output = Command::new("losetup").arg("-a").output().context("running losetup")?;
+    Ok(String::from_utf8_lossy(&output.stdout).lines().count())
+}
