@@ -14,6 +14,7 @@ use crate::data::digest::same_trees;
 use crate::data::sqlite::{self, SqliteWriter};
 use crate::harness::{Case, test::Test};
 use crate::rig::wait::eventually;
+use crate::rig::{Options, unmount_below};
 
 /// Longest that one step may take.
 const STEP: Duration = Duration::from_secs(30);
@@ -23,10 +24,15 @@ pub fn cases() -> Vec<Case> {
     vec![
         Case::new("26-nested", "a nested subvolume: NestedSubvolume, by path", nested),
         Case::new("26-names", "names of 255 bytes of anything, and many hard links, arrive exactly", names),
-        Case::new("10-watch-ends", "with the API server killed and back, all goes on", watch_ends).within(Duration::from_secs(120)),
+        Case::new("10-watch-ends", "with the API server killed and back, all goes on", |t| away(t, "apiserver"))
+            .within(Duration::from_secs(120)),
+        Case::new("10-etcd", "with etcd killed and back, all goes on", |t| away(t, "etcd")).within(Duration::from_secs(120)),
         Case::new("28-twice", "an agent started twice: the second refuses, the first goes on", twice),
         Case::new("28-killed", "an agent killed 100 times under write load: one superblock, no lost byte", killed)
             .within(Duration::from_secs(240)),
+        Case::new("24-no-disk", "a node started without its pool: PoolMissing, never an empty volume", no_disk)
+            .own(Options::default())
+            .within(Duration::from_secs(120)),
     ]
 }
 
@@ -77,12 +83,12 @@ async fn names(t: Arc<Test>) -> Result<()> {
     Ok(())
 }
 
-async fn watch_ends(t: Arc<Test>) -> Result<()> {
+async fn away(t: Arc<Test>, program: &'static str) -> Result<()> {
     let fs_id = t.dot("d", "n1").await?;
     let head = t.mount("n1", &fs_id).await?;
-    t.rig.kill9("apiserver")?;
+    t.rig.kill9(program)?;
     std::fs::write(head.join("meanwhile"), b"pods write on")?;
-    t.rig.restart("apiserver").await?;
+    t.rig.restart(program).await?;
     t.rig.ready(Duration::from_secs(60)).await?;
     let commit = t.commit("c", "d").await?;
     t.push("j", "d", "n2").await?;
@@ -136,6 +142,31 @@ async fn killed(t: Arc<Test>) -> Result<()> {
     std::fs::create_dir_all(&copied)?;
     sqlite::check(&there.join("d.db"), &copied, acknowledged)?;
     t.unmount(&there).await?;
+    t.unmount(&head).await
+}
+
+async fn no_disk(t: Arc<Test>) -> Result<()> {
+    let fs_id = t.dot("d", "n1").await?;
+    let head = t.mount("n1", &fs_id).await?;
+    std::fs::write(head.join("a"), b"precious")?;
+    t.unmount(&head).await?;
+    let files = t.rig.node("n1")?.files.clone();
+    let elsewhere = files.pool_file.with_extension("away");
+    t.rig.kill9("n1")?;
+    unmount_below(&files.state.join("pool"));
+    std::fs::rename(&files.pool_file, &elsewhere)?;
+    t.rig.start("n1")?;
+    let pool_says = |status: &'static str| {
+        let kube = t.kube();
+        async move { kube.until_condition(("NodePool", "", "n1"), ("Ready", status, None), STEP).await }
+    };
+    let missing = pool_says("False").await?.to_string();
+    ensure!(missing.contains("PoolMissing"), "another reason: {missing}");
+    ensure!(!files.pool_file.exists(), "something was made in the pool's place");
+    std::fs::rename(&elsewhere, &files.pool_file)?;
+    pool_says("True").await?;
+    let head = t.mount("n1", &fs_id).await?;
+    ensure!(std::fs::read(head.join("a"))? == b"precious", "the file is not what it was");
     t.unmount(&head).await
 }
 
