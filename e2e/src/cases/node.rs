@@ -24,6 +24,8 @@ pub fn cases() -> Vec<Case> {
     vec![
         Case::new("26-nested", "a nested subvolume: NestedSubvolume, by path", nested),
         Case::new("26-names", "names of 255 bytes of anything, and many hard links, arrive exactly", names),
+        Case::new("11-live", "a full volume fails writes of its own only; a delete frees it", full),
+        Case::new("11-journal", "no space for the journal: nothing of the batch is seen, and it goes on by itself", journal_full),
         Case::new("10-watch-ends", "with the API server killed and back, all goes on", |t| away(t, "apiserver"))
             .within(Duration::from_secs(120)),
         Case::new("10-etcd", "with etcd killed and back, all goes on", |t| away(t, "etcd")).within(Duration::from_secs(120)),
@@ -143,6 +145,43 @@ async fn killed(t: Arc<Test>) -> Result<()> {
     sqlite::check(&there.join("d.db"), &copied, acknowledged)?;
     t.unmount(&there).await?;
     t.unmount(&head).await
+}
+
+async fn full(t: Arc<Test>) -> Result<()> {
+    let small = json!({"capacity": "64Mi", "historyLimit": "16Mi", "placement": {"node": "n1"}});
+    let (guilty, other) = (t.dot_of("guilty", &small).await?, t.dot("other", "n1").await?);
+    let (guilty, other) = (t.mount("n1", &guilty).await?, t.mount("n1", &other).await?);
+    let fill = |name: &str| -> std::io::Result<()> {
+        let file = std::fs::File::create(guilty.join(name))?;
+        let noise: Vec<u8> = (0..1u32 << 18).flat_map(|i| i.wrapping_mul(0x9E37_79B9).to_le_bytes()).collect();
+        (0..160).try_for_each(|_| std::io::Write::write_all(&mut &file, &noise).and_then(|()| file.sync_data()))
+    };
+    let error = fill("big").err().context("160 MiB fit into a volume of 80")?;
+    ensure!(error.raw_os_error() == Some(rustix::io::Errno::DQUOT.raw_os_error()), "not the volume's own limit: {error}");
+    std::fs::write(other.join("a"), vec![7u8; 8 << 20])?;
+    t.commit("c", "other").await?;
+    std::fs::remove_file(guilty.join("big"))?;
+    eventually("room again in the volume", STEP, || async {
+        std::fs::write(guilty.join("small"), vec![1u8; 1 << 20])?;
+        Ok(std::fs::File::open(guilty.join("small"))?.sync_all()?)
+    })
+    .await?;
+    t.unmount(&guilty).await?;
+    t.unmount(&other).await
+}
+
+async fn journal_full(t: Arc<Test>) -> Result<()> {
+    let fs_id = t.dot("d", "n1").await?;
+    // The first two commits of the journal that hold this record fail as on a full disk.
+    t.rig.restart_with_env("n1", "DOTGRAFT_FAILPOINT", Some("error:committed#1,error:committed#2")).await?;
+    let id = t.commit("c", "d").await?;
+    let replica = t.replica(&fs_id, "n1").await?;
+    let commits = replica.pointer("/status/recentCommits").cloned().unwrap_or_default();
+    ensure!(commits.as_array().is_some_and(|c| c.len() == 1), "one commit was asked for: {commits}");
+    ensure!(commits.to_string().contains(&id), "another commit than was told: {commits}");
+    let log = std::fs::read_to_string(t.rig.processes.log("n1"))?;
+    ensure!(log.contains("rebuilding from the journal"), "the journal never failed");
+    Ok(())
 }
 
 async fn no_disk(t: Arc<Test>) -> Result<()> {
