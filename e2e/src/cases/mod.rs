@@ -5,6 +5,7 @@ pub mod cli;
 pub mod crd_rules;
 pub mod deletion;
 pub mod fence;
+pub mod hostile;
 pub mod killpoints;
 pub mod life;
 pub mod node;
@@ -25,6 +26,7 @@ pub fn all() -> Vec<Case> {
         fence::cases(),
         cli::cases(),
         node::cases(),
+        hostile::cases(),
         api_loss::cases(),
     ]
     .into_iter()

@@ -184,9 +184,9 @@ fn read_all(mut stream: Box<dyn Read + Send>, tx: &mpsc::Sender<Result<Bytes, Pr
         let filled = match fill(stream.as_mut(), &mut frame) {
             Ok(filled) => filled,
             Err(e) => {
-                let reason =
-                    if e.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error()) { Reason::CorruptDisk } else { Reason::Internal };
-                let problem = Problem::new(reason, format!("the kernel's send ended with an error: {e}; see the node's kernel log"));
+                let untyped =
+                    || Problem::new(Reason::Internal, format!("the kernel's send ended with an error: {e}; see the node's kernel log"));
+                let problem = DriverError::of_read(&e).map_or_else(untyped, DriverError::problem);
                 let _ = tx.blocking_send(Err(problem));
                 return;
             }
