@@ -19,8 +19,17 @@ export DOTGRAFT_TOOLS_DIR ?= $(DOTGRAFT_CACHE)/bin
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | head -10
 
-demo test bench cluster:
-	@e2e/make.sh $@
+demo:
+	@e2e/make.sh demo
+
+test:
+	@e2e/make.sh test
+
+bench:
+	@e2e/make.sh bench
+
+cluster:
+	@e2e/make.sh cluster
 
 down:
 	@e2e/make.sh down
