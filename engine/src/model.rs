@@ -118,7 +118,8 @@ pub enum Reason {
     CorruptStream,
     /// What arrived is not what was sent.
     DigestMismatch,
-    /// Certificate, token or grant does not allow it.
+    /// Certificate, token or grant does not allow it. It may do so in a moment (a certificate that is not listed yet), so a run
+    /// tries again, but not for ever.
     Denied,
     /// The peer could not be reached, or went away.
     Unreachable,
@@ -160,7 +161,6 @@ impl Reason {
             | Self::NoCommits
             | Self::InitialRefused
             | Self::CorruptStream
-            | Self::Denied
             | Self::Unsupported
             | Self::Invalid
             | Self::Deleting
@@ -173,6 +173,7 @@ impl Reason {
             | Self::NoSpace
             | Self::NestedSubvolume
             | Self::DigestMismatch
+            | Self::Denied
             | Self::Unreachable
             | Self::Timeout
             | Self::Mounted

@@ -392,7 +392,7 @@ fn a_commit_during_a_run_that_fails_starts_the_next_too() {
     let seq = w.until(is_send);
     w.out.clear();
     w.commit(2);
-    w.give(RunEvent::SendDone { seq, result: Err(problem(Reason::Denied)) });
+    w.give(RunEvent::SendDone { seq, result: Err(problem(Reason::Invalid)) });
     w.settle();
     assert_eq!((w.runs, w.theirs.clone()), (2, vec![id(2)]));
 }

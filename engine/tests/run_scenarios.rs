@@ -6,8 +6,8 @@ mod run_support;
 use dotgraft_engine::ids::Timestamp;
 use dotgraft_engine::model::Reason;
 use dotgraft_engine::run::{
-    CancelReason, ESTIMATE_WAIT_MS, ESTIMATES_AT_ONCE, Initial, ItemState, NoteReason, Outcome, PROGRESS_MS, Retry, RunEffectKind,
-    RunEvent, RunSpec, STOP_MS, State, VERIFY_MS,
+    CancelReason, DENIED_ATTEMPTS, ESTIMATE_WAIT_MS, ESTIMATES_AT_ONCE, Initial, ItemState, NoteReason, Outcome, PROGRESS_MS, Retry,
+    RunEffectKind, RunEvent, RunSpec, STOP_MS, State, VERIFY_MS,
 };
 use run_support::*;
 
@@ -581,7 +581,7 @@ fn a_clock_that_goes_back_an_hour_does_not_lengthen_a_sleep() {
 #[test]
 fn a_report_after_the_end_does_not_change() {
     let (mut rig, seq) = sending(spec());
-    rig.give(RunEvent::SendDone { seq, result: Err(problem(Reason::Denied)) });
+    rig.give(RunEvent::SendDone { seq, result: Err(problem(Reason::Invalid)) });
     let report = rig.report();
     rig.pass(3_600_000);
     for event in [
@@ -595,7 +595,7 @@ fn a_report_after_the_end_does_not_change() {
     }
     assert_eq!(rig.report(), report);
     assert_eq!(report.state, "Completed");
-    assert_eq!(report.problem.map(|p| p.reason), Some(Reason::Denied));
+    assert_eq!(report.problem.map(|p| p.reason), Some(Reason::Invalid));
 }
 
 #[test]
@@ -648,9 +648,39 @@ fn the_same_error_again_and_again_is_one_event_for_people() {
 }
 
 #[test]
+fn a_denial_is_tried_again_but_not_for_ever() {
+    // An operator that lists a first certificate late must not end a one-shot run for good; a revoked peer must.
+    let mut rig = Rig::start(spec());
+    for _ in 1..DENIED_ATTEMPTS {
+        rig.listing_failed(Reason::Denied);
+        rig.sleep();
+    }
+    rig.listing_failed(Reason::Unreachable);
+    rig.sleep();
+    let mut slept = 0;
+    for _ in 1..DENIED_ATTEMPTS {
+        rig.listing_failed(Reason::Denied);
+        slept += rig.sleep();
+    }
+    assert!(slept >= 60_000, "it gave up after {slept} ms");
+    rig.listing_failed(Reason::Denied);
+    assert_eq!(rig.failed_with(), Reason::Denied);
+}
+
+#[test]
+fn a_denial_that_is_over_leaves_a_complete_run() {
+    let mut rig = Rig::start(spec());
+    rig.listing_failed(Reason::Denied);
+    rig.sleep();
+    rig.listed(&sender(&[1]), &receiver(&[]));
+    rig.do_step(1);
+    assert!(matches!(rig.outcome(), Outcome::Completed { .. }));
+}
+
+#[test]
 fn a_finished_run_asks_for_nothing() {
     let (mut rig, seq) = sending(spec());
-    rig.give(RunEvent::SendDone { seq, result: Err(problem(Reason::Denied)) });
+    rig.give(RunEvent::SendDone { seq, result: Err(problem(Reason::Invalid)) });
     let kinds: Vec<_> = rig.effects().into_iter().map(|e| e.kind).collect();
     assert!(kinds.is_empty(), "{kinds:?}");
     assert_eq!(rig.run.next_wake(), None);

@@ -1,7 +1,7 @@
 //! Attempts of a run: how one fails, sleeps and is tried again; timers, wake-ups and cancelling; the end.
 
 use super::machine::{Out, Phase, Run, Stop};
-use super::{ATTEMPTS_KEPT, CancelReason, NoteReason, Outcome, RunEffect, RunEffectKind, STOP_MS, State};
+use super::{ATTEMPTS_KEPT, CancelReason, DENIED_ATTEMPTS, NoteReason, Outcome, RunEffect, RunEffectKind, STOP_MS, State};
 use crate::ids::Timestamp;
 use crate::model::{AttemptReport, Problem, Reason};
 
@@ -96,7 +96,8 @@ impl Run {
     pub(super) fn fail_attempt(&mut self, problem: Problem, plan_anew: bool, now: Timestamp, out: Out) {
         self.close_send_bytes();
         let last = self.spec.retry.max_attempts.is_some_and(|max| self.attempt >= max.max(1));
-        if is_final(problem.reason) || last {
+        self.denied = if problem.reason == Reason::Denied { self.denied.saturating_add(1) } else { 0 };
+        if is_final(problem.reason) || last || self.denied >= DENIED_ATTEMPTS {
             return self.end(Outcome::Failed(problem), now, out);
         }
         self.failures = self.failures.saturating_add(1);

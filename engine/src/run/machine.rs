@@ -114,6 +114,8 @@ pub struct Run {
     pub(super) attempt: u32,
     /// Failures since a step was last done.
     pub(super) failures: u32,
+    /// Attempts in a row that were denied.
+    pub(super) denied: u32,
     pub(super) attempts: Vec<AttemptReport>,
     pub(super) problem: Option<Problem>,
     pub(super) conflict: Option<Conflict>,
@@ -152,6 +154,7 @@ impl Run {
             pinned: BTreeSet::new(),
             attempt: 1,
             failures: 0,
+            denied: 0,
             attempts: Vec::new(),
             problem: None,
             conflict: None,

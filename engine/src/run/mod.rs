@@ -40,6 +40,9 @@ pub const ESTIMATE_WAIT_MS: u64 = 2_000;
 pub const ESTIMATES_AT_ONCE: usize = 4;
 /// A cancelled send has that long to confirm that it stopped.
 pub const STOP_MS: u64 = 30_000;
+/// A run ends when so many attempts in a row were denied: with the sleeps between them after two to four minutes. A certificate that is
+/// not listed yet, or was cut off as it expired, heals in less; one that is revoked doesn't.
+pub const DENIED_ATTEMPTS: u32 = 10;
 /// Attempts that a report keeps.
 pub const ATTEMPTS_KEPT: usize = 3;
 
