@@ -5,7 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::common::{DeletionPolicy, Fencing, Placement};
-use crate::dot::{FS_ID_RULE, NODE_RULE};
+use crate::dot::FS_ID_RULE;
 use crate::schema::{self, rules};
 
 pub use crate::dot::DotStatus as BranchStatus;
@@ -37,7 +37,6 @@ pub use crate::dot::DotStatus as BranchStatus;
     ("self.dot == oldSelf.dot", "dot can't change: make another Branch"),
     ("has(self.from) == has(oldSelf.from) && (!has(self.from) || self.from == oldSelf.from)", "from can't change: make another Branch"),
     FS_ID_RULE,
-    NODE_RULE,
 ])))]
 pub struct BranchSpec {
     /// The Dot in this namespace. Can't change.

@@ -53,8 +53,6 @@ const ID: &str = "01900000-0000-7000-8000-0000000000aa";
 const SIZE: &str = "must be from 1Mi to 1Ei";
 /// Message of the rule on `fsId` of Dot and Branch.
 const FS_ID: &str = "fsId binds the object to its data and can't change once it is set";
-/// Message of the rule on `placement.node` of Dot and Branch.
-const NODE: &str = "placement.node can't change once it is set: this version doesn't move volumes between nodes";
 
 /// One rule: where it stands, and the base object that the merge patches of its cases are made on.
 struct Rule<'a> {
@@ -136,30 +134,24 @@ fn claims(base: &Value) -> Vec<Case> {
         }),
         rule("spec", FS_ID).update(&spec(&json!({"fsId": FS})), &keep, &spec(&json!({"fsId": FS2}))),
         rule("spec", FS_ID).update(&spec(&json!({"fsId": FS})), &keep, &spec(&json!({"fsId": null}))),
-        rule("spec", NODE).update(
+        rule("spec.placement.replicas", "less than or equal to 7").update(
             &spec(&json!({"placement": {"node": "a"}})),
-            &spec(&json!({"placement": {"replicas": 2}})),
-            &spec(&json!({"placement": {"node": "b"}})),
+            &spec(&json!({"placement": {"node": "b"}})), // a move
+            &spec(&json!({"placement": {"replicas": 8}})),
         ),
-        rule("spec", NODE)
-            .update(
-                &spec(&json!({"placement": {"replicas": 1}})),
-                &spec(&json!({"placement": {"node": "a"}})),
-                &spec(&json!({"placement": {"replicas": 8}})),
-            )
-            .map(|mut c| {
-                if !c.accept {
-                    c.message = "less than or equal to 7";
-                }
-                c
-            }),
-        rule("spec", NODE).update(&spec(&json!({"placement": {"node": "a"}})), &keep, &spec(&json!({"placement": null}))),
     ]
     .concat()
 }
 
 fn dots() -> Vec<Case> {
-    claims(&object("Dot", "case", &json!({"capacity": "1Gi"})))
+    let base = object("Dot", "case", &json!({"capacity": "1Gi"}));
+    let rule = |path, message| Rule { base: &base, path, message };
+    let keep = json!({"metadata": {"labels": {"touched": "yes"}}});
+    let origin = |commit: &str| spec(&json!({"origin": {"fsId": FS2, "commit": commit}}));
+    let mut cases = claims(&base);
+    cases.extend(rule("spec", "origin can't change").update(&origin(ID), &keep, &origin(FS)));
+    cases.extend(rule("spec", "origin can't change").update(&json!({}), &keep, &origin(ID)));
+    cases
 }
 
 fn branches() -> Vec<Case> {

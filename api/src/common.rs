@@ -62,6 +62,16 @@ pub const LABEL_FS_ID: &str = "dotgraft.dev/fs-id";
 pub const LABEL_NODE: &str = "dotgraft.dev/node";
 /// Label on `ReplicationJobs` that the operator made for `placement.replicas`: UID of the claim.
 pub const LABEL_OWNED_BY: &str = "dotgraft.dev/owned-by";
+/// Name of the CSI driver.
+pub const DRIVER_NAME: &str = "csi.dotgraft.dev";
+/// Topology key: the pool group.
+pub const TOPOLOGY_POOL: &str = "topology.dotgraft.dev/pool";
+/// Topology key: the node, so that `CreateVolume` learns which one was chosen.
+pub const TOPOLOGY_NODE: &str = "topology.dotgraft.dev/node";
+/// Annotation on Dots and Commits that a CSI call made: the name in the call, for idempotency.
+pub const ANNOTATION_CSI_NAME: &str = "dotgraft.dev/csi-name";
+/// Annotation on Dots: the node to begin on, if it fits. Unlike `placement.node` it asks for nothing later.
+pub const ANNOTATION_INITIAL_NODE: &str = "dotgraft.dev/initial-node";
 
 /// What happens to the data when a Dot or Branch is deleted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

@@ -5,7 +5,7 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::common::{DeletionPolicy, Fencing, Place, Placement};
+use crate::common::{DeletionPolicy, Fencing, Origin, Place, Placement};
 use crate::schema::{self, rules};
 
 /// Rule of Dot and Branch: the binding to a Filesystem is for ever.
@@ -13,12 +13,9 @@ pub(crate) const FS_ID_RULE: (&str, &str) = (
     "!has(oldSelf.fsId) || (has(self.fsId) && self.fsId == oldSelf.fsId)",
     "fsId binds the object to its data and can't change once it is set",
 );
-/// Rule of Dot and Branch: moving is a later version's.
-pub(crate) const NODE_RULE: (&str, &str) = (
-    "!has(oldSelf.placement) || !has(oldSelf.placement.node) \
-     || (has(self.placement) && has(self.placement.node) && self.placement.node == oldSelf.placement.node)",
-    "placement.node can't change once it is set: this version doesn't move volumes between nodes",
-);
+/// Rule of Dot: what it started from is for ever.
+const ORIGIN_RULE: (&str, &str) =
+    ("has(self.origin) == has(oldSelf.origin) && (!has(self.origin) || self.origin == oldSelf.origin)", "origin can't change");
 
 /// What a user wants of a Dot.
 #[derive(CustomResource, Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -43,7 +40,7 @@ pub(crate) const NODE_RULE: (&str, &str) = (
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
-#[schemars(extend("x-kubernetes-validations" = rules(&[FS_ID_RULE, NODE_RULE])))]
+#[schemars(extend("x-kubernetes-validations" = rules(&[FS_ID_RULE, ORIGIN_RULE])))]
 pub struct DotSpec {
     /// Most that the files may take, from 1Mi to 1Ei, such as 10Gi.
     #[schemars(schema_with = "schema::size")]
@@ -56,6 +53,9 @@ pub struct DotSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::uuid")]
     pub fs_id: Option<String>,
+    /// A commit that it starts from: a clone with a life of its own. Can't change.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
     /// Where the copies should be.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub placement: Option<Placement>,
@@ -103,6 +103,9 @@ pub struct DotStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["node"]))]
     pub replicas: Vec<ReplicaSummary>,
+    /// The move in hand, or the last one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub migration: Option<crate::replica::Migration>,
     /// The newest commits, newest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "atomic"))]

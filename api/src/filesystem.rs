@@ -50,6 +50,22 @@ pub struct FilesystemSpec {
     /// A person accepts this epoch, or one more than any pool has seen, after authority was lost (`kubectl dot accept`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub accept_epoch: Option<u64>,
+    /// Nodes that Kubernetes has attached it to (`ControllerPublish`); the first that may write is where authority should be.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["node"]))]
+    pub published_to: Vec<Publication>,
+}
+
+/// A node that Kubernetes has attached a Filesystem to.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Publication {
+    /// The node.
+    #[schemars(schema_with = "schema::name")]
+    pub node: String,
+    /// Only to read a commit, from a copy there; moves nothing.
+    #[serde(default)]
+    pub read_only: bool,
 }
 
 /// Phase and authority; nothing else, so that nothing gets in the way of a compare-and-swap.

@@ -28,12 +28,12 @@ pub use common::{
 };
 pub use crds::all_crds;
 pub use dot::{Dot, DotSpec, DotStatus, RecentCommit, ReplicaSummary};
-pub use filesystem::{Authority, Filesystem, FilesystemPhase, FilesystemSpec, FilesystemStatus, ForkPoint, Opened, Pending};
+pub use filesystem::{Authority, Filesystem, FilesystemPhase, FilesystemSpec, FilesystemStatus, ForkPoint, Opened, Pending, Publication};
 pub use node_pool::{NodePool, NodePoolSpec, NodePoolStatus, Orphan, OrphanAction, OrphanActionKind, Orphans};
 pub use quantity::{QuantityError, parse_quantity};
 pub use replica::{
-    CommitState, CommitWish, CopyRole, Desired, DesiredRole, DesiredState, ImportStart, JobWish, LastRun, Replica, ReplicaCommit,
-    ReplicaCommitStatus, ReplicaJobStatus, ReplicaRetry, ReplicaSpec, ReplicaStatus,
+    CommitState, CommitWish, CopyRole, Desired, DesiredRole, DesiredState, ImportStart, JobWish, LastRun, Migration, Replica,
+    ReplicaCommit, ReplicaCommitStatus, ReplicaJobStatus, ReplicaRetry, ReplicaSpec, ReplicaStatus,
 };
 pub use replication_job::{
     AttemptError, AttemptReport, CommitsPolicy, ConflictFail, CurrentStep, Direction, FilesystemCounts, ItemReport, JobReport, JobSource,

@@ -95,6 +95,9 @@ pub struct Desired {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32), extend("x-kubernetes-list-type" = "atomic"))]
     pub peers: Vec<Place>,
+    /// Hand authority to this copy, as soon as nothing has the head mounted; only on the owner's Replica.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub move_to: Option<Place>,
     /// Jobs that this copy sends for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(min = 1, max = 32), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["uid"]))]
@@ -231,6 +234,9 @@ pub struct ReplicaStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "atomic"))]
     pub recent_commits: Vec<ReplicaCommit>,
+    /// The handoff in hand, or the last one, as the exporter tells it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub migration: Option<Migration>,
     /// It holds all data of a handoff and waits for the outcome (rule R5).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub import_start: Option<ImportStart>,
@@ -294,6 +300,45 @@ pub struct ReplicaCommit {
     /// The owner's epoch then.
     #[serde(default)]
     pub epoch: u64,
+}
+
+/// How a handoff of authority goes (migration.md §1).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Migration {
+    /// Its id.
+    #[schemars(schema_with = "schema::uuid")]
+    pub id: String,
+    /// The node that gives authority away.
+    #[schemars(schema_with = "schema::name")]
+    pub from: String,
+    /// The node that takes it.
+    #[schemars(schema_with = "schema::name")]
+    pub to: String,
+    /// Grows with each abort.
+    #[serde(default)]
+    pub attempt: u64,
+    /// `Copying`, `WaitingForPods`, `Freezing`, `Exporting`, `Committing`, `Aborting`, `Done` or `Cancelled`.
+    #[schemars(length(max = 32))]
+    pub phase: String,
+    /// When it began.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::time")]
+    pub started_at: Option<Time>,
+    /// When it ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::time")]
+    pub finished_at: Option<Time>,
+    /// How long nothing could write, in milliseconds.
+    #[serde(default)]
+    pub frozen_ms: u64,
+    /// Bytes sent.
+    #[serde(default)]
+    pub bytes: u64,
+    /// What stands in the way, or ended it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = 4096))]
+    pub message: String,
 }
 
 /// `EImportStart`, as the importer reports it (migration.md R5).
