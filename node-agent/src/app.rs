@@ -40,8 +40,8 @@ const POOL_RETRY: Duration = Duration::from_secs(5);
 pub struct Settings {
     /// Its node.
     pub node: NodeName,
-    /// The API server and our token.
-    pub kubeconfig: PathBuf,
+    /// The API server and our token; `None`: the pod's own.
+    pub kubeconfig: Option<PathBuf>,
     /// Journal, certificates, private mount.
     pub state_dir: PathBuf,
     /// The disk.
@@ -54,6 +54,8 @@ pub struct Settings {
     pub socket: PathBuf,
     /// The operator's namespace.
     pub namespace: String,
+    /// How long a sending peer may say nothing.
+    pub peer_silence: Duration,
 }
 
 /// Ends on SIGTERM or SIGINT.
@@ -83,7 +85,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     let asked = ready.clone();
     tokio::spawn(http::serve(probes, metrics.clone(), Arc::new(move || asked.troubles())));
 
-    let client = cluster::client(&settings.kubeconfig).await?;
+    let client = cluster::client(settings.kubeconfig.as_deref()).await?;
     let directory = PeerDirectory::default();
     let identity = IdentityStore::open(&settings.state_dir.join("tls"), settings.node.clone())?;
     let renewer = Renewer::new(client.clone(), identity.clone(), settings.listen, RenewSettings::default())?;
@@ -124,7 +126,10 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     let (events, replicas_fresh, _watch) = replicas::watch(client.clone(), &settings.node);
     ready.check(move || replicas_fresh.trouble());
     let listener = TcpListener::bind(settings.listen).await.with_context(|| format!("--listen {}", settings.listen))?;
-    spawn_logged("peer service", server::serve(listener, context, registry.clone(), ServerSettings::default(), stop.clone()));
+    spawn_logged(
+        "peer service",
+        server::serve(listener, context, registry.clone(), ServerSettings::with_silence(settings.peer_silence), stop.clone()),
+    );
     let (socket, local_stop) = (settings.socket.clone(), stop.clone());
     spawn_logged("local socket", async move { local::serve(&socket, registry, local_stop).await });
     tokio::spawn(lease::beat(client, settings.namespace.clone(), settings.node.clone()));

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Parser;
 use dotgraft_agent::app::{self, Settings};
@@ -18,9 +19,9 @@ struct Args {
     /// Name of the Node object.
     #[arg(long, env = "NODE_NAME")]
     node_name: String,
-    /// Kubeconfig with the agent's own token.
+    /// Kubeconfig with the agent's own token; in a pod, leave it out to use the pod's own.
     #[arg(long, env = "KUBECONFIG")]
-    kubeconfig: PathBuf,
+    kubeconfig: Option<PathBuf>,
     /// Directory for journal, certificates and the private mount of the pool.
     #[arg(long)]
     state_dir: PathBuf,
@@ -45,6 +46,9 @@ struct Args {
     /// Namespace of the operator, where the agent keeps its Lease.
     #[arg(long, default_value = dotgraft_api::common::SYSTEM_NAMESPACE)]
     namespace: String,
+    /// Seconds without a frame after which a sending peer is cut off, 1 to 30; one that trickles is after twice as long. For tests.
+    #[arg(long, hide = true, default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=30))]
+    peer_silence: u64,
     /// json or human; by default human on a terminal.
     #[arg(long)]
     log_format: Option<Format>,
@@ -66,6 +70,7 @@ impl Args {
             http: self.http,
             socket: self.socket,
             namespace: self.namespace,
+            peer_silence: Duration::from_secs(self.peer_silence),
         })
     }
 }

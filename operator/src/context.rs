@@ -90,6 +90,8 @@ pub struct Ctx {
     pub caches: Caches,
     /// Counters.
     pub metrics: Arc<Metrics>,
+    /// Longest life of an agent's certificate.
+    pub certificate_life: Duration,
     recorder: Recorder,
     failures: Mutex<HashMap<String, u32>>,
     written: Mutex<HashMap<String, Instant>>,
@@ -121,9 +123,18 @@ impl Ctx {
             namespace,
             caches: Caches::default(),
             metrics,
+            certificate_life: crate::signer::check::MAX_LIFE,
             failures: Mutex::default(),
             written: Mutex::default(),
         }
+    }
+
+    /// Signs certificates for at most that long, between [`crate::signer::check::SHORTEST_LIFE`] and seven days.
+    #[must_use]
+    pub fn with_certificate_life(mut self, life: Duration) -> Self {
+        use crate::signer::check::{MAX_LIFE, SHORTEST_LIFE};
+        self.certificate_life = life.clamp(SHORTEST_LIFE, MAX_LIFE);
+        self
     }
 
     /// How long to wait after one more failure in a row: doubles from half a second to a minute.

@@ -33,6 +33,10 @@ struct Args {
     /// Name of this process in the lease; must differ between processes.
     #[arg(long)]
     identity: Option<String>,
+    /// Seconds that agents' certificates are valid, 10 to 604800 (seven days); they renew at two thirds. For tests and drills: each
+    /// renewal is a request to the API server, so less than an hour is no setting for production.
+    #[arg(long, env = "DOTGRAFT_CERTIFICATE_LIFETIME", hide = true, default_value_t = 604_800, value_parser = clap::value_parser!(u64).range(10..=604_800))]
+    certificate_lifetime: u64,
     /// json for machines, human for a terminal.
     #[arg(long, value_enum, default_value = "json")]
     log_format: LogFormat,
@@ -106,7 +110,8 @@ async fn main() -> Result<()> {
     let client = Client::try_from(config(&args).await?).context("making the client")?;
     let metrics = Arc::new(Metrics::default());
     let health = Arc::new(Health::default());
-    let ctx = Arc::new(Ctx::new(client.clone(), args.namespace.clone(), identity.clone(), metrics.clone()));
+    let ctx = Ctx::new(client.clone(), args.namespace.clone(), identity.clone(), metrics.clone());
+    let ctx = Arc::new(ctx.with_certificate_life(Duration::from_secs(args.certificate_lifetime)));
     let (tx, rx) = watch::channel(false);
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     tracing::info!(identity, version = env!("CARGO_PKG_VERSION"), "starting");

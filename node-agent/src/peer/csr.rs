@@ -142,7 +142,8 @@ impl Renewer {
                     Ok(()) => {
                         backoff = self.settings.backoff_min;
                         (looks, resume) = (0, false);
-                        continue;
+                        // Never two requests at once, whatever lifetime the signer gives or the clock says.
+                        self.settings.backoff_min
                     }
                     Err(error) => {
                         tracing::warn!(%error, retry_in = ?backoff, "no new certificate yet");

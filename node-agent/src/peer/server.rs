@@ -47,9 +47,10 @@ pub struct ServerSettings {
     pub streams: usize,
 }
 
-impl Default for ServerSettings {
-    fn default() -> Self {
-        let expectation = Expectation { silence: Duration::from_secs(30), window: Duration::from_secs(60), min_bytes: 16 << 10 };
+impl ServerSettings {
+    /// The usual bounds, for peers that may say nothing for `silence`, and must send 16 KiB in twice that time.
+    pub fn with_silence(silence: Duration) -> Self {
+        let expectation = Expectation { silence, window: silence * 2, min_bytes: 16 << 10 };
         Self {
             accept: AcceptSettings::default(),
             expectation,
@@ -58,6 +59,12 @@ impl Default for ServerSettings {
             streams_per_node: 16,
             streams: 64,
         }
+    }
+}
+
+impl Default for ServerSettings {
+    fn default() -> Self {
+        Self::with_silence(Duration::from_secs(30))
     }
 }
 

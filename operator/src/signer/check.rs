@@ -19,6 +19,8 @@ use crate::names::PEER_PORT_ANNOTATION;
 pub const MAX_LIFE: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Shortest life that can be asked for; the API server has the same floor.
 const MIN_LIFE: Duration = Duration::from_secs(600);
+/// Shortest life that the operator can be told to give (`--certificate-lifetime`).
+pub const SHORTEST_LIFE: Duration = Duration::from_secs(10);
 const MAX_REQUEST_BYTES: usize = 16 * 1024;
 const NODE_EXTRA: &str = "authentication.kubernetes.io/node-name";
 const USAGES: [&str; 3] = ["digital signature", "server auth", "client auth"];
@@ -76,7 +78,7 @@ pub struct Approved {
     pub key: PublicKey,
     /// Exactly the names and usages that were checked.
     pub params: CertificateParams,
-    /// How long the leaf lives.
+    /// How long the leaf lives, before the signer's own limit.
     pub life: Duration,
 }
 

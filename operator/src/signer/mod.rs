@@ -4,7 +4,7 @@
 //! certificate is published, so an agent never holds a leaf that its peers would refuse. This is also how a
 //! `NodePool` comes to be: the signer is the only writer of its address and fingerprints.
 
-mod check;
+pub mod check;
 
 use std::sync::Arc;
 
@@ -117,7 +117,7 @@ async fn issue(
     ctx: &Ctx,
 ) -> Result<(), Error> {
     let ca = ca::ensure(&ctx.client, &ctx.namespace).await?;
-    let leaf = ca.sign(&approved.key, approved.params.clone(), approved.life)?;
+    let leaf = ca.sign(&approved.key, approved.params.clone(), approved.life.min(ctx.certificate_life))?;
     write_pool(&csr, &approved, node, &leaf.fingerprint, ctx).await?;
     csr.status.get_or_insert_default().certificate = Some(ByteString(leaf.chain_pem.into_bytes()));
     api.replace_status(&csr.name_any(), &PostParams::default(), &csr).await?;
