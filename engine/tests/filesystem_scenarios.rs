@@ -113,6 +113,21 @@ fn a_removal_that_waits_for_a_mount_holds_up_no_commit() {
 }
 
 #[test]
+fn a_volume_that_was_full_is_soon_known_to_have_room_again() {
+    let mut trace = Vec::new();
+    let (mut sim, _) = owner(&mut trace);
+    sim.usage = (95, 100);
+    sim.run_for(61_000);
+    assert_eq!(status(&sim).bytes, 95, "it is read once a minute");
+    sim.usage = (10, 100);
+    sim.run_for(3_000);
+    assert_eq!(status(&sim).bytes, 10, "a full one is looked at every two seconds");
+    sim.usage = (11, 100);
+    sim.run_for(10_000);
+    assert_eq!(status(&sim).bytes, 10, "others are not");
+}
+
+#[test]
 fn a_deletion_waits_for_a_mount_and_goes_on_at_once() {
     let mut trace = Vec::new();
     let (mut sim, _) = owner(&mut trace);

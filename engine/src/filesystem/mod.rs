@@ -86,6 +86,8 @@ const BACKOFF_LAST_MS: u64 = 30_000;
 const OPENING_FRESH_MS: u64 = 5_000;
 /// How often the qgroup is read when nothing else asks for it.
 const USAGE_EVERY_MS: u64 = 60_000;
+/// And while nine tenths of the limit are used, or a partial transfer was cleared away: room that comes back is soon seen.
+const USAGE_SOON_MS: u64 = 2_000;
 /// Bounds of what one Filesystem keeps for people.
 const RECENT_COMMITS: usize = 16;
 
@@ -300,6 +302,7 @@ impl Filesystem {
             Slot::Discard => {
                 if let (Task::Discard(target), Ok(_)) = (&running.task, &result) {
                     self.discard.remove(target);
+                    self.usage_due = self.usage_due.min(ctx.now.plus_ms(USAGE_SOON_MS));
                 }
             }
             Slot::Usage => self.on_usage_done(&result, ctx),

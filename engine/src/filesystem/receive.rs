@@ -236,9 +236,11 @@ impl Filesystem {
     }
 
     pub(super) fn on_usage_done(&mut self, result: &Result<TaskDone, Problem>, ctx: &Ctx) {
-        self.usage_due = ctx.now.plus_ms(super::USAGE_EVERY_MS);
         if let Ok(TaskDone::Usage { bytes, limit }) = result {
             self.usage = (*bytes, *limit);
         }
+        let (bytes, limit) = self.usage;
+        let nearly_full = limit > 0 && bytes >= limit / 10 * 9;
+        self.usage_due = ctx.now.plus_ms(if nearly_full { super::USAGE_SOON_MS } else { super::USAGE_EVERY_MS });
     }
 }

@@ -116,6 +116,8 @@ pub struct Sim<'a> {
     pub sessions: BTreeMap<u64, Session>,
     /// Tasks whose debug form begins like this fail, before they do anything.
     pub failing: Option<&'static str>,
+    /// Bytes and limit of every qgroup.
+    pub usage: (u64, u64),
     /// Faults happen.
     pub faults: bool,
     pub partition: bool,
@@ -165,6 +167,7 @@ impl<'a> Sim<'a> {
             api: Api { phase: Phase::New, owner: 0, epoch: Epoch(1), opened: None },
             sessions: BTreeMap::new(),
             failing: None,
+            usage: (1, 0),
             faults: true,
             partition: false,
             no_space: false,

@@ -84,6 +84,8 @@ impl BtrfsPool {
         let Some(incoming) = fsx::maybe(self.fs_sub(fs, layout::INCOMING))? else { return Ok(()) };
         subvol::remove(self, &incoming, &target.to_string())?;
         self.drop_checkpoints(fs, target, &[])?;
+        // Sets the kernel's cleaner to work: a partial that filled the volume must not keep the next transfer out for half a minute.
+        ioctl::commit_transaction(&self.root).doing(|| "commit the transaction".to_owned())?;
         fsx::sync_dir(incoming)?;
         fsx::sync_dir(self.fs_sub(fs, layout::CHECKPOINTS)?)
     }
