@@ -27,14 +27,20 @@ pub use error::ClusterError;
 /// A request that took this long counts as lost; a write that was lost may have happened.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A client from a kubeconfig file. Its token file, if it has one, is read again as it changes.
+/// A client from a kubeconfig file, or by the pod's own token without one. A token file is read again as it changes.
 ///
 /// # Errors
-/// `Refused` if the file can't be read or names no usable cluster.
-pub async fn client(kubeconfig: &Path) -> Result<Client, ClusterError> {
-    let refused = |e: &dyn std::fmt::Display| ClusterError::Refused { message: format!("kubeconfig {}: {e}", kubeconfig.display()) };
-    let file = Kubeconfig::read_from(kubeconfig).map_err(|e| refused(&e))?;
-    let mut config = kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.map_err(|e| refused(&e))?;
+/// `Refused` if the file can't be read or names no usable cluster, or if this is no pod.
+pub async fn client(kubeconfig: Option<&Path>) -> Result<Client, ClusterError> {
+    let source =
+        kubeconfig.map_or_else(|| "no --kubeconfig, and the pod's own token".into(), |path| format!("kubeconfig {}", path.display()));
+    let refused = |e: &dyn std::fmt::Display| ClusterError::Refused { message: format!("{source}: {e}") };
+    let mut config = if let Some(path) = kubeconfig {
+        let file = Kubeconfig::read_from(path).map_err(|e| refused(&e))?;
+        kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.map_err(|e| refused(&e))?
+    } else {
+        kube::Config::incluster().map_err(|e| refused(&e))?
+    };
     config.connect_timeout = Some(Duration::from_secs(5));
     config.write_timeout = Some(REQUEST_TIMEOUT);
     // Every caller here retries by itself and needs to know of each failure; a layer below that may wait for minutes and send a
