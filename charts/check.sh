@@ -1,0 +1,163 @@
+#!/usr/bin/env bash
+# Checks the chart and the plain manifests, without a cluster. Called by `make test`; says by name what it can't check here.
+#
+#   charts/check.sh
+#
+# Needs helm (e2e/tools.sh builds it); with promtool the alerts are tested, with DOTGRAFT_BIN_DIR and the sidecars' programs all flags.
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
+TOOLS=${DOTGRAFT_TOOLS_DIR:-${DOTGRAFT_CACHE:-$HOME/.cache/dotgraft}/bin}
+export HELM=${HELM:-$(command -v helm || echo "$TOOLS/helm")}
+PROMTOOL=${PROMTOOL:-$(command -v promtool || echo "$TOOLS/promtool")}
+CHART=charts/dotgraft
+failed=0
+
+say()  { printf '  chart: %s\n' "$*"; }
+bad()  { printf '  chart: FAILED: %s\n' "$*" >&2; failed=1; }
+skip() { printf '  chart: skipped: %s\n' "$*"; }
+
+if [ ! -x "$HELM" ]; then skip "everything: helm is missing (e2e/tools.sh $TOOLS builds it)"; exit 0; fi
+SCRATCH=$(mktemp -d)
+trap 'rm -rf "$SCRATCH"' EXIT
+
+helm() { "$HELM" "$@" 2>"$SCRATCH/err"; }
+template() { helm template r "$CHART" --namespace somewhere "$@" >"$SCRATCH/out"; }
+troubles() { grep -v '^level=INFO' "$SCRATCH/err" "$SCRATCH/out" >&2; }
+
+# Sets of values that people use, a line each.
+GOOD=(
+  "--set pool.file.size=100Gi"
+  "--set pool.device=/dev/disk/by-partlabel/dotgraft --set csi.enabled=false"
+  "--set pool.file.size=1Ti --set pool.file.path=/data/pool.img --set kubeletDir=/var/lib/k0s/kubelet --set stateDir=/data/state/"
+  "--set pool.device=/dev/sdb --set poolGroup=ssd --set networkPolicy.enabled=true --set serviceMonitor.enabled=true --set serviceMonitor.labels.release=p --set prometheusRule.enabled=true --set dashboard.enabled=true"
+  "--set pool.file.size=1Gi --set volumeSnapshotClass.create=true --set volumeSnapshotClass.default=true --set operator.antiAffinity=required --set commonLabels.team=a --set commonAnnotations.note=b"
+  "--set pool.file.size=1Gi --set operator.antiAffinity=none --set operator.podDisruptionBudget.enabled=false --set imagePullSecrets={a,b} --set images.agent.digest=sha256:$(printf 'a%.0s' {1..64})"
+  "--set pool.file.size=1Gi --set storageClasses[0].name=fast,storageClasses[0].default=true,storageClasses[0].poolGroup=ssd,storageClasses[0].replicas=2,storageClasses[0].fencing=Manual,storageClasses[0].historyLimit=10Gi"
+  "--set pool.file.size=1Gi --api-versions snapshot.storage.k8s.io/v1 --set networkPolicy.from[0].namespaceSelector.matchLabels.a=b --set networkPolicy.enabled=true"
+)
+# And such that must be refused.
+BAD=(
+  ""
+  "--set pool.device=/dev/sdb --set pool.file.size=1Gi"
+  "--set pool.device=sdb"
+  "--set pool.file.size=lots"
+  "--set pool.file.size=1Gi --set agent.portt=1"
+  "--set pool.file.size=1Gi --set storageClasses[0].name=a,storageClasses[0].fencing=Automatic"
+  "--set pool.file.size=1Gi --set storageClasses[0].replicas=2"
+  "--set pool.file.size=1Gi --set images.agent.digest=latest"
+  "--set pool.file.size=1Gi --set operator.replicas=0"
+)
+
+check_values() {
+  local values
+  for values in "${GOOD[@]}"; do
+    # shellcheck disable=SC2086 # a list of words
+    helm lint --strict "$CHART" ${values/--api-versions snapshot.storage.k8s.io\/v1/} >"$SCRATCH/out" || { bad "helm lint --strict $values"; troubles; }
+    # shellcheck disable=SC2086
+    template $values || { bad "helm template $values"; troubles; }
+  done
+  for values in "${BAD[@]}"; do
+    # shellcheck disable=SC2086
+    if template $values; then bad "these values must be refused: ${values:-none}"; fi
+  done
+  say "${#GOOD[@]} sets of values render, ${#BAD[@]} are refused"
+}
+
+# Kind and name of every object in a file, sorted.
+objects() { awk '/^---/ {k = ""} /^kind: / {k = $2} /^metadata:/ {m = 1; next} m && /^  name: / {print k, $2; m = 0} /^[a-z]/ && !/^metadata:/ {m = 0}' "$@" | sort; }
+
+# All of deploy/ is in what Helm installs, for the namespace of the release, and nothing says another namespace.
+check_deploy() {
+  template --set pool.file.size=1Gi || { bad "helm template"; return; }
+  objects deploy/*.yaml | grep -v '^Namespace ' >"$SCRATCH/deploy"
+  objects "$SCRATCH/out" >"$SCRATCH/chart"
+  comm -23 "$SCRATCH/deploy" "$SCRATCH/chart" >"$SCRATCH/missing"
+  [ ! -s "$SCRATCH/missing" ] || bad "deploy/ has what the chart lacks: $(paste -sd, "$SCRATCH/missing")"
+  ! grep -n 'dotgraft-system' "$SCRATCH/out" >&2 || bad "dotgraft-system in a release for another namespace"
+  objects deploy/*.yaml deploy/programs/*.yaml | uniq -d | grep . >&2 && bad "an object stands in two files of deploy/"
+  # The StorageClass is the one object that both write.
+  helm template r "$CHART" --set pool.file.size=1Gi --show-only templates/storageclasses.yaml | settings >"$SCRATCH/a"
+  settings <deploy/csi-storageclass.yaml >"$SCRATCH/b"
+  diff "$SCRATCH/a" "$SCRATCH/b" >&2 || bad "deploy/csi-storageclass.yaml is not the chart's StorageClass"
+  charts/render.sh --check >&2 || bad "deploy/programs/"
+  say "deploy/ and the chart say the same ($(wc -l <"$SCRATCH/deploy") objects, and deploy/programs/)"
+}
+
+settings() { grep -vE '^ *(#|---)|^$|labels:|app.kubernetes.io|helm.sh' | sort; }
+
+# A package holds what the links of the source point to.
+check_package() {
+  helm package "$CHART" --destination "$SCRATCH" >/dev/null || { bad "helm package"; return; }
+  tar -tzf "$SCRATCH"/dotgraft-*.tgz >"$SCRATCH/files"
+  local want have
+  want=$(find crds -name '*.yaml' | wc -l)
+  have=$(grep -c '^dotgraft/crds/.*\.yaml$' "$SCRATCH/files")
+  [ "$want" = "$have" ] || bad "the package has $have of $want CRDs"
+  ! grep -E '^dotgraft/deploy/(image|samples|programs)/' "$SCRATCH/files" >&2 || bad "the package has what .helmignore names"
+  say "the package is whole ($have CRDs)"
+}
+
+# Every flag that the chart gives is one that the program knows.
+check_flags() {
+  local program container help flag file unknown
+  template --set pool.file.size=1Gi --set volumeSnapshotClass.create=true || return
+  template --set pool.device=/dev/sdb --show-only templates/agent.yaml && cp "$SCRATCH/out" "$SCRATCH/device"
+  template --set pool.file.size=1Gi --set volumeSnapshotClass.create=true
+  cat "$SCRATCH/device" >>"$SCRATCH/out"
+  for container in operator agent provisioner attacher resizer snapshotter; do
+    case $container in
+      operator|agent) program=${DOTGRAFT_BIN_DIR:-/nowhere}/dotgraft-$container ;;
+      *) program=$TOOLS/csi-$container ;;
+    esac
+    if [ ! -x "$program" ]; then skip "flags of $container: its program is not built"; continue; fi
+    help=$("$program" --help 2>&1)
+    unknown=no
+    for flag in $(awk -v c="$container" '/^ *- name: / {in_c = ($3 == c)} in_c && /^ *- --/ {print $2}' "$SCRATCH/out" | sed 's/=.*//' | sort -u); do
+      # Go prints one dash.
+      grep -qE -- "(^|[ ,])-?${flag#-}([ =,]|$)" <<<"$help" || { bad "$container has no flag $flag"; unknown=yes; }
+    done
+    [ "$unknown" = yes ] || say "flags of $container are known"
+  done
+  for file in csi-provisioner csi-attacher csi-resizer csi-snapshotter; do
+    flag=$(sed -n "s/^ *\"$file [^ ]* [^ ]* \(v[0-9.]*\)\".*/\1/p" e2e/tools.sh)
+    [ -z "$flag" ] || grep -q "sig-storage/$file, tag: $flag," $CHART/values.yaml || bad "values.yaml has another $file than e2e/tools.sh ($flag)"
+  done
+}
+
+check_alerts() {
+  local metric base
+  if [ -x "$PROMTOOL" ]; then
+    "$PROMTOOL" check rules $CHART/files/alerts.yaml >"$SCRATCH/out" 2>&1 || { bad "promtool check rules"; cat "$SCRATCH/out" >&2; }
+    "$PROMTOOL" test rules charts/tests/alerts_test.yaml >"$SCRATCH/out" 2>&1 || { bad "promtool test rules"; cat "$SCRATCH/out" >&2; }
+    say "the alerts fire and clear as their tests say"
+  else
+    skip "tests of the alerts: promtool is missing (Debian: prometheus)"
+  fi
+  for metric in $(grep -ohE 'dotgraft_[a-z_]+' $CHART/files/alerts.yaml $CHART/files/dashboard.json | sort -u); do
+    base=$(sed -E 's/^dotgraft_(operator_)?//; s/_(bucket|count|sum)$//; s/_total$//' <<<"$metric")
+    grep -qE "\"(${base}|${base%_bytes}|${base%_seconds})\"" node-agent/src/metrics.rs operator/src/metrics.rs || bad "no program has the metric $metric"
+  done
+  for metric in $(sed -n 's/.*- alert: //p' $CHART/files/alerts.yaml); do
+    grep -q "$metric" docs/runbook.md || bad "docs/runbook.md says nothing of the alert $metric"
+  done
+}
+
+# README.md of the chart has every value. Keys of lists and of resources are described in their line.
+check_readme() {
+  local key
+  for key in $(awk '/^[^#]/ && /^ *[a-zA-Z]+:/ {d = match($0, /[^ ]/) - 1; split($1, a, ":"); p[d / 2] = a[1]; s = p[0]; for (i = 1; i <= d / 2; i++) s = s "." p[i]; print s}' $CHART/values.yaml); do
+    case $key in
+      pool|pool.file|csi|images|operator|agent|operator.http|agent.http|*.podDisruptionBudget|volumeSnapshotClass|networkPolicy|serviceMonitor|prometheusRule|dashboard|test) continue ;;
+      storageClasses.*|*.requests|*.limits|operator.resources.*|*.nodeSelector.*|*.labels.*|*.tolerations.*) continue ;;
+    esac
+    grep -qF "\`$key\`" $CHART/README.md || bad "README.md of the chart says nothing of $key"
+  done
+}
+
+check_values
+check_deploy
+check_package
+check_flags
+check_alerts
+check_readme
+exit $failed
