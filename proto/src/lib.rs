@@ -1,5 +1,6 @@
-//! Generated gRPC code, and the codec that bounds what it decodes. The sources are in `proto/proto`.
+//! Generated gRPC code, the codec that bounds what it decodes, and what Unix sockets need. The sources are in `proto/proto`.
 
+pub mod authority;
 pub mod bounded;
 
 /// What agents say to each other and to programs of their node.
