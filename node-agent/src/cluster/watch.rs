@@ -142,7 +142,10 @@ where
                     failures = 0;
                 }
                 Err(Stop::Unwanted) => return,
-                Err(Stop::Expired) => version = None,
+                Err(Stop::Expired) => {
+                    tracing::info!(watch = self.fresh.0.what, "the API server has forgotten where this watch was: listing anew");
+                    version = None;
+                }
                 Err(Stop::Failed(e)) => {
                     tracing::warn!(watch = self.fresh.0.what, error = %e, failures, "watch failed, trying again");
                     tokio::time::sleep(backoff(Duration::from_millis(200), Duration::from_secs(10), failures)).await;
