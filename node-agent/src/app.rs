@@ -77,6 +77,7 @@ pub async fn terminated() -> std::io::Result<()> {
 /// # Errors
 /// What can't be mended by waiting: bad arguments, a pool in use by another agent, a journal of another pool.
 pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<()> {
+    crate::btrfs::refuse_if_in_use(&settings.pool)?;
     make_private_dir(&settings.state_dir)?;
     let metrics = Metrics::new();
     let ready = Readiness::default();

@@ -32,7 +32,7 @@ use std::sync::Mutex;
 
 use dotgraft_engine::ids::{CommitId, FsId};
 
-pub use pool::{LABEL, PoolError, PoolSource};
+pub use pool::{LABEL, PoolError, PoolSource, refuse_if_in_use};
 pub use send::SendOptions;
 pub use space::metadata_floor;
 pub use startup::{OpenReport, Stray};

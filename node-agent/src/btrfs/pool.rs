@@ -151,6 +151,25 @@ pub fn mount(source: &PoolSource, mount_point: &Path, expected: Option<PoolId>) 
     Ok(Mounted { lock, root: root.into(), id, dev: line.dev, formatted, reused })
 }
 
+/// Refuses a pool whose agent runs, before anything is said in this node's name: a second agent that got as far as a certificate would
+/// have sent the peers of the first one to itself. A pool that isn't there (yet) is nobody's.
+pub fn refuse_if_in_use(source: &PoolSource) -> Result<(), PoolError> {
+    let path = source.path();
+    let file = match File::open(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => at(other, || format!("open {}", path.display()))?,
+    };
+    try_lock(&file, path)
+}
+
+fn try_lock(file: &File, path: &Path) -> Result<(), PoolError> {
+    match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(()),
+        Err(Errno::WOULDBLOCK) => Err(PoolError::InUse(path.to_owned())),
+        Err(e) => Err(PoolError::Io { what: format!("lock {}", path.display()), source: e.into() }),
+    }
+}
+
 /// Opens the file or device and takes the lock that makes us the only agent on it; a new file gets its full size.
 fn lock(source: &PoolSource, expected: Option<PoolId>) -> Result<File, PoolError> {
     let path = source.path();
@@ -165,11 +184,7 @@ fn lock(source: &PoolSource, expected: Option<PoolId>) -> Result<File, PoolError
         }
         (other, _) => at(other, || format!("open {}", path.display()))?,
     };
-    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => {}
-        Err(Errno::WOULDBLOCK) => return Err(PoolError::InUse(path.to_owned())),
-        Err(e) => return Err(PoolError::Io { what: format!("lock {}", path.display()), source: e.into() }),
-    }
+    try_lock(&file, path)?;
     if let PoolSource::File { size_bytes, .. } = source {
         allocate(&file, path, *size_bytes, expected)?;
     }
@@ -304,4 +319,24 @@ fn mount_once(source: &PoolSource, device: &Path, mount_point: &Path) -> Result<
     let private = rustix::mount::mount_change(&mount_point, MountPropagationFlags::PRIVATE).map_err(io::Error::from);
     at(private, || format!("make {} private", mount_point.display()))?;
     Ok((mount_point, false))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pool_whose_agent_runs_is_refused_and_one_that_is_not_there_is_nobodys() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pool.img");
+        let source = PoolSource::File { path: path.clone(), size_bytes: 1 << 20 };
+        refuse_if_in_use(&source).unwrap();
+        assert!(!path.exists(), "a look makes nothing");
+        let first = File::create(&path).unwrap();
+        refuse_if_in_use(&source).unwrap();
+        rustix::fs::flock(&first, FlockOperation::NonBlockingLockExclusive).unwrap();
+        assert!(matches!(refuse_if_in_use(&source), Err(PoolError::InUse(p)) if p == path));
+        drop(first);
+        refuse_if_in_use(&source).unwrap();
+    }
 }
