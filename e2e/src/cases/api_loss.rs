@@ -125,7 +125,7 @@ async fn etcd_put(t: &Test, fs_id: &str, object: &Value) -> Result<()> {
 }
 
 /// One request to etcd's JSON gateway.
-async fn etcd(t: &Test, path: &str, body: &Value) -> Result<Value> {
+pub(super) async fn etcd(t: &Test, path: &str, body: &Value) -> Result<Value> {
     let args = t.rig.processes.args("etcd")?;
     let address = args.iter().find_map(|a| a.strip_prefix("--listen-client-urls=http://")).context("etcd has no address")?;
     let mut stream = TcpStream::connect(address).await?;

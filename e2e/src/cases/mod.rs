@@ -1,6 +1,7 @@
 //! The tests, by subject. A new file of cases is added to [`all`].
 
 pub mod api_loss;
+pub mod certificates;
 pub mod cli;
 pub mod crd_rules;
 pub mod deletion;
@@ -9,8 +10,12 @@ pub mod hostile;
 pub mod killpoints;
 pub mod life;
 pub mod node;
+pub mod peers;
+pub mod pools;
 pub mod resume;
 pub mod rights;
+pub mod space;
+pub mod stale;
 
 use crate::harness::Case;
 
@@ -27,6 +32,11 @@ pub fn all() -> Vec<Case> {
         cli::cases(),
         node::cases(),
         hostile::cases(),
+        peers::cases(),
+        certificates::cases(),
+        pools::cases(),
+        space::cases(),
+        stale::cases(),
         api_loss::cases(),
     ]
     .into_iter()

@@ -3,4 +3,5 @@
 
 pub mod digest;
 pub mod sqlite;
+pub mod stream;
 pub mod tree;

@@ -30,7 +30,7 @@ pub const WANTED: [(&str, &str); 54] = [
     ("10-watch-ends", "with the API server killed and back, all goes on"),
     ("10-etcd", "with etcd killed and back, all goes on"),
     ("10-stale", "an agent that can't list is not ready, and decides nothing about data"),
-    ("11-receive", "no space at the first receive: NoSpace, and nothing stays"),
+    ("11-receive", "no space in the middle of a first receive: NoSpace, it goes on once there is room"),
     ("11-increment", "no space at an increment: NoSpace, the copy is whole, deletes work"),
     ("11-live", "a full volume fails writes of its own only; a delete frees it"),
     ("11-journal", "no space for the journal: deletes and unmounts still work"),

@@ -6,6 +6,7 @@
 pub mod certificates;
 pub mod control_plane;
 pub mod kube;
+pub mod peer;
 pub mod pools;
 pub mod ports;
 pub mod process;
