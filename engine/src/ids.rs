@@ -93,6 +93,9 @@ uuid_id!(
     /// The kernel's boot id (`/proc/sys/kernel/random/boot_id`): an opening lasts for one boot.
     BootId, "boot id");
 uuid_id!(
+    /// Names one handoff of authority from node to node.
+    MigId, "migration id");
+uuid_id!(
     /// UID of the ReplicationJob object that owns a run, a cursor or a pin.
     JobUid, "job uid");
 uuid_id!(

@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 fn one_shot(generation: i64) -> JobSpec {
     let RunSpec { peer, initial, intermediate, retry, on_conflict, .. } = spec();
-    let params = RunParams { peer, initial, intermediate, retry, on_conflict };
+    let params = RunParams { peer, initial, intermediate, retry, on_conflict, also: None };
     JobSpec { uid: job_uid(), generation, suspend: false, trigger: None, on_commit: false, params }
 }
 

@@ -211,7 +211,7 @@ fn a_forged_token_does_not_get_past_a_refusal() {
 #[test]
 fn a_retry_ends_at_the_first_plans_target() {
     let local = sender(&[1, 2, 3, 4]);
-    let to = |n, peer: &[u64]| plan_to(&local, &receiver(peer), MostRecent, EACH, Some(id(n))).expect("a plan");
+    let to = |n, peer: &[u64]| plan_to(&local, &receiver(peer), MostRecent, EACH, Some(id(n)), None).expect("a plan");
     assert_eq!(steps(&to(3, &[1])), path(&[(1, 2), (2, 3)]));
     assert_eq!(to(3, &[1]).target, id(3));
     assert_eq!(steps(&to(3, &[])), path(&[(0, 3)]));

@@ -252,6 +252,8 @@ pub trait Driver: Send + Sync + 'static {
     fn write_commit_meta(&self, commit: &Commit) -> Result<(), DriverError>;
     /// Removes commits; durable (fsync of the parent).
     fn delete_commit(&self, fs: FsId, commit: CommitId) -> Result<(), DriverError>;
+    /// Removes the head of what this node doesn't own any more, under its fence; durable. Refuses with `Mounted` while anyone has it mounted.
+    fn drop_head(&self, fs: FsId) -> Result<(), DriverError>;
     /// Removes everything of a Filesystem, nested subvolumes depth-first, its qgroup and directory. Refuses with `Mounted` while anyone has any of it mounted. Durable.
     fn destroy(&self, fs: FsId, qgroup: u64) -> Result<(), DriverError>;
 

@@ -30,6 +30,8 @@ pub trait Bounded {
 }
 
 impl Bounded for v1::VersionsRequest {}
+impl Bounded for v1::ExportRequest {}
+impl Bounded for v1::ExportResponse {}
 impl Bounded for v1::ReceiveResponse {}
 impl Bounded for v1::MountRequest {}
 impl Bounded for v1::MountResponse {}

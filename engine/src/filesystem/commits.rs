@@ -12,14 +12,22 @@ use crate::model::{Commit, FORMAT_VERSION, Problem, Reason};
 /// Someone waits for a fence.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct FenceRequest {
-    req: ReqId,
+    /// `None`: the Filesystem itself, to hand authority over, or because it lost it.
+    req: Option<ReqId>,
     force: bool,
     started: bool,
 }
 
 impl FenceRequest {
-    pub(super) fn req(&self) -> ReqId {
+    pub(super) fn req(&self) -> Option<ReqId> {
         self.req
+    }
+    /// For a handoff: never while something has the head mounted.
+    pub(super) fn of_move() -> Self {
+        Self { req: None, force: false, started: false }
+    }
+    pub(super) fn is_of_move(&self) -> bool {
+        self.req.is_none() && !self.force
     }
 }
 
@@ -32,7 +40,10 @@ impl Filesystem {
             return;
         }
         // A fence goes first: someone waits for it, and a commit that can't be made must not keep it.
-        if self.may_write() || self.half_fenced && self.role() == Some(Role::Owner) {
+        if self.must_fence() && self.fences.is_empty() {
+            self.fences.push(FenceRequest { req: None, force: true, started: false });
+        }
+        if self.may_write() || (self.half_fenced || self.must_fence()) && self.role() == Some(Role::Owner) {
             self.advance_fence(ctx, out);
         }
         if self.undo_fence && !self.is_running(Slot::Head) {
@@ -42,6 +53,11 @@ impl Filesystem {
         }
     }
 
+    /// Authority is elsewhere, and the head can be written: that ends at once, whoever has it mounted.
+    fn must_fence(&self) -> bool {
+        self.is_superseded() && self.head && self.base.as_ref().is_some_and(|b| b.frozen.is_none())
+    }
+
     /// One at a time, each in its turn, beside commits.
     pub(super) fn advance_removals(&mut self, ctx: &Ctx, out: &mut Out) {
         self.settle_fences(out);
@@ -49,6 +65,7 @@ impl Filesystem {
             return;
         }
         self.settle_requests(out);
+        self.expire_transients(ctx, out);
         if self.is_ready(Slot::Removal, ctx.now)
             && let Some(id) = self.next_removal()
         {
@@ -72,6 +89,12 @@ impl Filesystem {
             let row = match self.requests.get(&want.uid) {
                 Some(row) if row.state == RequestState::Pending => self.intend_again(row.clone(), ctx, out),
                 Some(_) => continue,
+                // Made by an earlier owner: here if it is here, else it is not made a second time.
+                None if self.kept_by(want.uid).is_some() => {
+                    self.take_in_request(want.uid, out);
+                    continue;
+                }
+                None if want.id.is_some() => continue,
                 None => self.intend(&want, ctx, out),
             };
             let commit = self.commit_of(&row, &want);
@@ -98,7 +121,7 @@ impl Filesystem {
     /// A commit that could not be made stays what it is called; what was committed meanwhile comes before it.
     fn intend_again(&mut self, row: RequestRow, ctx: &Ctx, out: &mut Out) -> RequestRow {
         let parent = self.parent_of_next();
-        if row.parent == parent {
+        if row.parent == parent && self.newest().is_none_or(|c| c.time < row.time) {
             return row;
         }
         let time = self.time_of_next(ctx.now);
@@ -122,8 +145,14 @@ impl Filesystem {
         }
     }
 
+    fn take_in_request(&mut self, uid: RequestUid, out: &mut Out) {
+        if let Some(commit) = self.kept_by(uid).and_then(|id| self.commits.get(&id)).cloned() {
+            self.finish_request_of(&commit, out);
+        }
+    }
+
     fn parent_of_next(&self) -> Option<CommitId> {
-        self.newest().map(|c| c.id).or_else(|| self.base.as_ref().and_then(|b| b.origin).map(|o| o.commit))
+        self.newest_visible().map(|c| c.id).or_else(|| self.base.as_ref().and_then(|b| b.origin).map(|o| o.commit))
     }
 
     /// Later than every commit there is, whatever the clock does: time orders one history.
@@ -131,7 +160,7 @@ impl Filesystem {
         self.newest().map_or(now, |c| now.max(c.time.plus_ms(1)))
     }
 
-    fn put_request(&mut self, name: &'static str, row: RequestRow, out: &mut Out) {
+    pub(super) fn put_request(&mut self, name: &'static str, row: RequestRow, out: &mut Out) {
         out.records.push(Record::Request(name, Box::new(row.clone())));
         self.requests.insert(row.uid, row);
     }
@@ -218,6 +247,9 @@ impl Filesystem {
         if self.base.as_ref().is_some_and(|b| b.frozen == Some(id)) {
             return Some("the fence of this Filesystem".into());
         }
+        if self.pinned_by_move(id) {
+            return Some("a handoff of this Filesystem".into());
+        }
         None
     }
 
@@ -230,7 +262,7 @@ impl Filesystem {
         } else if let Some(id) = self.base.as_ref().and_then(|b| b.frozen).filter(|_| self.is_active()) {
             out.answers.push((req, Answer::Fenced(Ok((id, 0)))));
         } else if self.may_write() || self.half_fenced && self.is_active() && self.role() == Some(Role::Owner) {
-            self.fences.push(FenceRequest { req, force, started: false });
+            self.fences.push(FenceRequest { req: Some(req), force, started: false });
         } else {
             out.answers.push((req, Answer::Fenced(Err(self.not_owner()))));
         }
@@ -238,7 +270,7 @@ impl Filesystem {
 
     /// Whoever waits for a fence and can't get one any more is told so; who waits for one that is there has it.
     fn settle_fences(&mut self, out: &mut Out) {
-        if self.fences.is_empty() || self.is_running(Slot::Head) || self.may_write() || self.half_fenced {
+        if self.fences.is_empty() || self.is_running(Slot::Head) || self.may_write() || self.half_fenced || self.must_fence() {
             return;
         }
         let frozen = self.base.as_ref().and_then(|b| b.frozen).filter(|_| self.is_active());
@@ -246,8 +278,8 @@ impl Filesystem {
             Some(id) => Ok((id, 0)),
             None => Err(self.not_owner()),
         };
-        for f in std::mem::take(&mut self.fences) {
-            out.answers.push((f.req, Answer::Fenced(answer.clone())));
+        for req in std::mem::take(&mut self.fences).into_iter().filter_map(|f| f.req) {
+            out.answers.push((req, Answer::Fenced(answer.clone())));
         }
     }
 
@@ -273,7 +305,10 @@ impl Filesystem {
     }
 
     pub(super) fn handle_thaw(&mut self, req: ReqId, out: &mut Out) {
-        if self.is_active() && self.role() == Some(Role::Owner) && !self.is_running(Slot::Head) {
+        if self.is_moving_fenced() || self.is_superseded() {
+            let text = "authority over this Filesystem is moving or has moved: only the end of that thaws it (R2)";
+            out.answers.push((req, Answer::Plain(Err(Problem::new(Reason::Busy, text)))));
+        } else if self.is_active() && self.role() == Some(Role::Owner) && !self.is_running(Slot::Head) {
             self.thaw_for = Some(req);
             self.start(Slot::Head, Task::Thaw, out);
         } else {
@@ -310,7 +345,7 @@ impl Filesystem {
                 self.usage_due = Timestamp(0);
             }
             (Task::DeleteCommit(_), Err(problem)) => self.trouble("Degraded", problem, out),
-            (Task::Fence { commit, .. }, result) => self.on_fenced(*commit, result, out),
+            (Task::Fence { commit, .. }, result) => self.on_fenced(*commit, result, ctx, out),
             (Task::Thaw, result) => self.on_thawed(result, ctx, out),
             _ => {}
         }
@@ -338,7 +373,7 @@ impl Filesystem {
         self.trouble("CommitBlocked", problem, out);
     }
 
-    fn on_fenced(&mut self, commit: Commit, result: Result<TaskDone, Problem>, out: &mut Out) {
+    fn on_fenced(&mut self, commit: Commit, result: Result<TaskDone, Problem>, ctx: &Ctx, out: &mut Out) {
         let started: Vec<FenceRequest> = self.fences.extract_if(.., |f| f.started).collect();
         let answer = match result {
             Ok(TaskDone::Fenced { generation }) => {
@@ -361,15 +396,18 @@ impl Filesystem {
             Ok(_) => Err(Problem::new(Reason::Internal, "unexpected result of a fence")),
             Err(problem) => {
                 if problem.reason != Reason::Mounted {
-                    // It may have got half-way. Nobody was told of a fence: the volume is served where it was.
-                    (self.half_fenced, self.undo_fence) = (true, true);
+                    // It may have got half-way. Nobody was told of a fence: the volume is served where it was, if it may be.
+                    (self.half_fenced, self.undo_fence) = (true, !self.is_superseded());
                     self.drop_fence_commit(commit.id, out);
                 }
                 Err(problem)
             }
         };
-        for f in started {
-            out.answers.push((f.req, Answer::Fenced(answer.clone())));
+        if started.iter().any(FenceRequest::is_of_move) {
+            self.on_move_fenced(&answer, ctx);
+        }
+        for req in started.into_iter().filter_map(|f| f.req) {
+            out.answers.push((req, Answer::Fenced(answer.clone())));
         }
     }
 
@@ -425,7 +463,7 @@ impl Filesystem {
         out.records.push(Record::CommitRemoving(id));
     }
 
-    fn finish_request_of(&mut self, commit: &Commit, out: &mut Out) {
+    pub(super) fn finish_request_of(&mut self, commit: &Commit, out: &mut Out) {
         let Some(uid) = commit.kept else { return };
         let row = self.requests.get(&uid).cloned().unwrap_or(RequestRow {
             version: FORMAT_VERSION,

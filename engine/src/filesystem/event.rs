@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{BootId, CommitId, Epoch, FsId, JobUid, NodeName, OpId, RequestUid, Timestamp};
+use crate::ids::{BootId, CommitId, Epoch, FsId, JobUid, MigId, NodeName, OpId, RequestUid, Timestamp};
 use crate::model::{Claim, Commit, Origin, Place, Problem, ResumeToken, Versions};
+use crate::run::JobRow;
 
 use super::jobs::WantedJob;
-use super::record::{Base, CheckpointRow, Record};
+use super::record::{Base, CheckpointRow, Record, RequestRow};
 
 /// Names a request of the shell, so that its answer finds the way back. Chosen by the shell, never reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -69,6 +70,8 @@ pub struct Present {
     pub commits: Vec<WantedCommit>,
     /// Jobs whose sender this is.
     pub jobs: Vec<WantedJob>,
+    /// Who is to be owner instead, as soon as nothing has the head mounted.
+    pub move_to: Option<Place>,
 }
 
 /// One entry of `desired.commits`.
@@ -118,6 +121,77 @@ pub struct ReceiveOffer {
     pub from: NodeName,
 }
 
+/// What an importer is told: everything that leaves with authority (migration.md §1, `Export`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Handoff {
+    /// The migration.
+    pub mig: MigId,
+    /// Its attempt.
+    pub attempt: u64,
+    /// The epoch that ends with it.
+    pub epoch: Epoch,
+    /// Who gives.
+    pub from: Place,
+    /// The commit that has all of the head.
+    pub final_commit: CommitId,
+    /// Cursors of the jobs that go along.
+    pub jobs: Vec<JobRow>,
+    /// Commits that were intended and not made: they are made there, under the ids they have.
+    pub requests: Vec<RequestRow>,
+}
+
+/// Authority, as one quorum read shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AuthorityView {
+    /// The one that may write.
+    pub owner: Place,
+    /// Since which epoch.
+    pub epoch: Epoch,
+    /// Grows with each abort.
+    pub attempt: u64,
+    /// The handoff under way: whose, which attempt.
+    pub pending: Option<(MigId, u64)>,
+    /// The Filesystem is being deleted: it changes owners no more.
+    pub deleting: bool,
+}
+
+/// A compare-and-swap on authority that only a party of the handoff makes (R3, R6). Each ends with what authority says *then*.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Swap {
+    /// None: a quorum read.
+    Ask,
+    /// Sets `pending`, if we own this epoch with nothing pending.
+    Pend {
+        /// The migration.
+        mig: MigId,
+        /// Our epoch.
+        epoch: Epoch,
+        /// To whom.
+        to: Place,
+        /// The commit that has all of the head.
+        final_commit: CommitId,
+    },
+    /// owner := `pending.to`, epoch + 1, if `pending` is exactly this.
+    Commit {
+        /// The migration.
+        mig: MigId,
+        /// Its attempt.
+        attempt: u64,
+        /// The epoch that ends.
+        epoch: Epoch,
+    },
+    /// pending := none, attempt + 1, if `pending` is exactly this.
+    Abort {
+        /// The migration.
+        mig: MigId,
+        /// Its attempt.
+        attempt: u64,
+        /// The epoch that goes on.
+        epoch: Epoch,
+    },
+}
+
 /// Head or a commit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum MountWhat {
@@ -148,6 +222,8 @@ pub enum Event {
     Fence(ReqId, bool),
     /// Undo a fence.
     Thaw(ReqId),
+    /// An owner hands authority over: is all of it here? (`Export`, migration.md §1)
+    Export(ReqId, Box<Handoff>),
     /// A Filesystem of this node wants to start from this commit.
     PinOrigin(ReqId, FsId, CommitId),
     /// It is gone.
@@ -215,6 +291,17 @@ pub enum Task {
     },
     /// Undo it.
     Thaw,
+    /// Read or change authority.
+    Swap(Swap),
+    /// Tell the importer that all of it is there, and hear that it has recorded so.
+    Export {
+        /// Who.
+        peer: Place,
+        /// What leaves.
+        handoff: Box<Handoff>,
+    },
+    /// Remove the fenced head of what this node doesn't own any more; refused while something has it mounted.
+    DropHead,
     /// Look for holders in all mount namespaces, then remove everything.
     Destroy {
         /// Level-1 qgroup.
@@ -301,6 +388,8 @@ pub enum TaskDone {
     },
     /// For `CheckDeleting`.
     Deleting(bool),
+    /// For `Swap`: what authority says now.
+    Authority(Box<AuthorityView>),
     /// For `Commit`.
     Committed {
         /// Data bytes newer than the parent, if measured.

@@ -41,6 +41,10 @@ impl JobState {
     pub(super) fn row(&self) -> JobRow {
         self.job.row().clone()
     }
+    /// As it goes along with authority: what was being sent is sent anew.
+    pub(super) fn row_for_export(&self) -> JobRow {
+        JobRow { sending: None, ..self.row() }
+    }
     pub(super) fn report(&self, now: Timestamp) -> Option<RunReport> {
         self.job.report(now)
     }
@@ -70,13 +74,13 @@ fn fresh(ctx: &Ctx) -> Fresh {
 }
 
 impl Filesystem {
-    fn newest_for_jobs(&self) -> Option<CommitId> {
-        self.history().into_iter().rev().find(|c| !c.transient).map(|c| c.id)
+    pub(super) fn newest_for_jobs(&self) -> Option<CommitId> {
+        self.newest_visible().map(|c| c.id)
     }
 
     /// Jobs run where the Filesystem is owned and in use.
     fn may_send(&self) -> bool {
-        self.is_active() && self.role() == Some(Role::Owner)
+        self.is_active() && self.role() == Some(Role::Owner) && !self.is_superseded()
     }
 
     /// The Replica's jobs changed, or the copy became able to send.
@@ -84,9 +88,10 @@ impl Filesystem {
         if self.specs_applied || !self.may_send() {
             return;
         }
-        let Some(wanted) = self.present().map(|p| p.jobs.clone()) else {
+        let Some(mut wanted) = self.present().map(|p| p.jobs.clone()) else {
             return;
         };
+        wanted.extend(self.move_job());
         self.specs_applied = true;
         let newest = self.newest_for_jobs();
         for want in &wanted {
@@ -97,7 +102,8 @@ impl Filesystem {
             state.job.on_spec(want.spec.clone(), newest, ctx.now, fresh(ctx), &mut effects);
             self.carry_out(want.spec.uid, effects, ctx, out);
         }
-        let gone: Vec<JobUid> = self.jobs.keys().filter(|uid| !wanted.iter().any(|w| w.spec.uid == **uid)).copied().collect();
+        let kept = self.jobs.keys().filter(|uid| !self.is_move_job(**uid));
+        let gone: Vec<JobUid> = kept.filter(|uid| !wanted.iter().any(|w| w.spec.uid == **uid)).copied().collect();
         for uid in gone {
             if let Some(state) = self.jobs.get_mut(&uid)
                 && state.gone_since.is_none()
@@ -252,6 +258,7 @@ impl Filesystem {
         let main = Slot::Job(uid, JobLane::Main);
         match effect.kind {
             RunEffectKind::List => {
+                self.cancel(main, out); // of a run that this one supersedes
                 self.start_for_run(main, Task::PeerVersions { job: uid, peer }, effect.seq, out);
             }
             RunEffectKind::Estimate { step, from, to } => {

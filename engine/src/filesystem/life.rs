@@ -11,7 +11,7 @@ use super::event::{Ctx, Desired, Found, Intent, Note, Out, Present, Role, Task, 
 use super::record::{Base, Life, Opened, Record};
 use super::{Filesystem, Opening, Slot};
 use crate::ids::{Epoch, Timestamp};
-use crate::model::{FORMAT_VERSION, Problem, Reason};
+use crate::model::{FORMAT_VERSION, Origin, Problem, Reason};
 
 /// The CAS of R0 was won.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,7 +33,7 @@ impl Filesystem {
         self.clear("StaleIntent"); // of an intent that was taken back
         self.desired = Some(desired);
         self.specs_applied = false;
-        for slot in [Slot::Life, Slot::Head] {
+        for slot in [Slot::Life, Slot::Head, Slot::Move] {
             self.wake(slot);
         }
         self.adopt_limits(out);
@@ -162,12 +162,6 @@ impl Filesystem {
         let Some(base) = self.base.clone() else {
             return;
         };
-        if let Some(p) = self.present()
-            && p.role != base.role
-        {
-            let wanted = p.role;
-            self.refuse_role_change(base.role, wanted, out);
-        }
         let wanted_epoch = self.present().map_or(Epoch(0), |p| p.epoch);
         let seen = base.epoch.max(wanted_epoch);
         if let Some(won) = self.won {
@@ -176,8 +170,24 @@ impl Filesystem {
             self.start(Slot::Life, Task::WriteMeta(Box::new(opened)), out);
             return;
         }
-        let must_open =
-            base.role == Role::Owner && !self.is_fenced() && self.head && (self.opening == Opening::Closed || seen > base.epoch);
+        if base.role == Role::Owner
+            && !self.head
+            && let Some(commit) = base.head_from
+        {
+            let from = Some(Origin { fs_id: self.id, commit });
+            self.start(Slot::Life, Task::CreateHead { qgroup: base.qgroup, from }, out);
+            return;
+        }
+        if base.role == Role::Replica && self.head {
+            // The fenced head of an earlier ownership.
+            self.start(Slot::Life, Task::DropHead, out);
+            return;
+        }
+        let must_open = base.role == Role::Owner
+            && !self.is_fenced()
+            && !base.superseded
+            && self.head
+            && (self.opening == Opening::Closed || seen > base.epoch);
         if must_open && self.managed {
             self.start(Slot::Life, Task::Open { seen }, out);
         } else if self.meta_dirty {
@@ -186,9 +196,7 @@ impl Filesystem {
     }
 
     fn refuse_role_change(&mut self, is: Role, wanted: Role, out: &mut Out) {
-        let text = format!(
-            "this copy is {is:?} and the Replica object wants {wanted:?}: moving authority is not in this version; the data stays as it is"
-        );
+        let text = format!("this copy is being made as {is:?} and the Replica object wants {wanted:?}: that is looked at once it is there");
         self.trouble("RoleMismatch", Problem::new(Reason::Unsupported, text), out);
     }
 
@@ -271,6 +279,7 @@ impl Filesystem {
         self.discard.clear();
         self.jobs.clear();
         self.origin_pins.clear();
+        self.migration = None;
         self.mounts.clear();
         self.troubles.clear();
         self.usage = (0, 0);
@@ -296,8 +305,18 @@ impl Filesystem {
             },
             (Task::CreateHead { .. }, Ok(_)) => {
                 self.head = true;
-                self.on_created(out);
                 self.meta_dirty = true;
+                if self.base.as_ref().is_some_and(|b| b.head_from.is_some()) {
+                    self.save_base("head-made", |b| b.head_from = None, out);
+                } else {
+                    self.on_created(out);
+                }
+            }
+            (Task::DropHead, Ok(_)) => {
+                self.head = false;
+                self.clear("StaleHead");
+                self.save_base("head-dropped", |b| b.frozen = None, out);
+                self.usage_due = Timestamp(0);
             }
             (Task::WriteMeta(written), Ok(_)) => self.on_meta_written(&written, out),
             (Task::CheckDeleting, Ok(TaskDone::Deleting(yes))) => self.on_deleting_checked(yes, out),
@@ -319,6 +338,7 @@ impl Filesystem {
                 _ => "Opened",
             },
             Task::PinOrigin(_) => "OriginMissing",
+            Task::DropHead => "StaleHead",
             Task::Destroy { .. } if problem.reason == Reason::Mounted => "Mounted",
             Task::Destroy { .. } | Task::CheckDeleting => "DeletionBlocked",
             _ => "Degraded",
@@ -329,6 +349,7 @@ impl Filesystem {
         }
         if matches!(task, Task::Open { .. }) && problem.reason == Reason::NotOwner {
             self.opening = Opening::Closed;
+            self.moving.doubt = true;
             if self.base.as_ref().is_some_and(|b| b.opened.is_some()) {
                 // A restart in this boot must not take it up again.
                 self.save_base("auth-closed", |b| b.opened = None, out);
@@ -453,7 +474,11 @@ impl Filesystem {
             let text = format!("unreadable entries beside the commits: {}", found.broken.join(", "));
             self.trouble("Degraded", Problem::new(Reason::CorruptDisk, text), out);
         }
-        if self.life() == Some(Life::Active) && self.role() == Some(Role::Owner) && !self.head {
+        if self.head && self.base.as_ref().is_some_and(|b| b.head_from.is_some()) {
+            self.save_base("head-made", |b| b.head_from = None, out); // it was made, and not recorded
+        }
+        let made_anew = self.base.as_ref().is_some_and(|b| b.head_from.is_some());
+        if self.life() == Some(Life::Active) && self.role() == Some(Role::Owner) && !self.head && !made_anew {
             let text =
                 "the journal names a head that is not in the pool: nothing is created in its place; restore the disk or accept the loss";
             self.trouble("HeadMissing", Problem::new(Reason::NotFound, text), out);
@@ -471,7 +496,7 @@ impl Filesystem {
         let recorded = self.base.as_ref().is_some_and(|b| b.frozen.is_some());
         if on_disk && !recorded {
             self.half_fenced = true;
-            self.undo_fence = !journal_lost;
+            self.undo_fence = !journal_lost && !self.is_superseded();
             self.opening = Opening::Closed;
         } else if !on_disk && recorded && self.head {
             self.save_base("thawed", |b| b.frozen = None, out);
@@ -497,6 +522,8 @@ pub(super) fn blank(id: crate::ids::FsId, role: Role) -> Base {
         attempt: 0,
         opened: None,
         frozen: None,
+        head_from: None,
+        superseded: false,
     }
 }
 

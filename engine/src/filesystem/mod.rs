@@ -8,6 +8,7 @@
 //! - `event`, `record`: the words in, out, and on disk
 //! - `life`: create, recover, open, delete         - `commits`: take and remove commits, fence, thaw
 //! - `receive`: taking a peer's commit             - `jobs`: sending, by `run`
+//! - `moving`: handing authority over and taking it
 //! - `mounts`: mounts and origins                  - `status`: what people see
 
 mod commits;
@@ -15,6 +16,7 @@ mod event;
 mod jobs;
 mod life;
 mod mounts;
+mod moving;
 mod receive;
 mod record;
 mod status;
@@ -22,12 +24,15 @@ mod status;
 use std::collections::{BTreeMap, BTreeSet};
 
 pub use event::{
-    Answer, Ctx, Desired, Event, Found, Here, Intent, MountWhat, Note, Out, Present, ReceiveOffer, ReqId, Role, Task, TaskDone,
-    WantedCommit,
+    Answer, AuthorityView, Ctx, Desired, Event, Found, Handoff, Here, Intent, MountWhat, Note, Out, Present, ReceiveOffer, ReqId, Role,
+    Swap, Task, TaskDone, WantedCommit,
 };
 pub use jobs::WantedJob;
-pub use record::{Base, CheckpointRow, Life, Opened, OriginPinRow, PartialRow, Record, Recovered, RequestRow, RequestState, Row, RowError};
-pub use status::{CommitStatus, Condition, FilesystemStatus, JobStatus, RequestStatus, RoleStatus};
+pub use record::{
+    Base, CheckpointRow, Life, MigrationPhase, MigrationRow, Opened, OriginPinRow, PartialRow, Record, Recovered, RequestRow, RequestState,
+    Row, RowError,
+};
+pub use status::{CommitStatus, Condition, FilesystemStatus, JobStatus, MigrationStatus, RequestStatus, RoleStatus};
 
 use crate::ids::{CommitId, FsId, JobUid, OpId, RequestUid, Timestamp};
 use crate::model::{Commit, Origin, Problem, Reason};
@@ -49,6 +54,10 @@ enum Slot {
     Usage,
     /// A job's listing, estimate or send.
     Job(JobUid, JobLane),
+    /// Reading and changing authority, and the last word to an importer.
+    Move,
+    /// Only a sleep: until a head that was mounted is tried again.
+    MoveFence,
     /// A mount request.
     Mount(ReqId),
 }
@@ -130,6 +139,9 @@ pub struct Filesystem {
     jobs: BTreeMap<JobUid, jobs::JobState>,
     origin_pins: BTreeMap<FsId, CommitId>,
     unpin: Option<Origin>,
+    /// A handoff in hand, and what is not durable of it.
+    migration: Option<MigrationRow>,
+    moving: moving::MoveState,
     /// An opening that was won and is on its way to disk.
     won: Option<life::Won>,
     /// `fs.json` says `Deleting`.
@@ -201,6 +213,8 @@ impl Filesystem {
             jobs: rows.jobs.into_iter().map(|row| (row.uid, jobs::JobState::recovered(row))).collect(),
             origin_pins: rows.pins.into_iter().map(|p| (p.by, p.commit)).collect(),
             unpin,
+            migration: rows.migration,
+            moving: moving::MoveState::default(),
             won: None,
             deletion_on_disk: false,
             origin_pinned: false,
@@ -244,6 +258,7 @@ impl Filesystem {
             Event::Unmount(req, target) => self.handle_unmount(req, target, out),
             Event::Fence(req, force) => self.handle_fence(req, force, out),
             Event::Thaw(req) => self.handle_thaw(req, out),
+            Event::Export(req, handoff) => self.handle_export(req, *handoff, ctx, out),
             Event::PinOrigin(req, by, commit) => self.handle_pin_origin(req, by, commit, out),
             Event::UnpinOrigin(by) => self.on_unpin_origin(by, out),
             Event::Progress(op, bytes, from) => self.on_progress(op, bytes, from, ctx, out),
@@ -264,7 +279,7 @@ impl Filesystem {
             self.backoff.iter().filter(|(slot, b)| !self.is_running(**slot) && b.not_before > self.clock).map(|(_, b)| b.not_before);
         let jobs = self.jobs.values().filter_map(jobs::JobState::next_wake);
         let usage = (self.is_active() && self.is_ready(Slot::Usage, self.clock)).then_some(self.usage_due);
-        backoff.chain(jobs).chain(usage).min()
+        backoff.chain(jobs).chain(usage).chain(self.transient_due()).min()
     }
 
     /// Starts what should run and does not. The order is that of importance: life and death first.
@@ -272,6 +287,7 @@ impl Filesystem {
         self.advance_life(ctx, out);
         // What jobs pin has to be known before anything is removed.
         self.apply_job_specs(ctx, out);
+        self.advance_move(ctx, out);
         self.advance_head(ctx, out);
         self.advance_removals(ctx, out);
         self.advance_discard(ctx, out);
@@ -305,6 +321,8 @@ impl Filesystem {
                     self.usage_due = self.usage_due.min(ctx.now.plus_ms(USAGE_SOON_MS));
                 }
             }
+            Slot::Move => self.on_move_done(&running.task, result, ctx, out),
+            Slot::MoveFence => {}
             Slot::Usage => self.on_usage_done(&result, ctx),
             Slot::Job(uid, _) => self.on_job_done(uid, running, result, ctx, out),
             Slot::Mount(req) => self.on_mount_done(req, running.task, result, out),
@@ -335,6 +353,8 @@ impl Filesystem {
     }
 
     fn cancel(&mut self, slot: Slot, out: &mut Out) {
+        // What this very event has asked for is not started at all.
+        out.tasks.retain(|(op, _)| self.running.get(op).is_none_or(|r| r.slot != slot) || self.running.remove(op).is_none());
         for (op, running) in &mut self.running {
             if running.slot == slot && !running.cancelled {
                 running.cancelled = true;
@@ -394,12 +414,22 @@ impl Filesystem {
 
     /// May write: owner, opened in this boot, not fenced, not deleting.
     fn may_write(&self) -> bool {
-        self.is_active() && self.role() == Some(Role::Owner) && self.opening != Opening::Closed && self.head && !self.is_fenced()
+        self.is_active()
+            && self.role() == Some(Role::Owner)
+            && self.opening != Opening::Closed
+            && self.head
+            && !self.is_fenced()
+            && !self.is_superseded()
     }
 
     /// The head is, or may be, read-only on disk.
     fn is_fenced(&self) -> bool {
         self.half_fenced || self.base.as_ref().is_some_and(|b| b.frozen.is_some())
+    }
+
+    /// Another node took authority without this copy's doing.
+    fn is_superseded(&self) -> bool {
+        self.base.as_ref().is_some_and(|b| b.superseded)
     }
 
     fn is_refusal(&self, done: &TaskDone) -> bool {
@@ -423,6 +453,11 @@ impl Filesystem {
 
     fn newest(&self) -> Option<&Commit> {
         self.commits.values().max_by_key(|c| (c.time, c.id))
+    }
+
+    /// The newest that people see: transient ones are left out.
+    fn newest_visible(&self) -> Option<&Commit> {
+        self.commits.values().filter(|c| !c.transient).max_by_key(|c| (c.time, c.id))
     }
 
     fn save_base(&mut self, name: &'static str, change: impl FnOnce(&mut Base), out: &mut Out) {

@@ -94,8 +94,8 @@ impl Filesystem {
         for m in std::mem::take(&mut self.waiting_mounts) {
             out.answers.push((m.req, Answer::Plain(Err(problem.clone()))));
         }
-        for f in std::mem::take(&mut self.fences) {
-            out.answers.push((f.req(), Answer::Fenced(Err(problem.clone()))));
+        for req in std::mem::take(&mut self.fences).into_iter().filter_map(|f| f.req()) {
+            out.answers.push((req, Answer::Fenced(Err(problem.clone()))));
         }
     }
 
@@ -111,6 +111,7 @@ impl Filesystem {
                     // A deletion that waited for this mount goes on at once.
                     self.wake(Slot::Life);
                     self.wake(Slot::Head);
+                    self.wake(Slot::MoveFence);
                 }
                 _ => {}
             }

@@ -32,7 +32,7 @@ impl Filesystem {
         Versions {
             role,
             epoch: self.base.as_ref().map_or(crate::ids::Epoch(0), |b| b.epoch),
-            commits: self.history().into_iter().filter(|c| !c.transient).cloned().collect(),
+            commits: self.history().into_iter().cloned().collect(),
             resume: self.checkpoint.as_ref().map(|c| c.token.clone()),
             free_bytes: (limit > 0).then(|| limit.saturating_sub(bytes)),
             stream_version: self.here.stream_version,
@@ -70,6 +70,9 @@ impl Filesystem {
         }
         if offer.epoch < epoch {
             return Err(Problem::new(Reason::StaleEpoch, format!("the sender's epoch {} is older than {epoch}, known here", offer.epoch)));
+        }
+        if self.migration.is_some() {
+            return Err(Problem::new(Reason::Busy, "authority is being handed to this node; it takes no commit until that is decided"));
         }
         if self.is_running(Slot::Receive) {
             self.supersede(offer, out);
@@ -111,9 +114,14 @@ impl Filesystem {
     }
 
     fn checked_base(&self, offer: &ReceiveOffer) -> Result<(), Problem> {
-        let newest = self.newest().map(|c| c.id);
-        match (offer.base, newest) {
-            (None, None) => Ok(()),
+        // A transient commit is no history of its own, but both sides may have it as a base.
+        let newest = self.newest_visible();
+        let not_older = |id| self.commits.get(&id).is_some_and(|c| c.transient && newest.is_none_or(|n| n.time <= c.time));
+        if offer.base.is_some_and(not_older) {
+            return Ok(());
+        }
+        match (offer.base, newest.map(|c| c.id)) {
+            (None, None) => Ok(()), // a full copy beside transient ones loses nothing
             (None, Some(have)) => Err(Problem::new(
                 Reason::BaseGone,
                 format!("this replica already has commits (newest {have}); a full copy would lose them: plan again"),
@@ -182,6 +190,7 @@ impl Filesystem {
         let id = commit.id;
         out.records.push(Record::Commit("received", Box::new(commit.clone())));
         out.records.push(Record::PartialGone);
+        self.finish_request_of(&commit, out);
         self.commits.insert(id, commit);
         self.partial = None;
         self.checkpoint = None;

@@ -5,8 +5,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{BootId, CommitId, Epoch, FsId, RequestUid, Timestamp};
-use crate::model::{Claim, Commit, FORMAT_VERSION, Origin, Problem, ResumeToken};
+use crate::ids::{BootId, CommitId, Epoch, FsId, MigId, RequestUid, Timestamp};
+use crate::model::{Claim, Commit, FORMAT_VERSION, Origin, Place, Problem, ResumeToken};
 use crate::run::JobRow;
 
 use super::event::Role;
@@ -58,6 +58,12 @@ pub struct Base {
     pub opened: Option<Opened>,
     /// The head is fenced with this final commit.
     pub frozen: Option<CommitId>,
+    /// `EImportFinish(true)`: the head is to be made from this commit; absent once it is there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub head_from: Option<CommitId>,
+    /// Authority went elsewhere without this copy's doing: what it has is kept aside, fenced, until a person drops it.
+    #[serde(default)]
+    pub superseded: bool,
 }
 
 /// `AuthOpen` of migration.md §2.
@@ -141,6 +147,53 @@ pub struct OriginPinRow {
     pub commit: CommitId,
 }
 
+/// A handoff of authority in which this copy takes part (migration.md §3).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MigrationRow {
+    /// Format version.
+    pub version: u32,
+    /// How far.
+    pub phase: MigrationPhase,
+    /// The migration.
+    pub mig: MigId,
+    /// Its attempt; 0 until `pending` is set.
+    pub attempt: u64,
+    /// The epoch that ends with it.
+    pub epoch: Epoch,
+    /// The other side.
+    pub peer: Place,
+    /// The commit that has all of the head, once fenced.
+    pub final_commit: Option<CommitId>,
+    /// When it began here.
+    pub started: Timestamp,
+    /// When the head was fenced.
+    pub frozen: Option<Timestamp>,
+    /// Cursors that came along (importer).
+    #[serde(default)]
+    pub jobs: Vec<JobRow>,
+    /// Intended commits that came along (importer).
+    #[serde(default)]
+    pub requests: Vec<RequestRow>,
+}
+
+/// Durable steps of a handoff.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MigrationPhase {
+    /// `MigBegin`: nothing is decided; a restart cancels.
+    Begun,
+    /// The head is fenced; `pending` may be set or not.
+    Frozen,
+    /// `pending` was seen set; only a won Abort thaws (R2).
+    Pending,
+    /// Not handed over: to be thawed.
+    Aborted,
+    /// `EExport`: not thawed without the result of a compare-and-swap.
+    Exported,
+    /// `EImportStart`, on the importer: ambiguous, read-only.
+    ImportStart,
+}
+
 /// One row, put or deleted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Record {
@@ -172,6 +225,10 @@ pub enum Record {
     OriginPin(Box<OriginPinRow>),
     /// It is gone.
     OriginPinGone(FsId),
+    /// A handoff has got this far.
+    Migration(&'static str, Box<MigrationRow>),
+    /// It is over; the name says how.
+    MigrationGone(&'static str),
     /// Every row of this Filesystem goes.
     Forget,
 }
@@ -217,7 +274,9 @@ impl Record {
     /// What fail points and metrics call it.
     pub const fn name(&self) -> &'static str {
         match self {
-            Self::Base(name, _) | Self::Commit(name, _) | Self::Request(name, _) => name,
+            Self::Base(name, _) | Self::Commit(name, _) | Self::Request(name, _) | Self::Migration(name, _) | Self::MigrationGone(name) => {
+                name
+            }
             Self::CommitGone(_) => "commit-gone",
             Self::CommitRemoving(_) => "commit-removing",
             Self::CommitRemoved(_) => "commit-removed",
@@ -252,6 +311,8 @@ impl Record {
             Self::JobGone(uid) => vec![Row::Delete(format!("job/{uid}"))],
             Self::OriginPin(p) => vec![Row::Put(format!("pin/{}", p.by), json(p))],
             Self::OriginPinGone(fs) => vec![Row::Delete(format!("pin/{fs}"))],
+            Self::Migration(_, m) => vec![Row::Put("migration".into(), json(m))],
+            Self::MigrationGone(_) => vec![Row::Delete("migration".into())],
             Self::Forget => vec![Row::DeleteAll],
         }
     }
@@ -276,6 +337,8 @@ pub struct Recovered {
     pub jobs: Vec<JobRow>,
     /// Branches from here.
     pub pins: Vec<OriginPinRow>,
+    /// A handoff in hand.
+    pub migration: Option<MigrationRow>,
 }
 
 impl Recovered {
@@ -295,6 +358,7 @@ impl Recovered {
                 "checkpoint" => all.checkpoint = Some(read(key, body)?),
                 "job" => all.jobs.push(read(key, body)?),
                 "pin" => all.pins.push(read(key, body)?),
+                "migration" => all.migration = Some(read(key, body)?),
                 _ => {
                     return Err(RowError::Damaged { key: key.clone(), why: "unknown kind of row".into() });
                 }

@@ -3,9 +3,9 @@
 use serde::Serialize;
 
 use super::event::{Desired, Intent, MountWhat, Role};
-use super::record::{Base, Life, RequestState};
+use super::record::{Base, Life, MigrationPhase, RequestState};
 use super::{Filesystem, Opening, RECENT_COMMITS, Slot};
-use crate::ids::{CommitId, Epoch, FsId, JobUid, RequestUid, Timestamp};
+use crate::ids::{CommitId, Epoch, FsId, JobUid, MigId, NodeName, RequestUid, Timestamp};
 use crate::model::{Commit, Problem, RunReport};
 use crate::run::JobRow;
 
@@ -87,6 +87,32 @@ pub struct JobStatus {
     pub report: Option<RunReport>,
 }
 
+/// How a handoff goes, or went.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MigrationStatus {
+    /// Its id.
+    pub id: MigId,
+    /// Who gives.
+    pub from: NodeName,
+    /// Who takes.
+    pub to: NodeName,
+    /// Its attempt.
+    pub attempt: u64,
+    /// `Copying`, `WaitingForPods`, `Freezing`, `Exporting`, `Committing`, `Aborting`, `Done` or `Cancelled`.
+    pub phase: String,
+    /// Its begin.
+    pub started_at: Timestamp,
+    /// Its end.
+    pub finished_at: Option<Timestamp>,
+    /// How long nothing could write, milliseconds.
+    pub frozen_ms: u64,
+    /// Bytes sent by the run in hand or the last one.
+    pub bytes: u64,
+    /// What it waits for, or what ended it.
+    pub message: String,
+}
+
 /// Everything that is shown of one copy.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -123,6 +149,10 @@ pub struct FilesystemStatus {
     pub mounts: Vec<String>,
     /// The head is fenced with this commit.
     pub frozen: Option<CommitId>,
+    /// The handoff in hand, or the last one, on the exporter.
+    pub migration: Option<MigrationStatus>,
+    /// `EImportStart`, on the importer: all is here, and authority has not decided.
+    pub import_start: Option<(MigId, u64, CommitId)>,
     /// Conditions, `Ready` first.
     pub conditions: Vec<Condition>,
     /// What fs.json says: enough to adopt it.
@@ -146,7 +176,18 @@ impl Filesystem {
             bytes: self.usage.0,
             limit: self.usage.1,
             receiving: self.partial.as_ref().map(|p| (p.target.id, self.checkpoint.as_ref().map_or(0, |c| c.token.offset))),
-            jobs: self.jobs.iter().map(|(uid, job)| JobStatus { uid: *uid, row: job.row(), report: job.report(now) }).collect(),
+            migration: self.migration_status(now),
+            import_start: self
+                .migration
+                .as_ref()
+                .filter(|m| m.phase == MigrationPhase::ImportStart)
+                .and_then(|m| Some((m.mig, m.attempt, m.final_commit?))),
+            jobs: self
+                .jobs
+                .iter()
+                .filter(|(uid, _)| !self.is_move_job(**uid))
+                .map(|(uid, job)| JobStatus { uid: *uid, row: job.row(), report: job.report(now) })
+                .collect(),
             requests: self.request_statuses(),
             mounts: self.mounts.iter().map(|(t, w)| if *w == MountWhat::Head { t.clone() } else { format!("{t} (commit)") }).collect(),
             frozen: self.base.as_ref().and_then(|b| b.frozen),
@@ -211,9 +252,17 @@ impl Filesystem {
                     .get("HeadMissing")
                     .or_else(|| self.troubles.get("AuthorityUnknown"))
                     .or_else(|| self.troubles.get("EpochRegression"))
+                    .or_else(|| self.troubles.get("PendingLost"))
+                    .or_else(|| self.troubles.get("Superseded"))
                     .or_else(|| self.troubles.get("Opened"))
                     .map_or_else(|| self.write_refusal().message, |p| p.message.clone());
-                (false, if self.is_fenced() { "Fenced" } else { "Closed" }, why)
+                let reason = match () {
+                    () if self.is_superseded() => "Superseded",
+                    () if self.is_moving_fenced() => "Migrating",
+                    () if self.is_fenced() => "Fenced",
+                    () => "Closed",
+                };
+                (false, reason, why)
             }
             (Some(Life::Active), _) => (true, "InSync", format!("{} commits", self.commits.len())),
             (Some(Life::Creating), _) => {

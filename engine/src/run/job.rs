@@ -30,6 +30,9 @@ pub struct RunParams {
     pub retry: Retry,
     /// Policy for conflicts.
     pub on_conflict: OnConflict,
+    /// A transient commit to bring over: the last of a handoff. Only jobs that the Filesystem makes for itself have one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub also: Option<CommitId>,
 }
 
 /// The job as `Replica.spec.jobs[]` has it. Without `trigger` and `on_commit` it is one-shot.
@@ -344,6 +347,7 @@ impl Job {
             retry: params.retry,
             on_conflict: params.on_conflict,
             cursor: self.row.cursor,
+            also: params.also,
             first_seq: self.next_seq,
         };
         let run = Run::start(run_spec, now, fresh.jitter_seed, out);
@@ -368,6 +372,7 @@ impl Job {
             intermediate: run.intermediate,
             retry: run.retry,
             on_conflict: run.on_conflict,
+            also: run.also,
         } == spec.params;
         (!same).then_some(CancelReason::Superseded)
     }

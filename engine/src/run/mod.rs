@@ -106,6 +106,9 @@ pub struct RunSpec {
     pub on_conflict: OnConflict,
     /// Where the job's cursor is: a run that finds the receiver further on moves it (§6, test 9).
     pub cursor: Option<CommitId>,
+    /// A transient commit to bring over: the last of a handoff.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub also: Option<CommitId>,
     /// The first `seq` of its effects: above all that the job's earlier runs used, so that their late results
     /// are recognised.
     pub first_seq: u64,

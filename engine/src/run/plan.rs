@@ -61,11 +61,12 @@ impl From<Problem> for Refused {
 /// # Errors
 /// Every row of the table in replication.md §2 that has no path, as a typed [`Refused`].
 pub fn plan(local: &Versions, peer: &Versions, initial: Initial, intermediate: Intermediate) -> Result<Plan, Refused> {
-    plan_to(local, peer, initial, intermediate, None)
+    plan_to(local, peer, initial, intermediate, None, None)
 }
 
 /// Plans up to `target`, so that a retry ends where the first attempt would have. A `target` that the sender
-/// no longer has counts as none: its newest commit is the target then.
+/// no longer has counts as none: its newest commit is the target then. `also` names a transient commit to bring over, the last of a
+/// handoff; other transient commits are of use only as a base that both sides have.
 ///
 /// # Errors
 /// As [`plan`].
@@ -75,17 +76,17 @@ pub fn plan_to(
     initial: Initial,
     intermediate: Intermediate,
     target: Option<CommitId>,
+    also: Option<CommitId>,
 ) -> Result<Plan, Refused> {
     check_sides(local, peer)?;
-    let sides = Sides::new(local, peer);
-    let Some(newest) = sides.sender.last() else {
+    let sides = Sides::new(local, peer, also);
+    let Some(newest) = sides.sender.iter().rposition(|c| !c.transient || Some(c.id) == also) else {
         return Err(Problem::new(Reason::NoCommits, "there are no commits on the sender: make one, then start the job again").into());
     };
-    let target = match target.and_then(|t| sides.position.get(&t)) {
-        Some(&at) => at,
-        None => sides.sender.len() - 1,
+    let target = target.and_then(|t| sides.position.get(&t)).copied().unwrap_or(newest);
+    let Some(target_id) = sides.sender.get(target).map(|c| c.id) else {
+        return Err(Problem::new(Reason::Internal, "the plan's target is outside of the history").into());
     };
-    let target_id = sides.sender.get(target).map_or(newest.id, |c| c.id);
     let base = sides.base()?;
     let mut plan = Plan { base, steps: Vec::new(), target: target_id, resolution: None, discarded: None };
     let candidates = sides.candidates(base, target);
@@ -142,13 +143,14 @@ struct Sides<'a> {
 }
 
 impl<'a> Sides<'a> {
-    fn new(local: &'a Versions, peer: &'a Versions) -> Self {
-        let visible = |v: &'a Versions| v.commits.iter().filter(|c| !c.transient).collect::<Vec<_>>();
-        let sender = visible(local);
-        let receiver = match peer.role {
-            VersionsRole::Absent => Vec::new(),
-            _ => visible(peer),
+    fn new(local: &'a Versions, peer: &'a Versions, also: Option<CommitId>) -> Self {
+        let theirs: &'a [Commit] = match peer.role {
+            VersionsRole::Absent => &[],
+            _ => &peer.commits,
         };
+        let has = |commits: &[Commit], id| commits.iter().any(|c| c.id == id);
+        let sender: Vec<&Commit> = local.commits.iter().filter(|c| !c.transient || Some(c.id) == also || has(theirs, c.id)).collect();
+        let receiver: Vec<&Commit> = theirs.iter().filter(|c| !c.transient || has(&local.commits, c.id)).collect();
         let position = sender.iter().enumerate().map(|(at, c)| (c.id, at)).collect();
         let received = receiver.iter().map(|c| c.id).collect();
         Self { sender, receiver, position, received }

@@ -25,7 +25,7 @@ impl Run {
             Err(problem) => return self.fail_attempt(problem, false, now, out),
         };
         let spec = &self.spec;
-        match plan_to(local, &peer, spec.initial, spec.intermediate, self.target) {
+        match plan_to(local, &peer, spec.initial, spec.intermediate, self.target, spec.also) {
             Ok(plan) => self.adopt_plan(plan, peer.free_bytes, now, out),
             Err(Refused { problem, conflict }) => {
                 self.conflict = conflict.map(|c| *c);

@@ -82,6 +82,7 @@ pub fn spec() -> RunSpec {
         retry: Retry::default(),
         on_conflict: OnConflict::Fail,
         cursor: None,
+        also: None,
         first_seq: 1,
     }
 }

@@ -4,12 +4,14 @@
 //! - `rng`: dice                       - `disk`: what survives a crash
 //! - `sim`: clock, queue, the actor    - `work`: tasks and their effects
 //! - `wire`: transfers                 - `watch`: what must hold always, and in the end
+//! - `moves`: authority goes from node to node
 //! - `user`: what people, the operator and fate do
 // Each test file uses a part; what can't be otherwise in a test's model may panic.
 #![allow(dead_code, unused_imports, missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::struct_excessive_bools)]
 #![allow(clippy::option_option, clippy::unused_self, clippy::needless_pass_by_value)] // the model says it as the agent does
 
 pub mod disk;
+pub mod moves;
 pub mod rng;
 pub mod sim;
 pub mod user;

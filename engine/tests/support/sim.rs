@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use dotgraft_engine::filesystem::{Answer, Ctx, Desired, Event, Filesystem, Here, Intent, MountWhat, Out, ReqId, Role, Task};
-use dotgraft_engine::ids::{BootId, CommitId, Epoch, FsId, JobUid, OpId, PoolId, RequestUid, Timestamp};
+use dotgraft_engine::filesystem::{Answer, Ctx, Desired, Event, Filesystem, Handoff, Here, Intent, MountWhat, Out, ReqId, Role, Task};
+use dotgraft_engine::ids::{BootId, CommitId, Epoch, FsId, JobUid, MigId, OpId, PoolId, RequestUid, Timestamp};
 use dotgraft_engine::model::{Place, Problem, Reason, Versions};
 use uuid::Uuid;
 
@@ -32,6 +32,8 @@ pub struct Api {
     pub owner: usize,
     pub epoch: Epoch,
     pub opened: Option<(Epoch, BootId)>,
+    pub attempt: u64,
+    pub pending: Option<(MigId, u64, usize)>,
 }
 
 #[derive(Debug, Clone)]
@@ -41,6 +43,7 @@ pub enum Asked {
     Fence,
     Versions(Option<(usize, u64, OpId)>),
     Offer(u64),
+    Export(usize, u64, OpId),
     /// The flag: the transfer ends after it.
     Checkpoint(u64, bool),
 }
@@ -95,6 +98,9 @@ pub enum What {
     /// A peer is asked for its versions.
     Ask(usize, u64, OpId, usize),
     Listed(usize, u64, OpId, Box<Result<Box<Versions>, Problem>>),
+    /// The last word of an exporter reaches the importer; and its answer the exporter.
+    Export(usize, u64, OpId, usize, Box<Handoff>),
+    Exported(usize, u64, OpId, Result<(), Problem>),
 }
 
 /// What a simulation is about.
@@ -164,7 +170,7 @@ impl<'a> Sim<'a> {
             fresh: 1_000,
             id: FsId::from_uuid(uuid(1)),
             nodes,
-            api: Api { phase: Phase::New, owner: 0, epoch: Epoch(1), opened: None },
+            api: Api { phase: Phase::New, owner: 0, epoch: Epoch(1), opened: None, attempt: 1, pending: None },
             sessions: BTreeMap::new(),
             failing: None,
             usage: (1, 0),
@@ -276,6 +282,10 @@ impl<'a> Sim<'a> {
             What::Listed(n, life, op, result) if self.nodes[n].life == life => {
                 self.done(n, op, result.map(dotgraft_engine::filesystem::TaskDone::Versions));
             }
+            What::Export(n, life, op, peer, handoff) if self.nodes[n].life == life => self.export(n, op, peer, *handoff),
+            What::Exported(n, life, op, result) if self.nodes[n].life == life => {
+                self.done(n, op, result.map(|()| dotgraft_engine::filesystem::TaskDone::Ok));
+            }
             _ => {}
         }
     }
@@ -354,6 +364,10 @@ impl<'a> Sim<'a> {
         match (asked, answer) {
             (Asked::Plain, Answer::Plain(_)) | (Asked::Versions(None), Answer::Versions(_)) => {}
             (Asked::Mount(what), Answer::Plain(result)) => self.watch_mounted(n, what, result.is_ok()),
+            (Asked::Export(back, life, op), Answer::Plain(result)) => {
+                let result = if self.partition || self.fault(60) { Err(self.unreachable()) } else { result };
+                self.later(30, What::Exported(back, life, op, result));
+            }
             (Asked::Fence, Answer::Fenced(result)) => self.watch_fenced(n, result.ok().map(|(id, _)| id)),
             (Asked::Versions(Some((back, life, op))), Answer::Versions(result)) => {
                 self.later(30, What::Listed(back, life, op, Box::new(result)));
@@ -379,7 +393,13 @@ impl<'a> Sim<'a> {
         let node = &mut self.nodes[n];
         node.fs = None;
         node.life += 1;
-        node.waiting.clear(); // requesters see the connection end, or an error: that is their answer
+        // Requesters see the connection end, or an error: that is their answer.
+        for asked in std::mem::take(&mut node.waiting).into_values() {
+            if let Asked::Export(back, life, op) = asked {
+                let gone = Err(self.unreachable());
+                self.later(200, What::Exported(back, life, op, gone));
+            }
+        }
     }
 
     pub fn crash(&mut self, n: usize, reboot: bool) {

@@ -21,6 +21,7 @@ pub fn present(role: Role) -> Present {
         reclaim_policy: "Delete".into(),
         commits: Vec::new(),
         jobs: Vec::new(),
+        move_to: None,
     }
 }
 
@@ -64,6 +65,7 @@ impl Sim<'_> {
             intermediate: *self.rng.pick(&[Intermediate::All, Intermediate::LatestOnly]).unwrap(),
             retry: Retry::default(),
             on_conflict: OnConflict::Fail,
+            also: None,
         };
         WantedJob {
             spec: JobSpec { uid: self.job, generation: 1, suspend: false, trigger: None, on_commit: true, params },

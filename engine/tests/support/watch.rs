@@ -36,8 +36,10 @@ fn slot_of(task: &Task) -> Option<&'static str> {
         | Task::Prepare(_)
         | Task::CreateHead { .. }
         | Task::WriteMeta(_)
+        | Task::DropHead
         | Task::Destroy { .. } => "life",
         Task::Commit { .. } | Task::Fence { .. } | Task::Thaw => "head",
+        Task::Swap(_) | Task::Export { .. } => "move",
         Task::DeleteCommit(_) => "removal",
         Task::Receive { .. } => "receive",
         Task::Discard(_) => "discard",
@@ -113,8 +115,14 @@ impl Sim<'_> {
                 assert!(base.as_ref().is_some_and(|b| b.frozen.is_none()), "a mount of a fenced head");
             }
             Task::CreateHead { .. } => {
-                self.assert_opened(n, "creates a head");
-                assert!(life == Some(Life::Creating));
+                if let Some(id) = base.as_ref().and_then(|b| b.head_from) {
+                    // A try whose answer was lost may have made it: nothing has written it since.
+                    let (disk, content) = (&self.nodes[n].disk, self.nodes[n].disk.commits[&id].1);
+                    assert!(disk.head.as_ref().is_none_or(|h| h.content == content && !h.fenced), "makes a head beside another");
+                } else {
+                    self.assert_opened(n, "creates a head");
+                    assert!(life == Some(Life::Creating));
+                }
             }
             Task::Destroy { .. } => {
                 assert!(self.nodes[n].tasks.is_empty(), "destroys while tasks run");
@@ -133,6 +141,22 @@ impl Sim<'_> {
         assert!(self.nodes[n].may_delete, "node {n} destroys and nobody asked for it");
         let owner = self.nodes[n].disk.head.is_some();
         assert!(!owner || self.api.phase == Phase::Deleting, "an owner's data goes and the Filesystem is not Deleting");
+    }
+
+    /// `pending` is set: nothing can write here any more (R2).
+    pub fn watch_pend(&mut self, n: usize) {
+        assert!(self.nodes[n].disk.head.as_ref().is_some_and(|h| h.fenced), "pending is set and the head is not fenced");
+        assert!(self.journal_base(n).is_some_and(|b| b.frozen.is_some()), "pending is set before the fence is recorded");
+    }
+
+    /// A head goes: all that was acknowledged is elsewhere, and this node can't write.
+    pub fn watch_drop_head(&mut self, n: usize) {
+        let base = self.journal_base(n).expect("a base row");
+        assert!(base.role == dotgraft_engine::filesystem::Role::Replica, "an owner's head goes");
+        assert!(self.api.owner != n || self.api.epoch > base.epoch, "the head of the owner goes");
+        let Some(content) = self.nodes[n].disk.head.as_ref().map(|h| h.content) else { return };
+        let held = |n: usize| self.nodes[n].disk.commits.values().any(|(_, c)| *c == content);
+        assert!(held(n) || (0..self.nodes.len()).any(held), "what the head holds is nowhere else");
     }
 
     pub fn watch_delete(&mut self, n: usize, id: CommitId) {

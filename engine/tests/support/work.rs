@@ -1,11 +1,11 @@
 //! Tasks and their effects on the model disk and API, as node-agent's `tasks` carries them out.
 
-use dotgraft_engine::filesystem::{MountWhat, Task, TaskDone};
-use dotgraft_engine::ids::OpId;
+use dotgraft_engine::filesystem::{AuthorityView, Event, Handoff, MountWhat, Swap, Task, TaskDone};
+use dotgraft_engine::ids::{Epoch, MigId, OpId};
 use dotgraft_engine::model::{Problem, Reason};
 
 use super::disk::Head;
-use super::sim::{Phase, Sim, What};
+use super::sim::{Asked, Phase, Sim, What};
 
 fn problem(reason: Reason) -> Problem {
     Problem::new(reason, "simulated")
@@ -18,6 +18,10 @@ impl Sim<'_> {
             Task::PeerVersions { peer, .. } => {
                 let peer = self.peer_of(&peer);
                 self.later(30, What::Ask(n, life, op, peer));
+            }
+            Task::Export { peer, handoff } => {
+                let peer = self.peer_of(&peer);
+                self.later(30, What::Export(n, life, op, peer, handoff));
             }
             Task::Send { .. } => self.start_send(n, op, task),
             Task::Receive { .. } => self.start_receive(n, op, task),
@@ -34,6 +38,7 @@ impl Sim<'_> {
         match doing.task {
             Task::PeerVersions { .. } => self.done(n, op, Err(problem(Reason::Cancelled))),
             Task::Send { .. } | Task::Receive { .. } => self.cancel_transfer(n, op),
+            Task::Export { .. } => self.done(n, op, Err(problem(Reason::Cancelled))),
             _ => {} // what can't be cancelled ends by itself
         }
     }
@@ -110,7 +115,16 @@ impl Sim<'_> {
                 self.nodes[n].disk.meta = Some((**base).clone());
             }
             Task::CreateHead { from, .. } => {
-                let content = if from.is_some() { 7 } else { 0 };
+                let content = match from {
+                    Some(origin) if origin.fs_id == self.id => self.nodes[n]
+                        .disk
+                        .commits
+                        .get(&origin.commit)
+                        .map(|(_, content)| *content)
+                        .ok_or_else(|| problem(Reason::NotFound))?,
+                    Some(_) => 7,
+                    None => 0,
+                };
                 let disk = &mut self.nodes[n].disk;
                 if disk.meta.is_none() {
                     return Err(problem(Reason::NotFound));
@@ -145,6 +159,14 @@ impl Sim<'_> {
                     head.fenced = false;
                 }
             }
+            Task::Swap(swap) => return self.swap(n, swap),
+            Task::DropHead => {
+                if !self.nodes[n].disk.mounts.is_empty() {
+                    return Err(problem(Reason::Mounted));
+                }
+                self.watch_drop_head(n);
+                self.nodes[n].disk.head = None;
+            }
             Task::Destroy { .. } => {
                 if !self.nodes[n].disk.mounts.is_empty() {
                     return Err(problem(Reason::Mounted));
@@ -167,13 +189,62 @@ impl Sim<'_> {
                 self.nodes[n].disk.drop_partial(*target);
                 self.ledger.safe[n].take_if(|s| s.0 == *target);
             }
-            Task::Receive { .. } | Task::PeerVersions { .. } | Task::Send { .. } => {}
+            Task::Receive { .. } | Task::PeerVersions { .. } | Task::Send { .. } | Task::Export { .. } => {}
         }
         Ok(TaskDone::Ok)
     }
 
     fn head_content(&self, n: usize) -> Result<u64, Problem> {
         self.nodes[n].disk.head.as_ref().map(|h| h.content).ok_or_else(|| problem(Reason::NotFound))
+    }
+
+    /// The compare-and-swaps of R3 and R6, with the guards of migration.md §2; then what authority says.
+    fn swap(&mut self, n: usize, swap: &Swap) -> Result<TaskDone, Problem> {
+        let deleting = self.api.phase == Phase::Deleting;
+        let exactly = |pending: Option<(MigId, u64, usize)>, mig, attempt| pending.is_some_and(|p| (p.0, p.1) == (mig, attempt));
+        match swap {
+            Swap::Ask => {}
+            Swap::Pend { mig, epoch, to, .. } => {
+                if self.api.owner == n && self.api.epoch == *epoch && self.api.pending.is_none() && !deleting {
+                    let to = self.peer_of(to);
+                    self.watch_pend(n);
+                    self.api.pending = Some((*mig, self.api.attempt, to));
+                }
+            }
+            Swap::Commit { mig, attempt, epoch } => {
+                if self.api.epoch == *epoch && exactly(self.api.pending, *mig, *attempt) && !deleting {
+                    self.api.owner = self.api.pending.map_or(0, |p| p.2);
+                    self.api.epoch = Epoch(epoch.0 + 1);
+                    (self.api.pending, self.api.opened) = (None, None);
+                    self.say(format!("AUTHORITY to n{} in {}", self.api.owner, self.api.epoch));
+                }
+            }
+            Swap::Abort { mig, attempt, epoch } => {
+                if self.api.epoch == *epoch && exactly(self.api.pending, *mig, *attempt) {
+                    self.api.attempt += 1;
+                    self.api.pending = None;
+                    self.say("AUTHORITY abort".into());
+                }
+            }
+        }
+        Ok(TaskDone::Authority(Box::new(AuthorityView {
+            owner: self.nodes[self.api.owner].place.clone(),
+            epoch: self.api.epoch,
+            attempt: self.api.attempt,
+            pending: self.api.pending.map(|p| (p.0, p.1)),
+            deleting,
+        })))
+    }
+
+    /// The exporter's last word arrives, or is lost.
+    pub fn export(&mut self, n: usize, op: OpId, peer: usize, handoff: Handoff) {
+        if self.partition || self.nodes[peer].fs.is_none() || self.fault(60) {
+            let gone = self.unreachable();
+            return self.done(n, op, Err(gone));
+        }
+        let life = self.nodes[n].life;
+        let req = self.req(peer, Asked::Export(n, life, op));
+        self.handle(peer, Event::Export(req, Box::new(handoff)));
     }
 
     /// R0's compare-and-swap.
@@ -184,10 +255,13 @@ impl Sim<'_> {
         if self.api.owner != n {
             return Err(problem(Reason::NotOwner));
         }
+        if self.api.pending.is_some() {
+            return Err(problem(Reason::Busy));
+        }
         if self.api.epoch < seen {
             return Err(problem(Reason::StaleEpoch));
         }
         self.api.opened = Some((self.api.epoch, self.nodes[n].boot));
-        Ok(TaskDone::Opened { epoch: self.api.epoch, attempt: 1, new: self.api.phase == Phase::New })
+        Ok(TaskDone::Opened { epoch: self.api.epoch, attempt: self.api.attempt, new: self.api.phase == Phase::New })
     }
 }

@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use dotgraft_api::Replica;
 use dotgraft_api::replica::ReplicaStatus;
-use dotgraft_engine::filesystem::{FilesystemStatus, Here, Note, TaskDone};
+use dotgraft_engine::filesystem::{AuthorityView, FilesystemStatus, Here, Note, Swap, TaskDone};
 use dotgraft_engine::ids::{Epoch, FsId, Timestamp};
 use dotgraft_engine::model::Problem;
 use kube::ResourceExt;
@@ -75,6 +75,11 @@ impl ClusterApi {
             known.seen_version = won.resource_version;
         }
         Ok(TaskDone::Opened { epoch: won.epoch, attempt: won.attempt, new: won.new })
+    }
+
+    /// A swap of authority (migration.md R3, R6), or a read; what authority says after it.
+    pub async fn swap(&self, fs: FsId, swap: &Swap) -> Result<AuthorityView, Problem> {
+        self.authority.swap(fs, &self.here.place, swap).await
     }
 
     /// Is the Filesystem `Deleting`? By a quorum read.

@@ -66,5 +66,7 @@ pub fn base_of(meta: &FsMeta, head: bool) -> Result<Base, Problem> {
         attempt: meta.attempt,
         opened: meta.opened.map(|boot| Opened { epoch: meta.epoch, boot }),
         frozen: None,
+        head_from: None,
+        superseded: false,
     })
 }

@@ -238,6 +238,7 @@ impl FsActor {
                 Event::Unmount(self.wait(Waiting::Plain(reply)), target)
             }
             Request::Fence { force, reply } => Event::Fence(self.wait(Waiting::Fence(reply)), force),
+            Request::Export { handoff, reply } => Event::Export(self.wait(Waiting::Plain(reply)), handoff),
             Request::Thaw { reply } => Event::Thaw(self.wait(Waiting::Plain(reply))),
         }
     }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use dotgraft_engine::filesystem::FilesystemStatus;
+use dotgraft_engine::filesystem::{FilesystemStatus, Handoff};
 use dotgraft_engine::ids::{CommitId, FsId, JobUid};
 use dotgraft_engine::model::{Commit, Problem, Reason, ResumeToken, Versions};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -122,6 +122,13 @@ pub enum Request {
         /// The final commit and the generation.
         reply: oneshot::Sender<Result<(CommitId, u64), Problem>>,
     },
+    /// An owner hands authority over to this node.
+    Export {
+        /// What leaves with it.
+        handoff: Box<Handoff>,
+        /// Answered once it is recorded durably.
+        reply: oneshot::Sender<Result<(), Problem>>,
+    },
     /// Undo a fence.
     Thaw {
         /// The answer.
@@ -192,6 +199,10 @@ impl FsHandle {
     /// Fences.
     pub async fn fence(&self, force: bool) -> Result<(CommitId, u64), Problem> {
         self.ask(|reply| Request::Fence { force, reply }).await
+    }
+    /// Takes note that an owner hands authority over to this node.
+    pub async fn export(&self, handoff: Handoff) -> Result<(), Problem> {
+        self.ask(|reply| Request::Export { handoff: Box::new(handoff), reply }).await
     }
     /// Thaws.
     pub async fn thaw(&self) -> Result<(), Problem> {

@@ -100,6 +100,15 @@ async fn carry_out(ctx: &TaskCtx, task: Task, transfer: Option<Transfer>) -> Res
         Task::DeleteCommit(id) => ctx.blocking(move |d| d.delete_commit(fs, id)).await.map(|()| TaskDone::Ok),
         Task::Fence { qgroup, commit, force } => ctx.blocking(move |d| fence(d, fs, qgroup, &commit, force)).await,
         Task::Thaw => ctx.blocking(move |d| d.thaw(fs)).await.map(|()| TaskDone::Ok),
+        Task::Swap(swap) => ctx.node.api.swap(fs, &swap).await.map(|view| TaskDone::Authority(Box::new(view))),
+        Task::Export { peer, handoff } => {
+            let export = ctx.node.peers.export(&peer.node, fs, &handoff);
+            tokio::select! {
+                done = export => done.map(|()| TaskDone::Ok),
+                () = ctx.cancel.cancelled() => Err(cancelled()),
+            }
+        }
+        Task::DropHead => ctx.blocking(move |d| d.drop_head(fs)).await.map(|()| TaskDone::Ok),
         Task::Destroy { qgroup } => ctx.blocking(move |d| destroy(d, fs, qgroup)).await,
         Task::Usage { qgroup } => ctx.blocking(move |d| d.usage(qgroup)).await.map(|u| TaskDone::Usage { bytes: u.bytes, limit: u.limit }),
         Task::Mount(what, target, read_only) => {

@@ -5,11 +5,12 @@ use dotgraft_api::common::{
 };
 use dotgraft_api::node_pool::Orphan;
 use dotgraft_api::replica::{
-    CommitState, CommitWish, CopyRole, DesiredRole, DesiredState, JobWish, LastRun, Replica, ReplicaCommit, ReplicaCommitStatus,
-    ReplicaJobStatus, ReplicaStatus,
+    CommitState, CommitWish, CopyRole, DesiredRole, DesiredState, ImportStart, JobWish, LastRun, Migration, Replica, ReplicaCommit,
+    ReplicaCommitStatus, ReplicaJobStatus, ReplicaStatus,
 };
 use dotgraft_engine::filesystem::{
-    Desired, FilesystemStatus, Intent, JobStatus, Present, RequestState, RequestStatus, Role, RoleStatus, WantedCommit, WantedJob,
+    Desired, FilesystemStatus, Intent, JobStatus, MigrationStatus, Present, RequestState, RequestStatus, Role, RoleStatus, WantedCommit,
+    WantedJob,
 };
 use dotgraft_engine::ids::{Epoch, FsId, IdError, Timestamp};
 use dotgraft_engine::model::{Claim, Origin, Place};
@@ -59,6 +60,10 @@ fn parse(replica: &Replica) -> Result<(FsId, Desired), IdError> {
             reclaim_policy: reclaim_text(d.reclaim_policy).to_owned(),
             commits: d.commits.iter().map(wanted_commit).collect::<Result<_, _>>()?,
             jobs: d.jobs.iter().map(wanted_job).collect::<Result<_, _>>()?,
+            move_to: match &d.move_to {
+                Some(p) => Some(Place { node: p.node.parse()?, pool: p.pool.parse()? }),
+                None => None,
+            },
         })),
     };
     Ok((fs, Desired { generation, intent }))
@@ -105,6 +110,7 @@ fn wanted_job(j: &JobWish) -> Result<WantedJob, IdError> {
             deadline_ms: j.retry.deadline_seconds.map(|s| u64::from(s).saturating_mul(1000)),
         },
         on_conflict: OnConflict::Fail,
+        also: None,
     };
     let spec = JobSpec {
         uid: j.uid.parse()?,
@@ -150,12 +156,32 @@ pub fn status_of(s: &FilesystemStatus, before: Option<&ReplicaStatus>, now: Time
                 epoch: c.epoch.0,
             })
             .collect(),
-        import_start: None,
+        migration: s.migration.as_ref().map(migration),
+        import_start: s.import_start.map(|(mig, attempt, commit)| ImportStart {
+            mig: mig.to_string(),
+            attempt,
+            final_commit: commit.to_string(),
+        }),
         opened_epoch: s.opened_epoch.map(|e| e.0),
         jobs: s.jobs.iter().take(32).map(job_status).collect(),
         commits: s.requests.iter().take(256).map(request_status).collect(),
         mounts: s.mounts.iter().take(16).map(|m| cut(m, 1024)).collect(),
         conditions: conditions(s, before, now),
+    }
+}
+
+fn migration(m: &MigrationStatus) -> Migration {
+    Migration {
+        id: m.id.to_string(),
+        from: m.from.to_string(),
+        to: m.to.to_string(),
+        attempt: m.attempt,
+        phase: m.phase.clone(),
+        started_at: Some(time(m.started_at)),
+        finished_at: m.finished_at.map(time),
+        frozen_ms: m.frozen_ms,
+        bytes: m.bytes,
+        message: cut(&m.message, 4096),
     }
 }
 

@@ -41,6 +41,20 @@ impl BtrfsPool {
         self.remove_qgroups(qgroup)
     }
 
+    /// See [`crate::driver::Driver::drop_head`]. Whether something has it mounted is looked at under the fence, right before (storage.md §3).
+    pub(super) fn drop_head_of(&self, fs: FsId) -> Result<(), DriverError> {
+        let Some(dir) = fsx::maybe(self.fs_dir(fs))? else { return Ok(()) };
+        let Some(head) = subvol::find(&dir, layout::HEAD)? else { return Ok(()) };
+        self.freeze(&head)?;
+        let root = format!("/{}/{fs}/{}", layout::FS, layout::HEAD);
+        let holders = mounts::holders(&self.dev, |r| r.starts_with(&root))?; // by whole components
+        mounts::nobody(&holders)?;
+        drop(head);
+        subvol::remove(self, &dir, layout::HEAD)?;
+        ioctl::commit_transaction(&self.root).doing(|| "commit the transaction".to_owned())?;
+        fsx::sync_dir(&dir)
+    }
+
     /// All subvolumes, then one transaction (which also sets the kernel's cleaner to work) and `fsync` of each directory they were in:
     /// from then on they stay deleted.
     fn remove_subvolumes(&self, dir: &OwnedFd) -> Result<(), DriverError> {

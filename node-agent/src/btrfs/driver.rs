@@ -45,6 +45,10 @@ impl Driver for BtrfsPool {
     fn delete_commit(&self, fs: FsId, commit: CommitId) -> Result<(), DriverError> {
         self.remove_commit(fs, commit)
     }
+    fn drop_head(&self, fs: FsId) -> Result<(), DriverError> {
+        self.drop_head_of(fs)
+    }
+
     fn destroy(&self, fs: FsId, qgroup: u64) -> Result<(), DriverError> {
         self.destroy_fs(fs, qgroup)
     }

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use dotgraft_api::common::MANAGER_AGENT;
 use dotgraft_api::{Filesystem, FilesystemPhase};
-use dotgraft_engine::ids::{BootId, CommitId, Epoch, FsId};
+use dotgraft_engine::filesystem::{AuthorityView, Swap};
+use dotgraft_engine::ids::{BootId, CommitId, Epoch, FsId, MigId};
 use dotgraft_engine::model::{Claim, Origin, Place, Problem, Reason};
 use kube::api::{Api, DynamicObject, PostParams};
 use kube::core::ApiResource;
@@ -58,7 +59,18 @@ pub struct Authority {
     /// Boot for which it was opened; only if that was in the current epoch.
     pub opened: Option<BootId>,
     /// Whose turn it would be, if a handoff is under way.
-    pub pending: Option<Place>,
+    pub pending: Option<Pending>,
+}
+
+/// A handoff under way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pending {
+    /// Its id.
+    pub mig: MigId,
+    /// Its attempt.
+    pub attempt: u64,
+    /// To whom.
+    pub to: Place,
 }
 
 /// How `open` ended. Only `Opened` allows a writable head.
@@ -224,6 +236,38 @@ impl AuthorityClient {
         }
     }
 
+    /// Makes a swap if its guard holds (migration.md R3, R6), and returns what authority says then, as the API server confirmed it. An
+    /// unknown outcome is found out by reading again: each swap is idempotent, as its guard holds only once.
+    pub async fn swap(&self, fs: FsId, me: &Place, swap: &Swap) -> Result<AuthorityView, Problem> {
+        let deadline = Instant::now() + self.deadline;
+        let mut retry = 0;
+        loop {
+            let error = match self.try_swap(fs, me, swap).await {
+                Ok(view) => return Ok(view),
+                Err(e @ (ClusterError::Conflict | ClusterError::Unreachable { .. })) => e,
+                Err(e) => return Err(e.problem()),
+            };
+            let pause = backoff(self.pause, Duration::from_secs(2), retry);
+            if Instant::now() + pause >= deadline {
+                return Err(error.problem());
+            }
+            tokio::time::sleep(pause).await;
+            retry += 1;
+        }
+    }
+
+    async fn try_swap(&self, fs: FsId, me: &Place, swap: &Swap) -> Result<AuthorityView, ClusterError> {
+        let mut object = self.read(fs).await?.ok_or(ClusterError::Missing)?;
+        let before = view(&object)?;
+        let Some(change) = swapped(&before, me, swap)? else { return seen_by_engine(&before) };
+        let authority = object.data.pointer_mut("/status/authority").and_then(|a| a.as_object_mut());
+        let authority = authority.ok_or_else(|| ClusterError::Malformed { message: "status.authority is no object".into() })?;
+        change.apply(authority);
+        let params = PostParams { field_manager: Some(MANAGER_AGENT.into()), ..PostParams::default() };
+        let after = timed(self.api.replace_status(&fs.to_string(), &params, &object)).await?;
+        seen_by_engine(&view(&after)?)
+    }
+
     /// GET without resourceVersion: the newest, confirmed by a quorum of etcd.
     async fn read(&self, fs: FsId) -> Result<Option<DynamicObject>, ClusterError> {
         match timed(self.api.get(&fs.to_string())).await {
@@ -252,9 +296,78 @@ fn may_open(view: &View, me: &Place, seen: Seen) -> Result<Epoch, OpenOutcome> {
         return Err(OpenOutcome::NotOwner { owner: authority.owner.clone(), epoch: authority.epoch });
     }
     match &authority.pending {
-        Some(to) => Err(OpenOutcome::Pending { to: to.clone() }),
+        Some(pending) => Err(OpenOutcome::Pending { to: pending.to.clone() }),
         None => Ok(authority.epoch),
     }
+}
+
+/// What a swap changes in `status.authority`.
+enum Change {
+    /// Sets `pending`.
+    Pend(serde_json::Value),
+    /// owner := `pending.to`, epoch + 1.
+    Commit(Place, u64),
+    /// Clears `pending`, attempt + 1.
+    Abort(u64),
+}
+
+impl Change {
+    fn apply(self, authority: &mut serde_json::Map<String, serde_json::Value>) {
+        match self {
+            Self::Pend(pending) => {
+                authority.insert("pending".into(), pending);
+            }
+            Self::Commit(owner, epoch) => {
+                authority.insert("owner".into(), json!({ "node": owner.node.as_str(), "pool": owner.pool.to_string() }));
+                authority.insert("epoch".into(), json!(epoch));
+                authority.remove("pending");
+                authority.remove("opened");
+            }
+            Self::Abort(attempt) => {
+                authority.insert("attempt".into(), json!(attempt));
+                authority.remove("pending");
+            }
+        }
+    }
+}
+
+/// The guards of R3 on one state of the object; `None`: nothing to change.
+fn swapped(view: &View, me: &Place, swap: &Swap) -> Result<Option<Change>, ClusterError> {
+    let Some(authority) = &view.authority else { return Ok(None) };
+    let deleting = view.phase == FilesystemPhase::Deleting;
+    let exactly = |mig: MigId, attempt: u64, epoch: Epoch| {
+        authority.pending.as_ref().filter(|p| authority.epoch == epoch && (p.mig, p.attempt) == (mig, attempt))
+    };
+    Ok(match swap {
+        Swap::Ask => None,
+        Swap::Pend { mig, epoch, to, final_commit } => {
+            let may = authority.owner == *me && authority.epoch == *epoch && authority.pending.is_none() && !deleting;
+            may.then(|| {
+                let to = json!({ "node": to.node.as_str(), "pool": to.pool.to_string() });
+                let attempt = authority.attempt;
+                Change::Pend(json!({ "mig": mig.to_string(), "attempt": attempt, "to": to, "finalCommit": final_commit.to_string() }))
+            })
+        }
+        // A deleting Filesystem changes owners no more.
+        Swap::Commit { mig, attempt, epoch } => {
+            exactly(*mig, *attempt, *epoch).filter(|_| !deleting).map(|p| Change::Commit(p.to.clone(), epoch.0.saturating_add(1)))
+        }
+        Swap::Abort { mig, attempt, epoch } => exactly(*mig, *attempt, *epoch).map(|p| Change::Abort(p.attempt.saturating_add(1))),
+    })
+}
+
+fn seen_by_engine(view: &View) -> Result<AuthorityView, ClusterError> {
+    let authority = view
+        .authority
+        .as_ref()
+        .ok_or_else(|| ClusterError::Malformed { message: "the API says nothing of an owner; `kubectl dot accept` sets one".into() })?;
+    Ok(AuthorityView {
+        owner: authority.owner.clone(),
+        epoch: authority.epoch,
+        attempt: authority.attempt,
+        pending: authority.pending.as_ref().map(|p| (p.mig, p.attempt)),
+        deleting: view.phase == FilesystemPhase::Deleting,
+    })
 }
 
 /// Parses what came; anything that isn't as it should be is an error, never a default.
@@ -279,7 +392,10 @@ fn view(object: &DynamicObject) -> Result<View, ClusterError> {
                 Some(o) if o.epoch == a.epoch => Some(o.boot_id.parse().map_err(|e| malformed(&e))?),
                 _ => None,
             },
-            pending: a.pending.as_ref().map(|p| place(&p.to)).transpose()?,
+            pending: match &a.pending {
+                None => None,
+                Some(p) => Some(Pending { mig: p.mig.parse().map_err(|e| malformed(&e))?, attempt: p.attempt, to: place(&p.to)? }),
+            },
         }),
     };
     let origin = match &fs.spec.origin {

@@ -300,6 +300,9 @@ fn only_progress(old: &ReplicaStatus, new: &ReplicaStatus) -> bool {
 /// The status without what moves all the time.
 fn still(status: &ReplicaStatus) -> ReplicaStatus {
     let mut still = ReplicaStatus { bytes: 0, ..status.clone() };
+    if let Some(migration) = &mut still.migration {
+        (migration.bytes, migration.frozen_ms) = (0, 0);
+    }
     for report in still.jobs.iter_mut().filter_map(|j| j.report.as_mut()).filter_map(Value::as_object_mut) {
         for moving in ["replicatedBytes", "bytesPerSecond", "expectedBytes", "imprecise"] {
             report.remove(moving);

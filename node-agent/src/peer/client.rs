@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use dotgraft_engine::filesystem::Handoff;
 use dotgraft_engine::ids::{FsId, JobUid, NodeName};
 use dotgraft_engine::model::{Problem, Reason, Versions};
 use dotgraft_proto::agent::v1 as wire;
@@ -120,6 +121,29 @@ impl PeerClient {
             .map_err(|_| Problem::new(Reason::Timeout, format!("node {} did not list its versions in time", connection.peer.leaf.node)))?
             .map_err(|status| connection.problem(&status))?;
         convert::versions_from_wire(fs, answer.into_inner())
+    }
+
+    /// Tells `node` that all of `fs` is there and authority goes to it; returns once that is recorded there (`EImportStart`).
+    pub async fn export(&self, node: &NodeName, fs: FsId, handoff: &Handoff) -> Result<(), Problem> {
+        let handoff = serde_json::to_vec(handoff).map_err(|e| Problem::new(Reason::Internal, e.to_string()))?;
+        let request = wire::ExportRequest { fs_id: fs.to_string(), handoff };
+        let (connection, reused) = self.connection(node).await?;
+        match self.export_on(&connection, request.clone()).await {
+            Err(problem) if reused && problem.reason == Reason::Unreachable => {
+                let (connection, _) = self.fresh(node, &connection).await?;
+                self.export_on(&connection, request).await
+            }
+            other => other,
+        }
+    }
+
+    async fn export_on(&self, connection: &Connection, request: wire::ExportRequest) -> Result<(), Problem> {
+        let mut stub = connection.stub();
+        tokio::time::timeout(self.inner.settings.versions_timeout, stub.export(request))
+            .await
+            .map_err(|_| Problem::new(Reason::Timeout, format!("node {} did not answer in time", connection.peer.leaf.node)))?
+            .map_err(|status| connection.problem(&status))?;
+        Ok(())
     }
 
     /// Offers a commit of `fs` to `node`; returns when the peer has accepted it, has it already, or refused. `offer.from` is

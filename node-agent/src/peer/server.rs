@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use dotgraft_engine::filesystem::Handoff;
 use dotgraft_engine::ids::{FsId, NodeName};
 use dotgraft_engine::model::{Problem, Reason};
 use dotgraft_proto::agent::v1 as wire;
@@ -142,6 +143,21 @@ impl Service {
         Ok(convert::versions_to_wire(&versions))
     }
 
+    /// The certificate says who hands over; nobody speaks for another node.
+    async fn take_over(&self, request: Request<wire::ExportRequest>) -> Result<(), Problem> {
+        let (peer, _pass) = self.admit(&request)?;
+        let request = request.into_inner();
+        let fs = convert::fs_id(&request.fs_id)?;
+        let handoff: Handoff =
+            serde_json::from_slice(&request.handoff).map_err(|e| Problem::new(Reason::Invalid, format!("handoff: {e}")))?;
+        if handoff.from.node != peer.leaf.node {
+            return Err(Problem::new(Reason::Denied, format!("node {} can't hand over for {}", peer.leaf.node, handoff.from.node)));
+        }
+        tokio::time::timeout(self.settings.versions_timeout, self.handle(fs)?.export(handoff))
+            .await
+            .map_err(|_| Problem::new(Reason::Timeout, "the Filesystem's owner did not answer in time"))?
+    }
+
     async fn start(&self, request: Request<Streaming<wire::ReceiveRequest>>) -> Result<Responses, Problem> {
         let (peer, pass) = self.admit(&request)?;
         let mut inbound = request.into_inner();
@@ -178,6 +194,10 @@ impl Peer for Service {
 
     async fn versions(&self, request: Request<wire::VersionsRequest>) -> Result<Response<wire::VersionsResponse>, Status> {
         self.list(request).await.map(Response::new).map_err(|p| status_of(&p))
+    }
+
+    async fn export(&self, request: Request<wire::ExportRequest>) -> Result<Response<wire::ExportResponse>, Status> {
+        self.take_over(request).await.map(|()| Response::new(wire::ExportResponse {})).map_err(|p| status_of(&p))
     }
 
     async fn receive(&self, request: Request<Streaming<wire::ReceiveRequest>>) -> Result<Response<Responses>, Status> {
