@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use dotgraft_api::common::ANNOTATION_CSI_NAME;
 use dotgraft_api::{Branch, Commit, Dot, Filesystem, NodePool, Replica, ReplicationJob};
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use k8s_openapi::api::core::v1::{Node, ObjectReference};
@@ -20,6 +21,16 @@ pub fn claim_term(kind: &str, namespace: &str, name: &str) -> String {
     format!("{kind}/{namespace}/{name}")
 }
 
+/// Term under which Commits are indexed by the Filesystem that they were made in.
+pub fn fs_term(fs_id: &str) -> String {
+    format!("fs/{fs_id}")
+}
+
+/// Term under which Commits are indexed by the CSI call that made them.
+pub fn csi_term(name: &str) -> String {
+    format!("csi/{name}")
+}
+
 /// Every kind that decisions are planned with.
 #[derive(Clone)]
 pub struct Caches {
@@ -27,7 +38,7 @@ pub struct Caches {
     pub dots: Arc<Cache<Dot>>,
     /// Branches, by the claim term of their Dot.
     pub branches: Arc<Cache<Branch>>,
-    /// Commits, by the claim term of their source.
+    /// Commits, by the claim term of their source, [`fs_term`] and [`csi_term`].
     pub commits: Arc<Cache<Commit>>,
     /// Jobs, by namespace.
     pub jobs: Arc<Cache<ReplicationJob>>,
@@ -50,7 +61,10 @@ impl Default for Caches {
             branches: Cache::new("branch", |b| vec![claim_term("Dot", &b.namespace().unwrap_or_default(), &b.spec.dot)]),
             commits: Cache::new("commit", |c| {
                 let s = &c.spec.source;
-                vec![claim_term(s.kind.as_str(), &c.namespace().unwrap_or_default(), &s.name)]
+                let mut terms = vec![claim_term(s.kind.as_str(), &c.namespace().unwrap_or_default(), &s.name)];
+                terms.extend(c.status.iter().filter_map(|s| s.fs_id.as_deref()).map(fs_term));
+                terms.extend(c.annotations().get(ANNOTATION_CSI_NAME).map(|n| csi_term(n)));
+                terms
             }),
             jobs: Cache::new("replicationjob", |j| vec![j.namespace().unwrap_or_default()]),
             filesystems: Cache::new("filesystem", |f| {

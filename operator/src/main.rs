@@ -10,7 +10,7 @@ use clap::{Parser, ValueEnum};
 use dotgraft_operator::context::Ctx;
 use dotgraft_operator::http::{Health, serve};
 use dotgraft_operator::metrics::Metrics;
-use dotgraft_operator::{leader, runtime};
+use dotgraft_operator::{csi, leader, runtime};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use tokio::signal::unix::{SignalKind, signal};
@@ -37,6 +37,12 @@ struct Args {
     /// renewal is a request to the API server, so less than an hour is no setting for production.
     #[arg(long, env = "DOTGRAFT_CERTIFICATE_LIFETIME", hide = true, default_value_t = 604_800, value_parser = clap::value_parser!(u64).range(10..=604_800))]
     certificate_lifetime: u64,
+    /// Unix socket on which CSI Identity and Controller are served to the sidecars; left out, there is no CSI.
+    #[arg(long)]
+    csi_socket: Option<PathBuf>,
+    /// Most volumes that a node may have attached; the agents' `--csi-attach-limit` should say the same.
+    #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    csi_attach_limit: u32,
     /// json for machines, human for a terminal.
     #[arg(long, value_enum, default_value = "json")]
     log_format: LogFormat,
@@ -93,6 +99,14 @@ async fn lead(ctx: Arc<Ctx>, mut leading: watch::Receiver<bool>) {
     }
 }
 
+/// Serves CSI if it is asked for; else waits for ever.
+async fn serve_csi(args: &Args, ctx: Arc<Ctx>) -> Result<()> {
+    match &args.csi_socket {
+        Some(socket) => Ok(csi::serve(socket, usize::try_from(args.csi_attach_limit)?, ctx).await?),
+        None => std::future::pending().await,
+    }
+}
+
 async fn watch_health(ctx: Arc<Ctx>, health: Arc<Health>) {
     loop {
         health.set_synced(ctx.caches.fresh());
@@ -121,6 +135,7 @@ async fn main() -> Result<()> {
         () = watch_health(ctx.clone(), health) => {}
         () = runtime::count_stuck(ctx.clone()) => {}
         () = leader::run(client.clone(), args.namespace.clone(), identity.clone(), tx) => {}
+        served = serve_csi(&args, ctx.clone()) => served?,
         () = lead(ctx, rx) => {}
         _ = term.recv() => tracing::info!("SIGTERM"),
         _ = int.recv() => tracing::info!("SIGINT"),

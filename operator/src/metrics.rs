@@ -25,6 +25,17 @@ struct ResultLabel {
     result: &'static str,
 }
 
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct CsiCall {
+    method: &'static str,
+    code: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct CsiMethod {
+    method: &'static str,
+}
+
 /// The program's metrics; cheap to share by `Arc`.
 pub struct Metrics {
     registry: Registry,
@@ -34,6 +45,8 @@ pub struct Metrics {
     stuck: Family<Controller, Gauge>,
     watch_errors: Family<Controller, Counter>,
     leader: Gauge,
+    csi_calls: Family<CsiCall, Counter>,
+    csi_seconds: Family<CsiMethod, Histogram>,
 }
 
 impl std::fmt::Debug for Metrics {
@@ -52,6 +65,8 @@ impl Default for Metrics {
             stuck: Family::default(),
             watch_errors: Family::default(),
             leader: Gauge::default(),
+            csi_calls: Family::default(),
+            csi_seconds: Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.001, 2.0, 15))),
         };
         let r = &mut m.registry;
         r.register("reconciles", "Reconciles by controller and result", m.reconciles.clone());
@@ -60,6 +75,8 @@ impl Default for Metrics {
         r.register("stuck_finalizers", "Objects in deletion for more than ten minutes", m.stuck.clone());
         r.register("watch_errors", "Watches of the API server that ended with an error", m.watch_errors.clone());
         r.register("leader", "1 while this process leads", m.leader.clone());
+        r.register("csi_calls", "CSI calls by method and gRPC code", m.csi_calls.clone());
+        r.register("csi_seconds", "Seconds of a CSI call", m.csi_seconds.clone());
         m
     }
 }
@@ -81,6 +98,11 @@ impl Metrics {
     /// A watch ended with an error and is opened again.
     pub fn watch_error(&self, controller: &'static str) {
         self.watch_errors.get_or_create(&Controller { controller }).inc();
+    }
+    /// A CSI call was answered.
+    pub fn csi(&self, method: &'static str, code: &'static str, took: Duration) {
+        self.csi_calls.get_or_create(&CsiCall { method, code }).inc();
+        self.csi_seconds.get_or_create(&CsiMethod { method }).observe(took.as_secs_f64());
     }
     /// Whether this process leads.
     pub fn leading(&self, leads: bool) {

@@ -18,6 +18,8 @@ pub const UNMANAGED_LABEL: &str = "dotgraft.dev/unmanaged";
 /// On Dot and Branch: `<uid>` of the object for which `spec.fsId` was allocated. A restored object has
 /// another UID, so it never gets a new empty Filesystem (design §2).
 pub const ALLOCATED_ANNOTATION: &str = "dotgraft.dev/allocated-for";
+/// On Commits that were made to clone from, and go when the clone is there.
+pub const TRANSIENT_LABEL: &str = "dotgraft.dev/transient";
 /// On `NodePool`: UID of the last certificate request that was signed for it.
 pub const LAST_CSR_ANNOTATION: &str = "dotgraft.dev/last-csr";
 

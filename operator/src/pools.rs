@@ -41,7 +41,8 @@ impl PoolView {
     pub fn place(&self) -> Option<Place> {
         self.pool.clone().map(|pool| Place { node: self.node.clone(), pool })
     }
-    fn usable(&self) -> bool {
+    /// New volumes may go there.
+    pub fn usable(&self) -> bool {
         self.ready && self.pool.is_some() && self.schedulable
     }
 }
@@ -107,8 +108,9 @@ fn selected(pool: &PoolView, selector: &BTreeMap<String, String>) -> bool {
     selector.iter().all(|(k, v)| pool.labels.get(k) == Some(v))
 }
 
-/// Where a new Filesystem goes: the node that is asked for, else the one with most free bytes.
-pub fn choose(pools: &[PoolView], placement: &Placement, capacity: u64) -> Result<Place, Block> {
+/// Where a new Filesystem goes: the node that is asked for; else the `initial` one, if it fits there; else the one with most free
+/// bytes, in the initial node's group if there is such.
+pub fn choose(pools: &[PoolView], placement: &Placement, initial: Option<&str>, capacity: u64) -> Result<Place, Block> {
     if let Some(node) = &placement.node {
         let Some(pool) = pools.iter().find(|p| p.node == *node) else {
             return Err(Block::new(
@@ -124,9 +126,15 @@ pub fn choose(pools: &[PoolView], placement: &Placement, capacity: u64) -> Resul
             .filter(|_| pool.ready && pool.node_exists)
             .ok_or_else(|| Block::new("PoolNotReady", format!("the pool of node `{node}` is not ready: {}", pool.problem)));
     }
+    let initial = initial.and_then(|n| pools.iter().find(|p| p.node == n));
+    let fit = |p: &&PoolView| p.usable() && selected(p, &placement.node_selector);
+    if let Some(place) = initial.filter(fit).filter(|p| p.available >= capacity).and_then(PoolView::place) {
+        return Ok(place);
+    }
     let best = pools
         .iter()
-        .filter(|p| p.usable() && selected(p, &placement.node_selector))
+        .filter(fit)
+        .filter(|p| initial.is_none_or(|i| i.group == p.group))
         // Among those where it fits, if any; ties go to the first by name.
         .max_by(|a, b| {
             let rank = |p: &PoolView| (p.available >= capacity, p.available);
@@ -179,20 +187,34 @@ pub(crate) mod tests {
     fn a_new_filesystem_goes_where_most_is_free() {
         let mut pools = vec![pool("n1", 5), pool("n2", 9), pool("n3", 20)];
         pools[2].ready = false;
-        assert_eq!(node_of(choose(&pools, &Placement::default(), 1)), "n2");
+        assert_eq!(node_of(choose(&pools, &Placement::default(), None, 1)), "n2");
         pools[1].schedulable = false;
-        assert_eq!(node_of(choose(&pools, &Placement::default(), 1)), "n1");
-        assert_eq!(node_of(choose(&[], &Placement::default(), 1)), "NoPool");
+        assert_eq!(node_of(choose(&pools, &Placement::default(), None, 1)), "n1");
+        assert_eq!(node_of(choose(&[], &Placement::default(), None, 1)), "NoPool");
     }
 
     #[test]
     fn the_node_that_is_asked_for_or_none() {
         let mut pools = vec![pool("n1", 5), pool("n2", 9)];
         let ask = |n: &str| Placement { node: Some(n.into()), ..Placement::default() };
-        assert_eq!(node_of(choose(&pools, &ask("n1"), 1)), "n1");
-        assert_eq!(node_of(choose(&pools, &ask("n9"), 1)), "NodeNotFound");
+        assert_eq!(node_of(choose(&pools, &ask("n1"), None, 1)), "n1");
+        assert_eq!(node_of(choose(&pools, &ask("n9"), None, 1)), "NodeNotFound");
         pools[0].pool = None;
-        assert_eq!(node_of(choose(&pools, &ask("n1"), 1)), "PoolNotReady");
+        assert_eq!(node_of(choose(&pools, &ask("n1"), None, 1)), "PoolNotReady");
+    }
+
+    #[test]
+    fn it_begins_on_the_initial_node_if_it_fits_else_elsewhere_in_its_group() {
+        let mut pools = vec![pool("n1", 5), pool("n2", 9), pool("n3", 20)];
+        pools[2].group = "other".into();
+        let begin = |pools: &[PoolView], gib: u64| node_of(choose(pools, &Placement::default(), Some("n1"), gib << 30));
+        assert_eq!(begin(&pools, 5), "n1");
+        assert_eq!(begin(&pools, 6), "n2");
+        pools[0].schedulable = false;
+        assert_eq!(begin(&pools, 1), "n2");
+        pools[1].ready = false;
+        assert_eq!(begin(&pools, 1), "NoPool");
+        assert_eq!(node_of(choose(&pools, &Placement::default(), Some("gone"), 1)), "n3");
     }
 
     #[test]
@@ -200,7 +222,7 @@ pub(crate) mod tests {
         let mut pools = vec![pool("n1", 5), pool("n2", 9)];
         pools[0].labels.insert("disk".into(), "ssd".into());
         let ssd = Placement { node_selector: BTreeMap::from([("disk".into(), "ssd".into())]), ..Placement::default() };
-        assert_eq!(node_of(choose(&pools, &ssd, 1)), "n1");
+        assert_eq!(node_of(choose(&pools, &ssd, None, 1)), "n1");
     }
 
     #[test]

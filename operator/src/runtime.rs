@@ -271,7 +271,9 @@ fn filesystem_triggers(ctx: &Arc<Ctx>) -> Triggers<Filesystem> {
         on(&c.branches, ctx, |b: &Branch, _| bound_to(Some(b.view(None)))),
         on(&c.commits, ctx, |o: &Commit, ctx| {
             let s = &o.spec.source;
-            bound_to(claim::cached(ctx, s.kind, &o.namespace().unwrap_or_default(), &s.name))
+            let mut all = bound_to(claim::cached(ctx, s.kind, &o.namespace().unwrap_or_default(), &s.name));
+            all.extend(commit::recorded_in(o).map(ObjectRef::new));
+            all
         }),
         on(&c.jobs, ctx, |j: &ReplicationJob, ctx| job::claims_of(j, ctx).into_iter().flat_map(|c| bound_to(Some(c))).collect()),
         on(&c.pools, ctx, |p: &NodePool, ctx| restless_filesystems(&p.spec.node, ctx)),

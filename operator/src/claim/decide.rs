@@ -26,7 +26,7 @@ pub struct View {
     pub fs: Option<Filesystem>,
     /// Filesystems not in deletion that carry the claim's name, while the claim has no id.
     pub namesakes: Vec<String>,
-    /// For a Branch without Filesystem: what it starts from.
+    /// For a Branch, or a Dot with an origin, without Filesystem: what it starts from.
     pub origin: Option<Result<Origin, Block>>,
     /// Branches that start from this.
     pub children: Vec<Child>,
@@ -34,6 +34,16 @@ pub struct View {
     pub mounts: Vec<String>,
     /// Nodes that have not confirmed the deletion, and can be reached.
     pub unconfirmed: Vec<String>,
+    /// Snapshots that outlive the claim.
+    pub snapshots: usize,
+}
+
+impl View {
+    /// A claim of which nothing else is known.
+    pub fn of(claim: ClaimView) -> Self {
+        let (namesakes, children, mounts, unconfirmed) = Default::default();
+        Self { claim, fs: None, namesakes, origin: None, children, mounts, unconfirmed, snapshots: 0 }
+    }
 }
 
 /// One step.
@@ -128,7 +138,9 @@ fn create(view: &View, fs_id: &str) -> Decision {
         return blocked;
     }
     match (claim.kind, &view.origin) {
-        (ClaimKind::Branch, None) => block("SourceNotReady", "what it starts from is not known yet"),
+        (kind, None) if kind == ClaimKind::Branch || claim.origin.is_some() => {
+            block("SourceNotReady", "what it starts from is not known yet")
+        }
         (_, origin) => step(Step::Create(origin.clone().and_then(Result::ok))),
     }
 }
@@ -142,6 +154,9 @@ fn bind(claim: &ClaimView, fs: &Filesystem) -> Decision {
     let phase = fs.status.as_ref().map(|s| s.phase);
     if phase == Some(FilesystemPhase::Deleting) || fs.metadata.deletion_timestamp.is_some() {
         return block("FilesystemDeleting", "the Filesystem of spec.fsId is being deleted: delete this object and make a new one");
+    }
+    if phase == Some(FilesystemPhase::Headless) {
+        return block("Headless", "only snapshots are left of the Filesystem of spec.fsId: restore one of them to a new volume");
     }
     let ours = r.uid.as_ref() == Some(&claim.uid);
     if phase.is_none() && ours && claim.allocated && !claim.had_filesystem {
@@ -161,7 +176,11 @@ fn tear_down(view: &View) -> Decision {
         return step(Step::LetGo);
     }
     let phase = fs.status.as_ref().map(|s| s.phase);
-    let goal = if claim.deletion_policy == DeletionPolicy::Retain { FilesystemPhase::Released } else { FilesystemPhase::Deleting };
+    let goal = match claim.deletion_policy {
+        DeletionPolicy::Retain => FilesystemPhase::Released,
+        DeletionPolicy::Delete | DeletionPolicy::Cascade if view.snapshots > 0 => FilesystemPhase::Headless,
+        DeletionPolicy::Delete | DeletionPolicy::Cascade => FilesystemPhase::Deleting,
+    };
     if phase == Some(goal) || phase == Some(FilesystemPhase::Deleting) {
         if !view.mounts.is_empty() {
             return block("Mounted", format!("mounted by {}", view.mounts.join("; ")));

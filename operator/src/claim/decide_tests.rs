@@ -7,7 +7,7 @@ use super::*;
 use crate::testing::{FS, claim, filesystem};
 
 fn view(edit: impl FnOnce(&mut View)) -> View {
-    let mut v = View { claim: claim(), fs: None, namesakes: vec![], origin: None, children: vec![], mounts: vec![], unconfirmed: vec![] };
+    let mut v = View::of(claim());
     v.fs = Some(filesystem(Some(FilesystemPhase::Active), None));
     edit(&mut v);
     v

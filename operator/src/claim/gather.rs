@@ -8,6 +8,7 @@ use kube::{Api, ResourceExt};
 
 use super::decide::{Child, View};
 use super::{ClaimObject, ClaimView, origin};
+use crate::commit;
 use crate::context::{Ctx, claim_term};
 use crate::error::Error;
 use crate::names;
@@ -26,6 +27,7 @@ pub fn cached<K: ClaimObject>(object: &K, branch: Option<&Branch>, ctx: &Ctx) ->
         unconfirmed: unconfirmed(&replicas, &pools, seconds_since_deletion(object)),
         origin: None,
         namesakes: Vec::new(),
+        snapshots: claim.fs_id.as_ref().map_or(0, |id| commit::snapshots(id, ctx)),
         fs,
         claim,
     }
@@ -39,8 +41,7 @@ pub async fn live<K: ClaimObject>(name: &str, namespace: &str, ctx: &Ctx) -> Res
     let branch = if K::KIND == ClaimKind::Branch { branches.get_opt(name).await? } else { None };
     let claim = view_of(&object, branch.as_ref(), ctx);
     let filesystems: Api<Filesystem> = Api::all(ctx.client.clone());
-    let mut view =
-        View { fs: None, namesakes: Vec::new(), origin: None, children: Vec::new(), mounts: Vec::new(), unconfirmed: Vec::new(), claim };
+    let mut view = View::of(claim);
     match &view.claim.fs_id {
         Some(id) => view.fs = filesystems.get_opt(id).await?,
         None => view.namesakes = namesakes(&view.claim, &filesystems).await?,
@@ -53,11 +54,14 @@ pub async fn live<K: ClaimObject>(name: &str, namespace: &str, ctx: &Ctx) -> Res
             let pools = pools::confirmed(ctx, &replicas).await?;
             view.mounts = mounts(&replicas, &pools);
             view.unconfirmed = unconfirmed(&replicas, &pools, seconds_since_deletion(&object));
+            view.snapshots = commit::live_snapshots(id, ctx).await?;
         }
-    } else if view.fs.is_none()
-        && let Some(branch) = &branch
-    {
-        view.origin = Some(origin::resolve(branch, ctx).await?);
+    } else if view.fs.is_none() {
+        view.origin = match (&branch, &view.claim.origin) {
+            (Some(branch), _) => Some(origin::resolve(branch, ctx).await?),
+            (None, Some(origin)) => Some(origin::of_dot(origin, namespace, ctx).await?),
+            (None, None) => None,
+        };
     }
     Ok(Some((object, view)))
 }
@@ -71,7 +75,9 @@ fn view_of<K: ClaimObject>(object: &K, branch: Option<&Branch>, ctx: &Ctx) -> Cl
 async fn namesakes(claim: &ClaimView, filesystems: &Api<Filesystem>) -> Result<Vec<String>, Error> {
     let hash = names::claim_hash(claim.kind.as_str(), &claim.namespace, &claim.name);
     let list = filesystems.list(&ListParams::default().labels(&format!("{}={hash}", names::CLAIM_LABEL))).await?;
-    let alive = |f: &Filesystem| f.status.as_ref().is_none_or(|s| s.phase != FilesystemPhase::Deleting);
+    // One without a head has only snapshots, which nobody reaches by this name.
+    let alive =
+        |f: &Filesystem| f.status.as_ref().is_none_or(|s| !matches!(s.phase, FilesystemPhase::Deleting | FilesystemPhase::Headless));
     Ok(list.items.into_iter().filter(alive).map(|f| f.name_any()).collect())
 }
 

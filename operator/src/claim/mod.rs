@@ -145,6 +145,7 @@ async fn create(claim: &ClaimView, origin: Option<Origin>, ctx: &Ctx) -> Result<
             origin,
             reclaim_policy: reclaim_policy(claim.deletion_policy),
             accept_epoch: None,
+            published_to: Vec::new(),
         },
         status: None,
     };

@@ -1,4 +1,4 @@
-//! What a Branch starts from, read from the API server: it is recorded once and for ever.
+//! What a Branch, or a Dot with an origin, starts from, read from the API server: it is recorded once and for ever.
 
 use dotgraft_api::{Branch, ClaimKind, Commit, Dot, Filesystem, FilesystemPhase, Origin, Replica};
 use kube::{Api, ResourceExt};
@@ -14,6 +14,17 @@ type Resolved = Result<Origin, Block>;
 #[allow(clippy::unnecessary_wraps)]
 fn no(reason: &'static str, message: impl Into<String>) -> Result<Resolved, Error> {
     Ok(Err(Block::new(reason, message)))
+}
+
+/// Filesystem and commit that a Dot is to start from: one of its own namespace, with or without a head. Whether the commit is there is
+/// for the agent to say, when it pins it.
+pub async fn of_dot(origin: &Origin, namespace: &str, ctx: &Ctx) -> Result<Resolved, Error> {
+    let filesystems: Api<Filesystem> = Api::all(ctx.client.clone());
+    match filesystems.get_opt(&origin.fs_id).await? {
+        Some(fs) if fs.spec.claim_ref.namespace == namespace => alive(origin.clone(), ctx).await,
+        // Another namespace's is not there for this one: what it has is nobody else's to know.
+        _ => no("SourceNotFound", format!("there is no Filesystem `{}` of this namespace", origin.fs_id)),
+    }
 }
 
 /// Filesystem and commit that the Branch is to start from, or what it waits for.

@@ -69,6 +69,7 @@ fn compute(input: &Input<'_>, old: &DotStatus, now: &Time) -> DotStatus {
         bytes: reported.map(|s| s.bytes),
         limit: reported.filter(|s| s.limit > 0).map(|s| s.limit),
         replicas: summaries(input),
+        migration: reported.and_then(|s| s.migration.clone()),
         recent_commits: reported.map(recent).unwrap_or_default(),
         conditions: conditions::merge(&old.conditions, &verdicts(input), claim.generation, now),
     }

@@ -22,8 +22,7 @@ fn case() -> Case {
     let owner = Place { node: "n1".into(), pool: pool_id("n1") };
     let authority = Authority { owner, epoch: 1, ..Authority::default() };
     let fs = filesystem(Some(FilesystemPhase::Active), Some(authority));
-    let view =
-        View { claim: claim(), fs: Some(fs), namesakes: vec![], origin: None, children: vec![], mounts: vec![], unconfirmed: vec![] };
+    let view = View { fs: Some(fs), ..View::of(claim()) };
     Case { view, replicas: vec![Arc::new(copy("n1", CopyRole::Owner))], pools: vec![pool("n1", 1), pool("n2", 1)] }
 }
 fn of(case: &Case, block: Option<&Block>) -> DotStatus {

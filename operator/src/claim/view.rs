@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 
-use dotgraft_api::{Branch, ClaimKind, DeletionPolicy, Dot, DotStatus, Fencing, Placement, QuantityError, parse_quantity};
+use dotgraft_api::common::ANNOTATION_INITIAL_NODE;
+use dotgraft_api::{Branch, ClaimKind, DeletionPolicy, Dot, DotStatus, Fencing, Origin, Placement, QuantityError, parse_quantity};
 use kube::core::NamespaceResourceScope;
 use kube::{Resource, ResourceExt};
 use serde::de::DeserializeOwned;
@@ -63,6 +64,10 @@ pub struct ClaimView {
     pub dot: Option<String>,
     /// Its labels.
     pub labels: BTreeMap<String, String>,
+    /// The commit that a Dot is to start from.
+    pub origin: Option<Origin>,
+    /// The node to begin on, if it fits; it asks for nothing later.
+    pub initial_node: Option<String>,
 }
 
 struct Common<'a> {
@@ -96,6 +101,8 @@ fn view<K: Resource>(object: &K, c: &Common<'_>) -> ClaimView {
         fencing: c.fencing,
         dot: None,
         labels: object.labels().clone(),
+        origin: None,
+        initial_node: object.annotations().get(ANNOTATION_INITIAL_NODE).cloned(),
         uid,
     }
 }
@@ -103,7 +110,7 @@ fn view<K: Resource>(object: &K, c: &Common<'_>) -> ClaimView {
 impl ClaimObject for Dot {
     const KIND: ClaimKind = ClaimKind::Dot;
     fn view(&self, _: Option<&Dot>) -> ClaimView {
-        view(
+        let common = view(
             self,
             &Common {
                 kind: ClaimKind::Dot,
@@ -115,7 +122,8 @@ impl ClaimObject for Dot {
                 fencing: self.spec.fencing,
                 status: self.status.as_ref(),
             },
-        )
+        );
+        ClaimView { origin: self.spec.origin.clone(), ..common }
     }
     fn status(&self) -> DotStatus {
         self.status.clone().unwrap_or_default()

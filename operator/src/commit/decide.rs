@@ -53,7 +53,11 @@ pub fn decide(view: &View) -> Step {
 /// Nothing of the commit is left, or nobody is to delete it alone: its Filesystem goes whole, is kept after its
 /// claim (`Retain` keeps commits too), or has never had data.
 fn is_gone(view: &View) -> bool {
-    let (Some(_), Some(fs)) = (&view.claim, &view.fs) else { return true };
+    let Some(fs) = &view.fs else { return true };
+    // Without a head, snapshots still go one by one.
+    if view.claim.is_none() && fs.status.as_ref().is_none_or(|s| s.phase != FilesystemPhase::Headless) {
+        return true;
+    }
     match &fs.status {
         Some(s) if matches!(s.phase, FilesystemPhase::Deleting | FilesystemPhase::Released) => true,
         Some(s) if s.phase == FilesystemPhase::New && s.authority.is_none() => true,

@@ -1,15 +1,18 @@
 //! Controller of Commit: gather → decide → apply → status.
 //!
 //! A Commit belongs to its source by an owner reference (no controller): when a Dot or Branch goes, the garbage
-//! collector deletes its Commits, and they let go at once because their data went, or was kept, as a whole.
+//! collector deletes its Commits, and they let go at once because their data went, or was kept, as a whole. One that CSI made has no such
+//! reference: it is a snapshot, and keeps the Filesystem, without a head, until it goes itself.
 
 mod decide;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use dotgraft_api::common::ANNOTATION_CSI_NAME;
 use dotgraft_api::{Commit, Time};
 use k8s_openapi::jiff::Timestamp;
+use kube::api::ListParams;
 use kube::runtime::controller::Action;
 use kube::{Api, Resource, ResourceExt};
 use serde_json::json;
@@ -17,21 +20,61 @@ use serde_json::json;
 use self::decide::{Step, View, decide};
 use crate::claim;
 use crate::conditions;
-use crate::context::Ctx;
+use crate::context::{Ctx, fs_term};
 use crate::error::Error;
 use crate::filesystem;
-use crate::names::COMMIT_FINALIZER;
+use crate::names::{COMMIT_FINALIZER, FS_LABEL, TRANSIENT_LABEL};
 use crate::pools;
 use crate::write;
 
 const RESYNC: Duration = Duration::from_secs(600);
+/// Longest that a commit is kept to clone from, in seconds: retries of a `CreateVolume` come within minutes.
+const TRANSIENT_LIFE: i64 = 900;
 
 fn gather(commit: &Arc<Commit>, ctx: &Ctx) -> View {
     let source = &commit.spec.source;
     let namespace = commit.namespace().unwrap_or_default();
-    let (claim, fs) = claim::bound(ctx, source.kind, &namespace, &source.name).map_or((None, None), |(c, f)| (Some(c), f));
+    let (mut claim, mut fs) = claim::bound(ctx, source.kind, &namespace, &source.name).map_or((None, None), |(c, f)| (Some(c), f));
+    // A commit that is made belongs to its Filesystem, whoever has the claim's name by now.
+    if let Some(id) = recorded_in(commit) {
+        claim = claim.filter(|c| c.fs_id.as_deref() == Some(id));
+        fs = ctx.caches.filesystems.get(id);
+    }
     let replicas = fs.as_ref().map(|f| ctx.caches.replicas.with(&f.name_any())).unwrap_or_default();
     View { commit: commit.clone(), claim, fs, replicas, pools: pools::all(&ctx.caches) }
+}
+
+/// The Filesystem that it was made in, once it is made.
+pub fn recorded_in(commit: &Commit) -> Option<&str> {
+    commit.status.as_ref()?.fs_id.as_deref()
+}
+
+fn is_csi(commit: &Commit) -> bool {
+    commit.annotations().contains_key(ANNOTATION_CSI_NAME)
+}
+
+/// Whether the Filesystem is kept for it, without a head, when its Dot goes: a snapshot that CSI made (csi.md §1).
+fn outlives(commit: &Commit, fs_id: &str) -> bool {
+    let kept = commit.metadata.deletion_timestamp.is_none() && !commit.labels().contains_key(TRANSIENT_LABEL);
+    is_csi(commit) && kept && recorded_in(commit) == Some(fs_id)
+}
+
+/// How many snapshots of a Filesystem outlive its claim, as the watches saw.
+pub fn snapshots(fs_id: &str, ctx: &Ctx) -> usize {
+    ctx.caches.commits.with(&fs_term(fs_id)).iter().filter(|c| outlives(c, fs_id)).count()
+}
+
+/// The same, as the API server says now: what ends the data is decided by that.
+pub async fn live_snapshots(fs_id: &str, ctx: &Ctx) -> Result<usize, Error> {
+    let labelled = ListParams::default().labels(&format!("{FS_LABEL}={fs_id}"));
+    let list = Api::<Commit>::all(ctx.client.clone()).list(&labelled).await?;
+    Ok(list.items.iter().filter(|c| outlives(c, fs_id)).count())
+}
+
+/// A commit to clone from whose clone was given up: nobody asks for it any more.
+fn is_left_behind(commit: &Commit) -> bool {
+    let old = commit.creation_timestamp().is_some_and(|t| Timestamp::now().as_second() - t.0.as_second() > TRANSIENT_LIFE);
+    old && commit.metadata.deletion_timestamp.is_none() && commit.labels().contains_key(TRANSIENT_LABEL)
 }
 
 /// The same with what the API server says now: a finalizer that goes is a decision about data.
@@ -39,7 +82,8 @@ async fn gather_live(commit: &Commit, ctx: &Ctx) -> Result<Option<View>, Error> 
     let api: Api<Commit> = write::namespaced(&ctx.client, commit);
     let Some(live) = api.get_opt(&commit.name_any()).await?.map(Arc::new) else { return Ok(None) };
     let mut view = gather(&live, ctx);
-    if let Some(id) = view.claim.as_ref().and_then(|c| c.fs_id.clone()) {
+    let id = recorded_in(&live).map(str::to_owned).or_else(|| view.claim.as_ref().and_then(|c| c.fs_id.clone()));
+    if let Some(id) = id {
         view.fs = Api::all(ctx.client.clone()).get_opt(&id).await?.map(Arc::new);
         view.replicas = filesystem::live_replicas(&id, ctx).await?;
         view.pools = pools::confirmed(ctx, &view.replicas).await?;
@@ -51,6 +95,10 @@ async fn gather_live(commit: &Commit, ctx: &Ctx) -> Result<Option<View>, Error> 
 pub async fn reconcile(commit: Arc<Commit>, ctx: Arc<Ctx>) -> Result<Action, Error> {
     let mut view = gather(&commit, &ctx);
     let api: Api<Commit> = write::namespaced(&ctx.client, commit.as_ref());
+    if is_left_behind(&commit) {
+        write::delete(&api, commit.as_ref()).await?;
+        return Ok(Action::await_change());
+    }
     match decide(&view) {
         Step::Hold => {
             hold(&api, &view).await?;
@@ -81,7 +129,7 @@ pub async fn reconcile(commit: Arc<Commit>, ctx: Arc<Ctx>) -> Result<Action, Err
 async fn hold(api: &Api<Commit>, view: &View) -> Result<(), Error> {
     let commit = view.commit.as_ref();
     let mut metadata = json!({ "finalizers": write::finalizers(commit, COMMIT_FINALIZER, true) });
-    if let Some(claim) = &view.claim
+    if let Some(claim) = view.claim.as_ref().filter(|_| !is_csi(commit))
         && !commit.owner_references().iter().any(|o| o.uid == claim.uid)
     {
         let mut owners = serde_json::to_value(commit.owner_references())?;

@@ -3,13 +3,14 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use dotgraft_api::{Branch, ClaimKind, ClaimRef, Dot, Filesystem, OrphanActionKind, Place, Replica};
+use dotgraft_api::{Branch, ClaimKind, ClaimRef, Dot, Filesystem, FilesystemPhase, OrphanActionKind, Place, Replica};
 use kube::api::ListParams;
 use kube::{Api, ResourceExt};
 
 use super::plan::View;
 use crate::claim::{ClaimObject, ClaimView, cached as cached_claim};
-use crate::context::{Ctx, claim_term};
+use crate::commit;
+use crate::context::{Ctx, claim_term, fs_term};
 use crate::error::Error;
 use crate::job::resolve;
 use crate::pools;
@@ -34,7 +35,9 @@ pub async fn live(name: &str, ctx: &Ctx) -> Result<Option<View>, Error> {
         None => None,
     };
     let pools = pools::confirmed(ctx, &replicas).await?;
-    Ok(Some(View { pools, ..assemble(fs, claim, replicas, origin.as_ref(), ctx) }))
+    let headless = fs.status.as_ref().is_some_and(|s| s.phase == FilesystemPhase::Headless);
+    let snapshots = if headless { commit::live_snapshots(name, ctx).await? } else { 0 };
+    Ok(Some(View { pools, snapshots, ..assemble(fs, claim, replicas, origin.as_ref(), ctx) }))
 }
 
 /// All Replicas of a Filesystem, as the API server has them now.
@@ -62,11 +65,13 @@ fn assemble(fs: Filesystem, claim: Option<ClaimView>, replicas: Vec<Arc<Replica>
     let claim = claim.filter(|v| v.fs_id.as_ref() == Some(&id) && c.uid.as_ref() == Some(&v.uid));
     let (commits, jobs) = match &claim {
         Some(v) => (ctx.caches.commits.with(&claim_term(v.kind.as_str(), &v.namespace, &v.name)), jobs_of(v, ctx)),
-        None => (Vec::new(), Vec::new()),
+        // Snapshots are deleted one by one also after their claim is gone.
+        None => (ctx.caches.commits.with(&fs_term(&id)), Vec::new()),
     };
     let origin_owner: Option<Place> = origin.and_then(|o| o.status.as_ref()).and_then(|s| s.authority.as_ref()).map(|a| a.owner.clone());
     let dropped = dropped(&id, ctx);
-    View { fs, claim, replicas, pools: pools::all(&ctx.caches), origin_owner, commits, jobs, dropped }
+    let snapshots = commit::snapshots(&id, ctx);
+    View { fs, claim, replicas, pools: pools::all(&ctx.caches), origin_owner, commits, jobs, dropped, snapshots }
 }
 
 /// Live jobs that select a claim.

@@ -37,6 +37,8 @@ pub struct View {
     pub jobs: Vec<Arc<ReplicationJob>>,
     /// Pools whose copies a person gave up (`kubectl dot drop`).
     pub dropped: BTreeSet<String>,
+    /// Snapshots in it that outlive its claim.
+    pub snapshots: usize,
 }
 
 /// One write.
@@ -98,6 +100,10 @@ pub fn plan(view: &View) -> Plan {
         FilesystemPhase::Released if terminating => {
             Plan { writes: vec![Write::Status(FilesystemPhase::Deleting, status.authority.clone().map(Box::new))], blocked: None }
         }
+        // The last snapshot went, and so did the head's claim before.
+        FilesystemPhase::Headless if view.claim.is_none() && view.snapshots == 0 => {
+            Plan { writes: vec![Write::Status(FilesystemPhase::Deleting, status.authority.clone().map(Box::new))], blocked: None }
+        }
         phase => {
             if let Some(plan) = accept(view, status.authority.as_ref()) {
                 return plan;
@@ -136,7 +142,7 @@ fn begin(view: &View) -> Plan {
             Err(block) => return blocked(block),
         }
     } else {
-        match pools::choose(&view.pools, &claim.placement, capacity) {
+        match pools::choose(&view.pools, &claim.placement, claim.initial_node.as_deref(), capacity) {
             Ok(place) => place,
             Err(block) => return blocked(block),
         }

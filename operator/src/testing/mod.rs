@@ -104,6 +104,8 @@ pub fn claim() -> ClaimView {
         fencing: dotgraft_api::Fencing::Proof,
         dot: None,
         labels: BTreeMap::new(),
+        origin: None,
+        initial_node: None,
     }
 }
 

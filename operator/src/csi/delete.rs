@@ -1,0 +1,48 @@
+//! `DeleteVolume`: deletes the Dot that a CSI call has made, and nothing else.
+
+use dotgraft_api::{ClaimKind, Dot};
+use kube::{Api, ResourceExt};
+
+use super::error::CsiError;
+use super::find::{self, PATIENCE, csi_name, until};
+use super::ids::{Handle, required};
+use crate::context::Ctx;
+use crate::write;
+
+/// Conditions of a Dot in deletion that name something that must be let go first.
+const HELD: [&str; 3] = ["Mounted", "BranchesExist", "ClaimBound"];
+
+/// Deletes. Success as well for what isn't there, what is only a way to read, and a user's Dot, which stays.
+pub async fn delete(volume_id: &str, ctx: &Ctx) -> Result<(), CsiError> {
+    let Some(handle) = Handle::parse(required("volume_id", volume_id)?).filter(|h| !h.read_only) else { return Ok(()) };
+    let id = handle.fs.to_string();
+    let Some(fs) = find::filesystem(&id, ctx).await? else { return Ok(()) };
+    let claim = &fs.spec.claim_ref;
+    if claim.kind != ClaimKind::Dot {
+        return Ok(());
+    }
+    let api: Api<Dot> = Api::namespaced(ctx.client.clone(), &claim.namespace);
+    let Some(dot) = api.get_opt(&claim.name).await? else { return Ok(()) };
+    if csi_name(&dot).is_none() || dot.spec.fs_id.as_ref() != Some(&id) || dot.uid() != claim.uid {
+        return Ok(());
+    }
+    let nodes: Vec<&str> = fs.spec.published_to.iter().map(|p| p.node.as_str()).filter(|n| ctx.caches.nodes.get(n).is_some()).collect();
+    if !nodes.is_empty() {
+        return Err(CsiError::InUse(format!("the volume is published to {}: unpublish it first", nodes.join(", "))));
+    }
+    if dot.metadata.deletion_timestamp.is_none() {
+        write::delete(&api, &dot).await?;
+    }
+    gone(&dot, ctx).await
+}
+
+async fn gone(dot: &Dot, ctx: &Ctx) -> Result<(), CsiError> {
+    let (namespace, name) = (dot.namespace().unwrap_or_default(), dot.name_any());
+    let left = || ctx.caches.dots.get_in(&namespace, &name).filter(|d| d.uid() == dot.uid());
+    if until(PATIENCE, || left().is_none().then_some(())).await.is_some() {
+        return Ok(());
+    }
+    let why = left().and_then(|d| find::trouble(d.as_ref())).unwrap_or_else(|| "the operator has not looked at it yet".into());
+    let text = format!("Dot {namespace}/{name} is being deleted: {why}");
+    if HELD.iter().any(|h| why.starts_with(h)) { Err(CsiError::InUse(text)) } else { Err(CsiError::InProgress(text)) }
+}

@@ -1,0 +1,119 @@
+//! The objects behind a handle, read from the API server; and bounded waiting on what the watches see.
+
+use std::time::Duration;
+
+use dotgraft_api::common::ANNOTATION_CSI_NAME;
+use dotgraft_api::{Branch, ClaimKind, Dot, Filesystem, FilesystemPhase, condition};
+use kube::{Api, Resource, ResourceExt};
+use tokio::time::Instant;
+
+use super::error::CsiError;
+use super::ids::{Handle, no_volume};
+use crate::claim::{ClaimObject, ClaimView};
+use crate::context::Ctx;
+
+/// Longest that a call waits for controllers and agents; then it answers `ABORTED` and the caller comes back.
+pub const PATIENCE: Duration = Duration::from_secs(8);
+const POLL: Duration = Duration::from_millis(20);
+
+/// Waits until `look` finds something, at most `limit`. `look` reads caches only: cheap.
+pub async fn until<T>(limit: Duration, mut look: impl FnMut() -> Option<T>) -> Option<T> {
+    let end = Instant::now() + limit;
+    loop {
+        if let Some(found) = look() {
+            return Some(found);
+        }
+        if Instant::now() >= end {
+            return None;
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+/// A volume that can be used: its Filesystem and the Dot or Branch that holds it.
+#[derive(Debug, Clone)]
+pub struct Volume {
+    /// The Filesystem.
+    pub fs: Filesystem,
+    /// Its claim.
+    pub claim: ClaimView,
+    /// `Ready` is false: why.
+    pub trouble: Option<String>,
+}
+
+/// The Filesystem, if it is there.
+pub async fn filesystem(id: &str, ctx: &Ctx) -> Result<Option<Filesystem>, CsiError> {
+    Ok(Api::<Filesystem>::all(ctx.client.clone()).get_opt(id).await?)
+}
+
+/// The volume of a handle; `NOT_FOUND` once its claim is gone or going.
+pub async fn volume(handle: &Handle, ctx: &Ctx) -> Result<Volume, CsiError> {
+    let id = handle.fs.to_string();
+    let Some(fs) = filesystem(&id, ctx).await? else { return Err(no_volume(&id)) };
+    let c = &fs.spec.claim_ref;
+    let found = match c.kind {
+        ClaimKind::Dot => {
+            let dot = Api::<Dot>::namespaced(ctx.client.clone(), &c.namespace).get_opt(&c.name).await?;
+            dot.map(|d| (d.view(None), trouble(&d)))
+        }
+        ClaimKind::Branch => {
+            let branch = Api::<Branch>::namespaced(ctx.client.clone(), &c.namespace).get_opt(&c.name).await?;
+            branch.map(|b| (b.view(ctx.caches.dots.get_in(&c.namespace, &b.spec.dot).as_deref()), trouble(&b)))
+        }
+    };
+    let (claim, trouble) = found.filter(|(claim, _)| is_usable(&fs, claim)).ok_or_else(|| no_volume(&id))?;
+    Ok(Volume { fs, claim, trouble })
+}
+
+/// Whether the Filesystem has a head that its claim holds.
+pub fn is_usable(fs: &Filesystem, claim: &ClaimView) -> bool {
+    let phase = fs.status.as_ref().map(|s| s.phase);
+    let in_use = matches!(phase, Some(FilesystemPhase::New | FilesystemPhase::Active));
+    in_use && !claim.deleting && claim.fs_id.as_deref() == Some(&fs.name_any()) && fs.spec.claim_ref.uid.as_ref() == Some(&claim.uid)
+}
+
+/// Why the claim isn't ready, if it says so.
+pub fn trouble<K: ClaimObject>(claim: &K) -> Option<String> {
+    let status = claim.status();
+    let ready = condition(&status.conditions, "Ready")?;
+    (ready.status != "True").then(|| format!("{}: {}", ready.reason, ready.message))
+}
+
+/// The name of the CSI call that made the object.
+pub fn csi_name<K: Resource>(object: &K) -> Option<&str> {
+    object.annotations().get(ANNOTATION_CSI_NAME).map(String::as_str)
+}
+
+/// An amount of bytes as people write it, where that is exact.
+pub fn amount(bytes: u64) -> String {
+    let units = [("Ti", 40_u32), ("Gi", 30), ("Mi", 20)];
+    let exact = units.iter().find(|(_, shift)| bytes > 0 && bytes.trailing_zeros() >= *shift);
+    exact.map_or_else(|| bytes.to_string(), |(unit, shift)| format!("{}{unit}", bytes >> shift))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use dotgraft_api::parse_quantity;
+
+    #[test]
+    fn an_amount_is_read_back_exactly() {
+        for bytes in [1 << 20, (1 << 20) + 1, 1_000_000_000, 3 << 30, 1 << 60] {
+            assert_eq!(parse_quantity(&amount(bytes)), Ok(bytes));
+        }
+        assert_eq!(amount(10 << 30), "10Gi");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn waiting_ends() {
+        let begin = Instant::now();
+        assert_eq!(until(PATIENCE, || None::<()>).await, None);
+        assert!(begin.elapsed() < PATIENCE + Duration::from_secs(1));
+        let mut looks = 0;
+        let look = || {
+            looks += 1;
+            (looks == 3).then_some(looks)
+        };
+        assert_eq!(until(PATIENCE, look).await, Some(3));
+    }
+}

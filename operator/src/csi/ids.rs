@@ -1,0 +1,121 @@
+//! Names that come from outside: volume handles, snapshot ids, names of calls. Parsed once, then typed.
+//!
+//! | | |
+//! |---|---|
+//! | volume | `<fsId>`: the writable head; `ro/<fsId>`, `ro/<fsId>@<commitId>`: read-only, from a copy on any node |
+//! | snapshot | `<fsId>@<commitId>` |
+
+use std::fmt;
+
+use dotgraft_engine::ids::{CommitId, FsId};
+
+use super::error::CsiError;
+
+/// Longest name or id in a CSI call, in bytes (CSI spec, "Size Limits").
+pub const NAME_MAX: usize = 128;
+/// Before the id in a read-only handle.
+const READ_ONLY: &str = "ro/";
+
+/// A volume handle.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Handle {
+    /// The Filesystem.
+    pub fs: FsId,
+    /// Only to read.
+    pub read_only: bool,
+    /// That commit, not the newest; read-only handles only.
+    pub commit: Option<CommitId>,
+}
+
+impl Handle {
+    /// `None`: not a handle that we ever gave out.
+    pub fn parse(text: &str) -> Option<Self> {
+        let Some(rest) = text.strip_prefix(READ_ONLY) else {
+            return Some(Self { fs: text.parse().ok()?, read_only: false, commit: None });
+        };
+        let (fs, commit) = match rest.split_once('@') {
+            Some((fs, commit)) => (fs, Some(commit.parse().ok()?)),
+            None => (rest, None),
+        };
+        Some(Self { fs: fs.parse().ok()?, read_only: true, commit })
+    }
+}
+
+/// A snapshot id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SnapshotId {
+    /// The commit; ids grow with time, so this orders snapshots.
+    pub commit: CommitId,
+    /// The Filesystem it was made in.
+    pub fs: FsId,
+}
+
+impl SnapshotId {
+    /// `None`: not an id that we ever gave out.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (fs, commit) = text.split_once('@')?;
+        Some(Self { fs: fs.parse().ok()?, commit: commit.parse().ok()? })
+    }
+}
+
+impl fmt::Display for SnapshotId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}@{}", self.fs, self.commit)
+    }
+}
+
+/// A field that must be there, within the spec's bound.
+pub fn required<'a>(what: &str, value: &'a str) -> Result<&'a str, CsiError> {
+    if value.is_empty() {
+        return Err(CsiError::Invalid(format!("{what} is missing")));
+    }
+    if value.len() > NAME_MAX {
+        return Err(CsiError::Invalid(format!("{what} is longer than {NAME_MAX} bytes")));
+    }
+    Ok(value)
+}
+
+/// The handle of an existing volume; one that we never gave out is of no volume.
+pub fn volume(text: &str) -> Result<Handle, CsiError> {
+    Handle::parse(required("volume_id", text)?).ok_or_else(|| no_volume(text))
+}
+
+/// The answer for a volume that isn't there.
+pub fn no_volume(id: &str) -> CsiError {
+    CsiError::NotFound(format!("there is no volume `{id}`"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::FS;
+    use proptest::prelude::*;
+
+    #[test]
+    fn handles_are_read_as_they_are_written() {
+        let head = Handle::parse(FS).unwrap();
+        assert!(!head.read_only && head.commit.is_none());
+        let ro = Handle::parse(&format!("ro/{FS}")).unwrap();
+        assert!(ro.read_only && ro.commit.is_none());
+        assert!(Handle::parse(&format!("ro/{FS}@{FS}")).unwrap().commit.is_some());
+        let snapshot = format!("{FS}@{FS}");
+        assert_eq!(SnapshotId::parse(&snapshot).unwrap().to_string(), snapshot);
+    }
+
+    #[test]
+    fn what_we_never_gave_out_is_no_handle() {
+        for text in ["", "x", "ro/", "rw/x", &format!("{FS}@{FS}"), &FS.to_uppercase(), &format!("ro/{FS}@"), &format!("ro/ro/{FS}")] {
+            assert_eq!(Handle::parse(text), None, "{text}");
+        }
+        for text in ["", "@", FS, &format!("{FS}@"), &format!("{FS}@{FS}@{FS}"), &format!("ro/{FS}@{FS}")] {
+            assert_eq!(SnapshotId::parse(text), None, "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_panics(text in "(ro/)?.{0,80}") {
+            let _ = (Handle::parse(&text), SnapshotId::parse(&text), required("x", &text).is_ok());
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! `ListVolumes`, `ControllerGetVolume`, `ListSnapshots`: from the watches' caches, in pages. A page token names the last id that was
+//! shown; ids grow with time, so what is made between two pages comes later, and what goes disturbs nothing.
+
+use dotgraft_api::Filesystem;
+use dotgraft_engine::ids::FsId;
+use dotgraft_proto::csi::v1 as wire;
+use kube::ResourceExt;
+
+use super::error::CsiError;
+use super::find::{self, Volume, is_usable};
+use super::ids::{self, SnapshotId};
+use super::{snapshot, topology};
+use crate::claim::{self, ClaimView};
+use crate::context::Ctx;
+
+/// Most entries of a page, so that an answer stays far below gRPC's 4 MiB.
+const PAGE: usize = 2_000;
+
+/// The length of a page and the id after which it begins.
+fn page<T>(max_entries: i32, token: &str, parse: impl Fn(&str) -> Option<T>) -> Result<(usize, Option<T>), CsiError> {
+    let most = usize::try_from(max_entries).map_err(|_| CsiError::Invalid("max_entries is negative".into()))?;
+    let most = if most == 0 { PAGE } else { most.min(PAGE) };
+    if token.is_empty() {
+        return Ok((most, None));
+    }
+    let after = parse(token).ok_or_else(|| CsiError::InProgress("starting_token isn't one that was given out: begin anew".into()))?;
+    Ok((most, Some(after)))
+}
+
+/// `ListVolumes`: every Filesystem with a head that a Dot or Branch holds.
+pub fn volumes(request: &wire::ListVolumesRequest, ctx: &Ctx) -> Result<wire::ListVolumesResponse, CsiError> {
+    let (most, after) = page(request.max_entries, &request.starting_token, |t| t.parse::<FsId>().ok())?;
+    let mut list = Vec::new();
+    for fs in ctx.caches.filesystems.all() {
+        let Ok(id) = fs.name_any().parse::<FsId>() else { continue };
+        let c = &fs.spec.claim_ref;
+        if let Some(claim) = claim::cached(ctx, c.kind, &c.namespace, &c.name).filter(|claim| is_usable(&fs, claim)) {
+            list.push((id, (fs, claim)));
+        }
+    }
+    list.sort_by_key(|(id, _)| *id);
+    let (entries, next_token) = cut_page(list, most, after.as_ref());
+    let entries = entries.into_iter().map(|(fs, claim)| {
+        let volume = on_wire(&fs, &claim, ctx);
+        let status = wire::list_volumes_response::VolumeStatus {
+            published_node_ids: nodes(&fs),
+            volume_condition: Some(condition(cached_trouble(&claim, ctx))),
+        };
+        wire::list_volumes_response::Entry { volume: Some(volume), status: Some(status) }
+    });
+    Ok(wire::ListVolumesResponse { entries: entries.collect(), next_token })
+}
+
+/// A page, and the token of the next one; empty if this is the last.
+type Page<V> = (Vec<V>, String);
+
+/// Cuts a sorted list to a page.
+fn cut_page<T: Ord + ToString, V>(list: Vec<(T, V)>, most: usize, after: Option<&T>) -> Page<V> {
+    let mut list: Vec<(T, V)> = list.into_iter().skip_while(|(id, _)| after.is_some_and(|a| id <= a)).collect();
+    let more = list.len() > most;
+    list.truncate(most);
+    let token = list.last().filter(|_| more).map(|(id, _)| id.to_string()).unwrap_or_default();
+    (list.into_iter().map(|(_, v)| v).collect(), token)
+}
+
+fn cached_trouble(claim: &ClaimView, ctx: &Ctx) -> Option<String> {
+    match claim.kind {
+        dotgraft_api::ClaimKind::Dot => ctx.caches.dots.get_in(&claim.namespace, &claim.name).and_then(|d| find::trouble(d.as_ref())),
+        dotgraft_api::ClaimKind::Branch => {
+            ctx.caches.branches.get_in(&claim.namespace, &claim.name).and_then(|b| find::trouble(b.as_ref()))
+        }
+    }
+}
+
+fn nodes(fs: &Filesystem) -> Vec<String> {
+    fs.spec.published_to.iter().map(|p| p.node.clone()).collect()
+}
+
+fn condition(trouble: Option<String>) -> wire::VolumeCondition {
+    wire::VolumeCondition { abnormal: trouble.is_some(), message: trouble.unwrap_or_else(|| "Ready".into()) }
+}
+
+fn on_wire(fs: &Filesystem, claim: &ClaimView, ctx: &Ctx) -> wire::Volume {
+    let owner = fs.status.as_ref().and_then(|s| s.authority.as_ref()).and_then(|a| ctx.caches.pools.get(&a.owner.node));
+    wire::Volume {
+        capacity_bytes: i64::try_from(claim.capacity.clone().unwrap_or_default()).unwrap_or(i64::MAX),
+        volume_id: fs.name_any(),
+        accessible_topology: owner.iter().map(|p| topology::of_group(&p.spec.pool_group)).collect(),
+        ..wire::Volume::default()
+    }
+}
+
+/// `ControllerGetVolume`.
+pub async fn volume(volume_id: &str, ctx: &Ctx) -> Result<wire::ControllerGetVolumeResponse, CsiError> {
+    let Volume { fs, claim, trouble } = find::volume(&ids::volume(volume_id)?, ctx).await?;
+    let mut on_wire = on_wire(&fs, &claim, ctx);
+    volume_id.clone_into(&mut on_wire.volume_id);
+    let status =
+        wire::controller_get_volume_response::VolumeStatus { published_node_ids: nodes(&fs), volume_condition: Some(condition(trouble)) };
+    Ok(wire::ControllerGetVolumeResponse { volume: Some(on_wire), status: Some(status) })
+}
+
+/// `ListSnapshots`.
+pub fn snapshots(request: &wire::ListSnapshotsRequest, ctx: &Ctx) -> Result<wire::ListSnapshotsResponse, CsiError> {
+    let (most, after) = page(request.max_entries, &request.starting_token, SnapshotId::parse)?;
+    let (commits, next_token) = cut_page(snapshot::all(request, ctx), most, after.as_ref());
+    let entries = commits.iter().filter_map(|c| snapshot::entry(c, ctx));
+    let entries = entries.map(|s| wire::list_snapshots_response::Entry { snapshot: Some(s) }).collect();
+    Ok(wire::ListSnapshotsResponse { entries, next_token })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn all(list: &[u32], most: usize) -> Vec<Vec<u32>> {
+        let (mut after, mut pages) = (None, Vec::new());
+        loop {
+            let (shown, token) = cut_page(list.iter().map(|n| (*n, *n)).collect(), most, after.as_ref());
+            pages.push(shown);
+            match token.parse() {
+                Ok(next) => after = Some(next),
+                Err(_) => return pages,
+            }
+        }
+    }
+
+    #[test]
+    fn pages_show_everything_once_and_the_last_has_no_token() {
+        assert_eq!(all(&[1, 2, 3, 4, 5], 2), [vec![1, 2], vec![3, 4], vec![5]]);
+        assert_eq!(all(&[1, 2], 2), [vec![1, 2]]);
+        assert_eq!(all(&[], 2), [Vec::<u32>::new()]);
+    }
+
+    #[test]
+    fn what_goes_or_comes_between_two_pages_disturbs_nothing() {
+        let (shown, token) = cut_page(vec![(1, 1), (2, 2), (3, 3)], 2, None);
+        assert_eq!((shown, token.as_str()), (vec![1, 2], "2"));
+        let (shown, token) = cut_page(vec![(1, 1), (3, 3), (4, 4)], 2, Some(&2));
+        assert_eq!((shown, token.as_str()), (vec![3, 4], ""));
+    }
+
+    #[test]
+    fn a_token_that_was_never_given_out_is_aborted_and_a_negative_length_is_wrong() {
+        let parse = |t: &str| t.parse::<u32>().ok();
+        assert_eq!(page(0, "", parse).unwrap(), (PAGE, None));
+        assert_eq!(page(7, "3", parse).unwrap(), (7, Some(3)));
+        assert_eq!(page(i32::MAX, "", parse).unwrap().0, PAGE);
+        assert_eq!(page(0, "x", parse).unwrap_err().code(), tonic::Code::Aborted);
+        assert_eq!(page(-1, "", parse).unwrap_err().code(), tonic::Code::InvalidArgument);
+    }
+}

@@ -1,0 +1,107 @@
+//! `ControllerExpandVolume` and `ControllerModifyVolume`: fields of the Dot's or Branch's spec. The agents do the rest, online.
+
+use std::collections::HashMap;
+
+use dotgraft_api::{Branch, ClaimKind, Dot};
+use dotgraft_proto::csi::v1 as wire;
+use kube::{Api, ResourceExt};
+use serde_json::{Value, json};
+
+use super::error::CsiError;
+use super::find::{self, amount};
+use super::ids;
+use super::params::{Mutable, Sizes};
+use crate::claim::ClaimView;
+use crate::context::Ctx;
+use crate::write;
+
+/// Grows the volume; it never shrinks. The answer's size in bytes.
+pub async fn expand(request: &wire::ControllerExpandVolumeRequest, ctx: &Ctx) -> Result<i64, CsiError> {
+    ids::required("volume_id", &request.volume_id)?;
+    let Some(range) = &request.capacity_range else { return Err(CsiError::Invalid("capacity_range is missing".into())) };
+    let sizes = Sizes::read(Some(range))?;
+    let handle = ids::volume(&request.volume_id)?;
+    if handle.read_only {
+        return Err(CsiError::Invalid("a read-only volume has the size of its commit".into()));
+    }
+    let volume = find::volume(&handle, ctx).await?;
+    let now = volume.claim.capacity.clone().unwrap_or_default();
+    let bytes = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+    let Some(next) = grown(now, sizes)? else { return Ok(bytes(now)) };
+    patch(&volume.claim, json!({ "spec": { "capacity": amount(next) } }), ctx).await?;
+    Ok(bytes(next))
+}
+
+/// The new size; `None`: large enough as it is.
+fn grown(now: u64, sizes: Sizes) -> Result<Option<u64>, CsiError> {
+    if sizes.limit.is_some_and(|limit| now > limit) {
+        return Err(CsiError::OutOfRange(format!("the volume has {now} bytes already, and doesn't shrink")));
+    }
+    Ok((sizes.required > now).then(|| sizes.choose(now)))
+}
+
+/// Changes what can be changed of a volume.
+pub async fn modify(volume_id: &str, mutable: &HashMap<String, String>, ctx: &Ctx) -> Result<(), CsiError> {
+    ids::required("volume_id", volume_id)?;
+    let mutable = Mutable::read(mutable);
+    let volume = find::volume(&ids::volume(volume_id)?, ctx).await?;
+    let change = change(&volume.claim, &mutable?);
+    if change != json!({}) {
+        patch(&volume.claim, json!({ "spec": change }), ctx).await?;
+    }
+    Ok(())
+}
+
+fn change(claim: &ClaimView, mutable: &Mutable) -> Value {
+    let mut spec = json!({});
+    if let Some(replicas) = mutable.replicas.filter(|r| *r != claim.placement.replicas) {
+        spec["placement"] = json!({ "replicas": replicas });
+    }
+    if let Some(limit) = &mutable.history_limit
+        && dotgraft_api::parse_quantity(limit) != claim.history_limit
+    {
+        spec["historyLimit"] = json!(limit);
+    }
+    spec
+}
+
+/// Guarded by the version that is there now: what someone else just wrote is not undone.
+async fn patch(claim: &ClaimView, patch: Value, ctx: &Ctx) -> Result<(), CsiError> {
+    let same = |uid: Option<String>| uid.as_ref() == Some(&claim.uid);
+    match claim.kind {
+        ClaimKind::Dot => {
+            let api: Api<Dot> = Api::namespaced(ctx.client.clone(), &claim.namespace);
+            let dot = api.get_opt(&claim.name).await?.filter(|d| same(d.uid())).ok_or_else(|| ids::no_volume(&claim.name))?;
+            write::guarded(&api, &dot, patch).await?;
+        }
+        ClaimKind::Branch => {
+            let api: Api<Branch> = Api::namespaced(ctx.client.clone(), &claim.namespace);
+            let branch = api.get_opt(&claim.name).await?.filter(|b| same(b.uid())).ok_or_else(|| ids::no_volume(&claim.name))?;
+            write::guarded(&api, &branch, patch).await?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::claim;
+
+    #[test]
+    fn a_volume_grows_and_never_shrinks() {
+        let sizes = |required, limit| Sizes { required, limit };
+        assert_eq!(grown(1 << 30, sizes(2 << 30, None)).unwrap(), Some(2 << 30));
+        assert_eq!(grown(2 << 30, sizes(2 << 30, None)).unwrap(), None);
+        assert_eq!(grown(3 << 30, sizes(2 << 30, None)).unwrap(), None);
+        assert!(matches!(grown(3 << 30, sizes(1 << 30, Some(2 << 30))), Err(CsiError::OutOfRange(_))));
+    }
+
+    #[test]
+    fn only_what_differs_is_written() {
+        let same = Mutable { replicas: Some(0), history_limit: Some("1024Mi".into()) };
+        assert_eq!(change(&claim(), &same), json!({}));
+        let other = Mutable { replicas: Some(2), history_limit: Some("2Gi".into()) };
+        assert_eq!(change(&claim(), &other), json!({ "placement": { "replicas": 2 }, "historyLimit": "2Gi" }));
+    }
+}

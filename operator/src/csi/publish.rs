@@ -1,0 +1,216 @@
+//! `ControllerPublish` and `ControllerUnpublish`: what Kubernetes has attached, written to `Filesystem.spec.publishedTo`. That is all
+//! that is held of a call; authority is moved by the Filesystem's controller and the agents (csi.md §1).
+
+use std::time::Duration;
+
+use dotgraft_api::{CopyRole, Filesystem, NodePool, Publication};
+use dotgraft_proto::csi::v1 as wire;
+use kube::{Api, ResourceExt};
+use serde_json::json;
+
+use super::capability::{self, Use};
+use super::error::CsiError;
+use super::find::{self, until};
+use super::ids::{self, Handle, required};
+use crate::context::Ctx;
+use crate::error::{Error, Kind};
+use crate::names;
+use crate::write;
+
+/// Longest wait for authority to arrive, then `ABORTED` with progress: a move goes on without us.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Tries to win a compare-and-swap.
+const TRIES: u32 = 8;
+/// Most nodes in `publishedTo` (the CRD's bound).
+const MOST: usize = 64;
+
+/// How a node is to have the volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// The head, writable: authority goes there.
+    Write,
+    /// The head, to read: where authority is.
+    Read,
+    /// A commit, from the copy on that node.
+    Copy,
+}
+
+fn way(handle: &Handle, usage: Use, readonly: bool) -> Result<Way, CsiError> {
+    match (handle.read_only, usage) {
+        (true, Use::Write) if !readonly => Err(CsiError::Invalid("this handle is read-only: publish it read-only".into())),
+        (true, _) => Ok(Way::Copy),
+        (false, Use::ReadMany) => Err(CsiError::Invalid(format!("to read on several nodes, use the handle `ro/{}`", handle.fs))),
+        (false, Use::Read) => Ok(Way::Read),
+        (false, Use::Write) => Ok(if readonly { Way::Read } else { Way::Write }),
+    }
+}
+
+/// The list with that node in it. `None`: it is there already.
+fn with(list: &[Publication], node: &str, way: Way) -> Result<Option<Vec<Publication>>, CsiError> {
+    let read_only = way != Way::Write;
+    let mut next = list.to_vec();
+    if let Some(known) = next.iter_mut().find(|p| p.node == node) {
+        return match (known.read_only, way) {
+            (false, Way::Read) => Err(CsiError::Exists(format!("it is published to node `{node}` to be written, not to be read only"))),
+            // A commit is being read there; now the head as well.
+            (true, Way::Write) => {
+                known.read_only = false;
+                Ok(Some(next))
+            }
+            _ => Ok(None),
+        };
+    }
+    if let Some(other) = list.iter().find(|p| way == Way::Write && !p.read_only) {
+        return Err(CsiError::InUse(format!("the volume is published to node `{}`: unpublish it there first", other.node)));
+    }
+    if list.len() >= MOST {
+        return Err(CsiError::Exhausted(format!("the volume is published to {MOST} nodes, the most there can be")));
+    }
+    next.push(Publication { node: node.to_owned(), read_only });
+    Ok(Some(next))
+}
+
+/// The list without that node, or without any. `None`: nothing to take away. What a node writes isn't let go by a read-only handle.
+fn without(list: &[Publication], node: Option<&str>, copy_only: bool) -> Option<Vec<Publication>> {
+    let goes = |p: &&Publication| node.is_none_or(|n| p.node == n) && (p.read_only || !copy_only);
+    list.iter().any(|p| goes(&p)).then(|| list.iter().filter(|p| !goes(p)).cloned().collect())
+}
+
+/// Publishes, and waits for authority to be there.
+pub async fn publish(request: &wire::ControllerPublishVolumeRequest, limit: usize, ctx: &Ctx) -> Result<(), CsiError> {
+    required("volume_id", &request.volume_id)?;
+    let node = required_node(&request.node_id)?;
+    let capability = request.volume_capability.as_ref().ok_or_else(|| CsiError::Invalid("volume_capability is missing".into()))?;
+    let usage = capability::check(capability)?;
+    let handle = ids::volume(&request.volume_id)?;
+    let way = way(&handle, usage, request.readonly)?;
+    let id = handle.fs.to_string();
+    let mut volume = find::volume(&handle, ctx).await?;
+    let pool = Api::<NodePool>::all(ctx.client.clone()).get_opt(node).await?;
+    let pool = pool.ok_or_else(|| CsiError::NotFound(format!("there is no node `{node}` with a pool")))?;
+    check_group(&volume.fs, &pool, ctx)?;
+    for _ in 0..TRIES {
+        let Some(next) = with(&volume.fs.spec.published_to, node, way)? else {
+            return arrived(&id, node, way, ctx).await;
+        };
+        if !volume.fs.spec.published_to.iter().any(|p| p.node == node) {
+            check_limit(node, limit, ctx)?;
+        }
+        match write_list(&volume.fs, &next, ctx).await {
+            Ok(()) => return arrived(&id, node, way, ctx).await,
+            Err(e) if e.kind() == Kind::Conflict => volume = find::volume(&handle, ctx).await?,
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Err(CsiError::InProgress("others are writing the Filesystem; again".into()))
+}
+
+fn required_node(node: &str) -> Result<&str, CsiError> {
+    // Names of nodes may be longer than the spec's 128 bytes for other strings; 253 is Kubernetes' bound.
+    match node.len() {
+        0 => Err(CsiError::Invalid("node_id is missing".into())),
+        1..=253 => Ok(node),
+        _ => Err(CsiError::Invalid("node_id is longer than 253 bytes".into())),
+    }
+}
+
+async fn write_list(fs: &Filesystem, list: &[Publication], ctx: &Ctx) -> Result<(), Error> {
+    let api: Api<Filesystem> = Api::all(ctx.client.clone());
+    write::guarded(&api, fs, json!({ "spec": { "publishedTo": list } })).await.map(|_| ())
+}
+
+/// A volume moves within its pool group only.
+fn check_group(fs: &Filesystem, pool: &NodePool, ctx: &Ctx) -> Result<(), CsiError> {
+    let owner = fs.status.as_ref().and_then(|s| s.authority.as_ref()).and_then(|a| ctx.caches.pools.get(&a.owner.node));
+    match owner.filter(|o| o.spec.pool_group != pool.spec.pool_group) {
+        Some(o) => Err(CsiError::InUse(format!(
+            "the volume is in pool group `{}`, node `{}` in `{}`: a volume moves within its group only",
+            o.spec.pool_group, pool.spec.node, pool.spec.pool_group
+        ))),
+        None => Ok(()),
+    }
+}
+
+fn check_limit(node: &str, limit: usize, ctx: &Ctx) -> Result<(), CsiError> {
+    let attached = ctx.caches.filesystems.all().iter().filter(|f| f.spec.published_to.iter().any(|p| p.node == node)).count();
+    if attached >= limit {
+        return Err(CsiError::Exhausted(format!("node `{node}` has {attached} volumes, the most there can be")));
+    }
+    Ok(())
+}
+
+/// Waits until the node can have the volume staged.
+async fn arrived(id: &str, node: &str, way: Way, ctx: &Ctx) -> Result<(), CsiError> {
+    let there = || {
+        let fs = ctx.caches.filesystems.get(id)?;
+        let published = fs.spec.published_to.iter().any(|p| p.node == node);
+        let ready = match way {
+            Way::Copy => has_copy(id, node, ctx),
+            Way::Read | Way::Write => {
+                let a = fs.status.as_ref()?.authority.as_ref()?;
+                a.owner.node == node && a.pending.is_none()
+            }
+        };
+        (published && ready).then_some(())
+    };
+    if until(PATIENCE, there).await.is_some() {
+        return Ok(());
+    }
+    match way {
+        Way::Write => Err(CsiError::InProgress(progress(id, node, ctx))),
+        Way::Read => Err(CsiError::InUse(format!("node `{node}` doesn't own the volume, and to read it moves nothing: use `ro/{id}`"))),
+        Way::Copy => Err(CsiError::InUse(format!(
+            "node `{node}` has no copy of the volume: ask for more by placement.replicas, or push one there by a ReplicationJob"
+        ))),
+    }
+}
+
+fn has_copy(id: &str, node: &str, ctx: &Ctx) -> bool {
+    ctx.caches.replicas.with(id).iter().any(|r| {
+        let status = r.status.as_ref();
+        r.spec.node == node && status.is_some_and(|s| matches!(s.role, CopyRole::Owner | CopyRole::Replica) && s.head.is_some())
+    })
+}
+
+/// How far the move to that node is, for the events of the pod that waits for it.
+fn progress(id: &str, node: &str, ctx: &Ctx) -> String {
+    let owner = ctx.caches.filesystems.get(id).and_then(|f| f.status.clone()?.authority).map(|a| a.owner);
+    let Some(owner) = owner else { return "the volume has no owner yet".into() };
+    let replica = ctx.caches.replicas.get(&names::replica_name(id, &owner.pool));
+    let migration = replica.and_then(|r| r.status.clone()?.migration).filter(|m| m.to == node && m.finished_at.is_none());
+    match migration {
+        Some(m) => {
+            let text = format!("moving from node `{}` to `{node}`: {}, {} bytes sent", owner.node, m.phase, m.bytes);
+            if m.message.is_empty() { text } else { format!("{text}: {}", m.message) }
+        }
+        None => format!("waiting for node `{}` to begin to move the volume to `{node}`", owner.node),
+    }
+}
+
+/// Records that Kubernetes let go: of one node, or of all. Says nothing about the node, and waits for nothing.
+pub async fn unpublish(request: &wire::ControllerUnpublishVolumeRequest, ctx: &Ctx) -> Result<(), CsiError> {
+    let Some(handle) = Handle::parse(required("volume_id", &request.volume_id)?) else { return Ok(()) };
+    let node = (!request.node_id.is_empty()).then_some(request.node_id.as_str());
+    for _ in 0..TRIES {
+        let Some(fs) = find::filesystem(&handle.fs.to_string(), ctx).await? else { return Ok(()) };
+        let Some(next) = without(&fs.spec.published_to, node, handle.read_only) else { return Ok(()) };
+        match write_list(&fs, &next, ctx).await {
+            Ok(()) => {
+                // So that this program's own lists say the same from now on.
+                let name = fs.name_any();
+                let seen =
+                    || ctx.caches.filesystems.get(&name).is_none_or(|f| without(&f.spec.published_to, node, handle.read_only).is_none());
+                until(Duration::from_secs(2), || seen().then_some(())).await;
+                return Ok(());
+            }
+            Err(e) if e.kind() == Kind::Conflict => {}
+            Err(Error::Api(e)) if Error::is_not_found(&e) => return Ok(()),
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Err(CsiError::InProgress("others are writing the Filesystem; again".into()))
+}
+
+#[cfg(test)]
+#[path = "publish_tests.rs"]
+mod tests;

@@ -1,0 +1,255 @@
+//! Snapshots: a snapshot is a Commit object with the name of the call in an annotation. It has no owner reference to its Dot, so it
+//! outlives it: the Filesystem stays, `Headless`, until the last snapshot of it goes (csi.md §1).
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use dotgraft_api::common::ANNOTATION_CSI_NAME;
+use dotgraft_api::{Commit, CommitSource, CommitSpec, Filesystem, FilesystemPhase, condition};
+use dotgraft_proto::csi::v1 as wire;
+use kube::api::{ListParams, ObjectMeta, PostParams};
+use kube::{Api, ResourceExt};
+
+use super::error::CsiError;
+use super::find::{self, PATIENCE, Volume, csi_name, until};
+use super::ids::{self, SnapshotId, required};
+use crate::context::{Ctx, csi_term, fs_term};
+use crate::names::{self, FS_LABEL, TRANSIENT_LABEL, sha256_hex};
+use crate::write;
+
+/// On Commits that CSI made: size of the volume then, in bytes.
+const ANNOTATION_SIZE: &str = "dotgraft.dev/csi-size";
+const SIDECARS: &str = "csi.storage.k8s.io/";
+
+/// A snapshot's objects.
+pub struct Found {
+    /// Its Commit.
+    pub commit: Commit,
+    /// The Filesystem it is in; perhaps without a head.
+    pub fs: Filesystem,
+}
+
+fn id_of(commit: &Commit) -> Option<SnapshotId> {
+    let status = commit.status.as_ref()?;
+    SnapshotId::parse(&format!("{}@{}", status.fs_id.as_ref()?, status.id.as_ref()?))
+}
+
+/// Size of the volume that the snapshot is of, then; of what it is now where that was not recorded.
+pub fn size(commit: &Commit, ctx: &Ctx) -> u64 {
+    let recorded = commit.annotations().get(ANNOTATION_SIZE).and_then(|s| s.parse().ok());
+    recorded.unwrap_or_else(|| {
+        let (source, namespace) = (&commit.spec.source, commit.namespace().unwrap_or_default());
+        crate::claim::cached(ctx, source.kind, &namespace, &source.name).and_then(|c| c.capacity.ok()).unwrap_or_default()
+    })
+}
+
+/// The snapshot on the wire, once it is made.
+fn on_wire(commit: &Commit, ctx: &Ctx) -> Option<wire::Snapshot> {
+    let (id, status) = (id_of(commit)?, commit.status.as_ref()?);
+    let time = status.time.as_ref().map(|t| prost_types::Timestamp { seconds: t.0.as_second(), nanos: t.0.subsec_nanosecond() });
+    Some(wire::Snapshot {
+        size_bytes: i64::try_from(size(commit, ctx)).unwrap_or(i64::MAX),
+        snapshot_id: id.to_string(),
+        source_volume_id: id.fs.to_string(),
+        creation_time: time,
+        ready_to_use: true,
+        ..wire::Snapshot::default()
+    })
+}
+
+fn check_parameters(parameters: &HashMap<String, String>) -> Result<(), CsiError> {
+    match parameters.keys().find(|k| !k.starts_with(SIDECARS)) {
+        Some(key) => Err(CsiError::Invalid(format!("there is no snapshot parameter {key}"))),
+        None => Ok(()),
+    }
+}
+
+/// `CreateSnapshot`: makes the Commit, or finds the one that a call of that name has made, and waits until it is durable.
+pub async fn create(request: &wire::CreateSnapshotRequest, ctx: &Ctx) -> Result<wire::Snapshot, CsiError> {
+    let name = required("name", &request.name)?;
+    required("source_volume_id", &request.source_volume_id)?;
+    check_parameters(&request.parameters)?;
+    let handle = ids::volume(&request.source_volume_id)?;
+    if handle.read_only {
+        return Err(CsiError::Invalid("a read-only volume is a commit already".into()));
+    }
+    let fs_id = handle.fs.to_string();
+    for known in ctx.caches.commits.with(&csi_term(name)) {
+        match id_of(&known) {
+            Some(id) if id.fs == handle.fs => {}
+            Some(id) => return Err(CsiError::Exists(format!("there is a snapshot `{name}` of volume `{}`", id.fs))),
+            None => continue,
+        }
+        if let Some(snapshot) = on_wire(&known, ctx).filter(|_| known.metadata.deletion_timestamp.is_none()) {
+            return Ok(snapshot);
+        }
+    }
+    let volume = find::volume(&handle, ctx).await?;
+    let namespaced = request.parameters.get("csi.storage.k8s.io/volumesnapshot/namespace");
+    let named = request.parameters.get("csi.storage.k8s.io/volumesnapshot/name");
+    let message = match (namespaced, named) {
+        (Some(namespace), Some(name)) => format!("VolumeSnapshot {namespace}/{name}"),
+        _ => format!("snapshot {name}"),
+    };
+    let commit = make(&object_name("snapshot", name), name, &message, false, &volume, ctx).await?;
+    let source = commit.spec.source.name != volume.claim.name || commit.spec.source.kind != volume.claim.kind;
+    if source || csi_name(&commit) != Some(name) {
+        return Err(CsiError::Exists(format!("there is a snapshot `{name}` of something else than volume `{fs_id}`")));
+    }
+    let made = settle(&commit, ctx).await?;
+    on_wire(&made, ctx).ok_or_else(|| CsiError::InProgress("the snapshot is being made".into()))
+}
+
+fn object_name(prefix: &str, name: &str) -> String {
+    let mut hash = sha256_hex(name.as_bytes());
+    hash.truncate(16);
+    format!("{prefix}-{hash}")
+}
+
+/// The Commit of that name; made if it isn't there.
+async fn make(object: &str, name: &str, message: &str, transient: bool, volume: &Volume, ctx: &Ctx) -> Result<Commit, CsiError> {
+    let api: Api<Commit> = Api::namespaced(ctx.client.clone(), &volume.claim.namespace);
+    if let Some(commit) = api.get_opt(object).await? {
+        return match commit.metadata.deletion_timestamp {
+            Some(_) => Err(CsiError::InProgress(format!("Commit `{object}` of before is being deleted"))),
+            None => Ok(commit),
+        };
+    }
+    let size = volume.claim.capacity.clone().unwrap_or_default();
+    let mut labels = BTreeMap::from([(FS_LABEL.to_owned(), volume.fs.name_any())]);
+    if transient {
+        labels.insert(TRANSIENT_LABEL.to_owned(), "true".to_owned());
+    }
+    let commit = Commit {
+        metadata: ObjectMeta {
+            name: Some(object.to_owned()),
+            labels: Some(labels),
+            annotations: Some(BTreeMap::from([
+                (ANNOTATION_CSI_NAME.to_owned(), name.to_owned()),
+                (ANNOTATION_SIZE.to_owned(), size.to_string()),
+            ])),
+            ..ObjectMeta::default()
+        },
+        spec: CommitSpec {
+            source: CommitSource { kind: volume.claim.kind, name: volume.claim.name.clone() },
+            message: message.to_owned(),
+            ..CommitSpec::default()
+        },
+        status: None,
+    };
+    let params = PostParams { field_manager: Some(names::FIELD_MANAGER.into()), ..PostParams::default() };
+    Ok(api.create(&params, &commit).await?)
+}
+
+/// Waits until the commit is made and recorded.
+async fn settle(commit: &Commit, ctx: &Ctx) -> Result<Arc<Commit>, CsiError> {
+    let (namespace, name) = (commit.namespace().unwrap_or_default(), commit.name_any());
+    let cached = || ctx.caches.commits.get_in(&namespace, &name).filter(|c| c.uid() == commit.uid());
+    if let Some(made) = until(PATIENCE, || cached().filter(|c| id_of(c).is_some())).await {
+        return Ok(made);
+    }
+    let ready = cached().and_then(|c| condition(&c.status.as_ref()?.conditions, "Ready").map(|r| format!("{}: {}", r.reason, r.message)));
+    let why = ready.unwrap_or_else(|| "the operator has not looked at it yet".into());
+    Err(CsiError::InProgress(format!("Commit {namespace}/{name} is not made yet: {why}")))
+}
+
+/// A commit of `volume` to clone from, for the call `name`; its id.
+pub async fn transient(name: &str, volume: &Volume, ctx: &Ctx) -> Result<String, CsiError> {
+    let commit = make(&object_name("clone", name), name, &format!("to clone for {name}"), true, volume, ctx).await?;
+    let made = settle(&commit, ctx).await?;
+    id_of(&made).map(|id| id.commit.to_string()).ok_or_else(|| CsiError::InProgress("the commit to clone is being made".into()))
+}
+
+/// The clone is there: the commit it began from isn't needed any more.
+pub async fn drop_transient(name: &str, namespace: &str, ctx: &Ctx) -> Result<(), CsiError> {
+    let object = object_name("clone", name);
+    // Seldom there; a cache that lags leaves it to the Commit's controller, which ends those that were left behind.
+    let Some(commit) = ctx.caches.commits.get_in(namespace, &object) else { return Ok(()) };
+    let ours = commit.labels().contains_key(TRANSIENT_LABEL) && csi_name(commit.as_ref()) == Some(name);
+    if ours && commit.metadata.deletion_timestamp.is_none() {
+        write::delete(&Api::<Commit>::namespaced(ctx.client.clone(), namespace), commit.as_ref()).await?;
+    }
+    Ok(())
+}
+
+/// The objects of a snapshot, from the API server. Also of a Commit that a user made: that may be restored from, too.
+pub async fn find(id: &SnapshotId, ctx: &Ctx) -> Result<Option<Found>, CsiError> {
+    let fs_id = id.fs.to_string();
+    let Some(fs) = find::filesystem(&fs_id, ctx).await? else { return Ok(None) };
+    if fs.status.as_ref().is_some_and(|s| s.phase == FilesystemPhase::Deleting) {
+        return Ok(None);
+    }
+    let api: Api<Commit> = Api::namespaced(ctx.client.clone(), &fs.spec.claim_ref.namespace);
+    let wanted = |c: &Commit| id_of(c) == Some(*id) && c.metadata.deletion_timestamp.is_none();
+    for known in ctx.caches.commits.with(&fs_term(&fs_id)).iter().filter(|c| wanted(c)) {
+        if let Some(commit) = api.get_opt(&known.name_any()).await?.filter(wanted) {
+            return Ok(Some(Found { commit, fs }));
+        }
+    }
+    // The watch may lag behind another operator's work.
+    let list = api.list(&ListParams::default()).await?;
+    Ok(list.items.into_iter().find(wanted).map(|commit| Found { commit, fs }))
+}
+
+/// `DeleteSnapshot`: deletes the Commit that `CreateSnapshot` has made; success for what isn't there or isn't ours.
+pub async fn delete(snapshot_id: &str, ctx: &Ctx) -> Result<(), CsiError> {
+    let Some(id) = SnapshotId::parse(required("snapshot_id", snapshot_id)?) else { return Ok(()) };
+    let known = ctx.caches.commits.with(&fs_term(&id.fs.to_string())).into_iter().find(|c| id_of(c) == Some(id));
+    let commit = match find(&id, ctx).await? {
+        Some(found) => Arc::new(found.commit),
+        None => match known {
+            Some(going) => going,
+            None => return Ok(()),
+        },
+    };
+    if csi_name(commit.as_ref()).is_none() {
+        return Ok(());
+    }
+    if commit.metadata.deletion_timestamp.is_none() {
+        write::delete(&write::namespaced::<Commit>(&ctx.client, commit.as_ref()), commit.as_ref()).await?;
+    }
+    let (namespace, name) = (commit.namespace().unwrap_or_default(), commit.name_any());
+    let left = || ctx.caches.commits.get_in(&namespace, &name).filter(|c| c.uid() == commit.uid());
+    if until(PATIENCE, || left().is_none().then_some(())).await.is_some() {
+        return Ok(());
+    }
+    let conditions = left().and_then(|c| c.status.clone()).unwrap_or_default().conditions;
+    let pinned = condition(&conditions, "Pinned").filter(|c| c.status == "True");
+    let waits = condition(&conditions, "Ready").map(|c| c.message.clone()).unwrap_or_default();
+    match pinned {
+        Some(by) => Err(CsiError::InUse(format!("the snapshot is needed: {}", by.message))),
+        None => Err(CsiError::InProgress(format!("the snapshot is being deleted: {waits}"))),
+    }
+}
+
+/// Snapshots that a call of `ListSnapshots` may show, oldest first.
+pub fn all(request: &wire::ListSnapshotsRequest, ctx: &Ctx) -> Vec<(SnapshotId, Arc<Commit>)> {
+    let commits = match (SnapshotId::parse(&request.snapshot_id), request.source_volume_id.as_str()) {
+        (Some(id), _) => ctx.caches.commits.with(&fs_term(&id.fs.to_string())),
+        (None, "") if request.snapshot_id.is_empty() => ctx.caches.commits.all(),
+        (None, _) if !request.snapshot_id.is_empty() => Vec::new(),
+        (None, source) => ctx.caches.commits.with(&fs_term(source)),
+    };
+    let mut list: Vec<(SnapshotId, Arc<Commit>)> = commits
+        .into_iter()
+        .filter(|c| csi_name(c.as_ref()).is_some() && c.metadata.deletion_timestamp.is_none() && !c.labels().contains_key(TRANSIENT_LABEL))
+        .filter_map(|c| Some((id_of(&c)?, c)))
+        .filter(|(id, _)| request.snapshot_id.is_empty() || id.to_string() == request.snapshot_id)
+        .filter(|(id, _)| request.source_volume_id.is_empty() || id.fs.to_string() == request.source_volume_id)
+        .collect();
+    list.sort_by_key(|(id, _)| *id);
+    list
+}
+
+/// One of [`all`] on the wire.
+pub fn entry(commit: &Commit, ctx: &Ctx) -> Option<wire::Snapshot> {
+    on_wire(commit, ctx)
+}
+
+/// `GetSnapshot`.
+pub async fn get(snapshot_id: &str, ctx: &Ctx) -> Result<wire::Snapshot, CsiError> {
+    let missing = || CsiError::NotFound(format!("there is no snapshot `{snapshot_id}`"));
+    let id = SnapshotId::parse(required("snapshot_id", snapshot_id)?).ok_or_else(missing)?;
+    let found = find(&id, ctx).await?.filter(|f| csi_name(&f.commit).is_some()).ok_or_else(missing)?;
+    on_wire(&found.commit, ctx).ok_or_else(missing)
+}

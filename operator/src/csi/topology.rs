@@ -1,0 +1,116 @@
+//! Where a volume may be: pool groups and nodes, as Kubernetes names them in topology segments. Pure.
+
+use std::collections::HashMap;
+
+use dotgraft_api::common::{TOPOLOGY_NODE, TOPOLOGY_POOL};
+use dotgraft_proto::csi::v1 as wire;
+
+use super::error::CsiError;
+use crate::pools::PoolView;
+
+/// Most topologies looked at in a call.
+const MOST: usize = 10_000;
+
+/// What a volume's accessible topology is: its pool group only, so that it can move in it (csi.md §1).
+pub fn of_group(group: &str) -> wire::Topology {
+    wire::Topology { segments: HashMap::from([(TOPOLOGY_POOL.to_owned(), group.to_owned())]) }
+}
+
+/// Whether the pool lies in a topology. A segment that we don't know lies nowhere.
+pub fn matches(pool: &PoolView, topology: &wire::Topology) -> bool {
+    topology.segments.iter().all(|(key, value)| match key.as_str() {
+        TOPOLOGY_POOL => pool.group == *value,
+        TOPOLOGY_NODE => pool.node == *value,
+        _ => false,
+    })
+}
+
+/// The pools that a call allows: of the group, if one is asked for, and in one of the requisite topologies, if there are any.
+pub fn allowed<'a>(
+    pools: &'a [PoolView],
+    group: Option<&str>,
+    requirement: Option<&wire::TopologyRequirement>,
+) -> Result<Vec<&'a PoolView>, CsiError> {
+    let requisite = requirement.map(|r| r.requisite.as_slice()).unwrap_or_default();
+    if requisite.len() > MOST || requirement.is_some_and(|r| r.preferred.len() > MOST) {
+        return Err(CsiError::Invalid(format!("more than {MOST} topologies")));
+    }
+    let list: Vec<&PoolView> = pools
+        .iter()
+        .filter(|p| group.is_none_or(|g| p.group == g))
+        .filter(|p| requisite.is_empty() || requisite.iter().any(|t| matches(p, t)))
+        .collect();
+    if list.is_empty() {
+        let group = group.map(|g| format!(" of pool group `{g}`")).unwrap_or_default();
+        return Err(CsiError::Exhausted(format!("there is no pool{group} in the topology that is asked for: see `kubectl get nodepools`")));
+    }
+    Ok(list)
+}
+
+/// The node to begin on: the first that is preferred, else the one with most free bytes, if the call restricts the choice at all.
+pub fn choose(
+    pools: &[PoolView],
+    group: Option<&str>,
+    requirement: Option<&wire::TopologyRequirement>,
+) -> Result<Option<String>, CsiError> {
+    let usable: Vec<&PoolView> = allowed(pools, group, requirement)?.into_iter().filter(|p| p.usable()).collect();
+    let most_free = |list: &mut dyn Iterator<Item = &PoolView>| {
+        list.max_by(|a, b| a.available.cmp(&b.available).then_with(|| b.node.cmp(&a.node))).map(|p| p.node.clone())
+    };
+    for topology in requirement.map(|r| r.preferred.as_slice()).unwrap_or_default() {
+        if let Some(node) = most_free(&mut usable.iter().copied().filter(|p| matches(p, topology))) {
+            return Ok(Some(node));
+        }
+    }
+    let Some(best) = most_free(&mut usable.iter().copied()) else {
+        return Err(CsiError::Exhausted("no pool that is allowed is ready and on a node that isn't cordoned".into()));
+    };
+    let free = group.is_none() && requirement.is_none_or(|r| r.requisite.is_empty());
+    Ok((!free).then_some(best))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pools::tests::pool;
+    use wire::{Topology, TopologyRequirement};
+
+    fn at(key: &str, value: &str) -> Topology {
+        Topology { segments: HashMap::from([(key.to_owned(), value.to_owned())]) }
+    }
+    fn pools() -> Vec<PoolView> {
+        let mut list = vec![pool("n1", 5), pool("n2", 9), pool("n3", 20)];
+        list[2].group = "ssd".into();
+        list
+    }
+    fn asks(requisite: Vec<Topology>, preferred: Vec<Topology>) -> Option<TopologyRequirement> {
+        Some(TopologyRequirement { requisite, preferred })
+    }
+
+    #[test]
+    fn the_preferred_node_is_begun_on_even_if_another_has_more_room() {
+        let all = || vec![at(TOPOLOGY_POOL, "default"), at(TOPOLOGY_POOL, "ssd")];
+        let r = asks(all(), vec![at(TOPOLOGY_NODE, "n1"), at(TOPOLOGY_NODE, "n2")]);
+        assert_eq!(choose(&pools(), None, r.as_ref()).unwrap().as_deref(), Some("n1"));
+        let mut down = pools();
+        down[0].ready = false;
+        assert_eq!(choose(&down, None, r.as_ref()).unwrap().as_deref(), Some("n2"));
+    }
+
+    #[test]
+    fn without_restriction_the_choice_is_left_open() {
+        assert_eq!(choose(&pools(), None, None).unwrap(), None);
+        assert_eq!(choose(&pools(), Some("default"), None).unwrap().as_deref(), Some("n2"));
+    }
+
+    #[test]
+    fn where_nothing_is_allowed_or_ready_there_is_no_room() {
+        let exhausted = |r: Result<Option<String>, CsiError>| matches!(r, Err(CsiError::Exhausted(_)));
+        assert!(exhausted(choose(&pools(), Some("hdd"), None)));
+        assert!(exhausted(choose(&pools(), Some("ssd"), asks(vec![at(TOPOLOGY_NODE, "n1")], vec![]).as_ref())));
+        assert!(exhausted(choose(&pools(), None, asks(vec![at("zone", "a")], vec![]).as_ref())));
+        let mut down = pools();
+        down.iter_mut().for_each(|p| p.ready = false);
+        assert!(exhausted(choose(&down, None, None)));
+    }
+}
