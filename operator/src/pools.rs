@@ -30,6 +30,8 @@ pub struct PoolView {
     pub node_exists: bool,
     /// New volumes may go there: the Node exists and isn't cordoned.
     pub schedulable: bool,
+    /// The Node has the out-of-service taint: somebody says that nothing runs there any more.
+    pub out_of_service: bool,
     /// Labels of the Node.
     pub labels: BTreeMap<String, String>,
     /// Filesystems in the pool that no object asked for.
@@ -67,9 +69,16 @@ pub fn view(pool: &NodePool, node: Option<&Node>) -> PoolView {
         available: status.available_bytes,
         node_exists: node.is_some(),
         schedulable: node.is_some() && !cordoned && !leaving,
+        out_of_service: node.is_some_and(is_out_of_service),
         labels: node.map(|n| n.labels().clone()).unwrap_or_default(),
         orphans: status.orphans.items.into_iter().map(|o| o.fs_id).collect(),
     }
+}
+
+/// <https://kubernetes.io/docs/concepts/cluster-administration/node-shutdown/#non-graceful-node-shutdown>
+fn is_out_of_service(node: &Node) -> bool {
+    let taints = node.spec.as_ref().and_then(|s| s.taints.as_ref());
+    taints.is_some_and(|t| t.iter().any(|t| t.key == "node.kubernetes.io/out-of-service"))
 }
 
 /// All pools, by node name.
@@ -86,7 +95,7 @@ pub async fn confirmed(ctx: &Ctx, replicas: &[Arc<Replica>]) -> Result<Vec<PoolV
     let (live_pools, live_nodes): (Api<NodePool>, Api<Node>) = (Api::all(ctx.client.clone()), Api::all(ctx.client.clone()));
     for replica in replicas {
         let place = Place { node: replica.spec.node.clone(), pool: replica.spec.pool.clone() };
-        if !is_gone(&pools, &place) {
+        if !is_gone(&pools, &place) && !pools.iter().any(|p| p.node == place.node && p.out_of_service) {
             continue;
         }
         pools.retain(|p| p.node != place.node);
@@ -146,14 +155,23 @@ pub fn choose(pools: &[PoolView], placement: &Placement, initial: Option<&str>, 
 }
 
 /// Nodes for `wanted` more copies: same group as the owner, ready, neither owner nor `taken`, most free bytes first.
-pub fn choose_copies(pools: &[PoolView], owner: &str, placement: &Placement, taken: &BTreeSet<String>, wanted: usize) -> Vec<String> {
+///
+/// Nodes that `have` a copy go first: after a move that is where the volume came from.
+pub fn choose_copies(
+    pools: &[PoolView],
+    owner: &str,
+    placement: &Placement,
+    (taken, have): (&BTreeSet<String>, &BTreeSet<String>),
+    wanted: usize,
+) -> Vec<String> {
     let group = pools.iter().find(|p| p.node == owner).map(|p| p.group.as_str());
     let mut fit: Vec<&PoolView> = pools
         .iter()
         .filter(|p| p.usable() && Some(p.group.as_str()) == group && p.node != owner)
         .filter(|p| !taken.contains(&p.node) && selected(p, &placement.node_selector))
         .collect();
-    fit.sort_by(|a, b| b.available.cmp(&a.available).then_with(|| a.node.cmp(&b.node)));
+    let rank = |p: &PoolView| (have.contains(&p.node), p.available);
+    fit.sort_by(|a, b| rank(b).cmp(&rank(a)).then_with(|| a.node.cmp(&b.node)));
     fit.into_iter().take(wanted).map(|p| p.node.clone()).collect()
 }
 
@@ -230,9 +248,9 @@ pub(crate) mod tests {
         let mut pools = vec![pool("n1", 5), pool("n2", 9), pool("n3", 20), pool("n4", 7)];
         pools[2].group = "other".into();
         let none = BTreeSet::new();
-        assert_eq!(choose_copies(&pools, "n1", &Placement::default(), &none, 5), ["n2", "n4"]);
+        assert_eq!(choose_copies(&pools, "n1", &Placement::default(), (&none, &none), 5), ["n2", "n4"]);
         let taken = BTreeSet::from(["n2".to_owned()]);
-        assert_eq!(choose_copies(&pools, "n1", &Placement::default(), &taken, 1), ["n4"]);
+        assert_eq!(choose_copies(&pools, "n1", &Placement::default(), (&taken, &none), 1), ["n4"]);
     }
 
     #[test]

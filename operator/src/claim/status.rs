@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use dotgraft_api::{
-    Authority, Condition, CopyRole, DesiredState, DotStatus, FilesystemPhase, Place, RecentCommit, Replica, ReplicaSummary, Time, condition,
+    Authority, Condition, CopyRole, DesiredState, DotStatus, FilesystemPhase, Migration, Place, RecentCommit, Replica, ReplicaSummary,
+    Time, condition,
 };
 
 use super::decide::View;
@@ -69,7 +70,7 @@ fn compute(input: &Input<'_>, old: &DotStatus, now: &Time) -> DotStatus {
         bytes: reported.map(|s| s.bytes),
         limit: reported.filter(|s| s.limit > 0).map(|s| s.limit),
         replicas: summaries(input),
-        migration: reported.and_then(|s| s.migration.clone()),
+        migration: migration(input),
         recent_commits: reported.map(recent).unwrap_or_default(),
         conditions: conditions::merge(&old.conditions, &verdicts(input), claim.generation, now),
     }
@@ -116,9 +117,7 @@ fn verdicts(input: &Input<'_>) -> Vec<Wanted> {
             list.push(wanted(&c.type_, true, &c.reason, c.message.clone()));
         }
     }
-    if let Some(message) = refused_move(input) {
-        list.push(wanted("PlacementRefused", true, "MigratingNotInThisVersion", message));
-    }
+    list.extend(moving(input));
     list
 }
 
@@ -190,11 +189,26 @@ fn diverged(input: &Input<'_>) -> Wanted {
     }
 }
 
-/// A node asked for after the Filesystem had an owner elsewhere: said, never silent.
-fn refused_move(input: &Input<'_>) -> Option<String> {
-    let owner = &input.authority?.owner.node;
-    let asked = input.view.claim.placement.node.as_ref().filter(|n| *n != owner)?;
-    Some(format!("placement.node asks for `{asked}`, but node `{owner}` owns it: Migrating is not in this version"))
+/// It is wanted on another node than its owner's: how that goes, or why it can't.
+fn moving(input: &Input<'_>) -> Option<Wanted> {
+    let (fs, authority) = (input.view.fs.as_ref()?, input.authority?);
+    let node = filesystem::moving::wanted_node(fs, Some(&input.view.claim));
+    match filesystem::moving::goal_of(node, authority, input.pools)? {
+        Err(block) => Some(wanted(block.reason, true, "NodeCantTakeIt", block.message)),
+        Ok(to) => {
+            let report = migration(input).filter(|m| m.to == to.node && m.finished_at.is_none());
+            let (phase, detail) = report.map_or(("Waiting".to_owned(), String::new()), |m| (m.phase, m.message));
+            let text =
+                format!("from node `{}` to `{}`{}{detail}", authority.owner.node, to.node, if detail.is_empty() { "" } else { ": " });
+            Some(wanted("Migrating", true, &phase, text))
+        }
+    }
+}
+
+/// The newest handoff that any copy tells of: it is the exporter's, whoever owns it now.
+fn migration(input: &Input<'_>) -> Option<Migration> {
+    let told = input.replicas.iter().filter_map(|r| r.status.as_ref()?.migration.as_ref());
+    told.max_by_key(|m| m.started_at.as_ref().map(|t| t.0)).cloned()
 }
 
 #[cfg(test)]

@@ -79,13 +79,21 @@ fn what_the_owners_agent_says_of_authority_is_mirrored() {
 }
 
 #[test]
-fn a_move_is_refused_aloud() {
+fn a_move_that_can_t_be_is_refused_aloud_and_one_that_can_be_is_told() {
     let mut c = case();
-    c.view.claim.placement.node = Some("n2".into());
+    c.view.claim.placement.node = Some("n9".into());
     let s = of(&c, None);
-    says(&s, "PlacementRefused", "True", "MigratingNotInThisVersion");
+    says(&s, "PlacementRefused", "True", "NodeCantTakeIt");
     says(&s, "Ready", "True", "Ready");
-    assert!(condition(&s.conditions, "PlacementRefused").unwrap().message.contains("Migrating is not in this version"));
+    c.view.claim.placement.node = Some("n2".into());
+    says(&of(&c, None), "Migrating", "True", "Waiting");
+    let mut owner = copy("n1", CopyRole::Owner);
+    let told = Migration { to: "n2".into(), phase: "WaitingForPods".into(), message: "sleep (pid 7)".into(), ..Migration::default() };
+    owner.status.as_mut().unwrap().migration = Some(told);
+    c.replicas = vec![Arc::new(owner)];
+    let s = of(&c, None);
+    says(&s, "Migrating", "True", "WaitingForPods");
+    assert!(condition(&s.conditions, "Migrating").unwrap().message.contains("sleep (pid 7)"));
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //! write beyond phase and authority; what people read stands on the claims.
 
 mod gather;
+pub mod moving;
 pub mod plan;
 mod wishes;
 

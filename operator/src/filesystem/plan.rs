@@ -12,6 +12,7 @@ use dotgraft_api::{
 };
 use kube::ResourceExt;
 
+use super::moving;
 use super::wishes::{self, Asked};
 use crate::claim::ClaimView;
 use crate::conditions::Block;
@@ -170,7 +171,11 @@ fn branch_place(view: &View, claim: &ClaimView) -> Result<Place, Block> {
 
 /// Keeps Replicas as the claim, its jobs and its commits want them, and moves New to Active.
 fn keep(view: &View, phase: FilesystemPhase, authority: &Authority) -> Plan {
+    if let Some(next) = moving::steal(view, phase, authority) {
+        return Plan { writes: vec![Write::Status(phase, Some(Box::new(next)))], blocked: None };
+    }
     let mut plan = Plan::default();
+    let goal = moving::goal(view, authority).and_then(Result::ok).filter(|_| phase == FilesystemPhase::Active);
     let owner = &authority.owner;
     let placed: Vec<(Arc<ReplicationJob>, Place)> = view
         .jobs
@@ -192,6 +197,8 @@ fn keep(view: &View, phase: FilesystemPhase, authority: &Authority) -> Plan {
     if phase != FilesystemPhase::New {
         places.extend(placed.iter().map(|(_, p)| p.clone()).filter(|p| !view.dropped.contains(&p.pool)));
     }
+    places.extend(goal.iter().filter(|g| !view.dropped.contains(&g.pool)).cloned());
+    let base = Desired { move_to: goal.filter(|g| moving::can_take(&view.replicas, g)), ..base };
     for place in &places {
         plan.writes.extend(replica_write(view, &base, &places, place, &placed, owner));
     }
@@ -268,6 +275,8 @@ fn replica_write(
     desired.commits = wishes::commits(&view.commits, &asked_of(view, owner, is_owner));
     if is_owner {
         desired.jobs = wishes::jobs(placed);
+    } else {
+        desired.move_to = None;
     }
     let marks = Marks { unmanaged: !is_owner && !placed.iter().any(|(_, p)| p == place) };
     let spec = ReplicaSpec { fs_id: view.fs.name_any(), node: place.node.clone(), pool: place.pool.clone(), desired };

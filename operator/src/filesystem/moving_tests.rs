@@ -1,0 +1,135 @@
+//! Where authority should be, and who may take it.
+
+use std::sync::Arc;
+
+use dotgraft_api::{
+    Authority, Fencing, FilesystemPhase, ImportStart, Pending, Place, Publication, Replica, ReplicaCommit, ReplicaStatus, Time,
+};
+use k8s_openapi::jiff::Timestamp;
+
+use super::*;
+use crate::filesystem::plan::{Write, plan};
+use crate::pools::tests::{pool, pool_id};
+use crate::testing::{FS, claim, filesystem, replica};
+
+fn place(node: &str) -> Place {
+    Place { node: node.into(), pool: pool_id(node) }
+}
+fn authority() -> Authority {
+    Authority { owner: place("n1"), epoch: 3, attempt: 2, ..Authority::default() }
+}
+fn copy(node: &str, role: CopyRole, seconds: i64) -> Arc<Replica> {
+    let spec = dotgraft_api::ReplicaSpec { fs_id: FS.into(), node: node.into(), pool: pool_id(node), ..Default::default() };
+    let mut r = replica(spec, true, role);
+    let commit = ReplicaCommit {
+        id: FS.into(),
+        parent: None,
+        time: Time(Timestamp::from_second(seconds).unwrap()),
+        message: String::new(),
+        epoch: 3,
+    };
+    r.status =
+        Some(ReplicaStatus { role, commit_count: 1, head: Some(FS.into()), recent_commits: vec![commit], ..ReplicaStatus::default() });
+    Arc::new(r)
+}
+fn view() -> View {
+    View {
+        fs: filesystem(Some(FilesystemPhase::Active), Some(authority())),
+        claim: Some(claim()),
+        replicas: vec![copy("n1", CopyRole::Owner, 9)],
+        pools: vec![pool("n1", 9), pool("n2", 9), pool("n3", 9)],
+        ..View::default()
+    }
+}
+fn publish(v: &mut View, node: &str, read_only: bool) {
+    v.fs.spec.published_to.push(Publication { node: node.into(), read_only });
+}
+fn moves_to(v: &View) -> Option<Place> {
+    plan(v).writes.iter().find_map(|w| match w {
+        Write::Update(spec, _) | Write::Create(spec, _) if spec.node == "n1" => spec.desired.move_to.clone(),
+        _ => None,
+    })
+}
+
+#[test]
+fn attachment_beats_placement_and_reading_moves_nothing() {
+    let mut v = view();
+    assert_eq!(goal(&v, &authority()), None);
+    v.claim.as_mut().unwrap().placement.node = Some("n2".into());
+    assert_eq!(goal(&v, &authority()), Some(Ok(place("n2"))));
+    publish(&mut v, "n3", true);
+    assert_eq!(goal(&v, &authority()), Some(Ok(place("n2"))));
+    publish(&mut v, "n1", false);
+    assert_eq!(goal(&v, &authority()), None);
+}
+
+#[test]
+fn the_owner_is_asked_once_the_target_has_a_copy_to_receive_into() {
+    let mut v = view();
+    publish(&mut v, "n2", false);
+    assert!(plan(&v).writes.iter().any(|w| matches!(w, Write::Create(s, _) if s.node == "n2")), "the copy is made first");
+    assert_eq!(moves_to(&v), None);
+    v.replicas.push(copy("n2", CopyRole::Replica, 1));
+    assert_eq!(moves_to(&v), Some(place("n2")));
+}
+
+#[test]
+fn a_node_without_pool_or_of_another_group_can_t_take_it() {
+    let mut v = view();
+    let refused = |v: &View| matches!(goal(v, &authority()), Some(Err(b)) if b.reason == "PlacementRefused");
+    publish(&mut v, "n9", false);
+    assert!(refused(&v));
+    v.fs.spec.published_to[0].node = "n2".into();
+    v.pools[1].group = "other".into();
+    assert!(refused(&v));
+}
+
+#[test]
+fn only_from_an_owner_that_is_proven_lost_and_only_if_it_is_needed_elsewhere() {
+    let mut v = view();
+    v.replicas.push(copy("n2", CopyRole::Replica, 5));
+    let stolen = |v: &View| steal(v, FilesystemPhase::Active, &authority());
+    publish(&mut v, "n3", false);
+    assert_eq!(stolen(&v), None, "the owner is merely elsewhere");
+    v.pools[0].ready = false;
+    assert_eq!(stolen(&v), None, "an agent that is down proves nothing");
+    v.pools[0].out_of_service = true;
+    let taken = stolen(&v).expect("taken");
+    assert_eq!((taken.owner.clone(), taken.epoch, taken.attempt, taken.opened.clone()), (place("n2"), 4, 3, None));
+    assert_eq!(taken.fork_points.len(), 1, "what the old owner has beyond it is to be found again");
+    assert_eq!(plan(&v).writes, [Write::Status(FilesystemPhase::Active, Some(Box::new(taken)))]);
+    v.claim.as_mut().unwrap().fencing = Fencing::Manual;
+    assert_eq!(stolen(&v), None, "under Manual a person promotes");
+    v.claim.as_mut().unwrap().fencing = Fencing::Proof;
+    v.fs.spec.published_to.clear();
+    assert_eq!(stolen(&v), None, "nobody needs it elsewhere");
+}
+
+#[test]
+fn the_newest_copy_takes_over_and_one_that_has_all_before_it() {
+    let mut v = view();
+    v.replicas.extend([copy("n2", CopyRole::Replica, 5), copy("n3", CopyRole::Replica, 7)]);
+    assert_eq!(taken(&v, &authority(), None).unwrap().owner, place("n3"));
+    assert_eq!(taken(&v, &authority(), Some("n2")).unwrap().owner, place("n2"));
+    let pending = Pending { mig: FS.into(), attempt: 2, to: place("n2"), final_commit: FS.into() };
+    let start = |attempt| ImportStart { mig: FS.into(), attempt, final_commit: FS.into() };
+    let a = Authority { pending: Some(pending), ..authority() };
+    let mut importer = Arc::unwrap_or_clone(copy("n2", CopyRole::Replica, 5));
+    importer.status.as_mut().unwrap().import_start = Some(start(1));
+    v.replicas[1] = Arc::new(importer.clone());
+    assert_eq!(taken(&v, &a, None).unwrap().owner, place("n3"), "a stale EImportStart counts for nothing");
+    importer.status.as_mut().unwrap().import_start = Some(start(2));
+    v.replicas[1] = Arc::new(importer);
+    let without_loss = taken(&v, &a, None).unwrap();
+    assert_eq!((without_loss.owner, without_loss.fork_points.len(), without_loss.pending), (place("n2"), 0, None));
+}
+
+#[test]
+fn nobody_takes_over_without_a_copy_that_holds_anything() {
+    let mut v = view();
+    assert_eq!(taken(&v, &authority(), None), None);
+    let mut empty = Arc::unwrap_or_clone(copy("n2", CopyRole::Replica, 5));
+    empty.status.as_mut().unwrap().commit_count = 0;
+    v.replicas.push(Arc::new(empty));
+    assert_eq!(taken(&v, &authority(), None), None);
+}
