@@ -40,8 +40,8 @@ struct Args {
     /// Unix socket on which CSI Identity and Controller are served to the sidecars; left out, there is no CSI.
     #[arg(long)]
     csi_socket: Option<PathBuf>,
-    /// Most volumes that a node may have attached; the agents' `--csi-attach-limit` should say the same.
-    #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    /// Most volumes that a node may have attached; the agents' `--max-volumes-per-node` should say the same.
+    #[arg(long, env = "DOTGRAFT_CSI_ATTACH_LIMIT", default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     csi_attach_limit: u32,
     /// json for machines, human for a terminal.
     #[arg(long, value_enum, default_value = "json")]

@@ -166,3 +166,41 @@ fn a_filesystem_in_deletion_is_not_rescued_by_retain() {
     assert_eq!(step_of(&v), Step::LetGo);
     let _ = Time(Timestamp::UNIX_EPOCH);
 }
+
+#[test]
+fn a_dot_with_snapshots_goes_and_leaves_them_their_filesystem() {
+    let mut v = going(|v| v.snapshots = 1);
+    assert_eq!(step_of(&v), Step::Mark(FilesystemPhase::Headless));
+    v.fs = Some(filesystem(Some(FilesystemPhase::Headless), None));
+    v.mounts = vec!["x".into()];
+    assert_eq!(reason(&v), "Mounted");
+    v.mounts.clear();
+    v.unconfirmed = vec!["n1".into()];
+    assert_eq!(step_of(&v), Step::LetGo, "no copy goes now");
+    v.snapshots = 0;
+    assert_eq!(step_of(&v), Step::Mark(FilesystemPhase::Deleting), "the last one went meanwhile");
+    assert_eq!(
+        step_of(&going(|v| (v.snapshots, v.claim.deletion_policy) = (1, DeletionPolicy::Retain))),
+        Step::Mark(FilesystemPhase::Released)
+    );
+}
+
+#[test]
+fn nobody_takes_up_a_filesystem_without_a_head() {
+    let v = view(|v| v.fs = Some(filesystem(Some(FilesystemPhase::Headless), None)));
+    assert_eq!(reason(&v), "Headless");
+}
+
+#[test]
+fn a_dot_with_an_origin_is_never_made_empty() {
+    let origin = Origin { fs_id: FS.into(), commit: FS.into() };
+    let mut v = new(|v| {
+        (v.claim.fs_id, v.claim.held, v.claim.allocated) = (Some(FS.into()), true, true);
+        v.claim.origin = Some(origin.clone());
+    });
+    assert_eq!(reason(&v), "SourceNotReady");
+    v.origin = Some(Err(Block::new("SourceNotFound", "x")));
+    assert_eq!(reason(&v), "SourceNotFound");
+    v.origin = Some(Ok(origin.clone()));
+    assert_eq!(step_of(&v), Step::Create(Some(origin)));
+}

@@ -105,6 +105,7 @@ async fn a_deletion_is_recorded_on_live_reads_before_the_dot_goes() {
             call("GET", format!("/filesystems/{FS}"), fs),
             call("GET", "/namespaces/team/branches?", list::<Branch>(&[], "Branch")),
             call("GET", "/replicas?&fieldSelector=", list(&[owner_copy()], "Replica")),
+            call("GET", "/commits?&labelSelector=dotgraft.dev%2Ffs-id%3D", list::<dotgraft_api::Commit>(&[], "Commit")),
         ]
     };
     let mut script = reads(&active());

@@ -241,6 +241,17 @@ mod tests {
     }
 
     #[test]
+    fn a_snapshot_without_its_dot_is_deleted_like_any_other_commit() {
+        let mut v = view(deleted(recorded(commit("c", 1))), vec![copy("n1", None)]);
+        v.claim = None;
+        let phase = |p| Some(Arc::new(filesystem(Some(p), None)));
+        v.fs = phase(FilesystemPhase::Headless);
+        assert_eq!(decide(&v), Step::Show, "the copy must say that it is gone");
+        v.replicas = vec![copy("n1", Some(CommitState::Removed))];
+        assert_eq!(decide(&v), Step::LetGo);
+    }
+
+    #[test]
     fn a_missing_source_does_not_hold_a_deletion() {
         let mut v = view(deleted(recorded(commit("c", 1))), vec![copy("n1", None)]);
         v.fs = Some(Arc::new(filesystem(Some(FilesystemPhase::Deleting), None)));

@@ -285,6 +285,7 @@ mod tests {
         assert!(matches!(sizes(-1, 0), Err(CsiError::Invalid(_))));
         assert!(matches!(sizes(0, 1000), Err(CsiError::OutOfRange(_))));
         assert!(matches!(sizes(i64::MAX, 0), Err(CsiError::OutOfRange(_))));
-        assert!(sizes(10, 20).unwrap().fits(20) && !sizes(10, 20).unwrap().fits(21));
+        let range = Sizes { required: 10, limit: Some(20) };
+        assert!(range.fits(20) && !range.fits(21) && !range.fits(9));
     }
 }

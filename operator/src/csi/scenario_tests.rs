@@ -1,1 +1,185 @@
-//! Calls against a scripted API server.
+//! Calls against a scripted API server: what each reads, writes, and leaves alone.
+
+use dotgraft_api::common::{ANNOTATION_CSI_NAME, ANNOTATION_INITIAL_NODE, TOPOLOGY_NODE};
+use dotgraft_api::{Authority, Dot, Filesystem, FilesystemPhase, Place, Publication};
+use dotgraft_proto::csi::v1 as wire;
+use serde_json::json;
+use tonic::Code;
+use wire::volume_capability::access_mode::Mode;
+
+use super::capability::tests::mount;
+use super::error::CsiError;
+use super::params::Parameters;
+use super::{create, delete, publish};
+use crate::context::Ctx;
+use crate::pools::tests::pool_id;
+use crate::testing::scenario::{Call, call, conflict, list, missing, play};
+use crate::testing::{FS, dot, filesystem, node_pool, with_pools};
+
+const NAME: &str = "pvc-1";
+
+fn request() -> wire::CreateVolumeRequest {
+    let pair = |k: &str, v: &str| (k.to_owned(), v.to_owned());
+    wire::CreateVolumeRequest {
+        name: NAME.into(),
+        capacity_range: Some(wire::CapacityRange { required_bytes: 1 << 30, limit_bytes: 0 }),
+        volume_capabilities: vec![mount(Mode::SingleNodeWriter)],
+        parameters: [pair("csi.storage.k8s.io/pvc/name", "db"), pair("csi.storage.k8s.io/pvc/namespace", "team")].into(),
+        accessibility_requirements: Some(wire::TopologyRequirement {
+            requisite: vec![],
+            preferred: vec![wire::Topology { segments: [pair(TOPOLOGY_NODE, "n1")].into() }],
+        }),
+        ..wire::CreateVolumeRequest::default()
+    }
+}
+/// The Dot that a call has made.
+fn made() -> Dot {
+    let mut d = dot();
+    let fixed = Parameters::read(&request().parameters, &request().mutable_parameters).unwrap().fixed(None);
+    let notes = d.metadata.annotations.get_or_insert_default();
+    notes.insert(ANNOTATION_CSI_NAME.into(), NAME.into());
+    notes.insert("dotgraft.dev/csi-parameters".into(), fixed);
+    d
+}
+fn active() -> Filesystem {
+    let owner = Place { node: "n1".into(), pool: pool_id("n1") };
+    filesystem(Some(FilesystemPhase::Active), Some(Authority { owner, epoch: 1, ..Authority::default() }))
+}
+fn published(nodes: &[(&str, bool)]) -> Filesystem {
+    let mut fs = active();
+    fs.spec.published_to = nodes.iter().map(|(n, r)| Publication { node: (*n).into(), read_only: *r }).collect();
+    fs
+}
+fn seen(dots: Vec<Dot>, fs: Filesystem) -> impl FnOnce(&Ctx) {
+    move |ctx| {
+        with_pools(ctx, &["n1", "n2"]);
+        ctx.caches.dots.fill(dots);
+        ctx.caches.filesystems.fill([fs]);
+    }
+}
+async fn create_with(script: Vec<Call>) -> Result<wire::Volume, CsiError> {
+    play(seen(vec![made()], active()), script, |ctx| async move { create::create(&request(), &ctx).await }).await
+}
+
+#[tokio::test]
+async fn a_new_volume_is_a_dot_with_the_name_of_its_claim() {
+    let script = vec![
+        missing("GET", "/namespaces/team/dots/db-"),
+        missing("GET", "/namespaces/team/dots/db"),
+        call("GET", "/filesystems?&labelSelector=dotgraft.dev%2Fclaim%3D", list::<Filesystem>(&[], "Filesystem")),
+        call("POST", "/namespaces/team/dots", made()).with(|b| {
+            assert_eq!(b["metadata"]["name"], "db");
+            assert_eq!(b["metadata"]["annotations"][ANNOTATION_CSI_NAME], NAME);
+            assert_eq!(b["metadata"]["annotations"][ANNOTATION_INITIAL_NODE], "n1");
+            assert_eq!(b["spec"]["capacity"], "1Gi");
+        }),
+    ];
+    let volume = create_with(script).await.unwrap();
+    assert_eq!((volume.volume_id.as_str(), volume.capacity_bytes), (FS, 1 << 30));
+    assert_eq!(volume.accessible_topology.len(), 1);
+}
+
+#[tokio::test]
+async fn a_call_that_is_repeated_finds_what_it_made() {
+    let script = vec![missing("GET", "/dots/db-"), call("GET", "/dots/db", made())];
+    assert_eq!(create_with(script).await.unwrap().volume_id, FS);
+}
+
+#[tokio::test]
+async fn a_dot_that_a_user_made_is_neither_taken_nor_deleted() {
+    let script = vec![missing("GET", "/dots/db-"), call("GET", "/dots/db", dot())];
+    assert_eq!(create_with(script).await.unwrap_err().code(), Code::AlreadyExists);
+    let script = vec![call("GET", format!("/filesystems/{FS}"), active()), call("GET", "/dots/db", dot())];
+    play(seen(vec![dot()], active()), script, |ctx| async move { delete::delete(FS, &ctx).await }).await.unwrap();
+}
+
+#[tokio::test]
+async fn where_an_earlier_volume_has_the_name_a_new_one_gets_its_own() {
+    let mut earlier = made();
+    earlier.metadata.annotations.get_or_insert_default().insert(ANNOTATION_CSI_NAME.into(), "pvc-0".into());
+    let script = vec![
+        missing("GET", "/dots/db-"),
+        call("GET", "/dots/db", earlier),
+        call("POST", "/dots", made()).with(|b| assert!(b["metadata"]["name"].as_str().unwrap().starts_with("db-"))),
+    ];
+    create_with(script).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_same_name_with_another_size_is_refused() {
+    let script = || vec![missing("GET", "/dots/db-"), call("GET", "/dots/db", made())];
+    let asks = |required, limit| {
+        let capacity_range = Some(wire::CapacityRange { required_bytes: required, limit_bytes: limit });
+        let larger = wire::CreateVolumeRequest { capacity_range, ..request() };
+        play(seen(vec![made()], active()), script(), |ctx| async move { create::create(&larger, &ctx).await })
+    };
+    assert_eq!(asks(2 << 30, 0).await.unwrap_err().code(), Code::AlreadyExists);
+    assert_eq!(asks(0, 1 << 29).await.unwrap_err().code(), Code::AlreadyExists);
+    assert!(asks(1 << 29, 0).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_published_volume_is_not_deleted_and_what_is_not_there_is() {
+    let script = vec![call("GET", format!("/filesystems/{FS}"), published(&[("n1", false)])), call("GET", "/dots/db", made())];
+    let result = play(seen(vec![made()], active()), script, |ctx| async move { delete::delete(FS, &ctx).await }).await;
+    assert_eq!(result.unwrap_err().code(), Code::FailedPrecondition);
+    for id in ["nonsense", &format!("ro/{FS}")] {
+        play(|_| {}, vec![], |ctx| async move { delete::delete(id, &ctx).await }).await.unwrap();
+    }
+    play(|_| {}, vec![missing("GET", format!("/filesystems/{FS}"))], |ctx| async move { delete::delete(FS, &ctx).await }).await.unwrap();
+}
+
+fn publication(node: &str) -> wire::ControllerPublishVolumeRequest {
+    wire::ControllerPublishVolumeRequest {
+        volume_id: FS.into(),
+        node_id: node.into(),
+        volume_capability: Some(mount(Mode::SingleNodeWriter)),
+        ..wire::ControllerPublishVolumeRequest::default()
+    }
+}
+
+#[tokio::test]
+async fn publish_writes_the_node_guarded_and_again_after_a_conflict() {
+    let fs = format!("/filesystems/{FS}");
+    let script = vec![
+        call("GET", &fs, active()),
+        call("GET", "/dots/db", made()),
+        call("GET", "/nodepools/n1", node_pool("n1").0),
+        conflict("PATCH", &fs),
+        call("GET", &fs, published(&[("n2", true)])),
+        call("GET", "/dots/db", made()),
+        call("PATCH", &fs, active()).with(|b| {
+            assert_eq!(b["metadata"]["resourceVersion"], "1");
+            assert_eq!(b["spec"]["publishedTo"], json!([{"node": "n2", "readOnly": true}, {"node": "n1", "readOnly": false}]));
+        }),
+    ];
+    let fill = seen(vec![made()], published(&[("n1", false)]));
+    play(fill, script, |ctx| async move { publish::publish(&publication("n1"), 500, &ctx).await }).await.unwrap();
+}
+
+#[tokio::test]
+async fn publish_to_an_unknown_node_or_over_the_limit_writes_nothing() {
+    let fs = format!("/filesystems/{FS}");
+    let script = vec![call("GET", &fs, active()), call("GET", "/dots/db", made()), missing("GET", "/nodepools/n9")];
+    let go = |node: &'static str, limit, script| {
+        let fill = seen(vec![made()], published(&[("n1", false)]));
+        play(fill, script, move |ctx| async move { publish::publish(&publication(node), limit, &ctx).await.unwrap_err().code() })
+    };
+    assert_eq!(go("n9", 500, script).await, Code::NotFound);
+    let script = vec![call("GET", &fs, active()), call("GET", "/dots/db", made()), call("GET", "/nodepools/n1", node_pool("n1").0)];
+    assert_eq!(go("n1", 1, script).await, Code::ResourceExhausted);
+}
+
+#[tokio::test]
+async fn unpublish_of_the_unknown_is_success_and_waits_for_no_node() {
+    let go = |volume: &str, script| {
+        let request = wire::ControllerUnpublishVolumeRequest { volume_id: volume.into(), node_id: "n1".into(), ..Default::default() };
+        play(seen(vec![], active()), script, |ctx| async move { publish::unpublish(&request, &ctx).await })
+    };
+    let fs = format!("/filesystems/{FS}");
+    go("nonsense", vec![]).await.unwrap();
+    go(FS, vec![missing("GET", &fs)]).await.unwrap();
+    go(FS, vec![call("GET", &fs, published(&[("n2", false)]))]).await.unwrap();
+    let gone = call("PATCH", &fs, active()).with(|b| assert_eq!(b["spec"]["publishedTo"], json!([])));
+    go(FS, vec![call("GET", &fs, published(&[("n1", false)])), gone]).await.unwrap();
+}

@@ -260,3 +260,28 @@ fn accept_without_authority_takes_the_highest_owner_and_no_tie() {
     seen(&mut v, "n2", CopyRole::Replica, 5);
     assert_eq!(blocked(&v), "AuthorityUnknown");
 }
+
+#[test]
+fn without_a_head_everything_stays_until_the_last_snapshot_goes() {
+    let mut v = settled();
+    v.fs = filesystem(Some(FilesystemPhase::Headless), Some(authority("n1", 1)));
+    v.snapshots = 1;
+    assert_eq!(plan(&v), Plan::default(), "its Dot is going");
+    v.claim = None;
+    assert_eq!(plan(&v), Plan::default());
+    v.commits = vec![Arc::new(testing::deleted(testing::recorded(commit("c", 1))))];
+    converge(&mut v);
+    assert_eq!(v.replicas[0].spec.desired.commits.len(), 1, "snapshots go one by one");
+    assert_eq!(v.replicas[0].spec.desired.state, DesiredState::Present);
+    v.snapshots = 0;
+    let last = plan(&v);
+    assert!(matches!(last.writes.as_slice(), [Write::Status(FilesystemPhase::Deleting, Some(_))]), "{last:?}");
+    assert!(last.is_critical(&v), "decided by what the API server says");
+}
+
+#[test]
+fn a_new_dot_begins_on_the_node_that_was_chosen_for_it() {
+    let mut v = fresh();
+    v.claim.as_mut().unwrap().initial_node = Some("n2".into());
+    assert!(matches!(plan(&v).writes.as_slice(), [Write::Status(_, Some(a))] if a.owner == place("n2")));
+}

@@ -36,6 +36,11 @@ pub fn missing(method: &'static str, path: impl Into<String>) -> Call {
     let reply = json!({ "kind": "Status", "status": "Failure", "reason": "NotFound", "code": 404, "message": "not found" });
     Call { status: 404, ..call(method, path, reply) }
 }
+/// The same, answered 409: somebody else wrote first.
+pub fn conflict(method: &'static str, path: impl Into<String>) -> Call {
+    let reply = json!({ "kind": "Status", "status": "Failure", "reason": "Conflict", "code": 409, "message": "changed" });
+    Call { status: 409, ..call(method, path, reply) }
+}
 /// An event; its content is not looked at.
 pub fn event() -> Call {
     call("POST", "/apis/events.k8s.io/", json!({ "metadata": { "name": "e", "namespace": "team" }, "eventTime": null }))
