@@ -648,6 +648,18 @@ fn the_same_error_again_and_again_is_one_event_for_people() {
 }
 
 #[test]
+fn a_copy_that_is_being_made_is_no_news_and_one_that_never_comes_is() {
+    let mut rig = Rig::start(spec());
+    for told in [0, 0, 0, 1, 1, 1] {
+        rig.listing_failed(Reason::NotPlaced);
+        rig.effects();
+        let failed = rig.notes.iter().filter(|(r, _)| *r == NoteReason::AttemptFailed).count();
+        assert_eq!(failed, told);
+        rig.sleep();
+    }
+}
+
+#[test]
 fn a_denial_is_tried_again_but_not_for_ever() {
     // An operator that lists a first certificate late must not end a one-shot run for good; a revoked peer must.
     let mut rig = Rig::start(spec());

@@ -63,12 +63,19 @@ pub fn transitions(old: &[Condition], new: &[Condition]) -> Vec<Note> {
     for c in new.iter().filter(|c| c.type_ != "Progressing") {
         let before = condition(old, &c.type_);
         let same = before.is_some_and(|b| b.status == c.status && b.reason == c.reason);
-        let quiet = before.is_none() && !good(&c.type_) && c.status != "True";
+        // A trouble that is over is told by what is well again, if by nothing else.
+        let over = !good(&c.type_) && c.status != "True";
+        let quiet = over && (before.is_none() || c.message.is_empty());
         if same || quiet || c.status == "Unknown" || notes.iter().any(|n| n.reason == c.reason) {
             continue;
         }
         let fine = (c.status == "True") == good(&c.type_);
-        let starting = matches!(c.reason.as_str(), "Creating" | "Pending" | "Running" | "Deleting" | "SourceNotReady");
+        let was_well = before.is_some_and(|b| b.status == "True");
+        let starting = match c.reason.as_str() {
+            "Creating" | "Pending" | "Running" | "Deleting" | "SourceNotReady" => true,
+            "Absent" => !was_well, // nothing is there yet, or nothing is there any more
+            _ => false,
+        };
         notes.push(Note { warning: !fine && !starting, reason: c.reason.clone(), message: c.message.clone() });
     }
     notes
@@ -106,6 +113,13 @@ mod tests {
         let bad = [wanted("Ready", false, "Mounted", "by x"), wanted("Mounted", true, "Mounted", "by x")];
         let notes = transitions(&old, &merge(&old, &bad, None, &now()));
         assert_eq!(notes, [Note { warning: true, reason: "Mounted".into(), message: "by x".into() }]);
+        let absent = merge(&[], &[wanted("Ready", false, "Absent", "nothing of it is here")], None, &now());
+        assert!(!transitions(&[], &absent)[0].warning, "it is only about to be made");
+        assert!(transitions(&old, &absent)[0].warning, "it was there");
+        let healed = [wanted("Ready", true, "Completed", "all is there"), wanted("Degraded", false, "AsExpected", "")];
+        let ill = merge(&old, &[wanted("Ready", false, "NoSpace", "x"), wanted("Degraded", true, "NoSpace", "x")], None, &now());
+        let notes = transitions(&ill, &merge(&ill, &healed, None, &now()));
+        assert_eq!(notes, [Note { warning: false, reason: "Completed".into(), message: "all is there".into() }]);
         let first = transitions(&[], &merge(&[], &[wanted("Degraded", false, "AsExpected", "")], None, &now()));
         assert!(first.is_empty());
     }

@@ -1,7 +1,9 @@
 //! Attempts of a run: how one fails, sleeps and is tried again; timers, wake-ups and cancelling; the end.
 
 use super::machine::{Out, Phase, Run, Stop};
-use super::{ATTEMPTS_KEPT, CancelReason, DENIED_ATTEMPTS, NoteReason, Outcome, RunEffect, RunEffectKind, STOP_MS, State};
+use super::{
+    ATTEMPTS_KEPT, CancelReason, DENIED_ATTEMPTS, NoteReason, Outcome, PLACING_ATTEMPTS, RunEffect, RunEffectKind, STOP_MS, State,
+};
 use crate::ids::Timestamp;
 use crate::model::{AttemptReport, Problem, Reason};
 
@@ -106,14 +108,24 @@ impl Run {
             State::Planning => Phase::PlanningSleep,
             _ => Phase::Sleeping { plan_anew },
         };
-        let previous = self.attempts.iter().rev().nth(1).and_then(|a| a.error.as_ref()).map(|p| p.reason);
-        if previous != Some(problem.reason) {
+        if self.is_news(problem.reason) {
             let message = format!("attempt {} failed, the next in {delay} ms: {problem}", self.attempt);
             self.note(NoteReason::AttemptFailed, message, out);
         }
         self.close_attempt(phase.state(), Some(&problem), now);
         self.problem = Some(problem);
         self.enter(phase, Some(delay), now, out);
+    }
+
+    /// Whether people hear of this failure: once of the same again and again. A receiver that has no copy yet is making it, which is no
+    /// trouble before it takes long.
+    fn is_news(&self, reason: Reason) -> bool {
+        let previous = self.attempts.iter().rev().nth(1).and_then(|a| a.error.as_ref()).map(|p| p.reason);
+        let again = previous == Some(reason);
+        match reason {
+            Reason::NotPlaced => self.failures == PLACING_ATTEMPTS + 1 || (self.failures > PLACING_ATTEMPTS && !again),
+            _ => !again,
+        }
     }
 
     /// A sleep is over.

@@ -43,6 +43,9 @@ pub const STOP_MS: u64 = 30_000;
 /// A run ends when so many attempts in a row were denied: with the sleeps between them after two to four minutes. A certificate that is
 /// not listed yet, or was cut off as it expired, heals in less; one that is revoked doesn't.
 pub const DENIED_ATTEMPTS: u32 = 10;
+/// So many attempts may find no copy at the receiver before that is a trouble: it is made when its object is seen there, some two seconds
+/// at most.
+pub const PLACING_ATTEMPTS: u32 = 3;
 /// Attempts that a report keeps.
 pub const ATTEMPTS_KEPT: usize = 3;
 

@@ -64,6 +64,24 @@ fn a_run_in_hand_shows_progress_rate_and_time_left() {
 }
 
 #[test]
+fn a_copy_that_is_being_made_is_no_trouble_and_one_that_never_comes_is() {
+    let waiting = |attempt: u32| {
+        let r = report("PlanningError", |r| {
+            r["attempt"] = json!(attempt);
+            r["problem"] = json!({"reason": "NotPlaced", "message": "no Replica here (yet)"});
+        });
+        status(&job("j", "n2", 1), vec![item("db", Some(r))], &at(2000))
+    };
+    let soon = waiting(3);
+    assert_eq!(ready(&soon), ("False", "Running"));
+    assert!(!is_true(&soon, "Degraded") && !is_true(&soon, "NotPlaced") && soon.problem.is_none());
+    assert!(soon.report.unwrap().items[0].blocked_on.as_deref().unwrap().contains("copy"));
+    let late = waiting(4);
+    assert_eq!(ready(&late), ("False", "NotPlaced"));
+    assert!(is_true(&late, "Degraded") && is_true(&late, "NotPlaced"));
+}
+
+#[test]
 fn a_run_that_has_ended_is_ready_and_never_changes_again() {
     let mut j = job("j", "n2", 1);
     let mut i = item("db", Some(done()));

@@ -4,6 +4,7 @@ use dotgraft_api::replication_job::{AttemptError, CurrentStep};
 use dotgraft_api::{AttemptReport, ItemReport, Place, Problem, ReplicaCommit, ReplicaJobStatus, ReplicationJob, StepCounts, Time};
 use dotgraft_engine::ids::Timestamp as Millis;
 use dotgraft_engine::model::{self, RunReport};
+use dotgraft_engine::run::PLACING_ATTEMPTS;
 use k8s_openapi::jiff::Timestamp;
 
 use crate::conditions::Block;
@@ -88,8 +89,13 @@ pub fn judge(item: Item, job: &ReplicationJob) -> Judged {
         ("WorkingWait" | "PlanningError", _) => Stage::RetryWait,
         _ => Stage::Planning,
     };
-    let problem = report.problem.as_ref().map(problem);
+    let problem = report.problem.as_ref().filter(|p| !is_being_placed(&report, p)).map(problem);
     Judged { item, state: report.state.clone(), report: Some(report), stage, problem }
+}
+
+/// The target's agent makes the copy when it sees its object: the first attempts of a first push may come before that.
+fn is_being_placed(report: &RunReport, problem: &model::Problem) -> bool {
+    problem.reason == model::Reason::NotPlaced && report.attempt <= PLACING_ATTEMPTS && report.finished_at.is_none()
 }
 
 impl Judged {
@@ -113,6 +119,9 @@ impl Judged {
         let blocked_on = match (&self.item.target, report) {
             (Err(b), _) => Some(clip(&b.message, 1024)),
             (Ok(_), None) => Some("the agent of the owner".to_owned()),
+            (Ok(_), Some(r)) if r.problem.as_ref().is_some_and(|p| is_being_placed(r, p)) => {
+                Some("the copy that the target's agent makes".to_owned())
+            }
             _ => None,
         };
         ItemReport {
