@@ -16,6 +16,7 @@ pub mod resume;
 pub mod rights;
 pub mod space;
 pub mod stale;
+pub mod talk;
 
 use crate::harness::Case;
 
@@ -37,6 +38,7 @@ pub fn all() -> Vec<Case> {
         pools::cases(),
         space::cases(),
         stale::cases(),
+        talk::cases(),
         api_loss::cases(),
     ]
     .into_iter()
