@@ -152,7 +152,7 @@ impl Acceptor {
     }
 
     async fn handshake(&self, tcp: TcpStream, from: SocketAddr) -> Option<PeerConnection> {
-        let _ = tcp.set_nodelay(true); // slower without, not wrong
+        super::tune(&tcp);
         let io = match tokio::time::timeout(self.settings.handshake_timeout, self.tls.accept(tcp)).await {
             Ok(Ok(io)) => io,
             Ok(Err(error)) => {

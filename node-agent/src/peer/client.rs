@@ -257,7 +257,7 @@ impl Inner {
         let config = self.context.client_config(node).map_err(|e| Problem::new(Reason::Internal, e.to_string()))?;
         let failed = |e: io::Error| connect_problem(node, address, &e);
         let tcp = TcpStream::connect(address).await.map_err(failed)?;
-        tcp.set_nodelay(true).map_err(failed)?;
+        super::tune(&tcp);
         let tls = TlsConnector::from(config).connect(ServerName::IpAddress(address.ip().into()), tcp).await.map_err(failed)?;
         let peer = PeerIdentity::of_handshake(tls.get_ref().1.peer_certificates()).ok_or_else(|| unreachable("no certificate".into()))?;
         // In TLS 1.3 a server refuses our certificate after our handshake is over; its first bytes tell. HTTP/2 servers

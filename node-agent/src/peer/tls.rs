@@ -10,7 +10,7 @@ use rustls::client::{ResolvesClientCert, Resumption, verify_server_cert_signed_b
 use rustls::crypto::{CryptoProvider, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::server::{ClientHello, NoServerSessionStorage, ParsedCertificate, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::server::{ClientHello, NoServerSessionStorage, ParsedCertificate, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::{
     AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, PeerIncompatible, ServerConfig,
@@ -157,6 +157,15 @@ impl Verifier {
         identity.map(|i| Arc::clone(&i.roots)).ok_or_else(|| Error::General("this agent has no certificate yet".into()))
     }
 
+    /// The whole check, the same in both directions, as an agent has one certificate for both: the chain, its times, and its use for
+    /// TLS (the signer gives `serverAuth` and `clientAuth` together, never one alone); then whose it is.
+    fn verify(&self, leaf: &CertificateDer<'_>, others: &[CertificateDer<'_>], now: UnixTime) -> Result<(), Error> {
+        let parsed = ParsedCertificate::try_from(leaf)?;
+        let algorithms = self.context.provider.signature_verification_algorithms.all;
+        verify_server_cert_signed_by_trust_anchor(&parsed, &*self.roots()?, others, now, algorithms)?;
+        self.check_listed(leaf)
+    }
+
     /// Everything beside the chain: the names agree, and the directory lists exactly this certificate.
     fn check_listed(&self, end_entity: &CertificateDer<'_>) -> Result<(), Error> {
         let leaf = Leaf::parse(end_entity).map_err(|_| Error::InvalidCertificate(CertificateError::NotValidForName))?;
@@ -170,7 +179,7 @@ impl Verifier {
         }
     }
 
-    fn signature(&self, message: &[u8], cert: &CertificateDer<'_>, dss: &DigitallySignedStruct) -> Result<HandshakeSignatureValid, Error> {
+    fn signature(&self, message: &[u8], cert: &CertificateDer<'_>, dss: &DigitallySignedStruct) -> Signature {
         verify_tls13_signature(message, cert, dss, &self.context.provider.signature_verification_algorithms)
     }
 
@@ -178,6 +187,8 @@ impl Verifier {
         self.context.provider.signature_verification_algorithms.supported_schemes()
     }
 }
+
+type Signature = Result<HandshakeSignatureValid, Error>;
 
 const NO_TLS12: Error = Error::PeerIncompatible(PeerIncompatible::Tls13RequiredForQuic);
 
@@ -191,27 +202,12 @@ impl ClientCertVerifier for Verifier {
         others: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        let chain = WebPkiClientVerifier::builder_with_provider(self.roots()?, Arc::clone(&self.context.provider))
-            .build()
-            .map_err(|e| Error::General(e.to_string()))?;
-        let verified = chain.verify_client_cert(leaf, others, now)?;
-        self.check_listed(leaf)?;
-        Ok(verified)
+        self.verify(leaf, others, now).map(|()| ClientCertVerified::assertion())
     }
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
+    fn verify_tls12_signature(&self, _: &[u8], _: &CertificateDer<'_>, _: &DigitallySignedStruct) -> Signature {
         Err(NO_TLS12)
     }
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
+    fn verify_tls13_signature(&self, message: &[u8], cert: &CertificateDer<'_>, dss: &DigitallySignedStruct) -> Signature {
         self.signature(message, cert, dss)
     }
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
@@ -228,26 +224,12 @@ impl ServerCertVerifier for Verifier {
         _: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let parsed = ParsedCertificate::try_from(leaf)?;
-        let algorithms = self.context.provider.signature_verification_algorithms.all;
-        verify_server_cert_signed_by_trust_anchor(&parsed, &*self.roots()?, others, now, algorithms)?;
-        self.check_listed(leaf)?;
-        Ok(ServerCertVerified::assertion())
+        self.verify(leaf, others, now).map(|()| ServerCertVerified::assertion())
     }
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
+    fn verify_tls12_signature(&self, _: &[u8], _: &CertificateDer<'_>, _: &DigitallySignedStruct) -> Signature {
         Err(NO_TLS12)
     }
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
+    fn verify_tls13_signature(&self, message: &[u8], cert: &CertificateDer<'_>, dss: &DigitallySignedStruct) -> Signature {
         self.signature(message, cert, dss)
     }
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
