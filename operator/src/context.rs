@@ -4,10 +4,10 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use dotgraft_api::common::ANNOTATION_CSI_NAME;
+use dotgraft_api::common::{ANNOTATION_CSI_NAME, GROUP};
 use dotgraft_api::{Branch, Commit, Dot, Filesystem, NodePool, Replica, ReplicationJob};
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
-use k8s_openapi::api::core::v1::{Node, ObjectReference};
+use k8s_openapi::api::core::v1::{Node, ObjectReference, PersistentVolume, PersistentVolumeClaim};
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Client, ResourceExt};
 use tokio::time::Instant;
@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use crate::cache::Cache;
 use crate::metrics::Metrics;
 use crate::names;
+use crate::pvc;
 
 /// Term under which objects that belong to a claim are indexed.
 pub fn claim_term(kind: &str, namespace: &str, name: &str) -> String {
@@ -50,6 +51,10 @@ pub struct Caches {
     pub pools: Arc<Cache<NodePool>>,
     /// Nodes.
     pub nodes: Arc<Cache<Node>>,
+    /// PVCs, by the claim term of what their `dataSourceRef` names.
+    pub claims: Arc<Cache<PersistentVolumeClaim>>,
+    /// PVs, by [`fs_term`] if they are of this driver, and by the claim term of their PVC.
+    pub volumes: Arc<Cache<PersistentVolume>>,
     /// Certificate requests to our signer.
     pub requests: Arc<Cache<CertificateSigningRequest>>,
 }
@@ -74,6 +79,18 @@ impl Default for Caches {
             replicas: Cache::new("replica", |r| vec![r.spec.fs_id.clone()]),
             pools: Cache::new("nodepool", |_| Vec::new()),
             nodes: Cache::new("node", |_| Vec::new()),
+            claims: Cache::new("persistentvolumeclaim", |p| {
+                let from = p.spec.as_ref().and_then(|s| s.data_source_ref.as_ref());
+                let ours = from.filter(|r| r.api_group.as_deref() == Some(GROUP));
+                ours.map(|r| claim_term(&r.kind, &p.namespace().unwrap_or_default(), &r.name)).into_iter().collect()
+            }),
+            volumes: Cache::new("persistentvolume", |v| {
+                let mut terms: Vec<String> = pvc::decide::filesystem_of(v).map(|id| fs_term(&id)).into_iter().collect();
+                let claim = v.spec.as_ref().and_then(|s| s.claim_ref.as_ref()).filter(|_| !terms.is_empty());
+                let name = claim.and_then(|c| Some(claim_term("PersistentVolumeClaim", c.namespace.as_ref()?, c.name.as_ref()?)));
+                terms.extend(name);
+                terms
+            }),
             requests: Cache::new("certificatesigningrequest", |_| Vec::new()),
         }
     }
@@ -90,6 +107,8 @@ impl Caches {
             && self.replicas.fresh()
             && self.pools.fresh()
             && self.nodes.fresh()
+            && self.claims.fresh()
+            && self.volumes.fresh()
             && self.requests.fresh()
     }
 }

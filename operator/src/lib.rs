@@ -21,6 +21,7 @@ pub mod metrics;
 pub mod names;
 pub mod nodepool;
 pub mod pools;
+pub mod pvc;
 pub mod replica;
 pub mod runtime;
 pub mod signer;

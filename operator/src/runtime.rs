@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use dotgraft_api::{Branch, Commit, Dot, Filesystem, FilesystemPhase, NodePool, Replica, ReplicationJob};
 use futures::stream::{BoxStream, select_all};
 use futures::{FutureExt, StreamExt};
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim};
 use kube::runtime::controller::Action;
 use kube::runtime::reflector::ObjectRef;
 use kube::runtime::watcher;
@@ -20,7 +20,7 @@ use crate::cache::{Cache, Kind};
 use crate::claim::{ClaimObject, ClaimView};
 use crate::context::{Ctx, claim_term};
 use crate::error::{Error, Kind as ErrorKind};
-use crate::{claim, commit, filesystem, job, nodepool, replica, signer};
+use crate::{claim, commit, filesystem, job, nodepool, pvc, replica, signer};
 
 /// Reconciles of one controller at a time.
 const CONCURRENCY: u16 = 8;
@@ -46,6 +46,8 @@ pub async fn watch(ctx: Arc<Ctx>) {
         c.replicas.clone().run(Api::all(client.clone()), all(), m.clone()),
         c.pools.clone().run(Api::all(client.clone()), all(), m.clone()),
         c.nodes.clone().run(Api::all(client.clone()), all(), m.clone()),
+        c.claims.clone().run(Api::all(client.clone()), all(), m.clone()),
+        c.volumes.clone().run(Api::all(client.clone()), all(), m.clone()),
         c.requests.clone().run(Api::all(client.clone()), ours, m.clone()),
     );
 }
@@ -66,6 +68,8 @@ pub async fn control(ctx: Arc<Ctx>) {
         run("filesystem", &c.filesystems, filesystem_triggers(&ctx), filesystem::reconcile, &ctx),
         run("replica", &c.replicas, replica_triggers(&ctx), replica::reconcile, &ctx),
         run("nodepool", &c.pools, pool_triggers(&ctx), nodepool::reconcile, &ctx),
+        run("persistentvolumeclaim", &c.claims, claim_triggers(&ctx), pvc::reconcile, &ctx),
+        run("persistentvolume", &c.volumes, volume_triggers(&ctx), pvc::reconcile_volume, &ctx),
     );
 }
 
@@ -127,6 +131,11 @@ fn of_filesystem<K: ClaimObject + Kind>(fs: &Filesystem, _: &Ctx) -> Vec<ObjectR
     let c = &fs.spec.claim_ref;
     claim_ref(c.kind, &c.namespace, &c.name)
 }
+/// The claim whose deletion a bound PVC holds up.
+fn of_volume<K: ClaimObject + Kind>(pv: &PersistentVolume, ctx: &Ctx) -> Vec<ObjectRef<K>> {
+    let fs = pvc::decide::filesystem_of(pv).and_then(|id| ctx.caches.filesystems.get(&id));
+    fs.map(|f| of_filesystem(&f, ctx)).unwrap_or_default()
+}
 fn of_replica<K: ClaimObject + Kind>(r: &Replica, ctx: &Ctx) -> Vec<ObjectRef<K>> {
     match (ctx.caches.filesystems.get(&r.spec.fs_id), &r.spec.desired.claim) {
         (Some(fs), _) => of_filesystem(&fs, ctx),
@@ -157,6 +166,7 @@ fn dot_triggers(ctx: &Arc<Ctx>) -> Triggers<Dot> {
         on(&c.jobs, ctx, owner_of_job),
         on(&c.branches, ctx, |b: &Branch, _| vec![ObjectRef::new(&b.spec.dot).within(&b.namespace().unwrap_or_default())]),
         on(&c.pools, ctx, |p: &NodePool, ctx| claims_on_pool(&p.spec.node, &ctx.caches.dots.all())),
+        on(&c.volumes, ctx, of_volume),
     ]
 }
 
@@ -172,6 +182,7 @@ fn branch_triggers(ctx: &Arc<Ctx>) -> Triggers<Branch> {
         on(&c.replicas, ctx, of_replica),
         on(&c.jobs, ctx, owner_of_job),
         on(&c.pools, ctx, |p: &NodePool, ctx| claims_on_pool(&p.spec.node, &ctx.caches.branches.all())),
+        on(&c.volumes, ctx, of_volume),
         // What a Branch waits for: its Dot, another Branch, a Commit, the first commit of its source.
         on(&c.dots, ctx, move |d: &Dot, ctx| waiting(&d.namespace().unwrap_or_default(), &d.name_any(), ctx)),
         on(&c.branches, ctx, move |b: &Branch, ctx| waiting(&b.namespace().unwrap_or_default(), &b.spec.dot, ctx)),
@@ -326,6 +337,33 @@ fn replica_triggers(ctx: &Arc<Ctx>) -> Triggers<Replica> {
             },
         ),
     ]
+}
+
+/// PVCs that may be waiting for what they name, or for it to be free.
+fn claim_triggers(ctx: &Arc<Ctx>) -> Triggers<PersistentVolumeClaim> {
+    let c = &ctx.caches;
+    let naming = |kind: &str, namespace: Option<String>, name: &str, ctx: &Ctx| {
+        let mut list = ctx.caches.claims.with(&claim_term(kind, &namespace.unwrap_or_default(), name));
+        list.retain(|p| pvc::decide::source(p).is_some());
+        refs(&list)
+    };
+    vec![
+        on(&c.dots, ctx, move |d: &Dot, ctx| naming("Dot", d.namespace(), &d.name_any(), ctx)),
+        on(&c.branches, ctx, move |b: &Branch, ctx| naming("Branch", b.namespace(), &b.name_any(), ctx)),
+        on(&c.commits, ctx, move |o: &Commit, ctx| naming("Commit", o.namespace(), &o.name_any(), ctx)),
+        on(&c.volumes, ctx, move |v: &PersistentVolume, ctx| {
+            let fs = pvc::decide::filesystem_of(v).and_then(|id| ctx.caches.filesystems.get(&id));
+            fs.map(|f| f.spec.claim_ref.claim()).map(|c| naming(c.kind.as_str(), Some(c.namespace), &c.name, ctx)).unwrap_or_default()
+        }),
+    ]
+}
+
+/// The PV of a PVC, which may be gone.
+fn volume_triggers(ctx: &Arc<Ctx>) -> Triggers<PersistentVolume> {
+    vec![on(&ctx.caches.claims, ctx, |p: &PersistentVolumeClaim, ctx| {
+        let term = claim_term("PersistentVolumeClaim", &p.namespace().unwrap_or_default(), &p.name_any());
+        refs(&ctx.caches.volumes.with(&term))
+    })]
 }
 
 /// Pools with decisions of a person that may be waiting for one of these objects.

@@ -36,13 +36,15 @@ pub struct View {
     pub unconfirmed: Vec<String>,
     /// Snapshots that outlive the claim.
     pub snapshots: usize,
+    /// PVCs that are bound to it.
+    pub bound: Vec<String>,
 }
 
 impl View {
     /// A claim of which nothing else is known.
     pub fn of(claim: ClaimView) -> Self {
-        let (namesakes, children, mounts, unconfirmed) = Default::default();
-        Self { claim, fs: None, namesakes, origin: None, children, mounts, unconfirmed, snapshots: 0 }
+        let (namesakes, children, mounts, unconfirmed, bound) = Default::default();
+        Self { claim, fs: None, namesakes, origin: None, children, mounts, unconfirmed, snapshots: 0, bound }
     }
 }
 
@@ -190,6 +192,9 @@ fn tear_down(view: &View) -> Decision {
             return block("Deleting", format!("the copies on {} are being deleted", view.unconfirmed.join(", ")));
         }
         return step(Step::LetGo);
+    }
+    if !view.bound.is_empty() {
+        return block("ClaimBound", format!("PVC {} is bound to it: delete that first", view.bound.join(", ")));
     }
     match (claim.deletion_policy, children(view)) {
         (DeletionPolicy::Delete | DeletionPolicy::Cascade, Some(decision)) => decision,

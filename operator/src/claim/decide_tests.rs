@@ -204,3 +204,12 @@ fn a_dot_with_an_origin_is_never_made_empty() {
     v.origin = Some(Ok(origin.clone()));
     assert_eq!(step_of(&v), Step::Create(Some(origin)));
 }
+
+#[test]
+fn a_bound_pvc_holds_a_deletion_up_and_is_named() {
+    for policy in [DeletionPolicy::Delete, DeletionPolicy::Retain] {
+        let v = going(|v| (v.bound, v.claim.deletion_policy) = (vec!["team/data".into()], policy));
+        assert_eq!(reason(&v), "ClaimBound");
+        assert!(decide(&v).block.unwrap().message.contains("team/data"));
+    }
+}

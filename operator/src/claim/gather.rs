@@ -13,6 +13,7 @@ use crate::context::{Ctx, claim_term};
 use crate::error::Error;
 use crate::names;
 use crate::pools::{self, PoolView};
+use crate::pvc;
 
 /// With what the watches saw. The origin of a Branch and namesakes are looked up live only.
 pub fn cached<K: ClaimObject>(object: &K, branch: Option<&Branch>, ctx: &Ctx) -> View {
@@ -28,6 +29,7 @@ pub fn cached<K: ClaimObject>(object: &K, branch: Option<&Branch>, ctx: &Ctx) ->
         origin: None,
         namesakes: Vec::new(),
         snapshots: claim.fs_id.as_ref().map_or(0, |id| commit::snapshots(id, ctx)),
+        bound: claim.fs_id.as_ref().map(|id| pvc::bound_claims(id, ctx)).unwrap_or_default(),
         fs,
         claim,
     }
@@ -55,6 +57,8 @@ pub async fn live<K: ClaimObject>(name: &str, namespace: &str, ctx: &Ctx) -> Res
             view.mounts = mounts(&replicas, &pools);
             view.unconfirmed = unconfirmed(&replicas, &pools, seconds_since_deletion(&object));
             view.snapshots = commit::live_snapshots(id, ctx).await?;
+            // A PVC that was bound this very moment has no pod yet; what a pod has mounted is looked at below the claim, by the agents.
+            view.bound = pvc::bound_claims(id, ctx);
         }
     } else if view.fs.is_none() {
         view.origin = match (&branch, &view.claim.origin) {

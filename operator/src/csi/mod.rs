@@ -31,6 +31,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use dotgraft_proto::csi::v1 as wire;
 use dotgraft_proto::csi::v1::controller_server::ControllerServer;
 use dotgraft_proto::csi::v1::identity_server::IdentityServer;
 use tokio::net::UnixListener;
@@ -66,6 +67,25 @@ impl Service<Request<Body>> for Both {
     }
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         if request.uri().path().starts_with("/csi.v1.Identity/") { self.identity.call(request) } else { self.controller.call(request) }
+    }
+}
+
+/// `CreateVolume` as a call of this program's own, for a PVC that it serves itself.
+pub async fn create_volume(request: &wire::CreateVolumeRequest, ctx: &Ctx) -> Result<wire::Volume, tonic::Status> {
+    create::create(request, ctx).await.map_err(Into::into)
+}
+
+/// The parts of a request that are the same for every volume from a snapshot, written from one node.
+pub fn restore_request(snapshot_id: String) -> wire::CreateVolumeRequest {
+    use wire::volume_capability::access_mode::Mode;
+    use wire::volume_capability::{AccessMode, AccessType, MountVolume};
+    use wire::volume_content_source::{SnapshotSource, Type};
+    let access_mode = Some(AccessMode { mode: Mode::SingleNodeWriter.into() });
+    let access_type = Some(AccessType::Mount(MountVolume::default()));
+    wire::CreateVolumeRequest {
+        volume_capabilities: vec![wire::VolumeCapability { access_mode, access_type }],
+        volume_content_source: Some(wire::VolumeContentSource { r#type: Some(Type::Snapshot(SnapshotSource { snapshot_id })) }),
+        ..wire::CreateVolumeRequest::default()
     }
 }
 

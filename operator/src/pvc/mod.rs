@@ -1,0 +1,199 @@
+//! PVCs whose `dataSourceRef` names a Dot, a Branch or a Commit (csi.md §1): the operator makes the PV itself, bound to the PVC.
+//!
+//! A Dot or Branch is used as it is: one PVC at a time may write it, and no PVC's end deletes it. A Commit becomes a volume of the
+//! PVC's own, as a snapshot would. The provisioner leaves both alone, for it knows these kinds not.
+
+pub mod decide;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use dotgraft_api::common::DRIVER_NAME;
+use dotgraft_api::{Commit, FilesystemPhase};
+use dotgraft_proto::csi::v1 as wire;
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
+use k8s_openapi::api::storage::v1::StorageClass;
+use kube::api::PostParams;
+use kube::runtime::controller::Action;
+use kube::{Api, Resource, ResourceExt};
+
+use self::decide::{Access, Source, Volume};
+use crate::claim;
+use crate::conditions::Block;
+use crate::context::{Ctx, Note, fs_term};
+use crate::csi;
+use crate::error::Error;
+use crate::names;
+use crate::write;
+
+const BLOCKED: Duration = Duration::from_secs(30);
+const SOON: Duration = Duration::from_secs(1);
+
+/// What became of a PVC.
+enum Outcome {
+    /// Nothing of ours, or done.
+    Done,
+    /// It waits, and says why.
+    Blocked(Block),
+}
+
+/// Gives one PVC the volume that it names.
+pub async fn reconcile(pvc: Arc<PersistentVolumeClaim>, ctx: Arc<Ctx>) -> Result<Action, Error> {
+    let block = match decide::source(&pvc) {
+        None => return Ok(Action::await_change()),
+        Some(Err(block)) => block,
+        Some(Ok(source)) => match provide(&pvc, &source, &ctx).await? {
+            Outcome::Done => return Ok(Action::await_change()),
+            Outcome::Blocked(block) => block,
+        },
+    };
+    let again = if block.reason == "Provisioning" { SOON } else { BLOCKED };
+    if ctx.too_soon(&format!("pvc/{}", pvc.uid().unwrap_or_default()), BLOCKED).is_none() {
+        ctx.wrote(&format!("pvc/{}", pvc.uid().unwrap_or_default()));
+        let note = Note { warning: block.reason != "Provisioning", reason: block.reason.into(), message: block.message };
+        ctx.notes(&pvc.object_ref(&()), "Provision", vec![note]).await;
+    }
+    Ok(Action::requeue(again))
+}
+
+fn blocked(reason: &'static str, message: impl Into<String>) -> Result<Outcome, Error> {
+    Ok(Outcome::Blocked(Block::new(reason, message)))
+}
+
+async fn provide(pvc: &PersistentVolumeClaim, source: &Source, ctx: &Ctx) -> Result<Outcome, Error> {
+    let Some(class) = class(pvc, ctx).await? else { return Ok(Outcome::Done) };
+    let access = match decide::access(pvc) {
+        Ok(access) => access,
+        Err(block) => return Ok(Outcome::Blocked(block)),
+    };
+    match source {
+        Source::Claim(kind, name) => use_claim(pvc, *kind, name, &access, ctx).await,
+        Source::Commit(name) if access.read_only => {
+            blocked("Unsupported", format!("to read Commit `{name}` on many nodes, make a PersistentVolume with its `ro/` handle"))
+        }
+        Source::Commit(name) => restore(pvc, name, &access, &class, ctx).await,
+    }
+}
+
+/// The PVC's class, if that is one of ours.
+async fn class(pvc: &PersistentVolumeClaim, ctx: &Ctx) -> Result<Option<StorageClass>, Error> {
+    let name = pvc.spec.as_ref().and_then(|s| s.storage_class_name.clone()).unwrap_or_default();
+    if name.is_empty() {
+        return Ok(None);
+    }
+    let class = Api::<StorageClass>::all(ctx.client.clone()).get_opt(&name).await?;
+    Ok(class.filter(|c| c.provisioner == DRIVER_NAME))
+}
+
+async fn use_claim(
+    pvc: &PersistentVolumeClaim,
+    kind: dotgraft_api::ClaimKind,
+    name: &str,
+    access: &Access,
+    ctx: &Ctx,
+) -> Result<Outcome, Error> {
+    let namespace = pvc.namespace().unwrap_or_default();
+    let what = format!("{} `{name}`", kind.as_str());
+    let Some((claim, fs)) = claim::bound(ctx, kind, &namespace, name) else {
+        return blocked("SourceNotFound", format!("there is no {what} in this namespace"));
+    };
+    if claim.deleting {
+        return blocked("SourceDeleting", format!("{what} is being deleted"));
+    }
+    let active = fs.filter(|f| f.status.as_ref().is_some_and(|s| s.phase == FilesystemPhase::Active));
+    let owner = active.as_ref().and_then(|f| f.status.as_ref()?.authority.as_ref().map(|a| a.owner.node.clone()));
+    let Some((fs, pool)) = active.zip(owner.and_then(|o| ctx.caches.pools.get(&o))) else {
+        return blocked("SourceNotReady", format!("{what} isn't ready yet"));
+    };
+    let capacity = claim.capacity.clone().unwrap_or_default();
+    if decide::requested(pvc) > capacity {
+        return blocked("TooSmall", format!("{what} has {capacity} bytes, fewer than the claim asks for: make it larger first"));
+    }
+    let volume = Volume { fs_id: &fs.name_any(), access, capacity, group: &pool.spec.pool_group, reclaim: "Retain" };
+    bind(pvc, &volume, &what, ctx).await
+}
+
+/// A volume of its own from a Commit, as `CreateVolume` makes one from a snapshot; it goes with the PVC as the class says.
+async fn restore(pvc: &PersistentVolumeClaim, name: &str, access: &Access, class: &StorageClass, ctx: &Ctx) -> Result<Outcome, Error> {
+    let namespace = pvc.namespace().unwrap_or_default();
+    let Some(commit) = Api::<Commit>::namespaced(ctx.client.clone(), &namespace).get_opt(name).await? else {
+        return blocked("SourceNotFound", format!("there is no Commit `{name}` in this namespace"));
+    };
+    let Some(id) = commit.status.as_ref().and_then(|s| Some(format!("{}@{}", s.fs_id.as_ref()?, s.id.as_ref()?))) else {
+        return blocked("Provisioning", format!("Commit `{name}` is not made yet"));
+    };
+    let mut parameters: std::collections::HashMap<String, String> = class.parameters.clone().unwrap_or_default().into_iter().collect();
+    parameters.insert("csi.storage.k8s.io/pvc/name".into(), pvc.name_any());
+    parameters.insert("csi.storage.k8s.io/pvc/namespace".into(), namespace);
+    let request = wire::CreateVolumeRequest {
+        name: format!("pvc-{}", pvc.uid().unwrap_or_default()),
+        parameters,
+        capacity_range: i64::try_from(decide::requested(pvc)).ok().map(|n| wire::CapacityRange { required_bytes: n, limit_bytes: 0 }),
+        ..csi::restore_request(id)
+    };
+    let made = match csi::create_volume(&request, ctx).await {
+        Ok(made) => made,
+        Err(status) if status.code() == tonic::Code::Aborted => return blocked("Provisioning", status.message()),
+        Err(status) => return blocked("ProvisioningFailed", status.message()),
+    };
+    let group = made.accessible_topology.first().and_then(|t| t.segments.values().next().cloned()).unwrap_or_default();
+    let reclaim = class.reclaim_policy.clone().unwrap_or_else(|| "Delete".into());
+    let capacity = u64::try_from(made.capacity_bytes).unwrap_or_default();
+    let volume = Volume { fs_id: &made.volume_id, access, capacity, group: &group, reclaim: &reclaim };
+    bind(pvc, &volume, &format!("Commit `{name}`"), ctx).await
+}
+
+/// Makes the PV. Its name is the Filesystem's, so of two PVCs one gets it, whoever looks.
+async fn bind(pvc: &PersistentVolumeClaim, volume: &Volume<'_>, what: &str, ctx: &Ctx) -> Result<Outcome, Error> {
+    let rivals = ctx.caches.volumes.with(&fs_term(volume.fs_id));
+    let name = decide::volume_name(volume.fs_id, volume.access.read_only);
+    let reads = |pv: &PersistentVolume| pv.spec.as_ref().and_then(|s| s.csi.as_ref()).is_some_and(|c| c.volume_handle.starts_with("ro/"));
+    if let Some(other) = rivals.iter().find(|pv| pv.name_any() != name && reads(pv) == volume.access.read_only) {
+        return blocked("AlreadyClaimed", already(what, other));
+    }
+    let api: Api<PersistentVolume> = Api::all(ctx.client.clone());
+    let pv: PersistentVolume = serde_json::from_value(decide::volume(pvc, volume))?;
+    let params = PostParams { field_manager: Some(names::FIELD_MANAGER.into()), ..PostParams::default() };
+    match api.create(&params, &pv).await {
+        Ok(_) => {
+            tracing::info!(pv = name, pvc = pvc.name_any(), "made a PersistentVolume for a claim");
+            return Ok(Outcome::Done);
+        }
+        Err(kube::Error::Api(s)) if s.is_already_exists() => {}
+        Err(e) => return Err(e.into()),
+    }
+    let Some(there) = api.get_opt(&name).await? else { return blocked("Provisioning", "its PersistentVolume just went; again") };
+    let holder = there.spec.as_ref().and_then(|s| s.claim_ref.as_ref()).and_then(|c| c.uid.clone());
+    if holder == pvc.uid() { Ok(Outcome::Done) } else { blocked("AlreadyClaimed", already(what, &there)) }
+}
+
+fn already(what: &str, pv: &PersistentVolume) -> String {
+    let claim = pv.spec.as_ref().and_then(|s| s.claim_ref.as_ref());
+    let claim = claim.map(|c| format!("{}/{}", c.namespace.clone().unwrap_or_default(), c.name.clone().unwrap_or_default()));
+    let by = claim.map_or_else(String::new, |c| format!(" for PVC `{c}`"));
+    format!("{what} has the PersistentVolume `{}`{by} already: one PVC at a time uses it", pv.name_any())
+}
+
+/// Takes a PV away whose claim is gone; the Dot or Branch stays.
+pub async fn reconcile_volume(pv: Arc<PersistentVolume>, ctx: Arc<Ctx>) -> Result<Action, Error> {
+    if !decide::is_ours_to_drop(&pv) {
+        return Ok(Action::await_change());
+    }
+    let Some(claim) = pv.spec.as_ref().and_then(|s| s.claim_ref.clone()) else { return Ok(Action::await_change()) };
+    let claims: Api<PersistentVolumeClaim> = Api::namespaced(ctx.client.clone(), &claim.namespace.clone().unwrap_or_default());
+    if claims.get_opt(&claim.name.unwrap_or_default()).await?.is_some_and(|c| c.uid() == claim.uid) {
+        return Ok(Action::await_change());
+    }
+    write::delete(&Api::<PersistentVolume>::all(ctx.client.clone()), pv.as_ref()).await?;
+    Ok(Action::await_change())
+}
+
+/// PVCs that are bound to a Filesystem, as `namespace/name`: its Dot or Branch doesn't go while there are any.
+pub fn bound_claims(fs_id: &str, ctx: &Ctx) -> Vec<String> {
+    let mut list: Vec<String> = ctx.caches.volumes.with(&fs_term(fs_id)).iter().filter_map(|pv| decide::bound_claim(pv)).take(16).collect();
+    list.sort();
+    list
+}
+
+#[cfg(test)]
+mod scenario_tests;
