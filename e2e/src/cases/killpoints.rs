@@ -37,7 +37,7 @@ pub fn cases() -> Vec<Case> {
 }
 
 /// What the agent is killed in.
-trait Operation: Send + Sync + 'static {
+pub trait Operation: Send + Sync + 'static {
     /// Whose agent is killed.
     fn node(&self) -> &'static str;
     /// Records that it must have; others are found by themselves.
@@ -60,7 +60,8 @@ const FAILPOINT: &str = "DOTGRAFT_FAILPOINT";
 /// What an operation writes after its end is visible, it has written by then.
 const AFTERMATH: Duration = Duration::from_millis(400);
 
-async fn everywhere(t: Arc<Test>, operation: impl Operation) -> Result<()> {
+/// Runs it undisturbed, then kills the agent at each record that it had, before and after.
+pub async fn everywhere(t: Arc<Test>, operation: impl Operation) -> Result<()> {
     let node = operation.node();
     let mut points = records(&t, &operation).await?;
     let (mut number, mut done) = (0, vec![operation.ended(&t, 0).await?]);

@@ -9,6 +9,7 @@ pub mod fence;
 pub mod hostile;
 pub mod killpoints;
 pub mod life;
+pub mod moving;
 pub mod node;
 pub mod peers;
 pub mod pools;
@@ -30,6 +31,7 @@ pub fn all() -> Vec<Case> {
         killpoints::cases(),
         resume::cases(),
         fence::cases(),
+        moving::cases(),
         cli::cases(),
         node::cases(),
         hostile::cases(),

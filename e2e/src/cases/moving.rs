@@ -1,0 +1,335 @@
+//! Authority moves from node to node (migration.md §5, failures.md rows 1, 7, 8, 18): by `placement.node`, with real processes killed at
+//! every journal record of either side.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::{Value, json};
+
+use super::deletion::{left_of, on_disk};
+use super::killpoints::{Operation, everywhere};
+use crate::data::digest::{tree, tree_digest};
+use crate::data::sqlite::{self, SqliteWriter};
+use crate::data::tree as source;
+use crate::harness::test::{STEP, text};
+use crate::harness::{Case, Test};
+use crate::rig::kube::{condition_of, conditions};
+use crate::rig::wait::{eventually, throughout};
+
+/// All cases.
+pub fn cases() -> Vec<Case> {
+    vec![
+        Case::new("move-there-and-back", "a Dot moves to another node with its history, and back by the difference only", there_and_back),
+        Case::new("move-waits", "a move waits for who has the head mounted, by name, and loses none of its writes", waits),
+        Case::new("move-stale-writer", "a descriptor left open on the old node can't write after a move", stale_writer),
+        Case::new("move-taken-back", "a move that is taken back while a pod holds the head changes nothing", taken_back),
+        Case::new("1-migrate", "a Dot deleted while it moves goes, on both nodes", deleted),
+        Case::new(
+            "8-unreachable",
+            "a move to a node that is gone in the middle is aborted; the volume is served where it was",
+            unreachable,
+        ),
+        Case::new("9-migrate/exporter", "killed at every journal record of who gives authority away, the move ends the same", |t| {
+            everywhere(t, Move("n1"))
+        }),
+        Case::new("9-migrate/importer", "killed at every journal record of who takes authority, the move ends the same", |t| {
+            everywhere(t, Move("n2"))
+        }),
+        Case::new(
+            "18-out-of-service",
+            "an owner that is proven lost loses authority; back again it can't write, and keeps what it has",
+            out_of_service,
+        ),
+        Case::new("18-silent", "an owner that is merely silent keeps authority", silent),
+    ]
+}
+
+async fn place(t: &Test, dot: &str, node: &str) -> Result<()> {
+    t.kube().patch("Dot", &t.namespace, dot, "", &json!({"spec": {"placement": {"node": node}}})).await
+}
+
+/// Waits until `node` owns the Dot and may write it.
+async fn owned_by(t: &Test, dot: &str, node: &str) -> Result<Value> {
+    eventually(&format!("{node} to own {dot}"), STEP * 2, || is_owned_by(t, dot, node)).await
+}
+
+async fn is_owned_by(t: &Test, dot: &str, node: &str) -> Result<Value> {
+    let object = t.object("Dot", dot).await?;
+    let ready = condition_of(&object, "Ready").is_some_and(|c| c["status"] == "True");
+    ensure!(object["status"]["owner"] == *node && ready, "owner {}, {}", object["status"]["owner"], conditions(&object));
+    Ok(object)
+}
+
+async fn authority(t: &Test, fs_id: &str) -> Result<Value> {
+    let object = t.kube().get("Filesystem", "", fs_id).await?.context("no Filesystem")?;
+    Ok(object["status"]["authority"].clone())
+}
+
+/// A Dot on n1 with some files, and their digest.
+async fn filled(t: &Test, name: &str) -> Result<(String, String)> {
+    let fs_id = t.dot_of(name, &json!({"capacity": "256Mi", "placement": {"node": "n1"}})).await?;
+    let head = t.mount("n1", &fs_id).await?;
+    source::copy(&source::source(400)?, &head.join("tree"), 400)?;
+    let digest = tree_digest(&head)?;
+    t.unmount(&head).await?;
+    Ok((fs_id, digest))
+}
+
+async fn holds(t: &Test, node: &str, fs_id: &str, digest: &str) -> Result<()> {
+    let head = t.mount(node, fs_id).await?;
+    ensure!(tree_digest(&head)? == digest, "the head on {node} is not what was written");
+    t.unmount(&head).await
+}
+
+/// Only the owner has a head; nobody has a handoff in hand.
+async fn settled(t: &Test, fs_id: &str, owner: &str) -> Result<()> {
+    eventually("the old owner's head to be gone", STEP, || async {
+        for node in ["n1", "n2"] {
+            let Some(names) = on_disk(t, node, fs_id)? else { continue };
+            let has_head = names.iter().any(|n| n == "head" || n.starts_with("head/"));
+            ensure!(has_head == (node == owner), "on {node}: {names:?}");
+        }
+        ensure!(authority(t, fs_id).await?.get("pending").is_none(), "a handoff is pending");
+        Ok(())
+    })
+    .await
+}
+
+async fn there_and_back(t: Arc<Test>) -> Result<()> {
+    let (fs_id, digest) = filled(&t, "d").await?;
+    let commit = t.commit("c1", "d").await?;
+    place(&t, "d", "n2").await?;
+    let dot = owned_by(&t, "d", "n2").await?;
+    ensure!(dot["status"]["epoch"] == 2, "epoch {}", dot["status"]["epoch"]);
+    settled(&t, &fs_id, "n2").await?;
+    holds(&t, "n2", &fs_id, &digest).await?;
+    let log: Vec<&Value> = dot["status"]["recentCommits"].as_array().into_iter().flatten().map(|c| &c["id"]).collect();
+    ensure!(log == [&json!(commit)], "the history went along, and nothing else: {log:?}");
+    let head = t.mount("n2", &fs_id).await?;
+    std::fs::write(head.join("more"), vec![7; 100_000])?;
+    let digest = tree_digest(&head)?;
+    t.unmount(&head).await?;
+    place(&t, "d", "n1").await?;
+    let dot = owned_by(&t, "d", "n1").await?;
+    settled(&t, &fs_id, "n1").await?;
+    holds(&t, "n1", &fs_id, &digest).await?;
+    let bytes = dot["status"]["migration"]["bytes"].as_u64().context("no bytes in status.migration")?;
+    ensure!(bytes < 400_000, "the way back sent {bytes} bytes: not the difference only");
+    // A commit that an object asked for is not made a second time by the next owner.
+    ensure!(text(&t.object("Commit", "c1").await?, "/status/id")? == commit);
+    t.commit("c2", "d").await?;
+    Ok(())
+}
+
+async fn waits(t: Arc<Test>) -> Result<()> {
+    let (fs_id, _) = filled(&t, "d").await?;
+    let head = t.mount("n1", &fs_id).await?;
+    let notes = t.dir.join("notes");
+    let mut writer = SqliteWriter::start(&head.join("db"), &notes).await?;
+    place(&t, "d", "n2").await?;
+    let dot = t.condition("Dot", "d", "Migrating", "True", Some("WaitingForPods")).await?;
+    let message = condition_of(&dot, "Migrating").and_then(|c| c["message"].as_str()).unwrap_or_default().to_owned();
+    ensure!(message.contains("pid"), "who holds it is not named: {message}");
+    let before = writer.progress()?;
+    eventually("the writer to go on while the move waits", STEP, || {
+        let now = writer.progress();
+        async move { Ok(ensure!(now? > before + 20, "it stands still")) }
+    })
+    .await?;
+    let acknowledged = writer.stop()?;
+    t.unmount(&head).await?;
+    owned_by(&t, "d", "n2").await?;
+    let head = t.mount("n2", &fs_id).await?;
+    sqlite::check(&head.join("db"), &t.dir.join("scratch"), acknowledged)?;
+    t.unmount(&head).await
+}
+
+async fn stale_writer(t: Arc<Test>) -> Result<()> {
+    use std::io::Write as _;
+    let (fs_id, _) = filled(&t, "d").await?;
+    let head = t.mount("n1", &fs_id).await?;
+    let mut left = std::fs::File::create(head.join("left"))?;
+    left.write_all(b"before")?;
+    // The mount goes, the descriptor stays: nothing in any mount table names it.
+    let lazy = std::process::Command::new("umount").arg("-l").arg(&head).status()?;
+    ensure!(lazy.success());
+    place(&t, "d", "n2").await?;
+    owned_by(&t, "d", "n2").await?;
+    let late = left.write_all(b" and after").and_then(|()| left.sync_all());
+    ensure!(late.is_err(), "a descriptor on the old node still writes");
+    let head = t.mount("n2", &fs_id).await?;
+    let text = std::fs::read_to_string(head.join("left"))?;
+    ensure!(text == "before", "what was written before the fence is missing or more than that: {text:?}");
+    t.unmount(&head).await
+}
+
+async fn taken_back(t: Arc<Test>) -> Result<()> {
+    let (fs_id, digest) = filled(&t, "d").await?;
+    let head = t.mount("n1", &fs_id).await?;
+    place(&t, "d", "n2").await?;
+    t.condition("Dot", "d", "Migrating", "True", Some("WaitingForPods")).await?;
+    place(&t, "d", "n1").await?;
+    t.unmount(&head).await?;
+    throughout("authority to stay", Duration::from_secs(3), || async {
+        let a = authority(&t, &fs_id).await?;
+        Ok(ensure!(a["epoch"] == 1 && a["owner"]["node"] == "n1", "{a}"))
+    })
+    .await?;
+    holds(&t, "n1", &fs_id, &digest).await
+}
+
+async fn deleted(t: Arc<Test>) -> Result<()> {
+    let mut ids = Vec::new();
+    for pause in [0, 150, 300, 500, 800] {
+        let name = format!("d{pause}");
+        let (fs_id, _) = filled(&t, &name).await?;
+        place(&t, &name, "n2").await?;
+        tokio::time::sleep(Duration::from_millis(pause)).await;
+        t.kube().delete("Dot", &t.namespace, &name).await?;
+        ids.push(fs_id);
+    }
+    for fs_id in &ids {
+        eventually("all of it to be gone on both nodes", STEP * 2, || left_of(&t, fs_id)).await?;
+    }
+    Ok(())
+}
+
+async fn unreachable(t: Arc<Test>) -> Result<()> {
+    let (fs_id, digest) = filled(&t, "d").await?;
+    t.commit("c1", "d").await?;
+    // n2 dies once it has recorded that it holds everything, before anybody hears of it; and stays dead.
+    t.rig.restart_with_env("n2", "DOTGRAFT_FAILPOINT", Some("before:import-start")).await?;
+    place(&t, "d", "n2").await?;
+    eventually("n2 to die", STEP * 2, || async { Ok(ensure!(t.rig.processes.exited("n2")?.is_some(), "it lives")) }).await?;
+    let frozen = authority(&t, &fs_id).await?;
+    ensure!(frozen.get("pending").is_some() && frozen["epoch"] == 1, "nothing is pending: {frozen}");
+    // A person changes their mind: the pending handoff is aborted, which only a compare-and-swap does.
+    place(&t, "d", "n1").await?;
+    eventually("the volume to be served where it was", STEP, || async {
+        is_owned_by(&t, "d", "n1").await?;
+        let a = authority(&t, &fs_id).await?;
+        Ok(ensure!(a.get("pending").is_none() && a["attempt"] == 1, "{a}"))
+    })
+    .await?;
+    holds(&t, "n1", &fs_id, &digest).await?;
+    t.rig.restart_with_env("n2", "DOTGRAFT_FAILPOINT", None).await?;
+    place(&t, "d", "n2").await?;
+    owned_by(&t, "d", "n2").await?;
+    holds(&t, "n2", &fs_id, &digest).await
+}
+
+/// A move from n1 to n2; the field says whose agent is killed.
+struct Move(&'static str);
+
+impl Move {
+    fn name(n: usize) -> String {
+        format!("d{n}")
+    }
+}
+
+impl Operation for Move {
+    fn node(&self) -> &'static str {
+        self.0
+    }
+    fn has(&self) -> &'static [&'static str] {
+        match self.0 {
+            "n1" => &["mig-begin", "frozen", "mig-pending", "mig-export", "mig-committed", "head-dropped"],
+            _ => &["received", "import-start", "import-finish", "head-made", "auth-open"],
+        }
+    }
+    async fn prepare(&self, t: &Test, n: usize) -> Result<()> {
+        let fs_id = t.dot_of(&Self::name(n), &json!({"capacity": "256Mi", "placement": {"node": "n1"}})).await?;
+        let head = t.mount("n1", &fs_id).await?;
+        std::fs::write(head.join("a"), format!("of {n}"))?;
+        t.unmount(&head).await?;
+        t.commit(&format!("c{n}"), &Self::name(n)).await?;
+        let head = t.mount("n1", &fs_id).await?;
+        std::fs::write(head.join("b"), format!("of {n}, not committed"))?;
+        t.unmount(&head).await
+    }
+    async fn begin(&self, t: &Test, n: usize) -> Result<()> {
+        place(t, &Self::name(n), "n2").await
+    }
+    async fn ended(&self, t: &Test, n: usize) -> Result<Option<String>> {
+        let dot = is_owned_by(t, &Self::name(n), "n2").await?;
+        let fs_id = text(&dot, "/status/fsId")?;
+        let names = on_disk(t, "n1", &fs_id)?.unwrap_or_default();
+        ensure!(!names.iter().any(|n| n == "head" || n.starts_with("head/")), "n1 still has its head");
+        Ok(None)
+    }
+    async fn check(&self, t: &Test, n: usize) -> Result<()> {
+        let dot = is_owned_by(t, &Self::name(n), "n2").await?;
+        ensure!(dot["status"]["epoch"] == 2, "it moved {} times", dot["status"]["epoch"]);
+        let fs_id = text(&dot, "/status/fsId")?;
+        let head = t.mount("n2", &fs_id).await?;
+        for (file, wanted) in [("a", format!("of {n}")), ("b", format!("of {n}, not committed"))] {
+            let found = std::fs::read_to_string(head.join(file))?;
+            ensure!(found == wanted, "{file} holds {found:?}");
+        }
+        ensure!(tree(&head)?.count() == 3, "more or less than the two files");
+        t.unmount(&head).await
+    }
+}
+
+async fn taint(t: &Test, node: &str, on: bool) -> Result<()> {
+    let taints = if on {
+        json!([{"key": "node.kubernetes.io/out-of-service", "value": "nodeshutdown", "effect": "NoExecute"}])
+    } else {
+        json!(null)
+    };
+    let patch = json!({"spec": {"taints": taints}}).to_string();
+    t.kube().kubectl(&["patch", "node", node, "--type=merge", "-p", &patch]).await.map(|_| ())
+}
+
+async fn out_of_service(t: Arc<Test>) -> Result<()> {
+    let (fs_id, digest) = filled(&t, "d").await?;
+    let commit = t.commit("c1", "d").await?;
+    t.push("j", "d", "n2").await?;
+    t.arrived(&fs_id, &commit, "n2", STEP).await?;
+    let head = t.mount("n1", &fs_id).await?;
+    std::fs::write(head.join("tail"), b"never replicated")?;
+    t.rig.kill9("n1")?;
+    place(&t, "d", "n2").await?;
+    taint(&t, "n1", true).await?;
+    let result = async {
+        owned_by(&t, "d", "n2").await?;
+        holds(&t, "n2", &fs_id, &digest).await?;
+        let a = authority(&t, &fs_id).await?;
+        ensure!(a["epoch"] == 2 && a["forkPoints"][0]["from"]["node"] == "n1", "{a}");
+        t.rig.start("n1")?;
+        t.rig.ready(STEP).await?;
+        let late = || std::fs::write(head.join("late"), b"x").and_then(|()| std::fs::File::open(head.join("late"))?.sync_all());
+        eventually("the old owner to be fenced, although a pod has it mounted", STEP, || async {
+            Ok(ensure!(late().is_err(), "it still writes"))
+        })
+        .await?;
+        eventually("its Replica to say why", STEP, || async {
+            let replica = t.replica(&fs_id, "n1").await?;
+            Ok(ensure!(condition_of(&replica, "Superseded").is_some_and(|c| c["status"] == "True"), "{}", conditions(&replica)))
+        })
+        .await?;
+        ensure!(std::fs::read(head.join("tail"))? == b"never replicated", "what only it has is kept");
+        t.unmount(&head).await
+    };
+    let result = result.await;
+    taint(&t, "n1", false).await?;
+    result
+}
+
+async fn silent(t: Arc<Test>) -> Result<()> {
+    let (fs_id, _) = filled(&t, "d").await?;
+    let commit = t.commit("c1", "d").await?;
+    t.push("j", "d", "n2").await?;
+    t.arrived(&fs_id, &commit, "n2", STEP).await?;
+    t.rig.pause("n1")?;
+    place(&t, "d", "n2").await?;
+    let kept = throughout("authority to stay", Duration::from_secs(5), || async {
+        let a = authority(&t, &fs_id).await?;
+        Ok(ensure!(a["epoch"] == 1 && a["owner"]["node"] == "n1", "{a}"))
+    });
+    let kept = kept.await;
+    t.rig.resume("n1")?;
+    kept?;
+    owned_by(&t, "d", "n2").await.map(|_| ())
+}
