@@ -3,7 +3,7 @@
 #   make demo      a Dot's life on a real API server with two real agents     KEEP=1 leaves it running
 #   make test      everything CI checks                                       CASES="1- crd" runs only these e2e cases
 #   make bench     side by side with btrfs send | receive and rsync
-#   make cluster   control plane, operator and two agents, to play with       make down ends it
+#   make cluster   three real nodes with operator and agents, to play with    make down ends it
 #
 # What is built stays in DOTGRAFT_CACHE (default ~/.cache/dotgraft): bin/ (etcd, Kubernetes, cargo-deny), target/ (ours).
 

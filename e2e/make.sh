@@ -8,7 +8,9 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 
 CARGO_DENY=0.20.2
-PROGRAMS=(mkfs.btrfs:btrfs-progs rsync:rsync cc:gcc cmake:cmake unshare:util-linux setpriv:util-linux)
+PROGRAMS=(mkfs.btrfs:btrfs-progs rsync:rsync cc:gcc cmake:cmake unshare:util-linux setpriv:util-linux ip:iproute2)
+# Of the nodes that run pods.
+PROGRAMS+=(containerd:containerd runc:runc /usr/lib/cni/bridge:containernetworking-plugins nft:nftables busybox:busybox-static jq:jq openssl:openssl)
 passed=0 failed=0 skipped=0 failures=()
 
 say()  { printf '%s\n' "$*"; }
@@ -20,7 +22,8 @@ step() { printf '\n== %s\n' "$*"; }
 need_root() {
   [ "$(id -u)" = 0 ] && return
   say "This needs root: it makes namespaces, loop devices and btrfs mounts, and installs Debian packages that are missing."
-  say "Needed: Rust (rustup reads rust-toolchain.toml), Go >= 1.26, and the packages btrfs-progs rsync gcc cmake util-linux."
+  say "Needed: Rust (rustup reads rust-toolchain.toml), Go >= 1.26, and Debian packages:"
+  say "  $(printf '%s\n' "${PROGRAMS[@]##*:}" | sort -u | tr '\n' ' ')"
   say "Run it in a root shell, or: sudo --preserve-env=PATH,HOME make $1"
   exit 1
 }
@@ -32,10 +35,7 @@ missing_packages() {
   done | sort -u
 }
 
-missing_tools() {
-  local p
-  for p in etcd kube-apiserver kube-controller-manager kubectl; do [ -x "$DOTGRAFT_TOOLS_DIR/$p" ] || printf '%s ' "$p"; done
-}
+missing_tools() { e2e/tools.sh "$DOTGRAFT_TOOLS_DIR" --missing | tr '\n' ' '; }
 
 deny_version() { "$DOTGRAFT_TOOLS_DIR/cargo-deny" --version 2>/dev/null | awk '{print $2}'; }
 
@@ -51,7 +51,7 @@ prepare() {
   else
     say "This will first"
     [ -n "$packages" ] && say "  - install Debian packages: $packages(apt-get)"
-    [ -n "$tools" ] && say "  - build from Go modules: $tools(once, about six minutes on two cores; into $DOTGRAFT_TOOLS_DIR)"
+    [ -n "$tools" ] && say "  - build, mostly from Go modules: $tools(once, about two minutes each on two cores; into $DOTGRAFT_TOOLS_DIR)"
     [ -n "$deny" ] && say "  - build cargo-deny $CARGO_DENY from crates.io (once, a few minutes; into $DOTGRAFT_TOOLS_DIR)"
   fi
   if [ -n "$packages" ]; then

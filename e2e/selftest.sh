@@ -1,19 +1,26 @@
 #!/usr/bin/env bash
-# Proves that a sandbox leaves nothing behind: no process, mount, loop device or file, whoever is killed and how.
+# Proves that a sandbox leaves nothing behind: no process, mount, loop device, network device, control group or file, whoever
+# is killed and how.
 #
 #   DOTGRAFT_BIN_DIR=... e2e/selftest.sh
 #
-# `dotgraft-e2e hold` starts a control plane, mounts btrfs from a loop device and keeps a file open on it; then it waits.
+# `dotgraft-e2e hold` starts a control plane, mounts btrfs from a loop device and keeps a file open on it; then it waits. With
+# `--kubelets` two nodes run pods, one of which is frozen: a frozen process doesn't die of a signal.
 set -uo pipefail
 BASE=$(mktemp -d)
 export DOTGRAFT_RIG_BASE=$BASE
 trap 'rm -rf "$BASE"' EXIT
 bad=0
+links=$(ip -o link | cut -d: -f2)
 
+# start [--kubelets]
 start() {
-  "$DOTGRAFT_BIN_DIR/dotgraft-e2e" hold >"$BASE/out" 2>&1 &
+  "$DOTGRAFT_BIN_DIR/dotgraft-e2e" hold "$@" >"$BASE/out" 2>&1 &
   runner=$!
-  for _ in $(seq 600); do grep -q '^holding' "$BASE/out" && return; sleep 0.05; done
+  for _ in $(seq 1200); do
+    grep -q '^holding' "$BASE/out" && { names=$(cd "$BASE" && ls -d dotgraft-rig-*); return; }
+    sleep 0.05
+  done
   echo "the sandbox did not come up:"; cat "$BASE/out"; exit 1
 }
 guard() { cat "$BASE"/dotgraft-rig-*/guard.pid; }
@@ -21,7 +28,9 @@ leftovers() {
   grep -ls "$BASE/[d]otgraft-rig-" /proc/[0-9]*/cmdline 2>/dev/null | sed 's/^/process /'
   grep -s "$BASE" /proc/mounts | sed 's/^/mount /'
   grep -ls "$BASE" /sys/block/loop*/loop/backing_file 2>/dev/null | sed 's/^/loop device /'
-  find "$BASE" -mindepth 1 -not -name out | head -5 | sed 's/^/file /'
+  for name in $names; do find /sys/fs/cgroup -maxdepth 2 -name "$name" | sed 's/^/control group /'; done
+  [ "$(ip -o link | cut -d: -f2)" = "$links" ] || ip -o link | sed 's/^/network device /'
+  find "$BASE" -mindepth 1 -maxdepth 3 -not -name out 2>/dev/null | head -5 | sed 's/^/file /'
 }
 # check WHAT: waits until nothing is left, 15 s at most.
 check() {
@@ -38,4 +47,7 @@ start; kill -KILL "$runner";         check "kill -9 of the runner"
 start; kill -KILL "$(guard)";        check "kill -9 of the guard"
 start; kill -KILL "$(guard)" "$runner"; wait "$runner" 2>/dev/null; sleep 1
 start; kill -INT "$runner";          check "kill -9 of both, then another run"
+start --kubelets; kill -INT "$runner";          check "Ctrl-C, with pods and a frozen node"
+start --kubelets; kill -KILL "$(guard)";        check "kill -9 of the guard, with pods and a frozen node"
+start --kubelets; kill -KILL "$runner";         check "kill -9 of the runner, with pods and a frozen node"
 exit $bad

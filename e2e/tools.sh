@@ -1,69 +1,145 @@
 #!/usr/bin/env bash
-# Builds the control plane the rig runs (etcd, kube-apiserver, kube-controller-manager, kubectl) from Go modules.
+# Builds what the rig runs and Debian doesn't have: from Go modules Kubernetes, etcd, Helm, the CSI sidecars and
+# csi-sanity; and the images its pods start from.
 #
-#   e2e/tools.sh OUTDIR
+#   e2e/tools.sh OUTDIR                builds what is missing in OUTDIR
+#   e2e/tools.sh OUTDIR storage-e2e    that, and Kubernetes' own storage tests
+#   e2e/tools.sh OUTDIR --missing      only lists what is missing
 #
 # Each program is built once per version and kept in OUTDIR; a second run does nothing. Go's build cache goes to
-# scratch and is removed (it grows to gigabytes), the results stay (about 300 MB).
+# scratch and is removed (it grows to gigabytes), the results stay (about 700 MB).
 set -euo pipefail
+cd "$(dirname "$0")"
 
 K8S=${DOTGRAFT_K8S_VERSION:-1.36.1}
-ETCD=${DOTGRAFT_ETCD_VERSION:-v3.7.3}
-OUT=$(mkdir -p "$1" && readlink -f "$1")
 STAGING=0.${K8S#1.}
-PROGRAMS=(kube-apiserver kube-controller-manager kubectl)
+# Of k8s.io/kubernetes, version K8S.
+PROGRAMS=(kube-apiserver kube-controller-manager kubectl kube-scheduler kubelet)
+# name module package version; external-provisioner 6.4 needs a module that can't be had.
+MODULES=(
+  "etcd go.etcd.io/etcd/server/v3 . ${DOTGRAFT_ETCD_VERSION:-v3.7.3}"
+  "csi-provisioner github.com/kubernetes-csi/external-provisioner/v6 cmd/csi-provisioner v6.3.0"
+  "csi-attacher github.com/kubernetes-csi/external-attacher/v4 cmd/csi-attacher v4.13.0"
+  "csi-resizer github.com/kubernetes-csi/external-resizer/v2 cmd/csi-resizer v2.3.0"
+  "csi-snapshotter github.com/kubernetes-csi/external-snapshotter/v8 cmd/csi-snapshotter v8.7.0"
+  "snapshot-controller github.com/kubernetes-csi/external-snapshotter/v8 cmd/snapshot-controller v8.7.0"
+  "csi-sanity github.com/kubernetes-csi/csi-test/v5 cmd/csi-sanity v5.6.0"
+  "helm helm.sh/helm/v4 cmd/helm v4.3.1"
+)
+SNAPSHOT_CRDS=v8.7.0 # of external-snapshotter's client module
+IMAGES=1             # the version of pause.c and of the images below
 
 say() { printf '  tools: %s\n' "$*" >&2; }
 
-missing=()
-for p in "${PROGRAMS[@]}"; do [ -x "$OUT/$p-$K8S" ] || missing+=("$p"); done
-[ -x "$OUT/etcd-$ETCD" ] || missing+=(etcd)
-link() {
-  for p in "${PROGRAMS[@]}"; do ln -sfn "$p-$K8S" "$OUT/$p"; done
-  ln -sfn "etcd-$ETCD" "$OUT/etcd"
+# Everything that is to be had, a line each: name and version.
+wanted() {
+  local p name version
+  printf 'snapshot-crds %s\nimage-pause %s\nimage-busybox %s\n' "$SNAPSHOT_CRDS" $IMAGES $IMAGES
+  for p in "${PROGRAMS[@]}"; do echo "$p $K8S"; done
+  for p in "${MODULES[@]}"; do read -r name _ _ version <<<"$p"; echo "$name $version"; done
+  [ "$WHAT" != storage-e2e ] || echo "storage-e2e $K8S"
 }
-if [ ${#missing[@]} = 0 ]; then link; exit 0; fi
+missing() { wanted | while read -r name version; do [ -e "$OUT/$name-$version" ] || echo "$name"; done; }
+link() { wanted | while read -r name version; do ln -sfn "$name-$version" "$OUT/$name"; done; }
 
-command -v go >/dev/null || { echo "tools: Go >= 1.26 is needed to build ${missing[*]}" >&2; exit 1; }
-SCRATCH=$(mktemp -d)
-export GOCACHE=$SCRATCH/cache GOFLAGS=-mod=mod CGO_ENABLED=0
-trap 'chmod -R u+w "$SCRATCH" 2>/dev/null; rm -rf "$SCRATCH"' EXIT
-say "building ${missing[*]} (Kubernetes $K8S, etcd $ETCD); once, about six minutes on two cores"
+# keep NAME VERSION: what was built as .NAME.new is whole now.
+keep() { rm -rf "${OUT:?}/$1-$2"; mv "$OUT/.$1.new" "$OUT/$1-$2"; }
+
+# go_mod NAME: an empty module to build in.
+go_mod() { mkdir -p "$SCRATCH/$1" && cd "$SCRATCH/$1" && go mod init "rig/$1" 2>/dev/null; }
+
+# quiet COMMAND...: its output only if it fails.
+quiet() { "$@" >"$SCRATCH/log" 2>&1 || { cat "$SCRATCH/log" >&2; exit 1; }; }
+
+# The directory of a downloaded module.
+module_dir() { go mod download -json "$1" | sed -n 's/.*"Dir": "\(.*\)".*/\1/p'; }
 
 # k8s.io/kubernetes names its staging modules v0.0.0: each is pinned by a replace.
-kubernetes() {
-  local dir m p want=("$@")
-  mkdir -p "$SCRATCH/k8s" && cd "$SCRATCH/k8s"
-  go mod init rig/tools 2>/dev/null
-  dir=$(go mod download -json "k8s.io/kubernetes@v$K8S" | sed -n 's/.*"Dir": "\(.*\)".*/\1/p')
+kubernetes_mod() {
+  local dir m
+  go_mod k8s
+  dir=$(module_dir "k8s.io/kubernetes@v$K8S")
   go mod edit -go="$(sed -n 's/^go //p' "$dir/go.mod")" -require="k8s.io/kubernetes@v$K8S"
   for m in $(grep -E '=> \./staging' "$dir/go.mod" | awk '{print $1}'); do
     go mod edit -replace="$m=$m@v$STAGING"
   done
+}
+
+kubernetes() {
+  local p base=k8s.io/component-base/version
+  kubernetes_mod
   { printf '//go:build tools\npackage tools\nimport (\n'
     for p in "${PROGRAMS[@]}"; do printf ' _ "k8s.io/kubernetes/cmd/%s"\n' "$p"; done
     echo ')'; } > tools.go
-  go mod tidy 2>"$SCRATCH/tidy.log" || { cat "$SCRATCH/tidy.log" >&2; exit 1; }
-  local base=k8s.io/component-base/version
-  for p in "${want[@]}"; do
+  quiet go mod tidy
+  for p in "$@"; do
     say "building $p"
     go build -ldflags "-s -w -X $base.gitVersion=v$K8S -X $base.gitMajor=1 -X $base.gitMinor=$(cut -d. -f2 <<<"$K8S")" \
       -o "$OUT/.$p.new" "k8s.io/kubernetes/cmd/$p"
-    mv "$OUT/.$p.new" "$OUT/$p-$K8S"
+    keep "$p" "$K8S"
   done
 }
 
-etcd() {
-  mkdir -p "$SCRATCH/etcd" && cd "$SCRATCH/etcd"
-  go mod init rig/etcd 2>/dev/null
-  go get -tool "go.etcd.io/etcd/server/v3@$ETCD" 2>"$SCRATCH/get.log" || { cat "$SCRATCH/get.log" >&2; exit 1; }
-  say "building etcd"
-  go build -ldflags "-s -w" -o "$OUT/.etcd.new" go.etcd.io/etcd/server/v3
-  mv "$OUT/.etcd.new" "$OUT/etcd-$ETCD"
+# from_module NAME MODULE PACKAGE VERSION
+from_module() {
+  go_mod "$1"
+  quiet go get -tool "$2/$3@$4"
+  say "building $1"
+  go build -ldflags "-s -w" -o "$OUT/.$1.new" "$2/$3"
+  keep "$1" "$4"
 }
 
-k8s=()
-for p in "${missing[@]}"; do [ "$p" = etcd ] || k8s+=("$p"); done
-if [ ${#k8s[@]} -gt 0 ]; then (kubernetes "${k8s[@]}"); fi
-case " ${missing[*]} " in *" etcd "*) (etcd);; esac
+snapshot_crds() {
+  local dir
+  go_mod crds
+  dir=$(module_dir "github.com/kubernetes-csi/external-snapshotter/client/v8@$SNAPSHOT_CRDS")
+  mkdir -p "$OUT/.snapshot-crds.new"
+  install -m 644 "$dir"/config/crd/*snapshot.storage.k8s.io_*.yaml "$OUT/.snapshot-crds.new/"
+  keep snapshot-crds "$SNAPSHOT_CRDS"
+}
+
+# Images are made of static programs: pause of ours, busybox of Debian's package busybox-static.
+image_pause() {
+  mkdir -p "$SCRATCH/pause"
+  cc -Os -static -o "$SCRATCH/pause/pause" pause.c
+  ./image.sh "$OUT/.image-pause.new" dotgraft.test/pause:1 '["/pause"]' '[]' "$SCRATCH/pause"
+  keep image-pause $IMAGES
+}
+
+image_busybox() {
+  local root=$SCRATCH/busybox
+  mkdir -p "$root"/{bin,dev,etc,home,proc,root,sys,var} && mkdir -m 1777 "$root/tmp"
+  install -m 755 "$(command -v busybox)" "$root/bin/busybox"
+  busybox --list | grep -vx busybox | while read -r applet; do ln -s busybox "$root/bin/$applet"; done
+  echo 'root:x:0:0:root:/root:/bin/sh' >"$root/etc/passwd"
+  echo 'root:x:0:' >"$root/etc/group"
+  ./image.sh "$OUT/.image-busybox.new" docker.io/library/busybox:1,docker.io/library/busybox:latest '[]' '["sh"]' "$root"
+  keep image-busybox $IMAGES
+}
+
+build() {
+  local wants=" $* " p k8s=()
+  case $wants in *" image-pause "*) image_pause ;; esac
+  case $wants in *" image-busybox "*) image_busybox ;; esac
+  case $wants in *" snapshot-crds "*) (snapshot_crds) ;; esac
+  for p in "${PROGRAMS[@]}"; do case $wants in *" $p "*) k8s+=("$p") ;; esac; done
+  [ ${#k8s[@]} = 0 ] || (kubernetes "${k8s[@]}")
+  for p in "${MODULES[@]}"; do
+    # shellcheck disable=SC2086 # four words
+    case $wants in *" ${p%% *} "*) (from_module $p) ;; esac
+  done
+}
+
+OUT=$(mkdir -p "$1" && readlink -f "$1")
+WHAT=${2:-}
+if [ "$WHAT" = --missing ]; then missing; exit; fi
+todo=$(missing | tr '\n' ' ')
+if [ -z "$todo" ]; then link; exit 0; fi
+command -v go >/dev/null || { echo "tools: Go >= 1.26 is needed to build $todo" >&2; exit 1; }
+SCRATCH=$(mktemp -d)
+export GOCACHE=$SCRATCH/cache GOFLAGS=-mod=mod CGO_ENABLED=0
+trap 'chmod -R u+w "$SCRATCH" 2>/dev/null; rm -rf "$SCRATCH" "$OUT"/.*.new' EXIT
+say "building ${todo}(once, about two minutes each on two cores)"
+# shellcheck disable=SC2086 # a list of words
+build $todo
 link

@@ -2,6 +2,7 @@
 #![allow(clippy::disallowed_methods, clippy::disallowed_types)] // clock, files and processes are this crate's job
 
 pub mod cases;
+pub mod cgroups;
 pub mod data;
 pub mod demo;
 pub mod harness;

@@ -1,14 +1,21 @@
 //! `dotgraft-e2e`: end-to-end tests, the demo and a cluster to play with, each in a sandbox that leaves nothing behind.
 
+use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
 use dotgraft_e2e::cases;
+use dotgraft_e2e::cgroups;
 use dotgraft_e2e::data::sqlite;
 use dotgraft_e2e::demo;
 use dotgraft_e2e::harness::runner::{self, Plan};
+use dotgraft_e2e::rig::control_plane::Tools;
+use dotgraft_e2e::rig::door;
+use dotgraft_e2e::rig::machine::root;
+use dotgraft_e2e::rig::wait::eventually;
 use dotgraft_e2e::rig::{Options, Rig};
 use dotgraft_e2e::sandbox;
 
@@ -34,8 +41,11 @@ enum Verb {
     },
     /// Show the life of a Dot; KEEP=1 leaves everything running.
     Demo,
-    /// Start control plane, operator and two agents, and leave them running.
+    /// Start a cluster with operator and agents, and leave it running.
     Cluster {
+        /// So many nodes that run pods. 0: two agents without kubelets.
+        #[arg(long, default_value_t = 3)]
+        nodes: usize,
         /// Without operator and agents.
         #[arg(long)]
         control_plane_only: bool,
@@ -44,7 +54,11 @@ enum Verb {
     Down,
     /// For e2e/selftest.sh: a control plane, a btrfs on a loop device and an open file; then wait for the end.
     #[command(hide = true)]
-    Hold,
+    Hold {
+        /// And two nodes with pods, one of them frozen.
+        #[arg(long)]
+        kubelets: bool,
+    },
 }
 
 fn main() -> ExitCode {
@@ -66,6 +80,11 @@ fn dispatch(args: &[String]) -> Result<ExitCode> {
             sqlite::writer_main(Path::new(database), Path::new(notes)).map(|()| ExitCode::SUCCESS)
         }
         [role, rest @ ..] if role == "init" => sandbox::init(rest),
+        [role, name, dir, shared @ ..] if role == "machine" => root::main(name, Path::new(dir), shared),
+        [role, group, program, rest @ ..] if role == "join" => {
+            cgroups::join(group)?;
+            Err(std::process::Command::new(program).args(rest).exec()).with_context(|| format!("running {program}"))
+        }
         _ => {
             let cli = Cli::parse();
             if matches!(cli.command, Verb::Down) {
@@ -78,7 +97,7 @@ fn dispatch(args: &[String]) -> Result<ExitCode> {
                 return Ok(ExitCode::SUCCESS);
             }
             if sandbox::inside().is_none() {
-                return runtime(1)?.block_on(sandbox::run(args));
+                return runtime(1)?.block_on(sandbox::start(args));
             }
             runtime(2)?.block_on(work(cli.command))
         }
@@ -98,8 +117,12 @@ fn runtime(threads: usize) -> Result<tokio::runtime::Runtime> {
 
 async fn work(verb: Verb) -> Result<ExitCode> {
     match verb {
-        Verb::Cluster { control_plane_only } => {
-            let rig = Rig::up(Options { programs: !control_plane_only, ..Options::default() }).await?;
+        Verb::Cluster { nodes, control_plane_only } => {
+            let options = match nodes {
+                0 => Options::default(),
+                agents => Options { agents, ..Options::kubelets() },
+            };
+            let rig = Rig::up(Options { programs: !control_plane_only, ..options }).await?;
             println!("ready after {:.1} s", rig.seconds);
             stay(&rig).await
         }
@@ -111,24 +134,37 @@ async fn work(verb: Verb) -> Result<ExitCode> {
             Some(rig) => stay(&rig).await,
             None => Ok(ExitCode::SUCCESS),
         },
-        Verb::Hold => hold().await,
+        Verb::Hold { kubelets } => hold(kubelets).await,
         Verb::Down => Ok(ExitCode::SUCCESS),
     }
 }
 
-/// Says how to use the cluster, lets the runner go and waits for `down`.
+/// Says how to use the cluster, lets the runner go and carries what comes through the door until `down`.
 async fn stay(rig: &Rig) -> Result<ExitCode> {
+    let (kubeconfig, carry) = door::open(rig)?;
+    let tools = Tools::find(false)?;
     println!("\nThe cluster runs on. Use it:\n");
-    println!("  export KUBECONFIG={}", rig.kube.kubeconfig().display());
+    println!("  export KUBECONFIG={}", kubeconfig.display());
+    println!("  export PATH={}:{}:$PATH   # kubectl, helm; kubectl-dot", tools.dir().display(), rig.dir.join("programs").display());
     println!("  kubectl get nodes,dots -A\n");
+    let program = sandbox::program()?;
+    for machine in &rig.machines {
+        let (name, program) = (machine.name(), program.display());
+        println!("  nsenter -t $(pgrep -f '^{program} machine {name} ') -a sh   # a shell on {name}");
+    }
     println!("Logs: {}\nEnd it: make down", rig.dir.join("logs").display());
     sandbox::keep()?;
-    std::future::pending().await
+    carry.await?;
+    Ok(ExitCode::FAILURE)
 }
 
 /// Everything a sandbox may hold: processes, a loop device with a mount, an open file.
-async fn hold() -> Result<ExitCode> {
-    let rig = Rig::up(Options { programs: false, ..Options::default() }).await?;
+async fn hold(kubelets: bool) -> Result<ExitCode> {
+    let options = if kubelets { Options { agents: 2, ..Options::kubelets() } } else { Options::default() };
+    let rig = Rig::up(Options { programs: false, ..options }).await?;
+    if kubelets {
+        hold_pods(&rig).await?;
+    }
     let (image, target) = (rig.dir.join("hold.img"), rig.dir.join("hold"));
     std::fs::create_dir(&target)?;
     std::fs::File::create(&image)?.set_len(256 << 20)?;
@@ -142,4 +178,15 @@ async fn hold() -> Result<ExitCode> {
     let _open = std::fs::File::create(target.join("file"))?;
     println!("holding {}", rig.dir.display());
     std::future::pending().await
+}
+
+async fn hold_pods(rig: &Rig) -> Result<()> {
+    for node in ["n1", "n2"] {
+        let overrides = serde_json::json!({"spec": {"nodeName": node}}).to_string();
+        let pod = ["run", node, "--image=busybox:1", "--image-pull-policy=Never", "--overrides", &overrides, "--", "sleep", "1000"];
+        // The controller manager makes the namespace's ServiceAccount in its own time.
+        eventually("the pod to be taken", Duration::from_secs(30), || rig.kube.kubectl(&pod)).await?;
+    }
+    rig.kube.kubectl(&["wait", "--for=condition=Ready", "pod", "--all", "--timeout=60s"]).await?;
+    rig.machine("n1")?.freeze()
 }

@@ -2,16 +2,20 @@
 //!
 //! Three processes. The **runner** is what a person started; it only passes output on and waits. The **guard** is its
 //! child in a session of its own; it owns the scratch directory, and ends everything as soon as the runner is gone
-//! (its standard input ends) or asks for it. Under the guard, in a new pid and mount namespace, **init** starts the
-//! real work and reaps orphans. When init dies, the kernel kills every process of the namespace and drops its mounts;
-//! the pools' loop devices, which are set to clear themselves, go with them; then the guard removes the directory.
+//! (its standard input ends) or asks for it. Under the guard, in a new pid, mount and network namespace, **init** starts
+//! the real work and reaps orphans. When init dies, the kernel kills every process of the namespace and drops its mounts
+//! and its network; the pools' loop devices, which are set to clear themselves, go with them; then the guard removes the
+//! control groups, which have the sandbox's name, and the directory.
 //! If the guard is killed the namespace dies with it (parent-death signal), and the runner removes the directory. Of
 //! a machine that lost both at one instant only the directory remains; the next run removes it.
 //!
-//! A *kept* sandbox (`make cluster`, `KEEP=1 make demo`) outlives its runner until `dotgraft-e2e down`.
+//! A *kept* sandbox (`make cluster`, `KEEP=1 make demo`) outlives its runner until `dotgraft-e2e down`. Nothing outside
+//! reaches its network, except through its [`door`]: a socket that listens on the machine's own loopback address.
 
 use std::fs::{self, File};
 use std::io::ErrorKind;
+use std::net::{Ipv4Addr, TcpListener};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
@@ -22,6 +26,9 @@ use rustix::process::{Pid, Signal};
 use tokio::io::AsyncReadExt as _;
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::cgroups;
+use crate::rig::command::run;
+
 /// Names the scratch directory to what runs inside.
 const INSIDE: &str = "DOTGRAFT_SANDBOX";
 const PREFIX: &str = "dotgraft-rig-";
@@ -29,12 +36,37 @@ const PREFIX: &str = "dotgraft-rig-";
 const LOCK: &str = "lock";
 /// Exists once the work inside asked to be kept.
 const KEPT: &str = "kept";
+/// This program, copied or linked.
+const PROGRAM: &str = "dotgraft-e2e";
 /// Holds the guard's pid.
 const GUARD: &str = "guard.pid";
 
 /// The scratch directory, when this process runs inside a sandbox.
 pub fn inside() -> Option<PathBuf> {
     std::env::var_os(INSIDE).map(PathBuf::from)
+}
+
+/// The name of the sandbox: its control groups have it.
+pub fn name() -> Result<String> {
+    Ok(name_of(&inside().context("not inside a sandbox")?))
+}
+
+/// This program, as the sandbox has it.
+pub fn program() -> Result<PathBuf> {
+    Ok(inside().context("not inside a sandbox")?.join(PROGRAM))
+}
+
+fn name_of(dir: &Path) -> String {
+    dir.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// The way in from outside: a socket that listens on a port of `127.0.0.1` of the host. The guard opens it and passes it
+/// on as standard input, which needs neither a name nor a rule in the host's network.
+pub fn door() -> Result<TcpListener> {
+    inside().context("not inside a sandbox")?;
+    let listener = TcpListener::from(std::io::stdin().as_fd().try_clone_to_owned()?);
+    listener.local_addr().context("standard input is not the sandbox's door")?;
+    Ok(listener)
 }
 
 /// Tells the runner to leave, and the guard to stay: the sandbox now ends by [`down`] only.
@@ -48,7 +80,7 @@ fn base() -> PathBuf {
 }
 
 /// Runs this program again with `args` inside a new sandbox and waits for it.
-pub async fn run(args: &[String]) -> Result<ExitCode> {
+pub async fn start(args: &[String]) -> Result<ExitCode> {
     if !rustix::process::geteuid().is_root() {
         bail!("this needs root: it makes namespaces, loop devices and btrfs mounts. Run it by sudo or in a root shell.");
     }
@@ -119,9 +151,11 @@ pub async fn guard(dir: &Path, args: &[String]) -> Result<ExitCode> {
     let lock = File::create(dir.join(LOCK))?;
     lock.lock()?;
     fs::write(dir.join(GUARD), std::process::id().to_string())?;
-    let program = dir.join("dotgraft-e2e");
+    let program = dir.join(PROGRAM);
     copy_program(&std::env::current_exe()?, &program)?;
-    let mut namespace = tokio::process::Command::from(isolated(dir, &program, args)).spawn().context("starting unshare and setpriv")?;
+    let mut isolated = isolated(dir, &program, args);
+    isolated.stdin(OwnedFd::from(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("opening the sandbox's door")?));
+    let mut namespace = tokio::process::Command::from(isolated).spawn().context("starting unshare and setpriv")?;
     let id = namespace.id();
     let mut int = signal(SignalKind::interrupt())?;
     let mut term = signal(SignalKind::terminate())?;
@@ -142,6 +176,7 @@ pub async fn guard(dir: &Path, args: &[String]) -> Result<ExitCode> {
     };
     if ended.is_none() {
         end_namespace(id);
+        cgroups::thaw(&name_of(dir))?; // a frozen process dies only when it may run
         namespace.wait().await?;
     }
     remove(dir)?;
@@ -154,12 +189,11 @@ pub async fn guard(dir: &Path, args: &[String]) -> Result<ExitCode> {
 fn isolated(dir: &Path, program: &Path, args: &[String]) -> Command {
     let mut command = Command::new("setpriv");
     command
-        .args(["--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"])
+        .args(["--pdeathsig", "KILL", "unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"])
         .arg(program)
         .arg("init")
         .args(args)
-        .env(INSIDE, dir)
-        .stdin(Stdio::null());
+        .env(INSIDE, dir);
     command
 }
 
@@ -175,15 +209,19 @@ pub fn copy_program(from: &Path, to: &Path) -> Result<()> {
 /// Kills init (the child of `unshare`), and so everything in the namespace; `unshare` returns when all are dead.
 fn end_namespace(unshare: Option<u32>) {
     let Some(parent) = unshare else { return };
-    let init = fs::read_dir("/proc").into_iter().flatten().flatten().find_map(|entry| {
-        let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
-        (parent_of(pid)? == parent).then_some(pid)
-    });
-    if let Some(pid) = init.and_then(Pid::from_raw) {
+    if let Some(pid) = child_of(parent) {
         let _ = rustix::process::kill_process(pid, Signal::KILL);
     } else if let Some(pid) = i32::try_from(parent).ok().and_then(Pid::from_raw) {
         let _ = rustix::process::kill_process(pid, Signal::KILL);
     }
+}
+
+/// A child of a process.
+pub fn child_of(parent: u32) -> Option<Pid> {
+    fs::read_dir("/proc").into_iter().flatten().flatten().find_map(|entry| {
+        let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
+        if parent_of(pid)? == parent { Pid::from_raw(pid) } else { None }
+    })
 }
 
 fn parent_of(pid: i32) -> Option<u32> {
@@ -193,6 +231,7 @@ fn parent_of(pid: i32) -> Option<u32> {
 
 /// Process 1 of the namespace: starts the work, reaps orphans, ends with the work's exit code.
 pub fn init(args: &[String]) -> Result<ExitCode> {
+    run("ip", &["link", "set", "lo", "up"])?;
     let work = Command::new("/proc/self/exe").args(args).process_group(0).spawn().context("starting the work")?;
     let work = i32::try_from(work.id())?;
     loop {
@@ -203,8 +242,10 @@ pub fn init(args: &[String]) -> Result<ExitCode> {
     }
 }
 
-/// Removes `dir` once no loop device has a file of it any more (10 s at most: unmounting goes on behind a dead namespace).
+/// Removes the sandbox's control groups, and `dir` once no loop device has a file of it any more (10 s at most:
+/// unmounting goes on behind a dead namespace).
 fn remove(dir: &Path) -> Result<()> {
+    cgroups::remove(&name_of(dir))?;
     let until = Instant::now() + Duration::from_secs(10);
     while loops_on(dir) && Instant::now() < until {
         std::thread::sleep(Duration::from_millis(50));

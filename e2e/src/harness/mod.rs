@@ -24,6 +24,8 @@ pub enum Needs {
     Api,
     /// The shared rig: operator and two agents.
     Agents,
+    /// The shared rig of three nodes that run pods, with operator and agents.
+    Kubelets,
     /// A rig of its own.
     Own(Options),
 }
@@ -60,6 +62,13 @@ impl Case {
     pub fn api(mut self) -> Self {
         self.needs = Needs::Api;
         self.timeout = Duration::from_secs(30);
+        self
+    }
+
+    /// Needs pods: three nodes with kubelets.
+    #[must_use]
+    pub fn kubelets(mut self) -> Self {
+        self.needs = Needs::Kubelets;
         self
     }
 

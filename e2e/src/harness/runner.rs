@@ -38,12 +38,14 @@ pub async fn run(cases: Vec<Case>, plan: &Plan) -> Result<bool> {
     }
     let mut counts = Counts::default();
     let (api, others): (Vec<_>, Vec<_>) = chosen.into_iter().partition(|c| matches!(c.needs, Needs::Api));
-    let (shared, own): (Vec<_>, Vec<_>) = others.into_iter().partition(|c| matches!(c.needs, Needs::Agents));
+    let (shared, others): (Vec<_>, Vec<_>) = others.into_iter().partition(|c| matches!(c.needs, Needs::Agents));
+    let (pods, own): (Vec<_>, Vec<_>) = others.into_iter().partition(|c| matches!(c.needs, Needs::Kubelets));
     on_one_rig(&api, &Options { programs: false, ..Options::default() }, &mut counts).await;
     if plan.control_plane_only {
-        counts.skipped.extend(shared.iter().chain(&own).map(|c| c.id.clone()));
+        counts.skipped.extend(shared.iter().chain(&pods).chain(&own).map(|c| c.id.clone()));
     } else {
         on_one_rig(&shared, &Options::default(), &mut counts).await;
+        on_one_rig(&pods, &Options::kubelets(), &mut counts).await;
         for case in own {
             if let Needs::Own(options) = case.needs.clone() {
                 on_one_rig(&[case], &options, &mut counts).await;
@@ -86,15 +88,22 @@ fn covered(ids: &BTreeSet<String>, id: &str) -> bool {
     ids.contains(id) || ids.range(part.clone()..).next().is_some_and(|next| next.starts_with(&part))
 }
 
+fn what(options: &Options) -> String {
+    match (options.programs, options.kubelets) {
+        (true, false) => format!("operator and {} agents", options.agents),
+        (true, true) => format!("operator and {} nodes with kubelet and agent", options.agents),
+        (false, true) => format!("{} nodes with kubelets", options.agents),
+        (false, false) => "control plane only".into(),
+    }
+}
+
 async fn on_one_rig(cases: &[Case], options: &Options, counts: &mut Counts) {
     let mut rig: Option<Arc<Rig>> = None;
     for case in cases {
         if rig.is_none() {
             rig = match Rig::up(options.clone()).await {
                 Ok(up) => {
-                    let what =
-                        if options.programs { format!("operator and {} agents", options.agents) } else { "control plane only".into() };
-                    println!("\nrig: {what}, ready after {:.1} s", up.seconds);
+                    println!("\nrig: {}, ready after {:.1} s", what(options), up.seconds);
                     Some(Arc::new(up))
                 }
                 Err(e) => {

@@ -58,6 +58,11 @@ impl Test {
         Ok(())
     }
 
+    /// kubectl in the test's namespace.
+    pub async fn kubectl(&self, args: &[&str]) -> Result<String> {
+        self.kube().kubectl(&[&["-n", &self.namespace], args].concat()).await
+    }
+
     /// Creates an object of one of our kinds in the test's namespace.
     pub async fn create(&self, kind: &str, name: &str, spec: &Value) -> Result<Value> {
         let object = json!({

@@ -1,22 +1,29 @@
-//! The rig: a real control plane, the operator and agents with a pool each, as processes of one sandbox.
+//! The rig: a real control plane, the operator and agents with a pool each, as processes of one sandbox; where asked for,
+//! each node is a machine of its own with a kubelet ([`machine`], [`cluster`]).
 //!
 //! [`Rig::up`] is the one entry. It must run inside a [`crate::sandbox`], which is what makes sure that nothing stays.
 //! Every program gets what it would get in a real cluster: its own `ServiceAccount` token and the shipped rights.
 
 pub mod certificates;
+pub mod cluster;
+pub mod command;
 pub mod control_plane;
+pub mod door;
 pub mod kube;
+pub mod machine;
 pub mod peer;
 pub mod pools;
 pub mod ports;
 pub mod process;
 pub mod programs;
+pub mod sidecars;
 pub mod tokens;
 pub mod wait;
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -25,6 +32,8 @@ use rustix::process::Signal;
 
 use self::control_plane::{ControlPlane, Tools};
 use self::kube::Kube;
+use self::machine::Machine;
+use self::machine::network::Network;
 use self::pools::NodeFiles;
 use self::process::Processes;
 use self::programs::{Binaries, OPERATOR, RigNode};
@@ -36,6 +45,8 @@ use crate::sandbox;
 pub struct Options {
     /// Nodes `n1`…, each with an agent and a pool.
     pub agents: usize,
+    /// Each node is a machine of its own, with kubelet and containerd; pods run.
+    pub kubelets: bool,
     /// Size of each pool file, as `--pool-file-size` takes it.
     pub pool_size: String,
     /// Environment per program name, on top of the rig's own.
@@ -44,9 +55,16 @@ pub struct Options {
     pub programs: bool,
 }
 
+impl Options {
+    /// Three nodes that run pods.
+    pub fn kubelets() -> Self {
+        Self { agents: 3, kubelets: true, ..Self::default() }
+    }
+}
+
 impl Default for Options {
     fn default() -> Self {
-        Self { agents: 2, pool_size: "4Gi".into(), env: BTreeMap::new(), programs: true }
+        Self { agents: 2, kubelets: false, pool_size: "4Gi".into(), env: BTreeMap::new(), programs: true }
     }
 }
 
@@ -54,7 +72,8 @@ impl Default for Options {
 pub struct Rig {
     /// Everything of this rig lies below.
     pub dir: PathBuf,
-    /// The programs by name: `etcd`, `apiserver`, `kcm`, `operator`, `n1`, `n2`, …
+    /// The programs by name: `etcd`, `apiserver`, `kcm`, `operator`, `n1`, `n2`, …; with kubelets also `scheduler`,
+    /// `n1-containerd`, `n1-kubelet`, ….
     pub processes: Processes,
     /// Administrator's access.
     pub kube: Kube,
@@ -62,12 +81,15 @@ pub struct Rig {
     pub control_plane: ControlPlane,
     /// The nodes, `n1` first.
     pub nodes: Vec<RigNode>,
+    /// The machines, `n1` first; none without kubelets.
+    pub machines: Vec<Arc<Machine>>,
     /// `ip:port` of the operator's health and metrics.
     pub operator_http: String,
     /// Seconds from nothing to ready.
     pub seconds: f64,
     tools: Tools,
     programs: Option<Binaries>,
+    _network: Option<Network>,
 }
 
 static COUNT: AtomicU32 = AtomicU32::new(1);
@@ -80,16 +102,30 @@ impl Rig {
         let base = sandbox::inside().context("a rig needs a sandbox: start it by `dotgraft-e2e test`, `demo` or `cluster`")?;
         let dir = base.join(format!("r{}", COUNT.fetch_add(1, Ordering::Relaxed)));
         fs::create_dir(&dir)?;
-        let tools = Tools::find()?;
+        let tools = Tools::find(options.kubelets)?;
         let programs = if options.programs { Some(Binaries::find(&dir)?) } else { None };
         let processes = Processes::new(&dir.join("logs"))?;
-        let control_plane = ControlPlane::start(&dir, &tools, &processes).await?;
+        let names: Vec<String> = (1..=options.agents).map(|i| format!("n{i}")).collect();
+        let (network, machines) = if options.kubelets { cluster::machines(&dir, &names, &tools)? } else { (None, Vec::new()) };
+        let (control_plane, ()) = tokio::try_join!(
+            ControlPlane::start(&dir, &tools, &processes, options.kubelets),
+            cluster::containers(&machines, &tools, &processes)
+        )?;
         let kube = Kube::new(&tools.path("kubectl"), &control_plane.admin).await?;
-        let nodes = (1..=options.agents).map(|i| node(&dir, &format!("n{i}"))).collect::<Result<Vec<_>>>()?;
+        let nodes = names.iter().map(|name| node(&dir, name, machines.iter().find(|m| m.name() == name))).collect::<Result<Vec<_>>>()?;
         let operator_http = format!("127.0.0.1:{}", ports::free()?);
-        let mut rig = Self { dir, processes, kube, control_plane, nodes, operator_http, seconds: 0.0, tools, programs };
+        let seconds = 0.0;
+        let mut rig =
+            Self { dir, processes, kube, control_plane, nodes, machines, operator_http, seconds, tools, programs, _network: network };
+        if options.kubelets {
+            rig.start_kubelets()?;
+        }
         rig.install().await?;
-        rig.register_nodes().await?;
+        if options.kubelets {
+            rig.label_nodes().await?;
+        } else {
+            rig.register_nodes().await?;
+        }
         rig.write_kubeconfigs().await?;
         rig.start_programs(&options)?;
         rig.ready(Duration::from_secs(60)).await?;
@@ -100,6 +136,11 @@ impl Rig {
     /// A node by name.
     pub fn node(&self, name: &str) -> Result<&RigNode> {
         self.nodes.iter().find(|n| n.name == name).with_context(|| format!("the rig has no node {name}"))
+    }
+
+    /// A machine by its node's name.
+    pub fn machine(&self, name: &str) -> Result<&Arc<Machine>> {
+        self.machines.iter().find(|m| m.name() == name).with_context(|| format!("the rig has no machine {name}"))
     }
 
     /// The path of kubectl.
@@ -176,6 +217,7 @@ impl Rig {
             self.kube.api_ready().await
         })
         .await?;
+        self.nodes_ready(timeout).await?;
         if !self.has_programs() {
             return Ok(());
         }
@@ -196,6 +238,7 @@ impl Rig {
 
     /// Undoes what a test did to the programs: wakes the paused, drops twins and fail points, starts what is dead.
     pub async fn heal(&self) -> Result<()> {
+        self.heal_machines().await?;
         for name in self.processes.names() {
             if name.ends_with("-twin") {
                 self.processes.forget(&name)?;
@@ -221,6 +264,11 @@ impl Rig {
         }
     }
 
+    /// The operator's CSI socket.
+    pub fn csi_socket(&self) -> PathBuf {
+        self.dir.join("csi.sock")
+    }
+
     fn operator_kubeconfig(&self) -> PathBuf {
         self.dir.join("operator.kubeconfig")
     }
@@ -228,7 +276,10 @@ impl Rig {
     /// Applies `crds/` and `deploy/` as shipped.
     pub async fn install(&self) -> Result<()> {
         let root = source_root();
-        let crds = manifests(&root.join("crds"))?;
+        let mut crds = manifests(&root.join("crds"))?;
+        if !self.machines.is_empty() {
+            crds.extend(manifests(&self.tools.path("snapshot-crds"))?);
+        }
         for file in &crds {
             self.kube.kubectl(&["apply", "--server-side", "-f", &file.to_string_lossy()]).await?;
         }
@@ -274,8 +325,13 @@ impl Rig {
 
     fn start_programs(&self, options: &Options) -> Result<()> {
         let Some(binaries) = &self.programs else { return Ok(()) };
-        let mut specs = vec![programs::operator(binaries, &self.operator_kubeconfig(), &self.operator_http)];
-        specs.extend(self.nodes.iter().map(|n| n.spec(binaries, &options.pool_size)));
+        let socket = self.csi_socket();
+        let mut specs = vec![programs::operator(binaries, &self.operator_kubeconfig(), &self.operator_http, Some(&socket))];
+        if options.kubelets {
+            specs.extend(sidecars::specs(&self.tools, &socket, &self.operator_kubeconfig(), &self.control_plane.admin));
+        }
+        let machine = |name: &str| self.machines.iter().find(|m| m.name() == name);
+        specs.extend(self.nodes.iter().map(|n| n.spec(binaries, &options.pool_size).on(machine(&n.name))));
         for mut spec in specs {
             spec.env.insert("RUST_BACKTRACE".into(), "1".into());
             if let Some(env) = options.env.get(&spec.name) {
@@ -290,7 +346,7 @@ impl Rig {
     pub async fn diagnosis(&self, lines: usize) -> String {
         let mut parts = Vec::new();
         for name in self.processes.names() {
-            let lines = if ["etcd", "apiserver", "kcm"].contains(&name.as_str()) { lines.min(5) } else { lines };
+            let lines = if ["etcd", "apiserver", "kcm", "scheduler"].contains(&name.as_str()) { lines.min(5) } else { lines };
             let state = if self.processes.running(&name) { "running" } else { "ended" };
             parts.push(format!("---- {name} ({state})\n{}", self.processes.tail(&name, lines)));
         }
@@ -303,10 +359,17 @@ impl Rig {
     }
 }
 
-fn node(dir: &Path, name: &str) -> Result<RigNode> {
+fn node(dir: &Path, name: &str, machine: Option<&Arc<Machine>>) -> Result<RigNode> {
     let files = NodeFiles::create(dir, name)?;
-    let (listen, http) = (format!("127.0.0.1:{}", ports::free()?), format!("127.0.0.1:{}", ports::free()?));
-    Ok(RigNode { name: name.into(), files, listen, http })
+    let (listen, http) = match machine {
+        Some(machine) => (format!("{}:7400", machine.address()), format!("{}:7401", machine.address())),
+        None => (format!("127.0.0.1:{}", ports::free()?), format!("127.0.0.1:{}", ports::free()?)),
+    };
+    let kubelet = match machine {
+        Some(_) => PathBuf::from("/var/lib/kubelet"),
+        None => files.state.with_file_name("kubelet"),
+    };
+    Ok(RigNode { name: name.into(), files, listen, http, kubelet })
 }
 
 /// The repository: `DOTGRAFT_SOURCE_DIR`, else where this crate was built from.
@@ -324,6 +387,9 @@ fn manifests(dir: &Path) -> Result<Vec<PathBuf>> {
 
 impl Drop for Rig {
     fn drop(&mut self) {
+        for machine in &self.machines {
+            let _ = machine.power_off();
+        }
         for name in self.processes.names() {
             let _ = self.processes.signal(&name, Signal::CONT);
             let _ = self.processes.forget(&name);

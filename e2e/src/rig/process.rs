@@ -5,14 +5,17 @@ use std::fs::{self, File};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use rustix::process::{Pid, Signal};
 
+use super::machine::Machine;
+use crate::sandbox::child_of;
+
 /// How to start one program; kept, so that it can be started again as it was.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Spec {
     /// What faults and logs call it: `apiserver`, `n1`, `operator`.
     pub name: String,
@@ -22,12 +25,21 @@ pub struct Spec {
     pub args: Vec<String>,
     /// Environment on top of the rig's own.
     pub env: BTreeMap<String, String>,
+    /// Where it runs; `None`: beside this program.
+    pub machine: Option<Arc<Machine>>,
 }
 
 impl Spec {
     /// A spec without extra environment.
     pub fn new(name: &str, program: &Path, args: Vec<String>) -> Self {
-        Self { name: name.into(), program: program.into(), args, env: BTreeMap::new() }
+        Self { name: name.into(), program: program.into(), args, env: BTreeMap::new(), machine: None }
+    }
+
+    /// The same, to run on a machine, if there is one.
+    #[must_use]
+    pub fn on(mut self, machine: Option<&Arc<Machine>>) -> Self {
+        self.machine = machine.cloned();
+        self
     }
 }
 
@@ -76,7 +88,11 @@ impl Processes {
 
     fn spawn(&self, spec: &Spec) -> Result<Child> {
         let log = File::options().create(true).append(true).open(self.log(&spec.name))?;
-        Command::new(&spec.program)
+        let mut command = match &spec.machine {
+            Some(machine) => machine.enter(&spec.program)?,
+            None => Command::new(&spec.program),
+        };
+        command
             .args(&spec.args)
             .envs(&spec.env)
             .stdin(Stdio::null())
@@ -137,18 +153,34 @@ impl Processes {
     /// Sends a signal; an error if it isn't running.
     pub fn signal(&self, name: &str, signal: Signal) -> Result<()> {
         let pid = self.pid(name)?;
-        rustix::process::kill_process(pid, signal).with_context(|| format!("signalling {name}"))
+        rustix::process::kill_process(pid, signal).with_context(|| format!("signalling {name}"))?;
+        if signal == Signal::CONT {
+            // On a machine nsenter stops along with what it started.
+            let outer = self.with(name, |e| own_pid(e, name))?;
+            rustix::process::kill_process(outer, signal).with_context(|| format!("signalling nsenter of {name}"))?;
+        }
+        Ok(())
     }
 
     /// The pid, as seen inside the sandbox.
     pub fn pid(&self, name: &str) -> Result<Pid> {
-        self.with(name, |e| {
-            if !alive(&mut e.child) {
-                bail!("{name} isn't running");
+        let (pid, on_machine) = self.with(name, |e| Ok((own_pid(e, name)?, e.spec.machine.is_some())))?;
+        if !on_machine {
+            return Ok(pid);
+        }
+        let until = Instant::now() + Duration::from_secs(2);
+        loop {
+            match child_of(pid.as_raw_nonzero().get().cast_unsigned()) {
+                Some(inner) => return Ok(inner),
+                None if Instant::now() > until => bail!("{name} was not started on its machine within 2 s"),
+                None => std::thread::sleep(Duration::from_millis(2)),
             }
-            let id = e.child.as_ref().map(Child::id).and_then(|id| i32::try_from(id).ok());
-            id.and_then(Pid::from_raw).with_context(|| format!("{name} has no pid"))
-        })
+        }
+    }
+
+    /// The machine a program runs on.
+    pub fn machine(&self, name: &str) -> Result<Option<Arc<Machine>>> {
+        self.with(name, |e| Ok(e.spec.machine.clone()))
     }
 
     /// Whether it runs now (a paused program runs).
@@ -211,6 +243,15 @@ impl Processes {
         let all: Vec<&str> = text.lines().collect();
         all.get(all.len().saturating_sub(lines)..).unwrap_or_default().join("\n")
     }
+}
+
+/// The pid of the child itself: on a machine that is nsenter.
+fn own_pid(entry: &mut Entry, name: &str) -> Result<Pid> {
+    if !alive(&mut entry.child) {
+        bail!("{name} isn't running");
+    }
+    let id = entry.child.as_ref().map(Child::id).and_then(|id| i32::try_from(id).ok());
+    id.and_then(Pid::from_raw).with_context(|| format!("{name} has no pid"))
 }
 
 fn alive(child: &mut Option<Child>) -> bool {

@@ -56,9 +56,21 @@ pub struct RigNode {
     pub listen: String,
     /// `ip:port` of health and metrics.
     pub http: String,
+    /// The kubelet's directory: on a machine where every kubelet has it, else a directory of the rig.
+    pub kubelet: PathBuf,
 }
 
 impl RigNode {
+    /// The kubelet's directory of this node.
+    pub fn kubelet_dir(&self) -> PathBuf {
+        self.kubelet.clone()
+    }
+
+    /// The socket of its CSI driver.
+    pub fn csi_socket(&self) -> PathBuf {
+        self.kubelet_dir().join("plugins/csi.dotgraft.dev/csi.sock")
+    }
+
     /// How its agent is started.
     pub fn spec(&self, binaries: &Binaries, pool_size: &str) -> Spec {
         let path = |p: &Path| p.to_string_lossy().into_owned();
@@ -79,9 +91,13 @@ impl RigNode {
 }
 
 /// How the operator is started.
-pub fn operator(binaries: &Binaries, kubeconfig: &Path, http: &str) -> Spec {
+pub fn operator(binaries: &Binaries, kubeconfig: &Path, http: &str, csi: Option<&Path>) -> Spec {
     let args = ["--kubeconfig", &kubeconfig.to_string_lossy(), "--namespace", SYSTEM, "--http", http, "--log-format", "json"];
-    Spec::new(OPERATOR, &binaries.path("dotgraft-operator"), args.map(str::to_owned).to_vec())
+    let mut args = args.map(str::to_owned).to_vec();
+    if let Some(socket) = csi {
+        args.extend(["--csi-socket".into(), socket.to_string_lossy().into_owned()]);
+    }
+    Spec::new(OPERATOR, &binaries.path("dotgraft-operator"), args)
 }
 
 /// `GET` over plain HTTP; (status, body). 2 s at most.

@@ -1,0 +1,61 @@
+//! The real CSI sidecars as processes beside the operator, on its CSI socket, with its rights; as the chart runs them in its pod.
+
+use std::path::Path;
+
+use super::control_plane::Tools;
+use super::process::Spec;
+use super::tokens::SYSTEM;
+
+/// The sidecars' names among the rig's programs, and the arguments that the chart gives them.
+const SIDECARS: [(&str, &[&str]); 5] = [
+    (
+        "csi-provisioner",
+        &[
+            "--extra-create-metadata",
+            "--strict-topology",
+            "--enable-capacity",
+            "--capacity-ownerref-level=-1", // there is no pod that could own the capacity objects
+            "--capacity-poll-interval=5s",
+            "--timeout=60s",
+            "--retry-interval-max=30s",
+            "--worker-threads=100",
+            "--kube-api-qps=50",
+            "--kube-api-burst=100",
+        ],
+    ),
+    ("csi-attacher", &["--timeout=60s", "--retry-interval-max=5s", "--worker-threads=100", "--kube-api-qps=50", "--kube-api-burst=100"]),
+    (
+        "csi-resizer",
+        &[
+            "--timeout=60s",
+            "--retry-interval-max=30s",
+            "--workers=20",
+            "--handle-volume-inuse-error=false",
+            "--kube-api-qps=50",
+            "--kube-api-burst=100",
+        ],
+    ),
+    ("csi-snapshotter", &["--timeout=60s", "--extra-create-metadata", "--kube-api-qps=50", "--kube-api-burst=100"]),
+    ("snapshot-controller", &["--leader-election=false", "--kube-api-qps=50", "--kube-api-burst=100"]),
+];
+
+/// The names of the programs.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    SIDECARS.iter().map(|(name, _)| *name)
+}
+
+/// How all of them are started. `admin`: the snapshot controller is a part of the cluster, not of ours.
+pub fn specs(tools: &Tools, socket: &Path, operator: &Path, admin: &Path) -> Vec<Spec> {
+    let spec = |(name, args): &(&str, &[&str])| {
+        let of_cluster = *name == "snapshot-controller";
+        let mut all = vec![format!("--kubeconfig={}", if of_cluster { admin } else { operator }.display())];
+        if !of_cluster {
+            all.push(format!("--csi-address={}", socket.display()));
+        }
+        all.extend(args.iter().map(|arg| (*arg).to_owned()));
+        let mut spec = Spec::new(name, &tools.path(name), all);
+        spec.env.insert("NAMESPACE".into(), SYSTEM.into());
+        spec
+    };
+    SIDECARS.iter().map(spec).collect()
+}
