@@ -76,7 +76,7 @@ pub fn view(pool: &NodePool, node: Option<&Node>) -> PoolView {
 }
 
 /// <https://kubernetes.io/docs/concepts/cluster-administration/node-shutdown/#non-graceful-node-shutdown>
-fn is_out_of_service(node: &Node) -> bool {
+pub fn is_out_of_service(node: &Node) -> bool {
     let taints = node.spec.as_ref().and_then(|s| s.taints.as_ref());
     taints.is_some_and(|t| t.iter().any(|t| t.key == "node.kubernetes.io/out-of-service"))
 }

@@ -289,16 +289,39 @@ fn filesystem_triggers(ctx: &Arc<Ctx>) -> Triggers<Filesystem> {
         on(&c.jobs, ctx, |j: &ReplicationJob, ctx| job::claims_of(j, ctx).into_iter().flat_map(|c| bound_to(Some(c))).collect()),
         on(&c.pools, ctx, |p: &NodePool, ctx| restless_filesystems(&p.spec.node, ctx)),
         on(&c.nodes, ctx, |n: &Node, ctx| deleting_filesystems(&n.name_any(), ctx)),
+        on(&c.nodes, ctx, owned_by_lost),
     ]
 }
 
-/// Those that may be waiting for a pool: without owner, in deletion, named in its actions, or with a job to it.
+/// What a node owns that is said to be out of service, or is gone: it may be needed elsewhere.
+fn owned_by_lost(node: &Node, ctx: &Ctx) -> Vec<ObjectRef<Filesystem>> {
+    let name = node.name_any();
+    if ctx.caches.nodes.get(&name).is_some_and(|n| !crate::pools::is_out_of_service(&n)) {
+        return Vec::new();
+    }
+    let mut list = ctx.caches.filesystems.all();
+    list.retain(|f| owner_of(f) == Some(name.as_str()));
+    refs(&list)
+}
+
+fn owner_of(fs: &Filesystem) -> Option<&str> {
+    fs.status.as_ref()?.authority.as_ref().map(|a| a.owner.node.as_str())
+}
+
+/// Wanted on this node, and owned elsewhere.
+fn is_to_move_to(fs: &Filesystem, node: &str, ctx: &Ctx) -> bool {
+    let c = &fs.spec.claim_ref;
+    let claim = claim::cached(ctx, c.kind, &c.namespace, &c.name);
+    filesystem::moving::wanted_node(fs, claim.as_ref()) == Some(node) && owner_of(fs) != Some(node)
+}
+
+/// Those that may be waiting for a pool: without owner, in deletion, on the way to it, named in its actions, or with a job to it.
 fn restless_filesystems(node: &str, ctx: &Ctx) -> Vec<ObjectRef<Filesystem>> {
     let status = |f: &Filesystem| f.status.clone().unwrap_or_default();
     let mut list = ctx.caches.filesystems.all();
     list.retain(|f| {
         let s = status(f);
-        s.authority.is_none() || s.phase == FilesystemPhase::Deleting
+        s.authority.is_none() || s.phase == FilesystemPhase::Deleting || is_to_move_to(f, node, ctx)
     });
     let mut all = refs(&list);
     if let Some(pool) = ctx.caches.pools.get(node) {
