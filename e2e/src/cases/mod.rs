@@ -8,6 +8,7 @@ pub mod deletion;
 pub mod fence;
 pub mod hostile;
 pub mod killpoints;
+pub mod kubelet;
 pub mod life;
 pub mod moving;
 pub mod node;
@@ -42,6 +43,7 @@ pub fn all() -> Vec<Case> {
         stale::cases(),
         talk::cases(),
         api_loss::cases(),
+        kubelet::cases(),
     ]
     .into_iter()
     .flatten()
