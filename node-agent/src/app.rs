@@ -17,12 +17,13 @@ use tracing::{error, info, warn};
 
 use crate::actor::api::ClusterApi;
 use crate::actor::{Node, Registry};
-use crate::btrfs::{BtrfsPool, PoolError, PoolSource};
+use crate::btrfs::{BtrfsPool, PoolError, PoolSource, mounts};
 use crate::cluster::authority::AuthorityClient;
 use crate::cluster::events::Events;
 use crate::cluster::pools::{Fact, OwnPool, PoolFacts};
 use crate::cluster::status::StatusWriter;
 use crate::cluster::{self, lease, node, pools, replicas};
+use crate::csi::{Csi, CsiSettings};
 use crate::driver::Driver;
 use crate::http;
 use crate::journal::{self, Journal};
@@ -56,6 +57,8 @@ pub struct Settings {
     pub namespace: String,
     /// How long a sending peer may say nothing.
     pub peer_silence: Duration,
+    /// For the kubelet; `None`: no CSI here.
+    pub csi: Option<CsiSettings>,
 }
 
 /// Ends on SIGTERM or SIGINT.
@@ -122,6 +125,10 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     let registry = Registry::default();
     let node = Arc::new(Node::new(here, Arc::new(pool), journal, peers, api, metrics, registry.clone()));
 
+    let csi = match settings.csi.clone() {
+        Some(csi) => Some(Csi::new(csi, node.clone(), pool_dev(&settings)?, own.clone(), ready.clone(), stop.clone())),
+        None => None,
+    };
     let mut supervisor = Supervisor::new(node, own);
     supervisor.wake_all().await.map_err(|e| anyhow::anyhow!("{e}"))?;
     let (events, replicas_fresh, _watch) = replicas::watch(client.clone(), &settings.node);
@@ -133,6 +140,9 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     );
     let (socket, local_stop) = (settings.socket.clone(), stop.clone());
     spawn_logged("local socket", async move { local::serve(&socket, registry, local_stop).await });
+    if let Some(csi) = csi {
+        spawn_logged("CSI service", csi.serve());
+    }
     tokio::spawn(lease::beat(client, settings.namespace.clone(), settings.node.clone()));
     info!(node = %settings.node, pool = %info.id, listen = %settings.listen, "the agent runs");
     supervisor.run(events, stop).await;
@@ -153,6 +163,13 @@ fn spawn_logged<E: std::fmt::Display + Send>(what: &'static str, service: impl F
 fn make_private_dir(path: &Path) -> anyhow::Result<()> {
     use std::os::unix::fs::DirBuilderExt;
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).with_context(|| format!("--state-dir {}", path.display()))
+}
+
+/// How mount tables name the pool's superblock.
+fn pool_dev(settings: &Settings) -> anyhow::Result<String> {
+    let at = settings.state_dir.join("pool").canonicalize().context("the pool's mount point")?;
+    let line = mounts::at(&at)?.with_context(|| format!("the pool is not mounted at {}", at.display()))?;
+    Ok(line.dev)
 }
 
 fn journal_path(state_dir: &Path) -> PathBuf {

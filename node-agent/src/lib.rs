@@ -1,12 +1,13 @@
 //! The agent of a node: one owner per Filesystem, and what it needs of disk, network and API.
 //!
 //! `actor` decides (through `engine`) and owns; `driver` and `btrfs` are the disk; `stream` applies what peers send;
-//! `peer` is the network; `journal` is memory that survives; `cluster` is the API server.
+//! `peer` is the network; `csi` is what the kubelet asks; `journal` is memory that survives; `cluster` is the API server.
 
 pub mod actor;
 pub mod app;
 pub mod btrfs;
 pub mod cluster;
+pub mod csi;
 pub mod digest;
 pub mod driver;
 pub mod http;
@@ -16,5 +17,6 @@ pub mod metrics;
 pub mod peer;
 pub mod probe;
 pub mod readiness;
+pub mod socket;
 pub mod stream;
 pub mod supervisor;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::Parser;
 use dotgraft_agent::app::{self, Settings};
 use dotgraft_agent::btrfs::PoolSource;
+use dotgraft_agent::csi::CsiSettings;
 use dotgraft_agent::logging::{self, Format};
 use dotgraft_api::quantity::parse_quantity;
 use dotgraft_engine::ids::NodeName;
@@ -49,6 +50,18 @@ struct Args {
     /// Seconds without a frame after which a sending peer is cut off, 1 to 30; one that trickles is after twice as long. For tests.
     #[arg(long, hide = true, default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=30))]
     peer_silence: u64,
+    /// Socket of the CSI driver, for the kubelet: usually plugins/csi.dotgraft.dev/csi.sock below its directory. Without it: no CSI.
+    #[arg(long)]
+    csi_socket: Option<PathBuf>,
+    /// The kubelet's plugins_registry, where the driver makes itself known.
+    #[arg(long, requires = "csi_socket")]
+    plugins_registry: Option<PathBuf>,
+    /// The kubelet's directory: volumes are mounted below it and nowhere else.
+    #[arg(long, requires = "csi_socket")]
+    kubelet_dir: Option<PathBuf>,
+    /// How many volumes the scheduler may place on this node.
+    #[arg(long, env = "DOTGRAFT_MAX_VOLUMES_PER_NODE", default_value_t = 500, value_parser = clap::value_parser!(i64).range(1..=100_000))]
+    max_volumes_per_node: i64,
     /// json or human; by default human on a terminal.
     #[arg(long)]
     log_format: Option<Format>,
@@ -71,6 +84,12 @@ impl Args {
             socket: self.socket,
             namespace: self.namespace,
             peer_silence: Duration::from_secs(self.peer_silence),
+            csi: self.csi_socket.map(|socket| CsiSettings {
+                socket,
+                registry: self.plugins_registry,
+                kubelet_dir: self.kubelet_dir,
+                max_volumes: self.max_volumes_per_node,
+            }),
         })
     }
 }

@@ -25,6 +25,13 @@ struct ByCondition {
     condition: String,
 }
 
+/// A CSI call: which, and how it ended.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByCall {
+    method: String,
+    code: String,
+}
+
 type Float = Gauge<f64, AtomicU64>;
 
 /// All figures of one agent. A cheap clone.
@@ -54,6 +61,9 @@ pub struct Metrics {
     conditions: Family<ByCondition, Gauge>,
     api_age: Float,
     statuses_behind: Gauge,
+    csi_calls: Family<ByCall, Counter>,
+    csi_seconds: Histogram,
+    group_changed: Counter,
 }
 
 impl Default for Metrics {
@@ -92,6 +102,9 @@ impl Metrics {
             conditions: family_gauge(r, "condition", "Copies on which this condition is true"),
             api_age: float(r, "api_silence", "Time since the API server last proved that nothing was missed"),
             statuses_behind: gauge(r, "statuses_behind", "Replicas whose newest status the API server doesn't have yet"),
+            csi_calls: calls(r, "csi_calls", "CSI calls by method and code"),
+            csi_seconds: seconds(r, "csi_call", "Time of one CSI call", 0.0005, 18),
+            group_changed: counter(r, "group_changed_files", "Files that were given to a pod's group (fsGroup)"),
         };
         made.registry = Arc::new(std::mem::take(r));
         made
@@ -173,6 +186,15 @@ impl Metrics {
     pub fn condition(&self, name: &str, copies: usize) {
         set(&self.conditions.get_or_create(&ByCondition { condition: name.to_owned() }), copies as u64);
     }
+    /// A CSI call ended. Only names of methods and codes, never text from outside.
+    pub fn csi_call(&self, method: &str, code: &str, took: Duration) {
+        self.csi_calls.get_or_create(&ByCall { method: method.to_owned(), code: code.to_owned() }).inc();
+        self.csi_seconds.observe(took.as_secs_f64());
+    }
+    /// Files got a pod's group.
+    pub fn group_changed(&self, files: u64) {
+        self.group_changed.inc_by(files);
+    }
     /// How long the API server has been silent.
     pub fn api_silence(&self, age: Duration) {
         self.api_age.set(age.as_secs_f64());
@@ -227,6 +249,12 @@ fn family(r: &mut Registry, name: &str, help: &str) -> Family<ByResult, Counter>
     metric
 }
 
+fn calls(r: &mut Registry, name: &str, help: &str) -> Family<ByCall, Counter> {
+    let metric = Family::default();
+    r.register(name, help, metric.clone());
+    metric
+}
+
 fn family_gauge(r: &mut Registry, name: &str, help: &str) -> Family<ByCondition, Gauge> {
     let metric = Family::default();
     r.register(name, help, metric.clone());
@@ -253,6 +281,7 @@ mod tests {
         metrics.condition("NoSpace", 2);
         metrics.run_started();
         metrics.run_ended(false, Duration::from_secs(1), 5.0);
+        metrics.csi_call("Probe", "Ok", Duration::from_millis(1));
         metrics.journal(Observation { took: Duration::from_micros(150), requests: 3, ok: true });
         let text = metrics.clone().encode();
         for line in [
@@ -263,6 +292,7 @@ mod tests {
             "dotgraft_condition{condition=\"NoSpace\"} 2",
             "dotgraft_runs_total{result=\"failure\"} 1",
             "dotgraft_runs_in_progress 0",
+            "dotgraft_csi_calls_total{method=\"Probe\",code=\"Ok\"} 1",
             "dotgraft_run_last_success_timestamp_seconds 0.0",
             "dotgraft_journal_requests_total 3",
             "# EOF",

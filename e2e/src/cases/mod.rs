@@ -4,6 +4,7 @@ pub mod api_loss;
 pub mod certificates;
 pub mod cli;
 pub mod crd_rules;
+pub mod csi_node;
 pub mod deletion;
 pub mod fence;
 pub mod hostile;
@@ -43,6 +44,7 @@ pub fn all() -> Vec<Case> {
         stale::cases(),
         talk::cases(),
         api_loss::cases(),
+        csi_node::cases(),
         kubelet::cases(),
     ]
     .into_iter()

@@ -14,7 +14,7 @@ mod inspect;
 pub mod ioctl;
 mod loopdev;
 mod meta;
-mod mounts;
+pub(crate) mod mounts;
 mod pool;
 mod quota;
 mod readahead;

@@ -1,21 +1,17 @@
 //! The `Local` service on a Unix socket (agent.proto): mounts and support, for programs of this node that run as the
 //! agent's user or root. The socket says who may speak: it is 0600 in a directory that nobody else can write.
 //!
-//! Hazard (csi.md §1): some clients put the socket's path into HTTP/2's `:authority`. The HTTP library here refuses a
-//! request whose authority is no host, with a stream error of that request only; clients must send `localhost`, as
-//! grpc-go does for `unix:` addresses and tonic for any endpoint with a custom connector. A test holds that down.
+//! Some clients put the socket's path into HTTP/2's `:authority`; [`HostlessStream`] takes that (csi.md §1, "Hazard").
 
 use std::collections::HashMap;
-use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use dotgraft_engine::ids::FsId;
 use dotgraft_engine::model::{Problem, Reason};
 use dotgraft_proto::agent::v1 as wire;
-use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::mpsc;
+use dotgraft_proto::authority::HostlessStream;
+use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
@@ -26,114 +22,24 @@ use super::status::status_of;
 use crate::actor::handle::FsHandle;
 use crate::actor::registry::Registry;
 use crate::driver::MountWhat;
+use crate::socket::{SocketError, accept, bind};
 
 /// Longest mount target, bytes (`PATH_MAX`).
 const MAX_PATH: usize = 4095;
 /// Largest request, bytes.
 const MAX_REQUEST: usize = 16 << 10;
 
-/// Why the socket could not be made, or its service ended.
-#[derive(Debug, thiserror::Error)]
-pub enum LocalError {
-    /// A step with the socket file or its directory.
-    #[error("{what} {path}: {source}")]
-    Io {
-        /// What was being done.
-        what: &'static str,
-        /// Where.
-        path: PathBuf,
-        /// The system's answer.
-        source: io::Error,
-    },
-    /// Someone else could put another socket there.
-    #[error("{0} can be written by others: the socket's directory must be the agent's own (0700)")]
-    OpenDirectory(PathBuf),
-    /// Another agent answers on it.
-    #[error("{0} is in use: another agent runs")]
-    InUse(PathBuf),
-    /// There is something else.
-    #[error("{0} exists and is not a socket")]
-    NotASocket(PathBuf),
-    /// The transport gave up.
-    #[error("serving {path}: {source}")]
-    Transport {
-        /// The socket.
-        path: PathBuf,
-        /// Why.
-        source: tonic::transport::Error,
-    },
-}
-
-/// Makes the socket: its directory 0700 if missing, the file 0600 before anyone can connect. A stale one is replaced, one
-/// that answers is left alone.
-pub fn bind(path: &Path) -> Result<UnixListener, LocalError> {
-    let io = |what: &'static str, path: &Path| {
-        let path = path.to_owned();
-        move |source| LocalError::Io { what, path, source }
-    };
-    let dir = path.parent().filter(|d| !d.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(io("making the directory", dir))?;
-    let meta = std::fs::metadata(dir).map_err(io("reading the directory", dir))?;
-    if meta.mode() & 0o022 != 0 {
-        return Err(LocalError::OpenDirectory(dir.to_owned()));
-    }
-    match std::fs::symlink_metadata(path) {
-        Ok(meta) if !meta.file_type().is_socket() => return Err(LocalError::NotASocket(path.to_owned())),
-        Ok(_) if std::os::unix::net::UnixStream::connect(path).is_ok() => return Err(LocalError::InUse(path.to_owned())),
-        _ => {}
-    }
-    // Bound under another name, made private, then renamed over a stale one: nobody ever sees it with other modes.
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(".new");
-    let fresh = dir.join(name);
-    match std::fs::remove_file(&fresh) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(io("removing", &fresh)(e)),
-        _ => {}
-    }
-    let listener = UnixListener::bind(&fresh).map_err(io("binding", &fresh))?;
-    std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(0o600)).map_err(io("setting the mode of", &fresh))?;
-    std::fs::rename(&fresh, path).map_err(io("renaming the socket to", path))?;
-    Ok(listener)
-}
-
 /// Serves `Local` at `path` until cancelled. The socket file stays, for the next agent to replace.
-pub async fn serve(path: &Path, registry: Registry, cancel: CancellationToken) -> Result<(), LocalError> {
+pub async fn serve(path: &Path, registry: Registry, cancel: CancellationToken) -> Result<(), SocketError> {
     let listener = bind(path)?;
-    let incoming = ReceiverStream::new(accept(listener, cancel.clone()));
+    let incoming = ReceiverStream::new(accept(listener, cancel.clone())).map(|c| c.map(HostlessStream::new));
     let service = LocalServer::new(Service { registry, targets: Arc::default() }).max_decoding_message_size(MAX_REQUEST);
     tonic::transport::Server::builder()
         .max_concurrent_streams(64)
         .http2_max_header_list_size(16 << 10)
         .serve_with_incoming_shutdown(service, incoming, cancel.cancelled_owned())
         .await
-        .map_err(|source| LocalError::Transport { path: path.to_owned(), source })
-}
-
-/// Connections of our own user or root; the mode of the socket says the same, this holds it if the mode is changed.
-fn accept(listener: UnixListener, cancel: CancellationToken) -> mpsc::Receiver<io::Result<UnixStream>> {
-    let (ready, incoming) = mpsc::channel(16);
-    let us = rustix::process::geteuid().as_raw();
-    tokio::spawn(async move {
-        loop {
-            let accepted = tokio::select! {
-                () = cancel.cancelled() => return,
-                accepted = listener.accept() => accepted,
-            };
-            match accepted {
-                Ok((stream, _)) if stream.peer_cred().is_ok_and(|c| c.uid() == us || c.uid() == 0) => {
-                    if ready.send(Ok(stream)).await.is_err() {
-                        return;
-                    }
-                }
-                Ok(_) => tracing::warn!("a local connection of another user was refused"),
-                Err(error) => {
-                    tracing::warn!(%error, "can't accept a local connection");
-                    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-                }
-            }
-        }
-    });
-    incoming
+        .map_err(|source| SocketError::Transport { path: path.to_owned(), source })
 }
 
 struct Service {
@@ -224,7 +130,7 @@ impl Local for Service {
 }
 
 /// A mount target: absolute, without `.` and `..`, of a length that the kernel takes.
-fn target(text: &str) -> Result<PathBuf, Problem> {
+pub(crate) fn target(text: &str) -> Result<PathBuf, Problem> {
     let invalid = |why: &str| Problem::new(Reason::Invalid, format!("the mount target must be {why}"));
     if text.len() > MAX_PATH || text.contains('\0') {
         return Err(invalid("a path of at most 4095 bytes"));
@@ -309,30 +215,5 @@ mod tests {
         assert_eq!(mounted_in(table.as_bytes(), Path::new("/mnt/a b")), Mounted::Ours(id.parse().unwrap()));
         assert_eq!(mounted_in(table.as_bytes(), Path::new("/proc")), Mounted::Foreign);
         assert_eq!(mounted_in(table.as_bytes(), Path::new("/mnt")), Mounted::Nothing);
-    }
-
-    #[tokio::test]
-    async fn the_socket_is_private_and_only_a_stale_one_is_replaced() {
-        let tmp = tempfile::tempdir().unwrap();
-        let path = tmp.path().join("run/agent.sock");
-        let first = bind(&path).unwrap();
-        let mode = |p: &Path| std::fs::metadata(p).unwrap().mode() & 0o777;
-        assert_eq!((mode(&path), mode(path.parent().unwrap())), (0o600, 0o700));
-        assert!(matches!(bind(&path), Err(LocalError::InUse(_))));
-        drop(first);
-        bind(&path).unwrap();
-    }
-
-    #[tokio::test]
-    async fn a_directory_of_everybody_and_a_file_in_the_way_are_refused() {
-        let tmp = tempfile::tempdir().unwrap();
-        let open = tmp.path().join("open");
-        std::fs::create_dir(&open).unwrap();
-        std::fs::set_permissions(&open, std::fs::Permissions::from_mode(0o777)).unwrap();
-        assert!(matches!(bind(&open.join("s")), Err(LocalError::OpenDirectory(_))));
-        let file = tmp.path().join("file");
-        std::fs::write(&file, "data").unwrap();
-        assert!(matches!(bind(&file), Err(LocalError::NotASocket(_))));
-        assert_eq!(std::fs::read_to_string(&file).unwrap(), "data");
     }
 }

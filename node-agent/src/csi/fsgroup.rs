@@ -1,0 +1,409 @@
+//! The group of a pod (`fsGroup`, VOLUME_MOUNT_GROUP): every file gets the group and what the group needs, and only what differs is touched.
+//!
+//! The kubelet's own walk changes every inode at every start, which made an increment of 1.4 MB for 20,000 unchanged files (storage.md §5).
+//! Here the root directory is the mark: it gets its setgid bit last, and loses it first when there is something to do. A root that has
+//! group, setgid and `rwx` proves a walk that came to its end, so a restart of a pod reads one inode and writes none.
+//!
+//! The volume belongs to pods that may be hostile and may run meanwhile: each entry is opened beneath the root as a mere handle, looked at
+//! through that handle, and changed through it. Links are not followed, devices are left alone, other subvolumes and mounts not entered.
+
+use std::ffi::{CStr, CString};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{AtFlags, Dir, FileType, Gid, Mode, OFlags, RawMode, ResolveFlags, Stat, XattrFlags};
+use rustix::io::Errno;
+
+use super::refusal::Refusal;
+
+const SETUID: RawMode = 0o4000;
+const SETGID: RawMode = 0o2000;
+const GROUP_EXEC: RawMode = 0o010;
+const ANY_EXEC: RawMode = 0o111;
+/// What a directory needs for its group, setgid included.
+const DIR_NEEDS: RawMode = SETGID | 0o070;
+const FILE_NEEDS: RawMode = 0o060;
+/// Directories of the present path that are kept open; those further up are opened again from the root.
+const KEEP_OPEN: usize = 64;
+const CAPABILITY: &CStr = c"security.capability";
+
+/// What a walk did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Walked {
+    /// Entries looked at; 0 if the root showed that all was done.
+    pub seen: u64,
+    /// Inodes changed.
+    pub changed: u64,
+    /// Inodes that can't be changed (immutable): left as they are.
+    pub refused: u64,
+}
+
+/// Why a walk stopped. What it has changed stays; the next one goes on.
+#[derive(Debug, thiserror::Error)]
+pub enum WalkError {
+    /// The agent ends.
+    #[error("the agent is ending; the group is set at the next try")]
+    Stopped,
+    /// The kernel's answer.
+    #[error("setting the group of the volume's files, at `{path}`: {errno}")]
+    System {
+        /// Below the volume's root.
+        path: String,
+        /// Which.
+        errno: Errno,
+    },
+}
+
+impl From<WalkError> for Refusal {
+    fn from(error: WalkError) -> Self {
+        let code = match &error {
+            WalkError::Stopped => tonic::Code::Aborted,
+            WalkError::System { errno: Errno::NOSPC | Errno::DQUOT, .. } => tonic::Code::ResourceExhausted,
+            WalkError::System { errno: Errno::ROFS, .. } => tonic::Code::Unavailable,
+            WalkError::System { .. } => tonic::Code::Internal,
+        };
+        Self::new(code, error.to_string())
+    }
+}
+
+/// Gives the tree below `root` (a readable directory) to `group`. `stopped` is asked once per directory.
+pub fn apply(root: &OwnedFd, group: u32, stopped: &dyn Fn() -> bool) -> Result<Walked, WalkError> {
+    let at_root = |errno| WalkError::System { path: ".".into(), errno };
+    let stat = rustix::fs::fstat(root).map_err(at_root)?;
+    if stat.st_gid == group && stat.st_mode & DIR_NEEDS == DIR_NEEDS {
+        return Ok(Walked::default());
+    }
+    if stat.st_mode & SETGID != 0 {
+        rustix::fs::fchmod(root, Mode::from_raw_mode(stat.st_mode & 0o5777)).map_err(at_root)?;
+    }
+    let mut walk = Walk { root: root.as_fd(), dev: stat.st_dev, group, walked: Walked::default(), path: Vec::new() };
+    walk.run(stopped)?;
+    rustix::fs::fchown(root, None, Some(Gid::from_raw(group))).map_err(at_root)?;
+    rustix::fs::fchmod(root, Mode::from_raw_mode(stat.st_mode & 0o7777 | DIR_NEEDS)).map_err(at_root)?;
+    walk.walked.changed += 1;
+    Ok(walk.walked)
+}
+
+/// A directory on the present path.
+struct Frame {
+    name: CString,
+    dir: Option<OwnedFd>,
+    /// Still to be entered.
+    below: Vec<CString>,
+}
+
+struct Walk<'a> {
+    root: BorrowedFd<'a>,
+    dev: u64,
+    group: u32,
+    walked: Walked,
+    /// From the first directory below the root to the present one.
+    path: Vec<Frame>,
+}
+
+impl Walk<'_> {
+    fn run(&mut self, stopped: &dyn Fn() -> bool) -> Result<(), WalkError> {
+        let mut at_root = match self.entries(self.root) {
+            Ok(below) => below,
+            Err(errno) => return Err(self.failed(errno)),
+        };
+        loop {
+            if stopped() {
+                return Err(WalkError::Stopped);
+            }
+            let next = self.path.last_mut().map_or(&mut at_root, |frame| &mut frame.below).pop();
+            match next {
+                Some(name) => self.enter(name)?,
+                None if self.path.pop().is_none() => return Ok(()),
+                None => {}
+            }
+        }
+    }
+
+    fn enter(&mut self, name: CString) -> Result<(), WalkError> {
+        let opened = self.parent().and_then(|parent| open_in(parent.as_fd(), &name, OFlags::RDONLY | OFlags::DIRECTORY));
+        let listed = opened.and_then(|dir| {
+            let stat = rustix::fs::fstat(&dir)?;
+            if stat.st_dev != self.dev {
+                return Ok((dir, Vec::new())); // another subvolume: not ours to change
+            }
+            self.fix(dir.as_fd(), &stat, true)?;
+            let below = self.entries(dir.as_fd())?;
+            Ok((dir, below))
+        });
+        match listed {
+            Ok((dir, below)) => {
+                self.path.push(Frame { name, dir: Some(dir), below });
+                let far = self.path.len().checked_sub(KEEP_OPEN + 1);
+                if let Some(frame) = far.and_then(|far| self.path.get_mut(far)) {
+                    frame.dir = None;
+                }
+                Ok(())
+            }
+            Err(errno) if is_gone(errno) => Ok(()),
+            Err(errno) => {
+                self.path.push(Frame { name, dir: None, below: Vec::new() }); // for the message
+                Err(self.failed(errno))
+            }
+        }
+    }
+
+    /// The present directory, opened again from the root if it was closed.
+    fn parent(&mut self) -> Result<OwnedFd, Errno> {
+        if let Some(dir) = self.path.last().map(|f| f.dir.as_ref()) {
+            if let Some(dir) = dir {
+                return rustix::io::fcntl_dupfd_cloexec(dir, 0);
+            }
+            let mut dir = rustix::io::fcntl_dupfd_cloexec(self.root, 0)?;
+            for frame in &self.path {
+                dir = open_in(dir.as_fd(), &frame.name, OFlags::PATH | OFlags::DIRECTORY)?;
+            }
+            return Ok(dir);
+        }
+        rustix::io::fcntl_dupfd_cloexec(self.root, 0)
+    }
+
+    /// Sees to everything in a directory but directories, whose names it returns.
+    fn entries(&mut self, dir: BorrowedFd<'_>) -> Result<Vec<CString>, Errno> {
+        let mut below = Vec::new();
+        for entry in Dir::read_from(dir)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            if name == c"." || name == c".." {
+                continue;
+            }
+            let stat = match rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
+                Err(errno) if is_gone(errno) => continue,
+                other => other?,
+            };
+            self.walked.seen += 1;
+            match FileType::from_raw_mode(stat.st_mode) {
+                FileType::Directory if stat.st_dev == self.dev => below.push(name.to_owned()),
+                FileType::RegularFile | FileType::Fifo | FileType::Socket if self.differs(&stat, false) => self.fix_file(dir, name)?,
+                _ => {}
+            }
+        }
+        Ok(below)
+    }
+
+    fn fix_file(&mut self, dir: BorrowedFd<'_>, name: &CStr) -> Result<(), Errno> {
+        let handle = match open_in(dir, name, OFlags::PATH) {
+            Err(errno) if is_gone(errno) => return Ok(()),
+            other => other?,
+        };
+        // What was looked at by name may have been replaced since.
+        let stat = rustix::fs::fstat(&handle)?;
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        if stat.st_dev != self.dev || !matches!(kind, FileType::RegularFile | FileType::Fifo | FileType::Socket) {
+            return Ok(());
+        }
+        self.fix(handle.as_fd(), &stat, false)
+    }
+
+    fn differs(&self, stat: &Stat, is_dir: bool) -> bool {
+        stat.st_gid != self.group || wanted_mode(stat, is_dir, false) != stat.st_mode & 0o7777
+    }
+
+    /// Changes what differs, by a handle. An inode that can't be changed is left.
+    fn fix(&mut self, handle: BorrowedFd<'_>, stat: &Stat, is_dir: bool) -> Result<(), Errno> {
+        if !self.differs(stat, is_dir) {
+            return Ok(());
+        }
+        match change(handle, stat, is_dir, self.group) {
+            Ok(()) => self.walked.changed += 1,
+            Err(Errno::PERM) => self.walked.refused += 1,
+            Err(errno) => return Err(errno),
+        }
+        Ok(())
+    }
+
+    fn failed(&self, errno: Errno) -> WalkError {
+        let names: Vec<_> = self.path.iter().map(|f| f.name.to_string_lossy()).collect();
+        let path: String = names.join("/").chars().take(256).collect();
+        WalkError::System { path: if path.is_empty() { ".".into() } else { path }, errno }
+    }
+}
+
+fn change(handle: BorrowedFd<'_>, stat: &Stat, is_dir: bool, group: u32) -> Result<(), Errno> {
+    let regroup = stat.st_gid != group;
+    let path = format!("/proc/self/fd/{}", handle.as_raw_fd());
+    if regroup {
+        // The kernel takes file capabilities and the setuid bit away from what changes its group.
+        let mut capability = [0; 64];
+        let executable = !is_dir && stat.st_mode & ANY_EXEC != 0;
+        let held = if executable { rustix::fs::getxattr(&path, CAPABILITY, &mut capability).unwrap_or(0) } else { 0 };
+        rustix::fs::chownat(handle, c"", None, Some(Gid::from_raw(group)), AtFlags::EMPTY_PATH)?;
+        if let Some(value) = capability.get(..held).filter(|v| !v.is_empty()) {
+            rustix::fs::setxattr(&path, CAPABILITY, value, XattrFlags::empty())?;
+        }
+    }
+    let mode = wanted_mode(stat, is_dir, regroup);
+    if mode != stat.st_mode & 0o7777 || regroup && stat.st_mode & (SETUID | SETGID) != 0 {
+        rustix::fs::chmod(&path, Mode::from_raw_mode(mode))?;
+    }
+    Ok(())
+}
+
+/// Owner and others keep what they have. A program that runs as its group (setgid and executable) does not become one of the new group.
+fn wanted_mode(stat: &Stat, is_dir: bool, regroup: bool) -> RawMode {
+    let mode = stat.st_mode & 0o7777;
+    if is_dir {
+        return mode | DIR_NEEDS;
+    }
+    let kept = if regroup && mode & GROUP_EXEC != 0 { mode & !SETGID } else { mode };
+    kept | FILE_NEEDS | if mode & ANY_EXEC != 0 { GROUP_EXEC } else { 0 }
+}
+
+/// One name beneath a directory, through no link and into no mount.
+fn open_in(dir: BorrowedFd<'_>, name: &CStr, flags: OFlags) -> Result<OwnedFd, Errno> {
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
+    let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::io::retry_on_intr(|| rustix::fs::openat2(dir, name, flags, Mode::empty(), resolve))
+}
+
+/// It went, or became something else, while we looked.
+fn is_gone(errno: Errno) -> bool {
+    matches!(errno, Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+    use std::path::Path;
+
+    use super::*;
+
+    const GROUP: u32 = 4242;
+
+    fn walk(root: &Path) -> Walked {
+        let root = OwnedFd::from(fs::File::open(root).unwrap());
+        apply(&root, GROUP, &|| false).unwrap()
+    }
+
+    fn made(path: &Path, mode: u32) {
+        fs::write(path, "data").unwrap();
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    /// Group, mode and the time of the last change of an inode.
+    fn look(path: &Path) -> (u32, u32, (i64, i64)) {
+        let meta = fs::symlink_metadata(path).unwrap();
+        (meta.gid(), meta.mode() & 0o7777, (meta.ctime(), meta.ctime_nsec()))
+    }
+
+    fn tree(root: &Path) {
+        fs::create_dir_all(root.join("a/b")).unwrap();
+        made(&root.join("plain"), 0o600);
+        made(&root.join("a/program"), 0o700);
+        made(&root.join("a/b/setuid"), 0o4755);
+        made(&root.join("a/b/setgid"), 0o2755);
+        rustix::fs::mknodat(rustix::fs::CWD, root.join("pipe"), FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
+    }
+
+    #[test]
+    fn the_group_gets_what_it_needs_and_owner_and_others_keep_theirs() {
+        let tmp = tempfile::tempdir().unwrap();
+        let root = tmp.path();
+        tree(root);
+        let walked = walk(root);
+        assert_eq!((walked.seen, walked.changed, walked.refused), (7, 8, 0));
+        let rows = [("plain", 0o660), ("a/program", 0o770), ("a/b/setuid", 0o4775), ("a/b/setgid", 0o775), ("pipe", 0o660)];
+        for (name, mode) in rows {
+            assert_eq!((look(&root.join(name)).0, look(&root.join(name)).1), (GROUP, mode), "{name}");
+        }
+        for dir in [root.to_owned(), root.join("a"), root.join("a/b")] {
+            assert_eq!((look(&dir).0, look(&dir).1 & DIR_NEEDS), (GROUP, DIR_NEEDS), "{}", dir.display());
+        }
+    }
+
+    #[test]
+    fn a_second_walk_changes_nothing_and_one_after_a_crash_only_what_differs() {
+        let tmp = tempfile::tempdir().unwrap();
+        let root = tmp.path();
+        tree(root);
+        walk(root);
+        let all = ["", "plain", "a", "a/program", "a/b", "a/b/setuid"].map(|n| root.join(n));
+        let before: Vec<_> = all.iter().map(|p| look(p)).collect();
+        assert_eq!(walk(root), Walked::default());
+        assert_eq!(before, all.iter().map(|p| look(p)).collect::<Vec<_>>());
+        // As a crash leaves it: the mark is off, one file is behind.
+        fs::set_permissions(root, fs::Permissions::from_mode(0o770)).unwrap();
+        made(&root.join("plain"), 0o600);
+        assert_eq!(walk(root).changed, 2);
+        assert_eq!(before[2..], all[2..].iter().map(|p| look(p)).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn an_interrupted_walk_leaves_no_mark_of_the_group_before() {
+        let tmp = tempfile::tempdir().unwrap();
+        tree(tmp.path());
+        walk(tmp.path());
+        let root = OwnedFd::from(fs::File::open(tmp.path()).unwrap());
+        assert!(matches!(apply(&root, GROUP + 1, &|| true), Err(WalkError::Stopped)));
+        assert!(walk(tmp.path()).changed > 0, "files may have the other group by now");
+        assert_eq!(look(&tmp.path().join("plain")).0, GROUP);
+    }
+
+    #[test]
+    fn links_lead_nowhere_and_devices_stay() {
+        let tmp = tempfile::tempdir().unwrap();
+        let (root, outside) = (tmp.path().join("v"), tmp.path().join("outside"));
+        fs::create_dir_all(root.join("d")).unwrap();
+        fs::create_dir_all(&outside).unwrap();
+        made(&outside.join("secret"), 0o600);
+        symlink(outside.join("secret"), root.join("d/link")).unwrap();
+        symlink(&outside, root.join("dir")).unwrap();
+        symlink("..", root.join("d/up")).unwrap();
+        let device = rustix::fs::makedev(1, 3);
+        rustix::fs::mknodat(rustix::fs::CWD, root.join("null"), FileType::CharacterDevice, Mode::from_raw_mode(0o600), device).unwrap();
+        let before = [look(&outside), look(&outside.join("secret")), look(&root.join("null")), look(&root.join("d/link"))];
+        assert_eq!(walk(&root).changed, 2);
+        assert_eq!(before, [look(&outside), look(&outside.join("secret")), look(&root.join("null")), look(&root.join("d/link"))]);
+    }
+
+    #[test]
+    fn entries_that_are_swapped_for_links_meanwhile_change_nothing_outside() {
+        use std::sync::atomic::{AtomicBool, Ordering};
+        let tmp = tempfile::tempdir().unwrap();
+        let (root, outside) = (tmp.path().join("v"), tmp.path().join("outside"));
+        fs::create_dir_all(&root).unwrap();
+        fs::create_dir_all(outside.join("x")).unwrap();
+        made(&outside.join("x/secret"), 0o600);
+        let before = [look(&outside), look(&outside.join("x")), look(&outside.join("x/secret"))];
+        let over = AtomicBool::new(false);
+        std::thread::scope(|s| {
+            s.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    let _ = fs::create_dir(root.join("x"));
+                    let _ = fs::write(root.join("x/secret"), "mine");
+                    let _ = fs::remove_file(root.join("x/secret"));
+                    let _ = symlink(outside.join("x/secret"), root.join("x/secret"));
+                    let _ = fs::remove_dir_all(root.join("x"));
+                    let _ = symlink(outside.join("x"), root.join("x"));
+                    let _ = fs::remove_file(root.join("x"));
+                }
+            });
+            for _ in 0..300 {
+                fs::set_permissions(&root, fs::Permissions::from_mode(0o700)).unwrap();
+                walk(&root);
+            }
+            over.store(true, Ordering::Relaxed);
+        });
+        assert_eq!(before, [look(&outside), look(&outside.join("x")), look(&outside.join("x/secret"))]);
+    }
+
+    #[test]
+    fn a_tree_deeper_than_any_path_is_walked_with_few_descriptors() {
+        let tmp = tempfile::tempdir().unwrap();
+        let name = CString::new("d".repeat(200)).unwrap();
+        let mut dir = OwnedFd::from(fs::File::open(tmp.path()).unwrap());
+        for _ in 0..300 {
+            for side in [name.as_c_str(), c"side"] {
+                rustix::fs::mkdirat(&dir, side, Mode::RWXU).unwrap();
+            }
+            dir = open_in(dir.as_fd(), &name, OFlags::RDONLY | OFlags::DIRECTORY).unwrap();
+        }
+        assert_eq!(walk(tmp.path()).changed, 601);
+        assert_eq!(rustix::fs::fstat(&dir).unwrap().st_gid, GROUP);
+    }
+}

@@ -1,0 +1,344 @@
+//! Stage, publish, and their undoing. What is mounted is read from the kernel's mount table each time; every change is a message to the
+//! Filesystem's owner. Each call may come again, at any time, after any crash (failures.md, row 16).
+//!
+//! Staging mounts the head, or a commit for a read-only handle: the mount is what pins it. Publishing mounts the same at the pod's path.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+use dotgraft_engine::filesystem::RoleStatus;
+use dotgraft_engine::ids::{CommitId, FsId};
+use dotgraft_engine::model::Reason;
+use dotgraft_proto::csi::v1::{NodePublishVolumeRequest, NodeStageVolumeRequest, NodeUnpublishVolumeRequest, NodeUnstageVolumeRequest};
+use tonic::Code;
+use tracing::Instrument;
+
+use super::place::{self, Found, Place};
+use super::refusal::Refusal;
+use super::volume::{Access, Volume};
+use super::{Csi, fsgroup};
+use crate::actor::FsHandle;
+use crate::btrfs::mounts::{self, MountLine};
+use crate::driver::{DriverError, MountWhat};
+
+/// How long a mount waits for an owner that is about to open authority.
+const PATIENCE: Duration = Duration::from_secs(5);
+const ASK_EVERY: Duration = Duration::from_millis(100);
+/// Inode number of a subvolume's root directory.
+const SUBVOLUME_ROOT: u64 = 256;
+
+/// Runs an operation to its end, also if the caller goes away: its turn is over only when it is.
+pub async fn finish<T: Send + 'static>(operation: impl Future<Output = Result<T, Refusal>> + Send + 'static) -> Result<T, Refusal> {
+    match tokio::spawn(operation.in_current_span()).await {
+        Ok(result) => result,
+        Err(e) => Err(Refusal::new(Code::Internal, format!("the operation died: {e}"))),
+    }
+}
+
+/// A field that a request must have.
+pub fn required(field: &str, value: &str) -> Result<(), Refusal> {
+    if value.is_empty() { Err(Refusal::invalid(format!("{field} is missing"))) } else { Ok(()) }
+}
+
+fn path_in_pool(fs: FsId, what: MountWhat) -> PathBuf {
+    match what {
+        MountWhat::Head => format!("/fs/{fs}/head").into(),
+        MountWhat::Commit(commit) => format!("/fs/{fs}/commits/{commit}").into(),
+    }
+}
+
+impl Csi {
+    /// `NodeStageVolume`.
+    pub async fn stage(self: &Arc<Self>, r: NodeStageVolumeRequest) -> Result<(), Refusal> {
+        required("volume_id", &r.volume_id)?;
+        required("staging_target_path", &r.staging_target_path)?;
+        if r.volume_capability.is_none() {
+            return Err(Refusal::invalid("volume_capability is missing"));
+        }
+        let volume = Volume::parse(&r.volume_id)?;
+        let access = Access::check(volume, r.volume_capability.as_ref())?;
+        let place = self.place("staging_target_path", r.staging_target_path).await?.ok_or_else(no_parent)?;
+        let turn = self.inflight.begin(&r.volume_id, place.path())?;
+        let me = self.clone();
+        finish(async move {
+            let _turn = turn;
+            let handle = me.handle(volume.fs())?;
+            let what = me.what_to_stage(volume, &handle, place.path()).await?;
+            place.make()?;
+            me.mount_here(volume, what, &place, volume.is_read_only()).await?;
+            me.give_to_group(volume, &place, access, volume.is_read_only() || access.read_only).await
+        })
+        .await
+    }
+
+    /// `NodePublishVolume`.
+    pub async fn publish(self: &Arc<Self>, r: NodePublishVolumeRequest) -> Result<(), Refusal> {
+        required("volume_id", &r.volume_id)?;
+        required("target_path", &r.target_path)?;
+        if r.volume_capability.is_none() {
+            return Err(Refusal::invalid("volume_capability is missing"));
+        }
+        if r.staging_target_path.is_empty() {
+            return Err(Refusal::precondition("staging_target_path is missing: this driver stages volumes"));
+        }
+        let volume = Volume::parse(&r.volume_id)?;
+        let access = Access::check(volume, r.volume_capability.as_ref())?;
+        let staging = self.place("staging_target_path", r.staging_target_path).await?;
+        let place = self.place("target_path", r.target_path).await?.ok_or_else(no_parent)?;
+        let turn = self.inflight.begin(&r.volume_id, place.path())?;
+        let read_only = r.readonly || access.read_only || volume.is_read_only();
+        let me = self.clone();
+        finish(async move {
+            let _turn = turn;
+            me.handle(volume.fs())?;
+            let staged = match &staging {
+                Some(staging) => me.mounted(staging.path()).await?,
+                None => None,
+            };
+            let what = staged.as_ref().and_then(|line| me.what_is(volume, line));
+            let Some((what, staging)) = what.zip(staging) else {
+                return Err(Refusal::precondition(format!("volume {volume} is not staged there: NodeStageVolume comes first")));
+            };
+            if access.single_writer {
+                me.only_there(volume, what, [staging.path(), place.path()]).await?;
+            }
+            let made = place.make()?;
+            if let Err(refusal) = me.mount_here(volume, what, &place, read_only).await {
+                if made {
+                    let _ = place.remove();
+                }
+                return Err(refusal);
+            }
+            me.give_to_group(volume, &place, access, read_only).await
+        })
+        .await
+    }
+
+    /// `NodeUnpublishVolume`: the mount goes, then the directory.
+    pub async fn unpublish(self: &Arc<Self>, r: NodeUnpublishVolumeRequest) -> Result<(), Refusal> {
+        required("volume_id", &r.volume_id)?;
+        required("target_path", &r.target_path)?;
+        self.undo(r.volume_id, "target_path", r.target_path, true).await
+    }
+
+    /// `NodeUnstageVolume`: the mount goes; the directory is the kubelet's.
+    pub async fn unstage(self: &Arc<Self>, r: NodeUnstageVolumeRequest) -> Result<(), Refusal> {
+        required("volume_id", &r.volume_id)?;
+        required("staging_target_path", &r.staging_target_path)?;
+        self.undo(r.volume_id, "staging_target_path", r.staging_target_path, false).await
+    }
+
+    /// What is gone already is success, whatever the handle says.
+    async fn undo(self: &Arc<Self>, handle: String, field: &'static str, path: String, remove: bool) -> Result<(), Refusal> {
+        let Some(place) = self.place(field, path).await? else { return Ok(()) };
+        let turn = self.inflight.begin(&handle, place.path())?;
+        let me = self.clone();
+        finish(async move {
+            let _turn = turn;
+            match place.look()? {
+                Found::Nothing => return Ok(()),
+                Found::Other => return Err(Refusal::invalid(format!("{} is no directory: left alone", place.path().display()))),
+                Found::Directory => {}
+            }
+            if let Some(line) = me.mounted(place.path()).await? {
+                me.unmount_there(&handle, &line).await?;
+            }
+            me.writable.lock().unwrap_or_else(PoisonError::into_inner).remove(place.path());
+            if remove { place.remove() } else { Ok(()) }
+        })
+        .await
+    }
+
+    async fn unmount_there(&self, handle: &str, line: &MountLine) -> Result<(), Refusal> {
+        let there = self.fs_of(line);
+        let volume = Volume::parse(handle)?;
+        if there != Some(volume.fs()) {
+            return Err(Refusal::precondition(format!(
+                "{} has {} mounted, not volume {volume}: left alone",
+                line.mount_point.display(),
+                shown(line)
+            )));
+        }
+        let path = line.mount_point.clone();
+        match self.node.registry.get(volume.fs()) {
+            Some(owner) => Ok(owner.unmount(path).await?),
+            // Without an owner nobody is in the way, and a pod's end must not wait for one.
+            None => self.blocking(move |me| me.node.driver.unmount(&path)).await,
+        }
+    }
+
+    // ---- mounting ----
+
+    /// A handle without a commit is pinned to the newest when it is staged, and stays so until it is unstaged.
+    async fn what_to_stage(&self, volume: Volume, handle: &FsHandle, path: &Path) -> Result<MountWhat, Refusal> {
+        match volume {
+            Volume::Head(_) => Ok(MountWhat::Head),
+            Volume::Commit(_, Some(commit)) => Ok(MountWhat::Commit(commit)),
+            Volume::Commit(fs, None) => {
+                if let Some(what) = self.mounted(path).await?.and_then(|line| self.what_is(volume, &line)) {
+                    return Ok(what);
+                }
+                let newest = handle.current().head;
+                newest
+                    .map(MountWhat::Commit)
+                    .ok_or_else(|| Refusal::precondition(format!("Filesystem {fs} has no commit on this node yet")))
+            }
+        }
+    }
+
+    async fn mount_here(&self, volume: Volume, what: MountWhat, place: &Place, read_only: bool) -> Result<(), Refusal> {
+        let shown_path = place.path().display();
+        match self.mounted(place.path()).await? {
+            None => {}
+            Some(line) if line.dev != self.pool_dev || line.root != path_in_pool(volume.fs(), what) => {
+                return Err(Refusal::exists(format!("{shown_path} has {} mounted", shown(&line))));
+            }
+            Some(line) if line.read_only && !read_only => {
+                return Err(Refusal::exists(format!("volume {volume} is published read-only at {shown_path}: unpublish it first")));
+            }
+            Some(line) if !line.read_only && read_only && self.writable().contains(place.path()) => {
+                return Err(Refusal::exists(format!("volume {volume} is published writable at {shown_path}: unpublish it first")));
+            }
+            // The same, or what a crash left between mount and remount: the owner finishes it.
+            Some(_) => {}
+        }
+        self.ask(volume.fs(), what, place.path(), read_only).await?;
+        if !read_only {
+            self.writable().insert(place.path().to_owned());
+        }
+        Ok(())
+    }
+
+    /// The owner opens authority when the operator's word arrives, which may be a moment after the kubelet's.
+    async fn ask(&self, fs: FsId, what: MountWhat, path: &Path, read_only: bool) -> Result<(), Refusal> {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let owner = self.handle(fs)?;
+            let Err(problem) = owner.mount(what, path.to_owned(), read_only).await else { return Ok(()) };
+            let may_pass = match problem.reason {
+                Reason::NotPlaced | Reason::Busy | Reason::StaleEpoch => true,
+                Reason::NotOwner => !matches!(owner.current().role, RoleStatus::Replica | RoleStatus::Receiving),
+                _ => false,
+            };
+            if !may_pass || Instant::now() >= until {
+                return Err(problem.into());
+            }
+            tokio::time::sleep(ASK_EVERY).await;
+        }
+    }
+
+    async fn give_to_group(self: &Arc<Self>, volume: Volume, place: &Place, access: Access, read_only: bool) -> Result<(), Refusal> {
+        let Some(group) = access.group.filter(|_| !read_only) else { return Ok(()) };
+        let _turn = self.inflight.begin(&format!("{volume}, its group"), Path::new("/"))?;
+        let path = place.path().to_owned();
+        let (me, began) = (self.clone(), Instant::now());
+        let walk = move || -> Result<fsgroup::Walked, Refusal> {
+            let failed = |e: std::io::Error| Refusal::new(Code::Internal, format!("opening {}: {e}", path.display()));
+            let root = std::fs::File::open(&path).map_err(failed)?;
+            let is_root = std::os::unix::fs::MetadataExt::ino(&root.metadata().map_err(failed)?) == SUBVOLUME_ROOT;
+            if !is_root {
+                return Err(Refusal::aborted(format!("{} was unmounted meanwhile", path.display())));
+            }
+            Ok(fsgroup::apply(&root.into(), group, &|| me.stop.is_cancelled())?)
+        };
+        let walked = joined(tokio::task::spawn_blocking(walk).await)??;
+        self.metrics.group_changed(walked.changed);
+        if walked.changed > 0 || walked.refused > 0 {
+            let ms = began.elapsed().as_millis();
+            tracing::info!(
+                group,
+                seen = walked.seen,
+                changed = walked.changed,
+                immutable = walked.refused,
+                ms,
+                "gave the volume to the pod's group"
+            );
+        }
+        Ok(())
+    }
+
+    /// ReadWriteOncePod: nothing else of this node has it mounted through the agent.
+    async fn only_there(self: &Arc<Self>, volume: Volume, what: MountWhat, own: [&Path; 2]) -> Result<(), Refusal> {
+        let root = path_in_pool(volume.fs(), what);
+        let table = self.blocking(|_| mounts::own()).await?;
+        let other = table.iter().find(|m| m.dev == self.pool_dev && m.root == root && !own.contains(&m.mount_point.as_path()));
+        match other {
+            None => Ok(()),
+            Some(m) => Err(Refusal::precondition(format!(
+                "volume {volume} is for a single writer and is mounted at {} already",
+                m.mount_point.display()
+            ))),
+        }
+    }
+
+    // ---- facts ----
+
+    /// The owner on this node.
+    pub fn handle(&self, fs: FsId) -> Result<FsHandle, Refusal> {
+        self.node.registry.get(fs).ok_or_else(|| Refusal::not_found(format!("no copy of volume {fs} is on this node")))
+    }
+
+    /// Where a path of a request is; `None` if its parent directory is not there.
+    pub async fn place(self: &Arc<Self>, field: &'static str, path: String) -> Result<Option<Place>, Refusal> {
+        let kubelet_dir = self.settings.kubelet_dir.clone();
+        joined(tokio::task::spawn_blocking(move || place::find(kubelet_dir.as_deref(), field, &path)).await)?
+    }
+
+    /// The topmost mount at a path.
+    pub async fn mounted(&self, path: &Path) -> Result<Option<MountLine>, Refusal> {
+        let path = path.to_owned();
+        joined(tokio::task::spawn_blocking(move || mounts::at(&path)).await)?.map_err(|e| e.problem().into())
+    }
+
+    /// Whose a mount is, if it is of this node's pool.
+    pub fn fs_of(&self, line: &MountLine) -> Option<FsId> {
+        let mut names = line.root.components().skip(1).map(|c| c.as_os_str().to_str());
+        (line.dev == self.pool_dev && names.next()?? == "fs").then_some(())?;
+        names.next()??.parse().ok()
+    }
+
+    /// What of the volume is mounted there; `None` if it is another or not what the handle is for.
+    fn what_is(&self, volume: Volume, line: &MountLine) -> Option<MountWhat> {
+        if self.fs_of(line)? != volume.fs() {
+            return None;
+        }
+        let what = match volume {
+            Volume::Head(_) => MountWhat::Head,
+            Volume::Commit(_, Some(commit)) => MountWhat::Commit(commit),
+            Volume::Commit(_, None) => MountWhat::Commit(line.root.file_name()?.to_str()?.parse::<CommitId>().ok()?),
+        };
+        (line.root == path_in_pool(volume.fs(), what)).then_some(what)
+    }
+
+    fn writable(&self) -> std::sync::MutexGuard<'_, std::collections::HashSet<PathBuf>> {
+        self.writable.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A look at the disk or the kernel's tables, on a thread that may block.
+    pub async fn blocking<T: Send + 'static>(
+        &self,
+        call: impl FnOnce(&Looker) -> Result<T, DriverError> + Send + 'static,
+    ) -> Result<T, Refusal> {
+        let looker = Looker { node: self.node.clone() };
+        joined(tokio::task::spawn_blocking(move || call(&looker)).await)?.map_err(|e| e.problem().into())
+    }
+}
+
+/// What a blocking look has at hand.
+pub struct Looker {
+    /// The node, for its driver.
+    pub node: Arc<crate::actor::Node>,
+}
+
+fn joined<T>(result: Result<T, tokio::task::JoinError>) -> Result<T, Refusal> {
+    result.map_err(|e| Refusal::new(Code::Internal, format!("a call died: {e}")))
+}
+
+fn no_parent() -> Refusal {
+    Refusal::invalid("the parent directory of the path is not there: the kubelet makes it")
+}
+
+fn shown(line: &MountLine) -> String {
+    format!("{} ({})", line.root.display(), line.fs_type)
+}

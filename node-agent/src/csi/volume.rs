@@ -1,0 +1,218 @@
+//! Volume handles and capabilities: what CSI requests say, checked before anything is done.
+
+use std::fmt;
+
+use dotgraft_engine::ids::{CommitId, FsId};
+use dotgraft_proto::csi::v1::VolumeCapability;
+use dotgraft_proto::csi::v1::volume_capability::AccessType;
+use dotgraft_proto::csi::v1::volume_capability::access_mode::Mode;
+
+use super::refusal::Refusal;
+
+/// A volume handle: `<fsId>` is the writable head, `ro/<fsId>[@<commit>]` a commit, read-only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Volume {
+    /// The writable head.
+    Head(FsId),
+    /// A commit: this one, or the newest when it is staged.
+    Commit(FsId, Option<CommitId>),
+}
+
+impl Volume {
+    /// Reads a handle. An empty one is invalid; one that can't be ours names no volume.
+    pub fn parse(handle: &str) -> Result<Self, Refusal> {
+        if handle.is_empty() {
+            return Err(Refusal::invalid("volume_id is missing"));
+        }
+        let shown: String = handle.chars().take(80).collect();
+        let unknown = |e: dotgraft_engine::ids::IdError| Refusal::not_found(format!("no volume `{shown}`: {e}"));
+        let Some(read_only) = handle.strip_prefix("ro/") else {
+            return Ok(Self::Head(handle.parse().map_err(unknown)?));
+        };
+        match read_only.split_once('@') {
+            None => Ok(Self::Commit(read_only.parse().map_err(unknown)?, None)),
+            Some((fs, commit)) => Ok(Self::Commit(
+                fs.parse().map_err(unknown)?,
+                Some(commit.parse().map_err(|_| Refusal::not_found(format!("no volume `{shown}`: what is behind @ is no commit id")))?),
+            )),
+        }
+    }
+
+    /// Whose data it is.
+    pub fn fs(self) -> FsId {
+        match self {
+            Self::Head(fs) | Self::Commit(fs, _) => fs,
+        }
+    }
+
+    /// It can't be written through this handle.
+    pub fn is_read_only(self) -> bool {
+        matches!(self, Self::Commit(..))
+    }
+}
+
+impl fmt::Display for Volume {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Head(fs) => write!(f, "{fs}"),
+            Self::Commit(fs, None) => write!(f, "ro/{fs}"),
+            Self::Commit(fs, Some(commit)) => write!(f, "ro/{fs}@{commit}"),
+        }
+    }
+}
+
+/// How a volume is to be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Access {
+    /// Only for reading.
+    pub read_only: bool,
+    /// At one path at a time.
+    pub single_writer: bool,
+    /// Group that the pod's processes have (`fsGroup`).
+    pub group: Option<u32>,
+}
+
+impl Access {
+    /// Checks a capability for a volume. `None` means that it is missing.
+    pub fn check(volume: Volume, capability: Option<&VolumeCapability>) -> Result<Self, Refusal> {
+        let capability = capability.ok_or_else(|| Refusal::invalid("volume_capability is missing"))?;
+        let mount = match &capability.access_type {
+            None => return Err(Refusal::invalid("volume_capability.access_type is missing")),
+            Some(AccessType::Block(_)) => {
+                return Err(Refusal::invalid("a Dot is a file system, not a block device: use volumeMode: Filesystem"));
+            }
+            Some(AccessType::Mount(mount)) => mount,
+        };
+        if !matches!(mount.fs_type.as_str(), "" | "btrfs") {
+            let asked: String = mount.fs_type.chars().take(32).collect();
+            return Err(Refusal::invalid(format!("a Dot is btrfs, not {asked}: leave fsType out")));
+        }
+        if let Some(flag) = mount.mount_flags.iter().find(|f| !matches!(f.as_str(), "" | "rw" | "noatime")) {
+            let asked: String = flag.chars().take(64).collect();
+            return Err(Refusal::invalid(format!("mount option `{asked}` is not offered: leave mountOptions out (it is noatime anyway)")));
+        }
+        let mode = capability.access_mode.as_ref().ok_or_else(|| Refusal::invalid("volume_capability.access_mode is missing"))?.mode;
+        let mode = Mode::try_from(mode).unwrap_or(Mode::Unknown);
+        let group = match mount.volume_mount_group.as_str() {
+            "" => None,
+            text => Some(text.parse().map_err(|_| Refusal::invalid("volume_mount_group is not the number of a group"))?),
+        };
+        let (read_only, single_writer) = check_mode(volume, mode)?;
+        Ok(Self { read_only, single_writer, group })
+    }
+}
+
+/// (read-only, at one path only).
+fn check_mode(volume: Volume, mode: Mode) -> Result<(bool, bool), Refusal> {
+    match (volume, mode) {
+        (_, Mode::Unknown) => Err(Refusal::invalid("volume_capability.access_mode is missing or of a newer CSI")),
+        (_, Mode::MultiNodeMultiWriter | Mode::MultiNodeSingleWriter) => Err(Refusal::invalid(
+            "a Dot is written on one node at a time: use ReadWriteOnce, and ReadOnlyMany with a handle of its own (ro/<fsId>) for readers elsewhere",
+        )),
+        (Volume::Commit(..), Mode::MultiNodeReaderOnly | Mode::SingleNodeReaderOnly) => Ok((true, false)),
+        (Volume::Commit(..), _) => Err(Refusal::invalid("this handle is read-only (ro/…): use ReadOnlyMany")),
+        (Volume::Head(_), Mode::MultiNodeReaderOnly) => Err(Refusal::invalid(
+            "a writable Dot can't be read on many nodes: make a volume of its own for readers (handle ro/<fsId>, ReadOnlyMany)",
+        )),
+        (Volume::Head(_), Mode::SingleNodeReaderOnly) => Ok((true, false)),
+        (Volume::Head(_), Mode::SingleNodeSingleWriter) => Ok((false, true)),
+        (Volume::Head(_), Mode::SingleNodeWriter | Mode::SingleNodeMultiWriter) => Ok((false, false)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use dotgraft_proto::csi::v1::volume_capability::{AccessMode, BlockVolume, MountVolume};
+    use tonic::Code;
+
+    use super::*;
+
+    const FS: &str = "0198c2a5-7f00-7000-8000-000000000001";
+    const COMMIT: &str = "0198c2a5-7f00-7000-8000-000000000002";
+
+    #[test]
+    fn a_handle_reads_and_prints_as_one_spelling() {
+        for text in [FS.to_owned(), format!("ro/{FS}"), format!("ro/{FS}@{COMMIT}")] {
+            assert_eq!(Volume::parse(&text).unwrap().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn an_empty_handle_is_invalid_and_a_strange_one_names_nothing() {
+        assert_eq!(Volume::parse("").unwrap_err().code, Code::InvalidArgument);
+        let upper = FS.to_uppercase();
+        let strange = [
+            "x",
+            "../..",
+            "ro/",
+            "ro/x",
+            &format!("ro/{FS}@"),
+            &format!("ro/{FS}@{COMMIT}@"),
+            &format!("{FS}@{COMMIT}"),
+            &format!("ro/ro/{FS}"),
+            &upper,
+        ];
+        for text in strange {
+            assert_eq!(Volume::parse(text).unwrap_err().code, Code::NotFound, "{text}");
+        }
+    }
+
+    fn capability(mode: Mode, mount: MountVolume) -> VolumeCapability {
+        VolumeCapability { access_mode: Some(AccessMode { mode: mode.into() }), access_type: Some(AccessType::Mount(mount)) }
+    }
+
+    #[test]
+    fn modes_are_taken_or_refused_by_what_the_handle_can_do() {
+        let head = Volume::parse(FS).unwrap();
+        let commit = Volume::parse(&format!("ro/{FS}")).unwrap();
+        let taken =
+            |volume, mode| Access::check(volume, Some(&capability(mode, MountVolume::default()))).map(|a| (a.read_only, a.single_writer));
+        assert_eq!(taken(head, Mode::SingleNodeWriter), Ok((false, false)));
+        assert_eq!(taken(head, Mode::SingleNodeMultiWriter), Ok((false, false)));
+        assert_eq!(taken(head, Mode::SingleNodeSingleWriter), Ok((false, true)));
+        assert_eq!(taken(head, Mode::SingleNodeReaderOnly), Ok((true, false)));
+        assert_eq!(taken(commit, Mode::MultiNodeReaderOnly), Ok((true, false)));
+        assert_eq!(taken(commit, Mode::SingleNodeReaderOnly), Ok((true, false)));
+        for (volume, mode, hint) in [
+            (head, Mode::MultiNodeMultiWriter, "ReadWriteOnce"),
+            (head, Mode::MultiNodeSingleWriter, "ReadWriteOnce"),
+            (commit, Mode::MultiNodeMultiWriter, "ReadWriteOnce"),
+            (head, Mode::MultiNodeReaderOnly, "ro/<fsId>"),
+            (commit, Mode::SingleNodeWriter, "ReadOnlyMany"),
+            (head, Mode::Unknown, "missing"),
+        ] {
+            let refusal = taken(volume, mode).unwrap_err();
+            assert_eq!(refusal.code, Code::InvalidArgument);
+            assert!(refusal.message.contains(hint), "{mode:?}: {}", refusal.message);
+        }
+    }
+
+    #[test]
+    fn block_foreign_file_systems_and_options_are_refused_with_what_to_use() {
+        let head = Volume::parse(FS).unwrap();
+        let mount = |m: MountVolume| Some(capability(Mode::SingleNodeWriter, m));
+        let with = |m: MountVolume| Access::check(head, mount(m).as_ref());
+        let block = VolumeCapability {
+            access_type: Some(AccessType::Block(BlockVolume {})),
+            ..capability(Mode::SingleNodeWriter, MountVolume::default())
+        };
+        let neither = VolumeCapability { access_type: None, ..block.clone() };
+        let no_mode = VolumeCapability { access_mode: None, ..capability(Mode::SingleNodeWriter, MountVolume::default()) };
+        let refused = [
+            (Access::check(head, None), "missing"),
+            (Access::check(head, Some(&block)), "volumeMode: Filesystem"),
+            (Access::check(head, Some(&neither)), "access_type"),
+            (Access::check(head, Some(&no_mode)), "access_mode"),
+            (with(MountVolume { fs_type: "ext4".into(), ..MountVolume::default() }), "fsType"),
+            (with(MountVolume { mount_flags: vec!["dax".into()], ..MountVolume::default() }), "mountOptions"),
+            (with(MountVolume { volume_mount_group: "staff".into(), ..MountVolume::default() }), "number"),
+        ];
+        for (result, hint) in refused {
+            let refusal = result.unwrap_err();
+            assert_eq!(refusal.code, Code::InvalidArgument);
+            assert!(refusal.message.contains(hint), "{}", refusal.message);
+        }
+        let fine = MountVolume { fs_type: "btrfs".into(), mount_flags: vec!["noatime".into()], volume_mount_group: "2000".into() };
+        assert_eq!(with(fine).unwrap().group, Some(2000));
+    }
+}
