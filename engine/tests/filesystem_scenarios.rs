@@ -5,7 +5,8 @@
 mod support;
 
 use dotgraft_engine::filesystem::{Event, Intent, MountWhat, RequestState, Role, RoleStatus};
-use dotgraft_engine::ids::{CommitId, Timestamp};
+use dotgraft_engine::ids::{CommitId, FsId, Timestamp};
+use dotgraft_engine::model::{Claim, Origin};
 use support::sim::Asked;
 use support::{Sim, Two};
 
@@ -209,4 +210,38 @@ fn a_copy_that_is_wanted_again_before_its_tombstone_went_is_made_anew() {
     sim.want(1, replica());
     sim.run_for(1_000);
     assert!(sim.nodes[1].disk.meta.is_some());
+}
+
+/// An owner that started from a commit, as `kind` of claim.
+fn started_from_a_commit<'a>(kind: &str, trace: &'a mut Vec<String>) -> Sim<'a> {
+    let mut sim = Sim::new(1, Two::Alone, trace);
+    sim.faults = false;
+    let mut p = support::user::present(Role::Owner);
+    let uuid = support::sim::uuid;
+    p.origin = Some(Origin { fs_id: FsId::from_uuid(uuid(3)), commit: CommitId::from_uuid(uuid(4)) });
+    p.claim = Some(Claim { kind: kind.into(), namespace: "team".into(), name: "x".into() });
+    sim.want(0, Some(Intent::Present(Box::new(p))));
+    sim.run_for(10_000);
+    assert!(sim.nodes[0].disk.head.is_some());
+    sim
+}
+
+#[test]
+fn a_clone_lets_its_origin_go_and_a_branch_keeps_it() {
+    let mut trace = Vec::new();
+    assert!(!started_from_a_commit("Dot", &mut trace).origin_pinned, "it has a life of its own");
+    assert!(started_from_a_commit("Branch", &mut trace).origin_pinned, "it may be merged back");
+}
+
+#[test]
+fn a_clone_that_crashed_before_it_let_go_does_so_after() {
+    let mut trace = Vec::new();
+    let mut sim = started_from_a_commit("Dot", &mut trace);
+    sim.origin_pinned = true;
+    sim.crash(0, false);
+    sim.run_for(10_000);
+    assert!(!sim.origin_pinned);
+    sim.delete();
+    sim.run_for(60_000);
+    assert!(sim.nodes[0].disk.head.is_none(), "and goes like any other");
 }

@@ -1,7 +1,7 @@
 //! Birth, recovery, opening and death of a copy.
 //!
 //! - Owner, new: `AllocateQgroup` → *create-intent* → `Open` (R0; only phase `New` may be created empty) → *auth-open* →
-//!   `PinOrigin` → `Prepare` → `CreateHead` → *created* → `WriteMeta`
+//!   `PinOrigin` → `Prepare` → `CreateHead` → *created* → `WriteMeta`; of a Dot → `UnpinOrigin`
 //! - Replica, new: `AllocateQgroup` → *create-intent* → `Prepare` → *created*
 //! - Owner, known: `Open` once per boot → `WriteMeta` → *auth-open*
 //! - Deletion: (`CheckDeleting`) → *delete-intent* → cancel and await all → `WriteMeta` → `Destroy` → *deleted* → `UnpinOrigin` →
@@ -192,6 +192,8 @@ impl Filesystem {
             self.start(Slot::Life, Task::Open { seen }, out);
         } else if self.meta_dirty {
             self.start(Slot::Life, Task::WriteMeta(Box::new(base)), out);
+        } else if let Some(origin) = base.origin.filter(|_| !self.origin_let_go && is_clone(&base)) {
+            self.start(Slot::Life, Task::UnpinOrigin(origin), out);
         }
     }
 
@@ -321,10 +323,10 @@ impl Filesystem {
             (Task::WriteMeta(written), Ok(_)) => self.on_meta_written(&written, out),
             (Task::CheckDeleting, Ok(TaskDone::Deleting(yes))) => self.on_deleting_checked(yes, out),
             (Task::Destroy { .. }, Ok(_)) => self.on_destroyed(out),
-            (Task::UnpinOrigin(_), Ok(_)) => {
-                self.unpin = None;
+            (Task::UnpinOrigin(_), Ok(_)) if self.unpin.take().is_some() => {
                 self.save_base("origin-unpinned", |b| b.origin = None, out);
             }
+            (Task::UnpinOrigin(_), Ok(_)) => self.origin_let_go = true,
             (task, Err(problem)) => self.on_life_failed(&task, problem, out),
             (_, Ok(_)) => {}
         }
@@ -502,6 +504,12 @@ impl Filesystem {
             self.save_base("thawed", |b| b.frozen = None, out);
         }
     }
+}
+
+/// A Dot that started from a commit has a life of its own: once its head is there it needs that commit no more. A Branch keeps it, to
+/// be merged back. Asked once per start of the actor, for a crash may have come between; asking twice does no harm.
+fn is_clone(base: &Base) -> bool {
+    base.role == Role::Owner && base.claim.as_ref().is_some_and(|c| c.kind == "Dot")
 }
 
 /// A base row with nothing in it.

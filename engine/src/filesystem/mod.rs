@@ -148,6 +148,8 @@ pub struct Filesystem {
     deletion_on_disk: bool,
     /// The origin's owner holds our origin commit.
     origin_pinned: bool,
+    /// The origin's owner was told that this clone needs its origin no more.
+    origin_let_go: bool,
     /// `fs.json` or the limit is behind the base row.
     meta_dirty: bool,
 
@@ -218,6 +220,7 @@ impl Filesystem {
             won: None,
             deletion_on_disk: false,
             origin_pinned: false,
+            origin_let_go: false,
             meta_dirty: true,
             refused_sends: Vec::new(),
             specs_applied: false,
