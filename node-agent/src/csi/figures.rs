@@ -98,7 +98,9 @@ impl Csi {
     }
 
     async fn must_be_mounted(self: &Arc<Self>, volume: Volume, path: String) -> Result<(), Refusal> {
-        let line = match self.place("volume_path", path).await? {
+        // Nothing is published at a path that is none: that too is "not there" (CSI spec, NodeGetVolumeStats errors).
+        let place = if path.starts_with('/') { self.place("volume_path", path).await? } else { None };
+        let line = match place {
             Some(place) => self.mounted(place.path()).await?,
             None => None,
         };
