@@ -4,7 +4,9 @@ pub mod api_loss;
 pub mod certificates;
 pub mod cli;
 pub mod crd_rules;
+pub mod csi_controller;
 pub mod csi_node;
+pub mod csi_sanity;
 pub mod deletion;
 pub mod fence;
 pub mod hostile;
@@ -45,6 +47,8 @@ pub fn all() -> Vec<Case> {
         talk::cases(),
         api_loss::cases(),
         csi_node::cases(),
+        csi_controller::cases(),
+        csi_sanity::cases(),
         kubelet::cases(),
     ]
     .into_iter()

@@ -1,0 +1,383 @@
+//! CSI's Controller service (csi.md §1): what the sidecars ask of the operator, by its socket. No sidecar and no kubelet is needed.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use dotgraft_proto::csi::v1::controller_client::ControllerClient;
+use dotgraft_proto::csi::v1::volume_capability::access_mode::Mode;
+use dotgraft_proto::csi::v1::volume_capability::{AccessMode, AccessType, MountVolume};
+use dotgraft_proto::csi::v1::volume_content_source::{SnapshotSource, Type as Source, VolumeSource};
+use dotgraft_proto::csi::v1::{self as csi, VolumeCapability};
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status};
+
+use super::deletion::{nothing_left, on_disk};
+use crate::harness::test::STEP;
+use crate::harness::{Case, Test};
+use crate::rig::wait::eventually;
+
+/// All cases.
+pub fn cases() -> Vec<Case> {
+    vec![
+        Case::new("csi-create", "a volume is made once per name, is published to its node, grows and goes", create),
+        Case::new("csi-name-taken", "a volume never takes a Dot that a user made, and DeleteVolume never deletes one", name_taken),
+        Case::new("csi-snapshot", "a snapshot outlives its volume, is restored, and its end is the Filesystem's", snapshot),
+        Case::new("csi-clone", "a clone has a life of its own, and its source goes first", clone),
+        Case::new("csi-lists", "lists come in pages, with published nodes, capacity and condition", lists),
+        Case::new("9-csi", "a call repeated after the operator died between request and reply finds what it made", operator_dies),
+    ]
+}
+
+const SIZE: i64 = 256 << 20;
+
+/// The operator's Controller service, as one sidecar sees it.
+struct Sidecar {
+    client: ControllerClient<Channel>,
+    namespace: String,
+}
+
+/// A channel to a Unix socket.
+pub async fn channel(socket: &Path) -> Result<Channel> {
+    let at = socket.to_owned();
+    let connector = tower::service_fn(move |_| {
+        let at = at.clone();
+        async move { Ok::<_, std::io::Error>(TokioIo::new(UnixStream::connect(at).await?)) }
+    });
+    let endpoint = Endpoint::from_static("http://localhost");
+    endpoint.connect_with_connector(connector).await.with_context(|| format!("connecting to {}", socket.display()))
+}
+
+fn capability(mode: Mode) -> VolumeCapability {
+    let mount = MountVolume::default();
+    VolumeCapability { access_mode: Some(AccessMode { mode: mode.into() }), access_type: Some(AccessType::Mount(mount)) }
+}
+
+fn writer() -> VolumeCapability {
+    capability(Mode::SingleNodeWriter)
+}
+
+/// Refused with that code, and words that help.
+fn refused<T: std::fmt::Debug>(result: Result<T, Status>, code: Code, words: &str) -> Result<()> {
+    match result {
+        Err(status) if status.code() == code && status.message().contains(words) => Ok(()),
+        other => anyhow::bail!("expected {code:?} with {words:?}, got {other:?}"),
+    }
+}
+
+impl Sidecar {
+    async fn new(t: &Test) -> Result<Self> {
+        let client = ControllerClient::new(channel(&t.rig.csi_socket()).await?);
+        Ok(Self { client, namespace: t.namespace.clone() })
+    }
+
+    /// What the provisioner sends for a PVC of the test's namespace that was scheduled to a node.
+    fn request(&self, pvc: &str, node: &str) -> csi::CreateVolumeRequest {
+        let pair = |k: &str, v: &str| (k.to_owned(), v.to_owned());
+        let at = |segments| csi::Topology { segments };
+        let preferred = at([pair("topology.dotgraft.dev/node", node), pair("topology.dotgraft.dev/pool", "default")].into());
+        let requisite = at([pair("topology.dotgraft.dev/pool", "default")].into());
+        csi::CreateVolumeRequest {
+            name: format!("pvc-{}-{pvc}", self.namespace),
+            capacity_range: Some(csi::CapacityRange { required_bytes: SIZE, limit_bytes: 0 }),
+            volume_capabilities: vec![writer()],
+            parameters: [
+                pair("csi.storage.k8s.io/pvc/name", pvc),
+                pair("csi.storage.k8s.io/pvc/namespace", &self.namespace),
+                pair("csi.storage.k8s.io/pv/name", "pv"),
+            ]
+            .into(),
+            accessibility_requirements: Some(csi::TopologyRequirement { requisite: vec![requisite], preferred: vec![preferred] }),
+            ..csi::CreateVolumeRequest::default()
+        }
+    }
+
+    async fn create(&self, request: &csi::CreateVolumeRequest) -> Result<csi::Volume, Status> {
+        let answer = self.client.clone().create_volume(request.clone()).await?.into_inner();
+        answer.volume.ok_or_else(|| Status::internal("no volume in the answer"))
+    }
+
+    /// As a sidecar does: again while it is on its way.
+    async fn volume(&self, request: &csi::CreateVolumeRequest) -> Result<csi::Volume> {
+        eventually("the volume to be made", STEP, || async { Ok(self.create(request).await?) }).await
+    }
+
+    async fn delete(&self, id: &str) -> Result<()> {
+        let request = csi::DeleteVolumeRequest { volume_id: id.into(), ..csi::DeleteVolumeRequest::default() };
+        let delete = || async { Ok(self.client.clone().delete_volume(request.clone()).await.map(|_| ())?) };
+        eventually("the volume to be deleted", STEP, delete).await
+    }
+
+    async fn publish(&self, id: &str, node: &str, readonly: bool) -> Result<(), Status> {
+        let request = csi::ControllerPublishVolumeRequest {
+            volume_id: id.into(),
+            node_id: node.into(),
+            volume_capability: Some(writer()),
+            readonly,
+            ..csi::ControllerPublishVolumeRequest::default()
+        };
+        self.client.clone().controller_publish_volume(request).await.map(|_| ())
+    }
+
+    async fn unpublish(&self, id: &str, node: &str) -> Result<(), Status> {
+        let request = csi::ControllerUnpublishVolumeRequest {
+            volume_id: id.into(),
+            node_id: node.into(),
+            ..csi::ControllerUnpublishVolumeRequest::default()
+        };
+        self.client.clone().controller_unpublish_volume(request).await.map(|_| ())
+    }
+
+    async fn try_snapshot(&self, name: &str, volume: &str) -> Result<csi::Snapshot, Status> {
+        let name = format!("snapshot-{}-{name}", self.namespace);
+        let request = csi::CreateSnapshotRequest { name, source_volume_id: volume.into(), ..csi::CreateSnapshotRequest::default() };
+        let answer = self.client.clone().create_snapshot(request).await?.into_inner();
+        answer.snapshot.ok_or_else(|| Status::internal("no snapshot in the answer"))
+    }
+
+    async fn snapshot(&self, name: &str, volume: &str) -> Result<csi::Snapshot> {
+        eventually("the snapshot to be made", STEP, || async { Ok(self.try_snapshot(name, volume).await?) }).await
+    }
+
+    async fn delete_snapshot(&self, id: &str) -> Result<()> {
+        let request = csi::DeleteSnapshotRequest { snapshot_id: id.into(), ..csi::DeleteSnapshotRequest::default() };
+        let delete = || async { Ok(self.client.clone().delete_snapshot(request.clone()).await.map(|_| ())?) };
+        eventually("the snapshot to be deleted", STEP, delete).await
+    }
+
+    async fn get(&self, id: &str) -> Result<csi::ControllerGetVolumeResponse, Status> {
+        let request = csi::ControllerGetVolumeRequest { volume_id: id.into() };
+        Ok(self.client.clone().controller_get_volume(request).await?.into_inner())
+    }
+}
+
+async fn create(t: Arc<Test>) -> Result<()> {
+    let csi = Sidecar::new(&t).await?;
+    let request = csi.request("data", "n2");
+    let volume = csi.volume(&request).await?;
+    ensure!(volume.capacity_bytes == SIZE, "{} bytes", volume.capacity_bytes);
+    let segments: Vec<_> = volume.accessible_topology.iter().flat_map(|t| t.segments.iter()).collect();
+    ensure!(segments == [(&"topology.dotgraft.dev/pool".to_owned(), &"default".to_owned())], "only the group: {segments:?}");
+    let dot = t.ready("Dot", "data").await?;
+    ensure!(dot["status"]["owner"] == "n2", "it must begin where its pod goes: {}", dot["status"]["owner"]);
+    ensure!(dot["spec"]["fsId"] == volume.volume_id, "the handle is the id");
+    ensure!(csi.volume(&request).await?.volume_id == volume.volume_id, "made once");
+    let mut larger = request.clone();
+    larger.capacity_range = Some(csi::CapacityRange { required_bytes: 2 * SIZE, limit_bytes: 0 });
+    refused(csi.create(&larger).await, Code::AlreadyExists, "bytes")?;
+    let mut other = request.clone();
+    other.parameters.insert("dotgraft.dev/fencing".into(), "Manual".into());
+    refused(csi.create(&other).await, Code::AlreadyExists, "parameters")?;
+
+    let id = volume.volume_id.as_str();
+    refused(csi.publish(id, "n9", false).await, Code::NotFound, "n9")?;
+    for _ in 0..2 {
+        csi.publish(id, "n2", false).await?;
+    }
+    refused(csi.publish(id, "n2", true).await, Code::AlreadyExists, "n2")?;
+    refused(csi.publish(id, "n1", false).await, Code::FailedPrecondition, "n2")?;
+    let deletion = csi::DeleteVolumeRequest { volume_id: id.into(), ..csi::DeleteVolumeRequest::default() };
+    refused(csi.client.clone().delete_volume(deletion).await, Code::FailedPrecondition, "n2")?;
+    let expansion = csi::ControllerExpandVolumeRequest {
+        volume_id: id.into(),
+        capacity_range: Some(csi::CapacityRange { required_bytes: 2 * SIZE, limit_bytes: 0 }),
+        ..csi::ControllerExpandVolumeRequest::default()
+    };
+    let grown = csi.client.clone().controller_expand_volume(expansion).await?.into_inner();
+    ensure!(grown.capacity_bytes == 2 * SIZE && grown.node_expansion_required, "{grown:?}");
+    eventually("the agent to be told", STEP, || async {
+        let replica = t.replica(id, "n2").await?;
+        ensure!(replica["spec"]["desired"]["capacity"] == 2 * SIZE, "{}", replica["spec"]["desired"]["capacity"]);
+        Ok(())
+    })
+    .await?;
+    for _ in 0..2 {
+        csi.unpublish(id, "n2").await?;
+    }
+    for _ in 0..2 {
+        csi.delete(id).await?;
+    }
+    refused(csi.publish(id, "n2", false).await, Code::NotFound, id)?;
+    csi.unpublish(id, "n2").await?;
+    nothing_left(&t, id).await
+}
+
+async fn name_taken(t: Arc<Test>) -> Result<()> {
+    let csi = Sidecar::new(&t).await?;
+    let users = t.dot("mine", "n1").await?;
+    refused(csi.create(&csi.request("mine", "n1")).await, Code::AlreadyExists, "dataSourceRef")?;
+    csi.delete(&users).await?;
+    let dot = t.object("Dot", "mine").await?;
+    ensure!(dot["metadata"].get("deletionTimestamp").is_none(), "a user's Dot is not CSI's to delete");
+    // A claim made anew under a name whose volume of before is still there gets a Dot of its own.
+    let first = csi.volume(&csi.request("again", "n1")).await?;
+    let mut request = csi.request("again", "n1");
+    request.name.push_str("-2");
+    let second = csi.volume(&request).await?;
+    ensure!(first.volume_id != second.volume_id, "two volumes");
+    for id in [&first.volume_id, &second.volume_id] {
+        csi.delete(id).await?;
+    }
+    Ok(())
+}
+
+/// What a file of a volume says, read through the agent of its owner.
+async fn read(t: &Test, node: &str, volume: &str, file: &str) -> Result<String> {
+    let path = t.mount(node, volume).await?;
+    let text = std::fs::read_to_string(path.join(file));
+    t.unmount(&path).await?;
+    Ok(text?)
+}
+
+async fn write(t: &Test, node: &str, volume: &str, file: &str, content: &str) -> Result<()> {
+    let path = t.mount(node, volume).await?;
+    let written = std::fs::write(path.join(file), content);
+    t.unmount(&path).await?;
+    Ok(written?)
+}
+
+/// No object and no disk has it any more; what began with it still says so.
+async fn gone(t: &Test, volume: &str) -> Result<()> {
+    eventually("the source to be gone", STEP, || async {
+        ensure!(t.kube().get("Filesystem", "", volume).await?.is_none(), "its object is there");
+        for node in &t.rig.nodes {
+            let disk = on_disk(t, &node.name, volume)?;
+            ensure!(disk.is_none(), "on the disk of {}: {disk:?}", node.name);
+        }
+        Ok(())
+    })
+    .await
+}
+
+async fn snapshot(t: Arc<Test>) -> Result<()> {
+    let csi = Sidecar::new(&t).await?;
+    let volume = csi.volume(&csi.request("source", "n1")).await?.volume_id;
+    write(&t, "n1", &volume, "a", "before").await?;
+    let shot = csi.snapshot("s", &volume).await?;
+    ensure!(shot.ready_to_use && shot.size_bytes == SIZE && shot.source_volume_id == volume, "{shot:?}");
+    ensure!(csi.snapshot("s", &volume).await?.snapshot_id == shot.snapshot_id, "made once");
+    write(&t, "n1", &volume, "a", "after").await?;
+    csi.delete(&volume).await?;
+    let phase = || async { anyhow::Ok(t.object("Filesystem", &volume).await?["status"]["phase"].clone()) };
+    ensure!(phase().await? == "Headless", "without a head: {}", phase().await?);
+    refused(csi.publish(&volume, "n1", false).await, Code::NotFound, &volume)?;
+
+    // A volume of the same name is another one, restored from what the first one was.
+    let mut request = csi.request("source", "n1");
+    request.name.push_str("-restored");
+    let source = SnapshotSource { snapshot_id: shot.snapshot_id.clone() };
+    request.volume_content_source = Some(csi::VolumeContentSource { r#type: Some(Source::Snapshot(source)) });
+    let restored = csi.volume(&request).await?;
+    ensure!(restored.content_source == request.volume_content_source, "it must say what it is from");
+    ensure!(read(&t, "n1", &restored.volume_id, "a").await? == "before", "what the snapshot had");
+    let mut small = csi.request("small", "n1");
+    small.volume_content_source.clone_from(&request.volume_content_source);
+    small.capacity_range = Some(csi::CapacityRange { required_bytes: 0, limit_bytes: SIZE / 2 });
+    refused(csi.create(&small).await, Code::OutOfRange, "less")?;
+
+    csi.delete_snapshot(&shot.snapshot_id).await?;
+    csi.delete_snapshot(&shot.snapshot_id).await?;
+    gone(&t, &volume).await?;
+    ensure!(read(&t, "n1", &restored.volume_id, "a").await? == "before", "a restored volume needs its snapshot no more");
+    csi.delete(&restored.volume_id).await?;
+    nothing_left(&t, &restored.volume_id).await
+}
+
+async fn clone(t: Arc<Test>) -> Result<()> {
+    let csi = Sidecar::new(&t).await?;
+    let volume = csi.volume(&csi.request("source", "n2")).await?.volume_id;
+    write(&t, "n2", &volume, "a", "one").await?;
+    let mut request = csi.request("copy", "n1");
+    let source = VolumeSource { volume_id: volume.clone() };
+    request.volume_content_source = Some(csi::VolumeContentSource { r#type: Some(Source::Volume(source)) });
+    let copy = csi.volume(&request).await?.volume_id;
+    ensure!(csi.volume(&request).await?.volume_id == copy, "made once");
+    write(&t, "n2", &volume, "a", "two").await?;
+    ensure!(read(&t, "n2", &copy, "a").await? == "one", "it begins where its source was");
+    eventually("the commit that it was cloned from to go", STEP, || async {
+        let left = t.kube().names("Commit", &t.namespace, |_| true).await?;
+        ensure!(left.is_empty(), "{left:?}");
+        Ok(())
+    })
+    .await?;
+    csi.delete(&volume).await?;
+    gone(&t, &volume).await?;
+    ensure!(read(&t, "n2", &copy, "a").await? == "one", "its source is gone");
+    let missing = VolumeSource { volume_id: volume.clone() };
+    let mut again = csi.request("late", "n1");
+    again.volume_content_source = Some(csi::VolumeContentSource { r#type: Some(Source::Volume(missing)) });
+    refused(csi.create(&again).await, Code::NotFound, &volume)?;
+    csi.delete(&copy).await?;
+    nothing_left(&t, &copy).await
+}
+
+async fn lists(t: Arc<Test>) -> Result<()> {
+    let csi = Sidecar::new(&t).await?;
+    let mut ids = Vec::new();
+    for name in ["a", "b", "c"] {
+        ids.push(csi.volume(&csi.request(name, "n1")).await?.volume_id);
+    }
+    csi.publish(&ids[1], "n1", false).await?;
+    let (mut token, mut seen) = (String::new(), Vec::new());
+    loop {
+        let request = csi::ListVolumesRequest { max_entries: 2, starting_token: token };
+        let page = csi.client.clone().list_volumes(request).await?.into_inner();
+        ensure!(page.entries.len() <= 2, "{} entries", page.entries.len());
+        seen.extend(page.entries);
+        token = page.next_token;
+        if token.is_empty() {
+            break;
+        }
+    }
+    for id in &ids {
+        let found: Vec<_> = seen.iter().filter(|e| e.volume.as_ref().is_some_and(|v| v.volume_id == *id)).collect();
+        ensure!(found.len() == 1, "{id} is there {} times", found.len());
+        let nodes = found[0].status.as_ref().map(|s| s.published_node_ids.clone()).unwrap_or_default();
+        ensure!(nodes == if *id == ids[1] { vec!["n1".to_owned()] } else { vec![] }, "{id} on {nodes:?}");
+    }
+    let bad = csi::ListVolumesRequest { max_entries: 0, starting_token: "bad".into() };
+    refused(csi.client.clone().list_volumes(bad).await, Code::Aborted, "token")?;
+    let status = csi.get(&ids[0]).await?.status.context("no status")?;
+    ensure!(status.volume_condition.is_some_and(|c| !c.abnormal), "it is well");
+    let capacity =
+        |segments| csi::GetCapacityRequest { accessible_topology: Some(csi::Topology { segments }), ..csi::GetCapacityRequest::default() };
+    let of = |k: &str, v: &str| capacity([(k.to_owned(), v.to_owned())].into());
+    let n1 = csi.client.clone().get_capacity(of("topology.dotgraft.dev/node", "n1")).await?.into_inner().available_capacity;
+    let all = csi.client.clone().get_capacity(of("topology.dotgraft.dev/pool", "default")).await?.into_inner().available_capacity;
+    let none = csi.client.clone().get_capacity(of("topology.dotgraft.dev/node", "n9")).await?.into_inner().available_capacity;
+    ensure!(n1 > 0 && all > n1 && none == 0, "n1 {n1}, group {all}, n9 {none}");
+    csi.unpublish(&ids[1], "").await?;
+    for id in &ids {
+        csi.delete(id).await?;
+    }
+    refused(csi.get(&ids[0]).await, Code::NotFound, &ids[0])
+}
+
+async fn operator_dies(t: Arc<Test>) -> Result<()> {
+    let csi = Sidecar::new(&t).await?;
+    let request = csi.request("data", "n1");
+    for pause in [10, 60, 250] {
+        let call = tokio::spawn({
+            let (client, request) = (csi.client.clone(), request.clone());
+            async move { client.clone().create_volume(request).await.map(|_| ()) }
+        });
+        tokio::time::sleep(Duration::from_millis(pause)).await;
+        t.rig.restart("operator").await?;
+        let _ = call.await?;
+    }
+    let csi = Sidecar::new(&t).await?;
+    let volume = csi.volume(&request).await?.volume_id;
+    let dots = t.kube().names("Dot", &t.namespace, |_| true).await?;
+    ensure!(dots == ["data"], "{dots:?}");
+    csi.publish(&volume, "n1", false).await?;
+    t.rig.restart("operator").await?;
+    let csi = Sidecar::new(&t).await?;
+    let nodes = csi.get(&volume).await?.status.context("no status")?.published_node_ids;
+    ensure!(nodes == ["n1"], "what is published stands in the API: {nodes:?}");
+    csi.unpublish(&volume, "n1").await?;
+    csi.delete(&volume).await?;
+    nothing_left(&t, &volume).await
+}
