@@ -7,6 +7,7 @@ pub mod crd_rules;
 pub mod csi_controller;
 pub mod csi_node;
 pub mod csi_sanity;
+pub mod csi_pvc;
 pub mod deletion;
 pub mod fence;
 pub mod hostile;
@@ -50,6 +51,7 @@ pub fn all() -> Vec<Case> {
         csi_controller::cases(),
         csi_sanity::cases(),
         kubelet::cases(),
+        csi_pvc::cases(),
     ]
     .into_iter()
     .flatten()

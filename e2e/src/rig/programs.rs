@@ -83,6 +83,9 @@ impl RigNode {
             ("--listen", self.listen.clone()),
             ("--http", self.http.clone()),
             ("--socket", path(&self.files.socket)),
+            ("--csi-socket", path(&self.csi_socket())),
+            ("--plugins-registry", path(&self.kubelet_dir().join("plugins_registry"))),
+            ("--kubelet-dir", path(&self.kubelet_dir())),
             ("--log-format", "json".to_owned()),
         ];
         let args = args.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]).collect();

@@ -1,0 +1,150 @@
+//! Volumes as users have them: PVCs of the StorageClass in pods, through the real kubelet, scheduler and sidecars.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use serde_json::Value;
+
+use crate::harness::Case;
+use crate::harness::test::Test;
+use crate::rig::wait::eventually;
+
+/// Longest that one step with a pod may take.
+const STEP: Duration = Duration::from_secs(60);
+
+/// The cases of this file.
+pub fn cases() -> Vec<Case> {
+    vec![
+        Case::new("csi-registered", "every kubelet knows the driver, with topology and limit; capacity is published", registered)
+            .kubelets(),
+        Case::new("csi-pvc", "a pod writes into its PVC and goes; another pod on the node reads it; the PVC is a Dot", same_node)
+            .kubelets(),
+        Case::new("csi-move", "a pod rescheduled to another node finds its data there, and writes on", moved).kubelets(),
+        Case::new("csi-reboot", "a node without power comes back, and a pod there finds what it had written", reboot).kubelets(),
+    ]
+}
+
+async fn registered(t: Arc<Test>) -> Result<()> {
+    for node in ["n1", "n2", "n3"] {
+        eventually(&format!("CSINode {node} to name the driver"), STEP, || async {
+            let object: Value = serde_json::from_str(&t.kubectl(&["get", "csinode", node, "-o", "json"]).await?)?;
+            let drivers = object.pointer("/spec/drivers").and_then(Value::as_array).cloned().unwrap_or_default();
+            let ours = drivers.iter().find(|d| d["name"] == "csi.dotgraft.dev");
+            let keys = ours.map(|d| d["topologyKeys"].to_string()).unwrap_or_default();
+            ensure!(keys.contains("topology.dotgraft.dev/pool") && keys.contains("topology.dotgraft.dev/node"), "drivers: {drivers:?}");
+            ensure!(ours.is_some_and(|d| d["allocatable"]["count"].as_u64().is_some_and(|n| n > 0)), "no attach limit: {drivers:?}");
+            Ok(())
+        })
+        .await?;
+    }
+    eventually("a capacity object for each node", STEP, || async {
+        let list = t.kube().kubectl(&["get", "csistoragecapacities", "-A", "-o", "json"]).await?;
+        for node in ["n1", "n2", "n3"] {
+            ensure!(list.contains(&format!("\"topology.dotgraft.dev/node\": \"{node}\"")), "none for {node}");
+        }
+        Ok(())
+    })
+    .await
+}
+
+/// A PVC of the StorageClass.
+pub async fn claim(t: &Test, name: &str) -> Result<()> {
+    t.apply(&format!(
+        "apiVersion: v1\nkind: PersistentVolumeClaim\nmetadata: {{name: {name}, namespace: NAMESPACE}}\nspec:\n  \
+         storageClassName: dotgraft\n  accessModes: [ReadWriteOnce]\n  resources: {{requests: {{storage: 256Mi}}}}\n"
+    ))
+    .await
+}
+
+/// A pod that has the PVC at `/data` and runs a script; scheduled to `node`.
+pub async fn pod(t: &Test, name: &str, claim: &str, node: &str, script: &str) -> Result<()> {
+    let yaml = format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: NAMESPACE}}\nspec:\n  \
+         nodeSelector: {{kubernetes.io/hostname: {node}}}\n  restartPolicy: Always\n  terminationGracePeriodSeconds: 1\n  \
+         containers:\n  - name: c\n    image: busybox:1\n    imagePullPolicy: Never\n    command: [sh, -c, '{script}']\n    \
+         volumeMounts: [{{name: data, mountPath: /data}}]\n  volumes:\n  - name: data\n    \
+         persistentVolumeClaim: {{claimName: {claim}}}\n"
+    );
+    // The controller manager makes a new namespace's ServiceAccount in its own time.
+    eventually("the pod to be taken", STEP, || t.apply(&yaml)).await
+}
+
+/// Waits until a pod is ready; says what its events say if it isn't.
+pub async fn started(t: &Test, name: &str) -> Result<()> {
+    let start = Instant::now();
+    if let Err(e) = t.kubectl(&["wait", "--for=condition=Ready", "pod", name, "--timeout=60s"]).await {
+        let events = t.kubectl(&["get", "events", "--sort-by=.lastTimestamp"]).await?;
+        return Err(e.context(events));
+    }
+    println!("        {name} started after {:.1} s", start.elapsed().as_secs_f64());
+    Ok(())
+}
+
+/// Deletes a pod and waits until it is gone.
+pub async fn stop(t: &Test, name: &str) -> Result<()> {
+    t.kubectl(&["delete", "pod", name, "--timeout=60s"]).await?;
+    Ok(())
+}
+
+async fn read(t: &Test, pod: &str) -> Result<String> {
+    Ok(t.kubectl(&["exec", pod, "--", "cat", "/data/word"]).await?.trim().to_owned())
+}
+
+async fn same_node(t: Arc<Test>) -> Result<()> {
+    claim(&t, "data").await?;
+    pod(&t, "first", "data", "n2", "echo written > /data/word; sync; sleep 1000").await?;
+    started(&t, "first").await?;
+    ensure!(read(&t, "first").await? == "written", "what the pod wrote");
+    let dot = t.ready("Dot", "data").await?;
+    ensure!(dot.pointer("/status/owner").and_then(Value::as_str) == Some("n2"), "the Dot is on the pod's node: {}", dot["status"]);
+    stop(&t, "first").await?;
+    pod(&t, "second", "data", "n2", "sleep 1000").await?;
+    started(&t, "second").await?;
+    ensure!(read(&t, "second").await? == "written", "what the first pod wrote");
+    stop(&t, "second").await?;
+    t.kubectl(&["delete", "pvc", "data", "--timeout=60s"]).await?;
+    t.kube().gone("Dot", &t.namespace, "data", STEP).await
+}
+
+async fn moved(t: Arc<Test>) -> Result<()> {
+    claim(&t, "data").await?;
+    pod(&t, "first", "data", "n1", "echo written > /data/word; sync; sleep 1000").await?;
+    started(&t, "first").await?;
+    for (name, node) in [("second", "n3"), ("third", "n1")] {
+        let before = if name == "second" { "written" } else { "second" };
+        t.kubectl(&["delete", "pod", "--all", "--timeout=60s"]).await?;
+        pod(&t, name, "data", node, &format!("cp /data/word /data/before; echo {name} > /data/word; sync; sleep 1000")).await?;
+        started(&t, name).await?;
+        let seen = t.kubectl(&["exec", name, "--", "cat", "/data/before"]).await?;
+        ensure!(seen.trim() == before, "on {node} the pod found {seen:?}");
+        let dot = t.ready("Dot", "data").await?;
+        ensure!(dot.pointer("/status/owner").and_then(Value::as_str) == Some(node), "the owner is not {node}: {}", dot["status"]);
+    }
+    t.kubectl(&["delete", "pod", "--all", "--timeout=60s"]).await?;
+    t.kubectl(&["delete", "pvc", "data", "--timeout=60s"]).await?;
+    t.kube().gone("Dot", &t.namespace, "data", STEP).await
+}
+
+async fn reboot(t: Arc<Test>) -> Result<()> {
+    claim(&t, "data").await?;
+    pod(&t, "p", "data", "n3", "[ -e /data/word ] || echo written > /data/word; sync; sleep 1000").await?;
+    started(&t, "p").await?;
+    ensure!(read(&t, "p").await? == "written", "what the pod wrote");
+    t.rig.power_off("n3")?;
+    t.rig.node_lost("n3", STEP).await?;
+    let start = Instant::now();
+    t.rig.boot("n3").await?;
+    t.rig.ready(STEP).await?;
+    eventually("the pod to have started again", STEP, || async {
+        let starts = t.kubectl(&["get", "pod", "p", "-o", "jsonpath={.status.containerStatuses[0].restartCount}"]).await?;
+        ensure!(starts.trim() != "0", "it has not been started again");
+        ensure!(read(&t, "p").await? == "written", "not what it had written");
+        Ok(())
+    })
+    .await?;
+    println!("        boot to the pod with its data: {:.1} s", start.elapsed().as_secs_f64());
+    stop(&t, "p").await?;
+    t.kubectl(&["delete", "pvc", "data", "--timeout=60s"]).await?;
+    t.kube().gone("Dot", &t.namespace, "data", STEP).await
+}
