@@ -115,7 +115,7 @@ fn spec(patch: &Value) -> Value {
 
 /// Every case.
 pub fn all() -> Vec<Case> {
-    [dots(), branches(), commits(), jobs(), filesystems(), authority(), replicas(), node_pools()].concat()
+    [dots(), branches(), commits(), jobs(), operations(), filesystems(), authority(), replicas(), node_pools()].concat()
 }
 
 /// Cases that Dot and Branch have in common.
@@ -229,6 +229,14 @@ fn jobs() -> Vec<Case> {
 
 fn filesystem() -> Value {
     object("Filesystem", FS, &json!({"claimRef": {"kind": "Dot", "namespace": "shop", "name": "orders"}}))
+}
+
+fn operations() -> Vec<Case> {
+    let base = object("DotOperation", "case", &json!({"target": {"kind": "Dot", "name": "orders"}, "promote": {"node": "a"}}));
+    let rule = |path, message| Rule { base: &base, path, message };
+    let keep = json!({"metadata": {"labels": {"touched": "yes"}}});
+    let fixed = "a DotOperation can't change: make another one";
+    rule("spec", fixed).update(&json!({}), &keep, &spec(&json!({"promote": {"node": "b"}}))).to_vec()
 }
 
 fn filesystems() -> Vec<Case> {

@@ -6,12 +6,20 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
 };
 use kube::CustomResourceExt;
 
-use crate::{Branch, Commit, Dot, Filesystem, NodePool, Replica, ReplicationJob};
+use crate::{Branch, Commit, Dot, DotOperation, Filesystem, NodePool, Replica, ReplicationJob};
 
 /// All kinds, in an order in which they can be applied.
 pub fn all_crds() -> Vec<CustomResourceDefinition> {
-    let mut crds =
-        vec![Dot::crd(), Branch::crd(), Commit::crd(), ReplicationJob::crd(), Filesystem::crd(), Replica::crd(), NodePool::crd()];
+    let mut crds = vec![
+        Dot::crd(),
+        Branch::crd(),
+        Commit::crd(),
+        ReplicationJob::crd(),
+        DotOperation::crd(),
+        Filesystem::crd(),
+        Replica::crd(),
+        NodePool::crd(),
+    ];
     for crd in &mut crds {
         for version in &mut crd.spec.versions {
             if let Some(schema) = version.schema.as_mut().and_then(|s| s.open_api_v3_schema.as_mut()) {

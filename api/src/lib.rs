@@ -13,6 +13,7 @@ pub mod commit;
 pub mod common;
 pub mod crds;
 pub mod dot;
+pub mod dot_operation;
 pub mod filesystem;
 pub mod node_pool;
 pub mod quantity;
@@ -28,6 +29,7 @@ pub use common::{
 };
 pub use crds::all_crds;
 pub use dot::{Dot, DotSpec, DotStatus, RecentCommit, ReplicaSummary};
+pub use dot_operation::{DotOperation, DotOperationSpec, DotOperationStatus, OperationPhase, OperationTarget, Promote};
 pub use filesystem::{Authority, Filesystem, FilesystemPhase, FilesystemSpec, FilesystemStatus, ForkPoint, Opened, Pending, Publication};
 pub use node_pool::{NodePool, NodePoolSpec, NodePoolStatus, Orphan, OrphanAction, OrphanActionKind, Orphans};
 pub use quantity::{QuantityError, parse_quantity};

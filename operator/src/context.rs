@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use dotgraft_api::common::{ANNOTATION_CSI_NAME, GROUP};
-use dotgraft_api::{Branch, Commit, Dot, Filesystem, NodePool, Replica, ReplicationJob};
+use dotgraft_api::{Branch, Commit, Dot, DotOperation, Filesystem, NodePool, Replica, ReplicationJob};
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use k8s_openapi::api::core::v1::{Node, ObjectReference, PersistentVolume, PersistentVolumeClaim};
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
@@ -43,6 +43,8 @@ pub struct Caches {
     pub commits: Arc<Cache<Commit>>,
     /// Jobs, by namespace.
     pub jobs: Arc<Cache<ReplicationJob>>,
+    /// Operations, by the claim term of their target.
+    pub operations: Arc<Cache<DotOperation>>,
     /// Filesystems, by the claim term of their claim.
     pub filesystems: Arc<Cache<Filesystem>>,
     /// Replicas, by `FsId`.
@@ -72,6 +74,10 @@ impl Default for Caches {
                 terms
             }),
             jobs: Cache::new("replicationjob", |j| vec![j.namespace().unwrap_or_default()]),
+            operations: Cache::new("dotoperation", |o| {
+                let t = &o.spec.target;
+                vec![claim_term(t.kind.as_str(), &o.namespace().unwrap_or_default(), &t.name)]
+            }),
             filesystems: Cache::new("filesystem", |f| {
                 let c = &f.spec.claim_ref;
                 vec![claim_term(c.kind.as_str(), &c.namespace, &c.name)]
@@ -103,6 +109,7 @@ impl Caches {
             && self.branches.fresh()
             && self.commits.fresh()
             && self.jobs.fresh()
+            && self.operations.fresh()
             && self.filesystems.fresh()
             && self.replicas.fresh()
             && self.pools.fresh()

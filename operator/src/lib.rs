@@ -20,6 +20,7 @@ pub mod leader;
 pub mod metrics;
 pub mod names;
 pub mod nodepool;
+pub mod operation;
 pub mod pools;
 pub mod pvc;
 pub mod replica;

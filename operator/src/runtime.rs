@@ -20,7 +20,7 @@ use crate::cache::{Cache, Kind};
 use crate::claim::{ClaimObject, ClaimView};
 use crate::context::{Ctx, claim_term};
 use crate::error::{Error, Kind as ErrorKind};
-use crate::{claim, commit, filesystem, job, nodepool, pvc, replica, signer};
+use crate::{claim, commit, filesystem, job, nodepool, operation, pvc, replica, signer};
 
 /// Reconciles of one controller at a time.
 const CONCURRENCY: u16 = 8;
@@ -42,6 +42,7 @@ pub async fn watch(ctx: Arc<Ctx>) {
         c.branches.clone().run(Api::all(client.clone()), all(), m.clone()),
         c.commits.clone().run(Api::all(client.clone()), all(), m.clone()),
         c.jobs.clone().run(Api::all(client.clone()), all(), m.clone()),
+        c.operations.clone().run(Api::all(client.clone()), all(), m.clone()),
         c.filesystems.clone().run(Api::all(client.clone()), all(), m.clone()),
         c.replicas.clone().run(Api::all(client.clone()), all(), m.clone()),
         c.pools.clone().run(Api::all(client.clone()), all(), m.clone()),
@@ -65,6 +66,7 @@ pub async fn control(ctx: Arc<Ctx>) {
         run("branch", &c.branches, branch_triggers(&ctx), claim::reconcile_branch, &ctx),
         run("commit", &c.commits, commit_triggers(&ctx), commit::reconcile, &ctx),
         run("replicationjob", &c.jobs, job_triggers(&ctx), job::reconcile, &ctx),
+        run("dotoperation", &c.operations, vec![], operation::reconcile, &ctx),
         run("filesystem", &c.filesystems, filesystem_triggers(&ctx), filesystem::reconcile, &ctx),
         run("replica", &c.replicas, replica_triggers(&ctx), replica::reconcile, &ctx),
         run("nodepool", &c.pools, pool_triggers(&ctx), nodepool::reconcile, &ctx),

@@ -41,6 +41,7 @@ pub fn cases() -> Vec<Case> {
             "an owner that is proven lost loses authority; back again it can't write, and keeps what it has",
             out_of_service,
         ),
+        Case::new("move-promote", "a person promotes a copy; loss needs a word and a verb of its own; the old owner is fenced", promoted),
         Case::new("18-silent", "an owner that is merely silent keeps authority", silent),
     ]
 }
@@ -315,6 +316,54 @@ async fn out_of_service(t: Arc<Test>) -> Result<()> {
     let result = result.await;
     taint(&t, "n1", false).await?;
     result
+}
+
+async fn promoted(t: Arc<Test>) -> Result<()> {
+    let fs_id = t.dot_of("d", &json!({"capacity": "256Mi", "placement": {"node": "n1"}, "fencing": "Manual"})).await?;
+    let head = t.mount("n1", &fs_id).await?;
+    std::fs::write(head.join("a"), b"committed")?;
+    let commit = t.commit("c1", "d").await?;
+    t.push("j", "d", "n2").await?;
+    t.arrived(&fs_id, &commit, "n2", STEP).await?;
+    std::fs::write(head.join("b"), b"not committed")?;
+    let promote = |accept: bool| json!({"target": {"name": "d"}, "promote": {"node": "n2", "acceptLoss": accept}});
+    t.create("DotOperation", "careful", &promote(false)).await?;
+    eventually("it to be refused", STEP, || async {
+        let o = t.object("DotOperation", "careful").await?;
+        Ok(ensure!(o["status"]["phase"] == "Refused" && text(&o, "/status/message")?.contains("acceptLoss"), "{}", o["status"]))
+    })
+    .await?;
+    // A user with the role `edit` may make operations, and accept no loss.
+    let role = format!("{}-edit", t.namespace);
+    t.kube().kubectl(&["create", "rolebinding", &role, "-n", &t.namespace, "--clusterrole=edit", "--user=dev"]).await?;
+    let object = json!({
+        "apiVersion": "dotgraft.dev/v1alpha1", "kind": "DotOperation",
+        "metadata": {"name": "forbidden", "namespace": t.namespace}, "spec": promote(true),
+    });
+    let file = t.dir.join("operation.json");
+    std::fs::write(&file, object.to_string())?;
+    let forbidden = t.kube().kubectl(&["--as=dev", "create", "-f", &file.to_string_lossy()]).await;
+    let why = forbidden.err().map(|e| format!("{e:#}")).unwrap_or_default();
+    ensure!(why.contains("accept-loss"), "a user without the verb accepted a loss: {why}");
+    t.create("DotOperation", "now", &promote(true)).await?;
+    eventually("it to be done", STEP, || async {
+        let o = t.object("DotOperation", "now").await?;
+        Ok(ensure!(o["status"]["phase"] == "Done" && o["status"]["epoch"] == 2 && o["status"]["from"] == "n1", "{}", o["status"]))
+    })
+    .await?;
+    owned_by(&t, "d", "n2").await?;
+    eventually("the old owner to be fenced", STEP, || async {
+        Ok(ensure!(
+            std::fs::write(head.join("c"), b"late").and_then(|()| std::fs::File::open(head.join("c"))?.sync_all()).is_err(),
+            "it writes"
+        ))
+    })
+    .await?;
+    ensure!(std::fs::read(head.join("b"))? == b"not committed", "what only the old owner has is kept");
+    let there = t.mount("n2", &fs_id).await?;
+    ensure!(std::fs::read(there.join("a"))? == b"committed" && !there.join("b").exists());
+    t.unmount(&there).await?;
+    t.unmount(&head).await
 }
 
 async fn silent(t: Arc<Test>) -> Result<()> {

@@ -203,7 +203,7 @@ impl Test {
     }
 
     async fn delete_all(&self) -> Result<()> {
-        for kind in ["ReplicationJob", "Commit", "Branch", "Dot"] {
+        for kind in ["DotOperation", "ReplicationJob", "Commit", "Branch", "Dot"] {
             for name in self.kube().names(kind, &self.namespace, |_| true).await? {
                 self.kube().delete(kind, &self.namespace, &name).await?;
             }

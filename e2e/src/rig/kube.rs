@@ -13,8 +13,9 @@ use serde_json::Value;
 use super::wait::eventually;
 
 /// Our kinds: (kind, plural, namespaced). Order: the one to delete them in.
-pub const KINDS: [(&str, &str, bool); 7] = [
+pub const KINDS: [(&str, &str, bool); 8] = [
     ("ReplicationJob", "replicationjobs", true),
+    ("DotOperation", "dotoperations", true),
     ("Commit", "commits", true),
     ("Branch", "branches", true),
     ("Dot", "dots", true),

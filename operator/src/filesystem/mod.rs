@@ -16,7 +16,7 @@ use kube::runtime::controller::Action;
 use kube::{Api, ResourceExt};
 use serde_json::json;
 
-pub use self::gather::{jobs_of, live_replicas};
+pub use self::gather::{jobs_of, live as gather_live, live_replicas};
 use self::plan::{Marks, Plan, View, Write};
 pub use self::wishes::is_recorded;
 use crate::context::Ctx;

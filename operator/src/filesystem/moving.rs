@@ -98,6 +98,11 @@ pub fn taken(view: &View, authority: &Authority, node: Option<&str>) -> Option<A
     })
 }
 
+/// Whether the copy there has reported to hold all of the handoff that is pending: nothing is lost if it takes over.
+pub fn holds_all(view: &View, authority: &Authority, place: &Place) -> bool {
+    view.replicas.iter().any(|r| r.spec.pool == place.pool && has_all(r, authority))
+}
+
 /// R5: everything of the handoff that is pending is there.
 fn has_all(replica: &Replica, authority: &Authority) -> bool {
     let (Some(pending), Some(start)) = (&authority.pending, replica.status.as_ref().and_then(|s| s.import_start.as_ref())) else {
@@ -109,4 +114,4 @@ fn has_all(replica: &Replica, authority: &Authority) -> bool {
 
 #[cfg(test)]
 #[path = "moving_tests.rs"]
-mod tests;
+pub mod tests;

@@ -18,7 +18,8 @@ fn place(node: &str) -> Place {
 fn authority() -> Authority {
     Authority { owner: place("n1"), epoch: 3, attempt: 2, ..Authority::default() }
 }
-fn copy(node: &str, role: CopyRole, seconds: i64) -> Arc<Replica> {
+/// A copy with one commit of that age.
+pub fn copy(node: &str, role: CopyRole, seconds: i64) -> Arc<Replica> {
     let spec = dotgraft_api::ReplicaSpec { fs_id: FS.into(), node: node.into(), pool: pool_id(node), ..Default::default() };
     let mut r = replica(spec, true, role);
     let commit = ReplicaCommit {
@@ -32,7 +33,8 @@ fn copy(node: &str, role: CopyRole, seconds: i64) -> Arc<Replica> {
         Some(ReplicaStatus { role, commit_count: 1, head: Some(FS.into()), recent_commits: vec![commit], ..ReplicaStatus::default() });
     Arc::new(r)
 }
-fn view() -> View {
+/// Owned by n1; three pools.
+pub fn view() -> View {
     View {
         fs: filesystem(Some(FilesystemPhase::Active), Some(authority())),
         claim: Some(claim()),
@@ -41,7 +43,8 @@ fn view() -> View {
         ..View::default()
     }
 }
-fn publish(v: &mut View, node: &str, read_only: bool) {
+/// Kubernetes attaches it.
+pub fn publish(v: &mut View, node: &str, read_only: bool) {
     v.fs.spec.published_to.push(Publication { node: node.into(), read_only });
 }
 fn moves_to(v: &View) -> Option<Place> {

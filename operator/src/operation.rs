@@ -1,0 +1,143 @@
+//! Controller of DotOperation: gather → decide → apply → status. Each is done once; its status is the record of it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use dotgraft_api::{Authority, ConditionUpdate, DotOperation, DotOperationStatus, FilesystemPhase, OperationPhase, Time, set_condition};
+use k8s_openapi::jiff::Timestamp;
+use kube::runtime::controller::Action;
+use kube::{Api, Resource, ResourceExt};
+
+use crate::claim;
+use crate::context::Ctx;
+use crate::error::Error;
+use crate::filesystem::moving::{holds_all, taken};
+use crate::filesystem::plan::View;
+use crate::filesystem::{gather_live, set_status};
+use crate::write;
+
+/// Something that it waits for is looked at again after this long.
+const WAIT: Duration = Duration::from_secs(5);
+
+/// What is to be done now.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Step {
+    /// Authority as it shall be.
+    Take(Box<Authority>),
+    /// It can't be done.
+    Refuse(String),
+}
+
+/// Decides about a promotion. Without `accept_loss` only a copy takes over that has reported to hold all of a handoff in hand (R5).
+pub fn promote(view: &View, node: Option<&str>, accept_loss: bool) -> Step {
+    let refuse = |why: &str| Step::Refuse(why.to_owned());
+    let Some(status) = view.fs.status.as_ref() else { return refuse("the Filesystem has no status: `kubectl dot accept`") };
+    if status.phase != FilesystemPhase::Active {
+        return Step::Refuse(format!("the Filesystem is {:?}: only an Active one changes owners", status.phase));
+    }
+    let Some(authority) = &status.authority else { return refuse("it is not recorded who owns it: `kubectl dot accept`") };
+    if node == Some(authority.owner.node.as_str()) {
+        return Step::Refuse(format!("node `{}` owns it already", authority.owner.node));
+    }
+    let Some(next) = taken(view, authority, node) else {
+        return refuse("no copy that holds a commit is ready to take over (there, if a node is named): see the Dot's status.replicas");
+    };
+    if !accept_loss && !holds_all(view, authority, &next.owner) {
+        return refuse(
+            "what the present owner has beyond that copy may be lost: set promote.acceptLoss (needs the verb accept-loss), or move it while the \
+             owner is there",
+        );
+    }
+    Step::Take(Box::new(next))
+}
+
+/// Does one operation, once.
+pub async fn reconcile(operation: Arc<DotOperation>, ctx: Arc<Ctx>) -> Result<Action, Error> {
+    let ended = operation.status.as_ref().is_some_and(|s| s.phase.is_some());
+    if ended || operation.metadata.deletion_timestamp.is_some() {
+        return Ok(Action::await_change());
+    }
+    let (target, namespace) = (&operation.spec.target, operation.namespace().unwrap_or_default());
+    let Some((_, Some(fs))) = claim::bound(&ctx, target.kind, &namespace, &target.name) else {
+        let text = format!("there is no {} `{}` with data in this namespace (yet)", target.kind.as_str(), target.name);
+        return wait(&operation, &text, &ctx).await;
+    };
+    let Some(view) = gather_live(&fs.name_any(), &ctx).await? else { return Ok(Action::requeue(WAIT)) };
+    let authority = view.fs.status.as_ref().and_then(|s| s.authority.as_ref());
+    let (owner, epoch) = authority.map(|a| (a.owner.node.clone(), a.epoch)).unzip();
+    let intended = operation.status.as_ref().and_then(|s| Some((s.from.clone()?, s.epoch?)));
+    let status = match (intended, &operation.spec.promote) {
+        // Authority has changed since it was intended: by an earlier try whose status was not written, or by somebody else. Either way
+        // it is not done a second time.
+        (Some((from, before)), _) if epoch.is_some_and(|now| now > before) => {
+            ended_as(OperationPhase::Done, Some(from), owner, epoch, "authority has changed hands")
+        }
+        (intended, wish) => match promote(&view, wish.node.as_deref(), wish.accept_loss) {
+            Step::Refuse(why) => ended_as(OperationPhase::Refused, owner, None, epoch, &why),
+            Step::Take(_) if intended.is_none() => {
+                let intent = DotOperationStatus { from: owner, epoch, message: "taking authority".into(), ..DotOperationStatus::default() };
+                write::status(&write::namespaced(&ctx.client, operation.as_ref()), operation.as_ref(), &intent).await?;
+                return Ok(Action::requeue(Duration::ZERO)); // with the intent recorded
+            }
+            Step::Take(next) => {
+                let (to, epoch) = (next.owner.node.clone(), next.epoch);
+                set_status(&view.fs, FilesystemPhase::Active, Some(*next), &ctx).await?;
+                let text = format!("node `{to}` owns it in epoch {epoch}; if the old owner returns, what it has is fenced and kept");
+                ended_as(OperationPhase::Done, owner, Some(to), Some(epoch), &text)
+            }
+        },
+    };
+    write::status(&write::namespaced(&ctx.client, operation.as_ref()), operation.as_ref(), &status).await?;
+    let warning = status.phase == Some(OperationPhase::Refused);
+    let note = crate::context::Note { warning, reason: "Promote".into(), message: status.message.clone() };
+    ctx.notes(&operation.object_ref(&()), "Promote", vec![note]).await;
+    Ok(Action::await_change())
+}
+
+fn ended_as(phase: OperationPhase, from: Option<String>, to: Option<String>, epoch: Option<u64>, message: &str) -> DotOperationStatus {
+    let now = Time(Timestamp::now());
+    let mut conditions = Vec::new();
+    let done = phase == OperationPhase::Done;
+    let reason = if done { "Done" } else { "Refused" };
+    let update = ConditionUpdate { type_: "Complete", status: Some(done), reason, message, observed_generation: None };
+    set_condition(&mut conditions, &update, &now);
+    DotOperationStatus { phase: Some(phase), finished_at: Some(now), from, to, epoch, message: message.to_owned(), conditions }
+}
+
+async fn wait(operation: &DotOperation, text: &str, ctx: &Ctx) -> Result<Action, Error> {
+    let old = operation.status.clone().unwrap_or_default();
+    if old.message != text {
+        let api: Api<DotOperation> = write::namespaced(&ctx.client, operation);
+        write::status(&api, operation, &DotOperationStatus { message: text.to_owned(), ..DotOperationStatus::default() }).await?;
+    }
+    Ok(Action::requeue(WAIT))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::filesystem::moving::tests::{copy, publish, view};
+    use dotgraft_api::CopyRole;
+
+    fn refused(step: Step) -> String {
+        match step {
+            Step::Refuse(why) => why,
+            Step::Take(next) => panic!("taken: {next:?}"),
+        }
+    }
+
+    #[test]
+    fn what_may_be_lost_is_accepted_by_a_person_or_not_done() {
+        let mut v = view();
+        assert!(refused(promote(&v, None, true)).contains("no copy"));
+        v.replicas.push(copy("n2", CopyRole::Replica, 5));
+        assert!(refused(promote(&v, None, false)).contains("acceptLoss"));
+        assert!(refused(promote(&v, Some("n1"), true)).contains("already"));
+        assert!(refused(promote(&v, Some("n3"), true)).contains("no copy"));
+        publish(&mut v, "n3", false);
+        let Step::Take(next) = promote(&v, Some("n2"), true) else { panic!("refused") };
+        assert_eq!((next.owner.node.as_str(), next.epoch), ("n2", 4));
+        v.fs.status.as_mut().unwrap().phase = FilesystemPhase::Deleting;
+        assert!(refused(promote(&v, None, true)).contains("Deleting"));
+    }
+}
