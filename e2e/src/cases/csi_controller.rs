@@ -11,6 +11,7 @@ use dotgraft_proto::csi::v1::volume_capability::{AccessMode, AccessType, MountVo
 use dotgraft_proto::csi::v1::volume_content_source::{SnapshotSource, Type as Source, VolumeSource};
 use dotgraft_proto::csi::v1::{self as csi, VolumeCapability};
 use hyper_util::rt::TokioIo;
+use serde_json::Value;
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
@@ -28,6 +29,8 @@ pub fn cases() -> Vec<Case> {
         Case::new("csi-snapshot", "a snapshot outlives its volume, is restored, and its end is the Filesystem's", snapshot),
         Case::new("csi-clone", "a clone has a life of its own, and its source goes first", clone),
         Case::new("csi-lists", "lists come in pages, with published nodes, capacity and condition", lists),
+        Case::new("csi-dot", "a PVC gets the Dot that it names, alone, and never takes it along; a bound PVC holds the Dot", pvc_of_dot),
+        Case::new("csi-commit", "a PVC that names a Commit gets a volume of its own", pvc_of_commit),
         Case::new("9-csi", "a call repeated after the operator died between request and reply finds what it made", operator_dies),
     ]
 }
@@ -380,4 +383,77 @@ async fn operator_dies(t: Arc<Test>) -> Result<()> {
     csi.unpublish(&volume, "n1").await?;
     csi.delete(&volume).await?;
     nothing_left(&t, &volume).await
+}
+
+/// A PVC of the StorageClass whose `dataSourceRef` names an object of ours.
+async fn claim(t: &Test, name: &str, kind: &str, source: &str) -> Result<()> {
+    t.apply(&format!(
+        "apiVersion: v1\nkind: PersistentVolumeClaim\nmetadata: {{name: {name}, namespace: NAMESPACE}}\nspec:\n  \
+         storageClassName: dotgraft\n  accessModes: [ReadWriteOnce]\n  resources: {{requests: {{storage: 256Mi}}}}\n  \
+         dataSourceRef: {{apiGroup: dotgraft.dev, kind: {kind}, name: {source}}}\n"
+    ))
+    .await
+}
+
+async fn bound(t: &Test, name: &str) -> Result<Value> {
+    eventually(&format!("PVC {name} to be bound"), STEP, || async {
+        let pvc: Value = serde_json::from_str(&t.kubectl(&["get", "pvc", name, "-o", "json"]).await?)?;
+        ensure!(pvc["status"]["phase"] == "Bound", "{} {}", pvc["status"], t.kubectl(&["get", "events"]).await?);
+        let pv = pvc["spec"]["volumeName"].as_str().unwrap_or_default().to_owned();
+        Ok(serde_json::from_str::<Value>(&t.kube().kubectl(&["get", "pv", &pv, "-o", "json"]).await?)?)
+    })
+    .await
+}
+
+async fn pvc_of_dot(t: Arc<Test>) -> Result<()> {
+    let fs_id = t.dot("d", "n1").await?;
+    claim(&t, "one", "Dot", "d").await?;
+    let pv = bound(&t, "one").await?;
+    ensure!(pv["spec"]["csi"]["volumeHandle"] == *fs_id, "that very Filesystem: {}", pv["spec"]["csi"]);
+    ensure!(pv["spec"]["persistentVolumeReclaimPolicy"] == "Retain", "{}", pv["spec"]["persistentVolumeReclaimPolicy"]);
+    claim(&t, "two", "Dot", "d").await?;
+    eventually("an event that says who has it", STEP, || async {
+        let events = t.kubectl(&["get", "events", "--field-selector=reason=AlreadyClaimed"]).await?;
+        ensure!(events.contains(&format!("{}/one", t.namespace)), "{events}");
+        Ok(())
+    })
+    .await?;
+    t.kubectl(&["delete", "pvc", "two"]).await?;
+    t.kubectl(&["delete", "pvc", "one"]).await?;
+    let pv_gone = || async {
+        let left = t.kube().kubectl(&["get", "pv", "-o", "name"]).await?;
+        ensure!(!left.contains(&fs_id), "{left}");
+        Ok(())
+    };
+    eventually("the PersistentVolume to go", STEP, pv_gone).await?;
+    ensure!(t.object("Dot", "d").await?["metadata"].get("deletionTimestamp").is_none(), "the Dot stays");
+
+    claim(&t, "again", "Dot", "d").await?;
+    bound(&t, "again").await?;
+    t.kubectl(&["delete", "dot", "d", "--wait=false"]).await?;
+    t.condition("Dot", "d", "Ready", "False", Some("ClaimBound")).await?;
+    t.kubectl(&["delete", "pvc", "again"]).await?;
+    nothing_left(&t, &fs_id).await?;
+    eventually("the PersistentVolume to go", STEP, pv_gone).await
+}
+
+async fn pvc_of_commit(t: Arc<Test>) -> Result<()> {
+    let fs_id = t.dot("d", "n1").await?;
+    write(&t, "n1", &fs_id, "a", "before").await?;
+    t.commit("c", "d").await?;
+    write(&t, "n1", &fs_id, "a", "after").await?;
+    t.kubectl(&["patch", "dot", "d", "--type=merge", "-p", r#"{"spec":{"capacity":"256Mi"}}"#]).await?;
+    claim(&t, "copy", "Commit", "c").await?;
+    let pv = bound(&t, "copy").await?;
+    let own = pv["spec"]["csi"]["volumeHandle"].as_str().context("no handle")?.to_owned();
+    ensure!(own != fs_id, "a Filesystem of its own");
+    ensure!(read(&t, "n1", &own, "a").await? == "before", "what the Commit had");
+    t.kubectl(&["delete", "pvc", "copy"]).await?;
+    // What the provisioner does with a PersistentVolume that is to be deleted.
+    Sidecar::new(&t).await?.delete(&own).await?;
+    let name = pv["metadata"]["name"].as_str().context("no name")?;
+    t.kube().kubectl(&["delete", "pv", name]).await?;
+    nothing_left(&t, &own).await?;
+    ensure!(t.object("Dot", "d").await?["metadata"].get("deletionTimestamp").is_none(), "its source stays");
+    Ok(())
 }

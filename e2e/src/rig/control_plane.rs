@@ -17,7 +17,7 @@ use super::wait::eventually;
 pub const NODE_GRACE: Duration = Duration::from_secs(8);
 
 /// The controllers the tests without pods rely on. The others would watch a dozen kinds that no such test has.
-const CONTROLLERS: [&str; 8] = [
+const CONTROLLERS: [&str; 11] = [
     "namespace-controller",
     "garbage-collector-controller",
     "serviceaccount-controller",
@@ -26,6 +26,9 @@ const CONTROLLERS: [&str; 8] = [
     "clusterrole-aggregation-controller",
     "certificatesigningrequest-cleaner-controller",
     "validatingadmissionpolicy-status-controller",
+    "persistentvolume-binder-controller",
+    "persistentvolume-protection-controller",
+    "persistentvolumeclaim-protection-controller",
 ];
 
 /// Where the control plane's programs are.
