@@ -21,6 +21,7 @@ pub fn cases() -> Vec<Case> {
         Case::new("csi-pvc", "a pod writes into its PVC and goes; another pod on the node reads it; the PVC is a Dot", same_node)
             .kubelets(),
         Case::new("csi-move", "a pod rescheduled to another node finds its data there, and writes on", moved).kubelets(),
+        Case::new("csi-copies", "a snapshot is restored, a PVC cloned, and a PVC grows while a pod uses it", copies).kubelets(),
         Case::new("csi-reboot", "a node without power comes back, and a pod there finds what it had written", reboot).kubelets(),
     ]
 }
@@ -50,9 +51,15 @@ async fn registered(t: Arc<Test>) -> Result<()> {
 
 /// A PVC of the StorageClass.
 pub async fn claim(t: &Test, name: &str) -> Result<()> {
+    claim_from(t, name, "").await
+}
+
+/// A PVC with the content of `source`, the inside of a `dataSource`; an empty one without.
+async fn claim_from(t: &Test, name: &str, source: &str) -> Result<()> {
+    let source = if source.is_empty() { String::new() } else { format!("  dataSource: {{{source}}}\n") };
     t.apply(&format!(
         "apiVersion: v1\nkind: PersistentVolumeClaim\nmetadata: {{name: {name}, namespace: NAMESPACE}}\nspec:\n  \
-         storageClassName: dotgraft\n  accessModes: [ReadWriteOnce]\n  resources: {{requests: {{storage: 256Mi}}}}\n"
+         storageClassName: dotgraft\n  accessModes: [ReadWriteOnce]\n  resources: {{requests: {{storage: 256Mi}}}}\n{source}"
     ))
     .await
 }
@@ -124,6 +131,45 @@ async fn moved(t: Arc<Test>) -> Result<()> {
     t.kubectl(&["delete", "pod", "--all", "--timeout=60s"]).await?;
     t.kubectl(&["delete", "pvc", "data", "--timeout=60s"]).await?;
     t.kube().gone("Dot", &t.namespace, "data", STEP).await
+}
+
+async fn copies(t: Arc<Test>) -> Result<()> {
+    claim(&t, "data").await?;
+    pod(&t, "first", "data", "n1", "echo written > /data/word; sync; sleep 1000").await?;
+    started(&t, "first").await?;
+    let class = format!("{}-class", t.namespace);
+    t.apply(&format!(
+        "apiVersion: snapshot.storage.k8s.io/v1\nkind: VolumeSnapshotClass\nmetadata: {{name: {class}}}\ndriver: csi.dotgraft.dev\n\
+         deletionPolicy: Delete\n---\napiVersion: snapshot.storage.k8s.io/v1\nkind: VolumeSnapshot\nmetadata: {{name: s, namespace: NAMESPACE}}\n\
+         spec: {{volumeSnapshotClassName: {class}, source: {{persistentVolumeClaimName: data}}}}\n"
+    ))
+    .await?;
+    t.kubectl(&["wait", "--for=jsonpath={.status.readyToUse}=true", "volumesnapshot", "s", "--timeout=60s"]).await?;
+    t.kubectl(&["exec", "first", "--", "sh", "-c", "echo later > /data/word; sync"]).await?;
+    claim_from(&t, "restored", "apiGroup: snapshot.storage.k8s.io, kind: VolumeSnapshot, name: s").await?;
+    claim_from(&t, "cloned", "kind: PersistentVolumeClaim, name: data").await?;
+    for (name, word) in [("restored", "written"), ("cloned", "later")] {
+        pod(&t, name, name, "n1", "sleep 1000").await?;
+        started(&t, name).await?;
+        ensure!(read(&t, name).await? == word, "what the {name} PVC holds");
+    }
+    t.kubectl(&["patch", "pvc", "data", "-p", r#"{"spec":{"resources":{"requests":{"storage":"512Mi"}}}}"#]).await?;
+    eventually("the PVC to have grown", STEP, || async {
+        let size = t.kubectl(&["get", "pvc", "data", "-o", "jsonpath={.status.capacity.storage}"]).await?;
+        ensure!(size == "512Mi", "it has {size}");
+        Ok(())
+    })
+    .await?;
+    t.kubectl(&["exec", "first", "--", "dd", "if=/dev/urandom", "of=/data/big", "bs=1M", "count=300"]).await?;
+    t.kubectl(&["delete", "pod", "--all", "--timeout=60s"]).await?;
+    t.kubectl(&["delete", "pvc", "data", "--timeout=60s"]).await?;
+    t.kubectl(&["delete", "volumesnapshot", "s", "--timeout=60s"]).await?;
+    t.kubectl(&["delete", "pvc", "--all", "--timeout=60s"]).await?;
+    t.kubectl(&["delete", "volumesnapshotclass", &class]).await?;
+    for name in ["data", "restored", "cloned"] {
+        t.kube().gone("Dot", &t.namespace, name, STEP).await?;
+    }
+    Ok(())
 }
 
 async fn reboot(t: Arc<Test>) -> Result<()> {

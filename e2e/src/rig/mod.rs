@@ -227,11 +227,14 @@ impl Rig {
                 continue;
             }
             let what = format!("{name} to be ready");
+            // One that has ended stays ended: no use in waiting for it.
             let ready = eventually(&what, timeout, || async {
-                self.still_running(name)?;
-                programs::ready(address).await
+                match self.still_running(name) {
+                    Ok(()) => programs::ready(address).await.map(Ok),
+                    ended => Ok(ended),
+                }
             });
-            ready.await.with_context(|| format!("the end of its log:\n{}", self.processes.tail(name, 30)))?;
+            ready.await.flatten().with_context(|| format!("the end of its log:\n{}", self.processes.tail(name, 30)))?;
         }
         Ok(())
     }

@@ -111,6 +111,7 @@ fn kubelet_settings(pki: &Path, address: &str, index: u8) -> serde_json::Value {
         "makeIPTablesUtilChains": false,
         "maxPods": 250,
         "serializeImagePulls": false,
+        "syncFrequency": "10s", // a PVC that grows is noticed by then; the default is a minute
         "evictionHard": {"imagefs.available": "1%", "nodefs.available": "1%", "memory.available": "50Mi"},
         "imageGCHighThresholdPercent": 100,
         "nodeLeaseDurationSeconds": 4,
