@@ -211,7 +211,10 @@ impl Supervisor {
 }
 
 /// Conditions of copies that are counted; each names a trouble.
-const TROUBLES: [&str; 10] = [
+const TROUBLES: [&str; 13] = [
+    "MoveBlocked",
+    "PendingLost",
+    "Superseded",
     "AuthorityUnknown",
     "CommitBlocked",
     "CommitsLost",

@@ -17,8 +17,9 @@ use crate::error::{Error, Kind};
 use crate::names;
 use crate::write;
 
-/// Longest wait for authority to arrive, then `ABORTED` with progress: a move goes on without us.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Longest wait for authority to arrive, then `ABORTED` with progress: a move goes on without us. Under the attacher's `--timeout=60s`, and
+/// long, because each `ABORTED` doubles the pause of kube-controller-manager's own next try, up to two minutes (ADR 6).
+const PATIENCE: Duration = Duration::from_secs(45);
 /// Tries to win a compare-and-swap.
 const TRIES: u32 = 8;
 /// Most nodes in `publishedTo` (the CRD's bound).
