@@ -244,8 +244,7 @@ mod tests {
     fn a_snapshot_without_its_dot_is_deleted_like_any_other_commit() {
         let mut v = view(deleted(recorded(commit("c", 1))), vec![copy("n1", None)]);
         v.claim = None;
-        let phase = |p| Some(Arc::new(filesystem(Some(p), None)));
-        v.fs = phase(FilesystemPhase::Headless);
+        v.fs = Some(Arc::new(filesystem(Some(FilesystemPhase::Headless), None)));
         assert_eq!(decide(&v), Step::Show, "the copy must say that it is gone");
         v.replicas = vec![copy("n1", Some(CommitState::Removed))];
         assert_eq!(decide(&v), Step::LetGo);

@@ -105,7 +105,7 @@ enum Found {
 
 /// The Dot that a call of that name has made; or the name for a new one.
 ///
-/// The PVC's name is taken if it is free. Where an earlier volume of that name is still there (a StatefulSet makes its claims
+/// The PVC's name is taken if it is free. Where an earlier volume of that name is still there (a `StatefulSet` makes its claims
 /// anew under the same names), the new one gets a name of its own; a Dot that a user made is never touched.
 async fn existing(wanted: &Wanted<'_>, ctx: &Ctx) -> Result<Found, CsiError> {
     let api: Api<Dot> = Api::namespaced(ctx.client.clone(), &wanted.namespace);

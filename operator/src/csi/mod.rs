@@ -3,8 +3,7 @@
 //! Every operator serves it, leader or not: a call reads and writes API objects, and waits, boundedly, for what controllers and
 //! agents make of them. Nothing of a call is remembered here, so any of several operators can answer the next one.
 //!
-//! Hazard (grpc-rust#1876): a client that puts the socket's path into HTTP/2's `:authority` is refused by the HTTP library. The
-//! sidecars and csi-sanity send `localhost`, as grpc-go does for `unix:` addresses; the end-to-end tests hold that down.
+//! Hazard (csi.md §1): clients that put the socket's path into HTTP/2's `:authority` are served too, by [`HostlessStream`].
 
 mod capability;
 mod capacity;
@@ -31,9 +30,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use dotgraft_proto::authority::HostlessStream;
 use dotgraft_proto::csi::v1 as wire;
 use dotgraft_proto::csi::v1::controller_server::ControllerServer;
 use dotgraft_proto::csi::v1::identity_server::IdentityServer;
+use futures::StreamExt;
 use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::body::Body;
@@ -137,7 +138,7 @@ pub async fn serve(path: &Path, attach_limit: usize, ctx: Arc<Ctx>) -> Result<()
     tonic::transport::Server::builder()
         .max_concurrent_streams(STREAMS)
         .http2_max_header_list_size(16 << 10)
-        .serve_with_incoming(both, UnixListenerStream::new(listener))
+        .serve_with_incoming(both, UnixListenerStream::new(listener).map(|c| c.map(HostlessStream::new)))
         .await?;
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Parameters of a StorageClass and of a VolumeAttributesClass, and sizes: read once, refused by name.
+//! Parameters of a `StorageClass` and of a `VolumeAttributesClass`, and sizes: read once, refused by name.
 
 use std::collections::HashMap;
 
@@ -48,7 +48,7 @@ pub struct Mutable {
     pub history_limit: Option<String>,
 }
 
-/// What a StorageClass says, and for whom the volume is.
+/// What a `StorageClass` says, and for whom the volume is.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Parameters {
     /// Pool group.

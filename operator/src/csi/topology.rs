@@ -83,14 +83,14 @@ mod tests {
         list[2].group = "ssd".into();
         list
     }
-    fn asks(requisite: Vec<Topology>, preferred: Vec<Topology>) -> Option<TopologyRequirement> {
-        Some(TopologyRequirement { requisite, preferred })
+    fn asks(requisite: Vec<Topology>, preferred: Vec<Topology>) -> TopologyRequirement {
+        TopologyRequirement { requisite, preferred }
     }
 
     #[test]
     fn the_preferred_node_is_begun_on_even_if_another_has_more_room() {
         let all = || vec![at(TOPOLOGY_POOL, "default"), at(TOPOLOGY_POOL, "ssd")];
-        let r = asks(all(), vec![at(TOPOLOGY_NODE, "n1"), at(TOPOLOGY_NODE, "n2")]);
+        let r = Some(asks(all(), vec![at(TOPOLOGY_NODE, "n1"), at(TOPOLOGY_NODE, "n2")]));
         assert_eq!(choose(&pools(), None, r.as_ref()).unwrap().as_deref(), Some("n1"));
         let mut down = pools();
         down[0].ready = false;
@@ -107,10 +107,12 @@ mod tests {
     fn where_nothing_is_allowed_or_ready_there_is_no_room() {
         let exhausted = |r: Result<Option<String>, CsiError>| matches!(r, Err(CsiError::Exhausted(_)));
         assert!(exhausted(choose(&pools(), Some("hdd"), None)));
-        assert!(exhausted(choose(&pools(), Some("ssd"), asks(vec![at(TOPOLOGY_NODE, "n1")], vec![]).as_ref())));
-        assert!(exhausted(choose(&pools(), None, asks(vec![at("zone", "a")], vec![]).as_ref())));
+        assert!(exhausted(choose(&pools(), Some("ssd"), Some(&asks(vec![at(TOPOLOGY_NODE, "n1")], vec![])))));
+        assert!(exhausted(choose(&pools(), None, Some(&asks(vec![at("zone", "a")], vec![])))));
         let mut down = pools();
-        down.iter_mut().for_each(|p| p.ready = false);
+        for p in &mut down {
+            p.ready = false;
+        }
         assert!(exhausted(choose(&down, None, None)));
     }
 }

@@ -56,6 +56,8 @@ pub async fn reconcile(pvc: Arc<PersistentVolumeClaim>, ctx: Arc<Ctx>) -> Result
     Ok(Action::requeue(again))
 }
 
+// Every caller returns it as it is.
+#[allow(clippy::unnecessary_wraps)]
 fn blocked(reason: &'static str, message: impl Into<String>) -> Result<Outcome, Error> {
     Ok(Outcome::Blocked(Block::new(reason, message)))
 }
