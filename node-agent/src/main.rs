@@ -53,7 +53,7 @@ struct Args {
     /// Socket of the CSI driver, for the kubelet: usually plugins/csi.dotgraft.dev/csi.sock below its directory. Without it: no CSI.
     #[arg(long)]
     csi_socket: Option<PathBuf>,
-    /// The kubelet's plugins_registry, where the driver makes itself known.
+    /// The kubelet's `plugins_registry`, where the driver makes itself known.
     #[arg(long, requires = "csi_socket")]
     plugins_registry: Option<PathBuf>,
     /// The kubelet's directory: volumes are mounted below it and nowhere else.

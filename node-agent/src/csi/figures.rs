@@ -1,4 +1,4 @@
-//! What a node and its volumes are like: NodeGetInfo, stats and condition, expansion.
+//! What a node and its volumes are like: `NodeGetInfo`, stats and condition, expansion.
 //!
 //! `df` in a pod shows the whole pool, so the numbers are those of the Filesystem's quota group: head and commits together, against
 //! capacity and history limit together (storage.md §4). btrfs has no number of inodes to run out of, so none is given.

@@ -5,7 +5,7 @@
 //!
 //! - `volume`: handles and capabilities, checked    - `place`: target paths, confined to the kubelet's directory
 //! - `mounting`: stage, publish and their undoing   - `fsgroup`: the group of a pod, touching only what differs
-//! - `figures`: stats, expansion, NodeGetInfo       - `refusal`: the one place where a gRPC code is chosen
+//! - `figures`: stats, expansion, the node's facts  - `refusal`: the one place where a gRPC code is chosen
 //! - `service`: the RPCs                            - `registration`: the kubelet's plugin registration, v1
 
 mod figures;

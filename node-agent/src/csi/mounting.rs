@@ -190,7 +190,6 @@ impl Csi {
     async fn mount_here(&self, volume: Volume, what: MountWhat, place: &Place, read_only: bool) -> Result<(), Refusal> {
         let shown_path = place.path().display();
         match self.mounted(place.path()).await? {
-            None => {}
             Some(line) if line.dev != self.pool_dev || line.root != path_in_pool(volume.fs(), what) => {
                 return Err(Refusal::exists(format!("{shown_path} has {} mounted", shown(&line))));
             }
@@ -200,8 +199,8 @@ impl Csi {
             Some(line) if !line.read_only && read_only && self.writable().contains(place.path()) => {
                 return Err(Refusal::exists(format!("volume {volume} is published writable at {shown_path}: unpublish it first")));
             }
-            // The same, or what a crash left between mount and remount: the owner finishes it.
-            Some(_) => {}
+            // Nothing; the same; or what a crash left between mount and remount: the owner finishes it.
+            _ => {}
         }
         self.ask(volume.fs(), what, place.path(), read_only).await?;
         if !read_only {
@@ -258,7 +257,7 @@ impl Csi {
         Ok(())
     }
 
-    /// ReadWriteOncePod: nothing else of this node has it mounted through the agent.
+    /// `ReadWriteOncePod`: nothing else of this node has it mounted through the agent.
     async fn only_there(self: &Arc<Self>, volume: Volume, what: MountWhat, own: [&Path; 2]) -> Result<(), Refusal> {
         let root = path_in_pool(volume.fs(), what);
         let table = self.blocking(|_| mounts::own()).await?;

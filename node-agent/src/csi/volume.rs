@@ -109,12 +109,11 @@ fn check_mode(volume: Volume, mode: Mode) -> Result<(bool, bool), Refusal> {
         (_, Mode::MultiNodeMultiWriter | Mode::MultiNodeSingleWriter) => Err(Refusal::invalid(
             "a Dot is written on one node at a time: use ReadWriteOnce, and ReadOnlyMany with a handle of its own (ro/<fsId>) for readers elsewhere",
         )),
-        (Volume::Commit(..), Mode::MultiNodeReaderOnly | Mode::SingleNodeReaderOnly) => Ok((true, false)),
+        (_, Mode::SingleNodeReaderOnly) | (Volume::Commit(..), Mode::MultiNodeReaderOnly) => Ok((true, false)),
         (Volume::Commit(..), _) => Err(Refusal::invalid("this handle is read-only (ro/…): use ReadOnlyMany")),
         (Volume::Head(_), Mode::MultiNodeReaderOnly) => Err(Refusal::invalid(
             "a writable Dot can't be read on many nodes: make a volume of its own for readers (handle ro/<fsId>, ReadOnlyMany)",
         )),
-        (Volume::Head(_), Mode::SingleNodeReaderOnly) => Ok((true, false)),
         (Volume::Head(_), Mode::SingleNodeSingleWriter) => Ok((false, true)),
         (Volume::Head(_), Mode::SingleNodeWriter | Mode::SingleNodeMultiWriter) => Ok((false, false)),
     }
