@@ -29,6 +29,7 @@ pub fn cases() -> Vec<Case> {
         Case::new("csi-snapshot", "a snapshot outlives its volume, is restored, and its end is the Filesystem's", snapshot),
         Case::new("csi-clone", "a clone has a life of its own, and its source goes first", clone),
         Case::new("csi-lists", "lists come in pages, with published nodes, capacity and condition", lists),
+        Case::new("csi-publish-moves", "publishing to another node brings the volume there with its data", publish_moves),
         Case::new("csi-dot", "a PVC gets the Dot that it names, alone, and never takes it along; a bound PVC holds the Dot", pvc_of_dot),
         Case::new("csi-commit", "a PVC that names a Commit gets a volume of its own", pvc_of_commit),
         Case::new("9-csi", "a call repeated after the operator died between request and reply finds what it made", operator_dies),
@@ -381,6 +382,24 @@ async fn operator_dies(t: Arc<Test>) -> Result<()> {
     let nodes = csi.get(&volume).await?.status.context("no status")?.published_node_ids;
     ensure!(nodes == ["n1"], "what is published stands in the API: {nodes:?}");
     csi.unpublish(&volume, "n1").await?;
+    csi.delete(&volume).await?;
+    nothing_left(&t, &volume).await
+}
+
+async fn publish_moves(t: Arc<Test>) -> Result<()> {
+    let csi = Sidecar::new(&t).await?;
+    let volume = csi.volume(&csi.request("data", "n1")).await?.volume_id;
+    write(&t, "n1", &volume, "a", "one").await?;
+    for (from, to) in [("n1", "n2"), ("n2", "n1")] {
+        csi.publish(&volume, from, false).await?;
+        refused(csi.publish(&volume, to, false).await, Code::FailedPrecondition, from)?;
+        csi.unpublish(&volume, from).await?;
+        let moved = || async { Ok(csi.publish(&volume, to, false).await?) };
+        eventually(&format!("the volume to be published to {to}"), STEP, moved).await?;
+        ensure!(read(&t, to, &volume, "a").await? == "one", "with its data on {to}");
+        ensure!(t.object("Filesystem", &volume).await?["status"]["authority"]["owner"]["node"] == to, "owned by {to}");
+        csi.unpublish(&volume, to).await?;
+    }
     csi.delete(&volume).await?;
     nothing_left(&t, &volume).await
 }
