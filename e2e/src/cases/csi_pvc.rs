@@ -22,6 +22,8 @@ pub fn cases() -> Vec<Case> {
             .kubelets(),
         Case::new("csi-move", "a pod rescheduled to another node finds its data there, and writes on", moved).kubelets(),
         Case::new("csi-copies", "a snapshot is restored, a PVC cloned, and a PVC grows while a pod uses it", copies).kubelets(),
+        Case::new("csi-killed", "agent and kubelet killed while a pod writes: no error, the same mount, and new pods start", killed)
+            .kubelets(),
         Case::new("csi-reboot", "a node without power comes back, and a pod there finds what it had written", reboot).kubelets(),
     ]
 }
@@ -170,6 +172,37 @@ async fn copies(t: Arc<Test>) -> Result<()> {
         t.kube().gone("Dot", &t.namespace, name, STEP).await?;
     }
     Ok(())
+}
+
+async fn killed(t: Arc<Test>) -> Result<()> {
+    claim(&t, "data").await?;
+    claim(&t, "other").await?;
+    let write = "while echo line >> /data/log && sync; do usleep 10000; done; echo failed; sleep 1000";
+    pod(&t, "p", "data", "n2", write).await?;
+    started(&t, "p").await?;
+    let lines = async || anyhow::Ok(t.kubectl(&["exec", "p", "--", "sh", "-c", "wc -l < /data/log"]).await?.trim().parse::<u64>()?);
+    let mount = ["exec", "p", "--", "sh", "-c", "grep \" /data \" /proc/self/mountinfo"];
+    let before = t.kubectl(&mount).await?;
+    for program in ["n2", "n2-kubelet"] {
+        t.rig.kill9(program)?;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        t.rig.start(program)?;
+        t.rig.ready(STEP).await?;
+        let now = eventually("exec to work again", STEP, &lines).await?;
+        eventually("the pod to write on", STEP, || async {
+            let later = lines().await?;
+            ensure!(later > now, "{later} lines");
+            Ok(())
+        })
+        .await?;
+    }
+    ensure!(t.kubectl(&mount).await? == before, "the mount is another one");
+    ensure!(t.kubectl(&["logs", "p"]).await?.trim().is_empty(), "a write failed");
+    pod(&t, "second", "other", "n2", "sleep 1000").await?;
+    started(&t, "second").await?;
+    t.kubectl(&["delete", "pod", "--all", "--timeout=60s"]).await?;
+    t.kubectl(&["delete", "pvc", "--all", "--timeout=60s"]).await?;
+    t.kube().gone("Dot", &t.namespace, "data", STEP).await
 }
 
 async fn reboot(t: Arc<Test>) -> Result<()> {
