@@ -71,10 +71,13 @@ pub async fn live_snapshots(fs_id: &str, ctx: &Ctx) -> Result<usize, Error> {
     Ok(list.items.iter().filter(|c| outlives(c, fs_id)).count())
 }
 
-/// A commit to clone from whose clone was given up: nobody asks for it any more.
-fn is_left_behind(commit: &Commit) -> bool {
-    let old = commit.creation_timestamp().is_some_and(|t| Timestamp::now().as_second() - t.0.as_second() > TRANSIENT_LIFE);
-    old && commit.metadata.deletion_timestamp.is_none() && commit.labels().contains_key(TRANSIENT_LABEL)
+/// What a CSI call has made and nobody asks for any more: a commit to clone from whose clone was given up; a snapshot that was not made
+/// before its source went, with all there was of it.
+fn is_left_behind(view: &View, now: &Time) -> bool {
+    let commit = view.commit.as_ref();
+    let old = commit.creation_timestamp().is_some_and(|t| now.0.as_second() - t.0.as_second() > TRANSIENT_LIFE);
+    let never_made = is_csi(commit) && recorded_in(commit).is_none() && view.claim.is_none();
+    old && commit.metadata.deletion_timestamp.is_none() && (never_made || commit.labels().contains_key(TRANSIENT_LABEL))
 }
 
 /// The same with what the API server says now: a finalizer that goes is a decision about data.
@@ -95,7 +98,7 @@ async fn gather_live(commit: &Commit, ctx: &Ctx) -> Result<Option<View>, Error> 
 pub async fn reconcile(commit: Arc<Commit>, ctx: Arc<Ctx>) -> Result<Action, Error> {
     let mut view = gather(&commit, &ctx);
     let api: Api<Commit> = write::namespaced(&ctx.client, commit.as_ref());
-    if is_left_behind(&commit) {
+    if is_left_behind(&view, &Time(Timestamp::now())) {
         write::delete(&api, commit.as_ref()).await?;
         return Ok(Action::await_change());
     }
@@ -140,4 +143,45 @@ async fn hold(api: &Api<Commit>, view: &View) -> Result<(), Error> {
     }
     write::guarded(api, commit, json!({ "metadata": metadata })).await?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{self, FS};
+
+    fn view(commit: Commit) -> View {
+        View { commit: Arc::new(commit), claim: Some(testing::claim()), fs: None, replicas: vec![], pools: vec![] }
+    }
+    fn snapshot(recorded: bool) -> Commit {
+        let mut c = testing::commit("s", 1);
+        c.metadata.annotations.get_or_insert_default().insert(ANNOTATION_CSI_NAME.into(), "s".into());
+        c.status.get_or_insert_default().fs_id = recorded.then(|| FS.to_owned());
+        c
+    }
+    fn at(second: i64) -> Time {
+        Time(Timestamp::from_second(second).unwrap())
+    }
+
+    #[test]
+    fn what_nobody_asks_for_any_more_goes_in_time_and_a_snapshot_never() {
+        let late = at(TRANSIENT_LIFE + 2);
+        let mut transient = testing::commit("c", 1);
+        transient.metadata.labels.get_or_insert_default().insert(TRANSIENT_LABEL.into(), "true".into());
+        assert!(is_left_behind(&view(transient.clone()), &late) && !is_left_behind(&view(transient), &at(2)));
+        let orphan = |c: Commit| View { claim: None, ..view(c) };
+        assert!(is_left_behind(&orphan(snapshot(false)), &late), "its source went before it was made");
+        assert!(!is_left_behind(&view(snapshot(false)), &late), "it may still be made");
+        assert!(!is_left_behind(&orphan(snapshot(true)), &late), "it outlives its source");
+        assert!(!is_left_behind(&orphan(testing::commit("users", 1)), &late));
+    }
+
+    #[test]
+    fn a_filesystem_is_kept_for_snapshots_only() {
+        assert!(outlives(&snapshot(true), FS) && !outlives(&snapshot(false), FS));
+        assert!(!outlives(&testing::deleted(snapshot(true)), FS));
+        let mut users = snapshot(true);
+        users.metadata.annotations = None;
+        assert!(!outlives(&users, FS), "a user's Commit goes with its Dot");
+    }
 }
