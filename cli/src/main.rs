@@ -9,6 +9,7 @@ mod orphans;
 mod output;
 mod progress;
 mod push;
+mod relocate;
 mod status;
 mod wait;
 
@@ -64,6 +65,10 @@ enum Command {
     Branch(branch::BranchArgs),
     /// Push a Dot's commits to another node, and show how it goes.
     Push(push::PushArgs),
+    /// Let another node own a Dot or Branch: its data goes there, and pods may follow.
+    Move(relocate::MoveArgs),
+    /// Take a Dot or Branch from an owner that is lost, and let another copy go on.
+    Promote(relocate::PromoteArgs),
     /// Show Dots, Branches and jobs, and what needs attention.
     Status(status::StatusArgs),
     /// Take orphans back: data in a pool that no object asks for.
@@ -83,6 +88,8 @@ async fn main() -> anyhow::Result<()> {
         Command::Log(args) => log::run(&client, &cli.common, &args).await,
         Command::Branch(args) => branch::run(&client, &cli.common, args).await,
         Command::Push(args) => push::run(&client, &cli.common, args).await,
+        Command::Move(args) => relocate::relocate(&client, &cli.common, &args).await,
+        Command::Promote(args) => relocate::promote(&client, &cli.common, args).await,
         Command::Status(args) => status::run(&client, &cli.common, &args).await,
         Command::Adopt(args) => orphans::adopt(&client, &cli.common, &args).await,
         Command::Drop(args) => orphans::drop(&client, &cli.common, &args).await,

@@ -16,6 +16,7 @@ pub fn cases() -> Vec<Case> {
     vec![
         Case::new("cli-commit-log", "kubectl dot commit takes a commit, and log lists it first", commit_log),
         Case::new("cli-branch-push-status", "kubectl dot branch, push and status do and say what is", branch_push_status),
+        Case::new("cli-move-promote", "kubectl dot move and promote do and say what is", move_promote),
         Case::new("job-no-node", "a job whose target node does not exist says so by a typed reason", no_node),
         Case::new("6-two-jobs", "two jobs to one target: one at a time, both complete", two_jobs),
     ]
@@ -82,6 +83,22 @@ async fn branch_push_status(t: Arc<Test>) -> Result<()> {
         Ok(())
     })
     .await
+}
+
+async fn move_promote(t: Arc<Test>) -> Result<()> {
+    t.dot("d", "n1").await?;
+    t.commit("c", "d").await?;
+    let moved = dot(&t, &["move", "d", "--to", "n2"]).await?;
+    ensure!(moved.contains("dot/d") && moved.contains("n1") && moved.contains("ms"), "{moved}");
+    ensure!(t.object("Dot", "d").await?["status"]["owner"] == "n2");
+    let nowhere = dot(&t, &["move", "d", "--to", "n9"]).await;
+    ensure!(nowhere.is_err_and(|e| e.to_string().contains("no agent runs there")), "a node without agent must be an error");
+    dot(&t, &["move", "d", "--to", "n2"]).await?;
+    let careful = dot(&t, &["promote", "d", "--to", "n1"]).await;
+    ensure!(careful.is_err_and(|e| e.to_string().contains("acceptLoss")), "a promotion that may lose something must be an error");
+    let promoted = dot(&t, &["promote", "d", "--to", "n1", "--accept-loss"]).await?;
+    ensure!(promoted.contains("n2") && promoted.contains("n1"), "{promoted}");
+    Ok(())
 }
 
 async fn no_node(t: Arc<Test>) -> Result<()> {

@@ -1,0 +1,121 @@
+//! `kubectl dot move` and `kubectl dot promote`: another node is to own a Dot or Branch; with the present owner's help, or without.
+
+use anyhow::{Result, bail};
+use clap::Args;
+use dotgraft_api::{
+    Branch, ClaimKind, Dot, DotOperation, DotOperationSpec, DotStatus, OperationPhase, OperationTarget, Promote, condition,
+};
+use kube::api::{ObjectMeta, Patch, PatchParams, PostParams};
+use kube::{Api, Client, ResourceExt};
+use serde_json::json;
+
+use crate::Common;
+use crate::client::{Source, source};
+use crate::output::{self, Table, bytes};
+use crate::wait::{Seen, until};
+
+#[derive(Debug, Args)]
+pub struct MoveArgs {
+    /// Dot or Branch: NAME, dot/NAME or branch/NAME.
+    source: String,
+    /// Node that is to own it.
+    #[arg(long)]
+    to: String,
+}
+
+#[derive(Debug, Args)]
+pub struct PromoteArgs {
+    /// Dot or Branch: NAME, dot/NAME or branch/NAME.
+    source: String,
+    /// Node of the copy that takes over; by default the one with the newest commit.
+    #[arg(long)]
+    to: Option<String>,
+    /// What the present owner has beyond that copy may be lost. Needs the verb accept-loss.
+    #[arg(long)]
+    accept_loss: bool,
+}
+
+/// Sets `placement.node`, and shows how the move goes.
+pub async fn relocate(client: &Client, common: &Common, args: &MoveArgs) -> Result<()> {
+    let source = source(client, &args.source).await?;
+    let patch = Patch::Merge(json!({"spec": {"placement": {"node": args.to}}}));
+    let dots = Api::<Dot>::default_namespaced(client.clone());
+    let branches = Api::<Branch>::default_namespaced(client.clone());
+    match source.kind {
+        ClaimKind::Dot => drop(dots.patch(&source.name, &PatchParams::default(), &patch).await?),
+        ClaimKind::Branch => drop(branches.patch(&source.name, &PatchParams::default(), &patch).await?),
+    }
+    let Some(timeout) = common.wait() else {
+        println!("{} moves to {}", shown(&source), args.to);
+        return Ok(());
+    };
+    let mut told = String::new();
+    let status = match source.kind {
+        ClaimKind::Dot => until(&dots, &source.name, timeout, |d| look(d.status.clone(), &args.to, &mut told)).await?,
+        ClaimKind::Branch => until(&branches, &source.name, timeout, |b| look(b.status.clone(), &args.to, &mut told)).await?,
+    };
+    output::print(common.output, &status.migration, |_| {
+        let moved = status.migration.clone().unwrap_or_default();
+        let mut table = Table::new(&["VOLUME", "FROM", "TO", "SENT", "FROZEN"]);
+        table.row(vec![shown(&source), moved.from, args.to.clone(), bytes(moved.bytes), format!("{} ms", moved.frozen_ms)]);
+        table.text()
+    })
+}
+
+fn shown(source: &Source) -> String {
+    format!("{}/{}", source.kind.as_str().to_lowercase(), source.name)
+}
+
+/// Tells each change of the phase once, on standard error.
+fn look(status: Option<DotStatus>, to: &str, told: &mut String) -> Seen<DotStatus> {
+    let status = status.unwrap_or_default();
+    let ready = condition(&status.conditions, "Ready").is_some_and(|c| c.status == "True");
+    if status.owner.as_deref() == Some(to) && ready {
+        return Seen::Done(status);
+    }
+    if let Some(refused) = condition(&status.conditions, "PlacementRefused").filter(|c| c.status == "True") {
+        return Seen::Failed(refused.message.clone());
+    }
+    let now = match condition(&status.conditions, "Migrating").filter(|c| c.status == "True") {
+        Some(c) => format!("{}: {}", c.reason, c.message),
+        None => "waiting for the operator".to_owned(),
+    };
+    if *told != now {
+        eprintln!("{now}");
+        told.clone_from(&now);
+    }
+    Seen::NotYet(now)
+}
+
+/// Makes a `DotOperation`, and says what became of it.
+pub async fn promote(client: &Client, common: &Common, args: PromoteArgs) -> Result<()> {
+    let source = source(client, &args.source).await?;
+    let spec = DotOperationSpec {
+        target: OperationTarget { kind: source.kind, name: source.name.clone() },
+        promote: Promote { node: args.to, accept_loss: args.accept_loss },
+    };
+    let api = Api::<DotOperation>::default_namespaced(client.clone());
+    let metadata = ObjectMeta { generate_name: Some(format!("promote-{}-", source.name)), ..ObjectMeta::default() };
+    let made = api.create(&PostParams::default(), &DotOperation { metadata, spec, status: None }).await?;
+    let name = made.name_any();
+    let Some(timeout) = common.wait() else {
+        println!("dotoperation.dotgraft.dev/{name} created");
+        return Ok(());
+    };
+    let done = until(&api, &name, timeout, |operation| {
+        let status = operation.status.clone().unwrap_or_default();
+        match status.phase {
+            Some(OperationPhase::Done) => Seen::Done(operation.clone()),
+            Some(OperationPhase::Refused) => Seen::Failed(status.message),
+            None => Seen::NotYet(status.message),
+        }
+    })
+    .await?;
+    let Some(status) = done.status.clone() else { bail!("{name} has no status") };
+    output::print(common.output, &done, |_| {
+        let mut table = Table::new(&["VOLUME", "FROM", "TO", "EPOCH"]);
+        let epoch = status.epoch.map(|e| e.to_string()).unwrap_or_default();
+        table.row(vec![shown(&source), status.from.unwrap_or_default(), status.to.unwrap_or_default(), epoch]);
+        table.text()
+    })
+}
