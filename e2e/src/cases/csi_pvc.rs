@@ -1,4 +1,4 @@
-//! Volumes as users have them: PVCs of the StorageClass in pods, through the real kubelet, scheduler and sidecars.
+//! Volumes as users have them: PVCs of the `StorageClass` in pods, through the real kubelet, scheduler and sidecars.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -51,7 +51,7 @@ async fn registered(t: Arc<Test>) -> Result<()> {
     .await
 }
 
-/// A PVC of the StorageClass.
+/// A PVC of the `StorageClass`.
 pub async fn claim(t: &Test, name: &str) -> Result<()> {
     claim_from(t, name, "").await
 }
