@@ -333,7 +333,7 @@ async fn registration(t: Arc<Test>) -> Result<()> {
     for gone in [&socket, &node.csi_socket()] {
         std::fs::remove_file(gone)?;
         eventually("the socket to be made anew", STEP, ask).await?;
-        let there = || async { Ok(drop(channel(gone).await?)) };
+        let there = || async { channel(gone).await.map(|_| ()) };
         eventually("the removed socket to answer again", STEP, there).await?;
     }
     let say = |ok, error: &str| RegistrationStatus { plugin_registered: ok, error: error.into() };
@@ -351,8 +351,11 @@ async fn registration(t: Arc<Test>) -> Result<()> {
     eventually("the next agent to answer", STEP, ask).await
 }
 
-/// (group, mode, time of the last change) of everything below.
-fn attributes(dir: &Path) -> Result<Vec<(PathBuf, u32, u32, i64, i64)>> {
+/// Path, group, mode, time of the last change.
+type Attributes = (PathBuf, u32, u32, i64, i64);
+
+/// Of a directory and everything below.
+fn attributes(dir: &Path) -> Result<Vec<Attributes>> {
     let mut all = Vec::new();
     let mut todo = vec![dir.to_owned()];
     while let Some(path) = todo.pop() {
@@ -418,10 +421,13 @@ fn generation(subvolume: &Path) -> Result<String> {
     shown.lines().find(|l| l.trim_start().starts_with("Generation:")).map(str::to_owned).context("no generation")
 }
 
+/// A call under way.
+type Call = futures::future::BoxFuture<'static, Result<Result<(), Status>>>;
+
 async fn concurrent(t: Arc<Test>) -> Result<()> {
     let fs_id = t.dot("d", "n1").await?;
     let pod = Arc::new(Pod::new(&t, "n1", "p")?);
-    let storm = |call: fn(Arc<Pod>, String) -> futures::future::BoxFuture<'static, Result<Result<(), Status>>>| {
+    let storm = |call: fn(Arc<Pod>, String) -> Call| {
         let (pod, fs_id) = (pod.clone(), fs_id.clone());
         async move {
             let results = futures::future::join_all((0..16).map(|_| call(pod.clone(), fs_id.clone()))).await;
@@ -498,8 +504,8 @@ async fn killed(t: Arc<Test>) -> Result<()> {
         }
     }
     drop(log);
-    let expected: String = (1..=lines).map(|n| format!("{n}\n")).collect();
-    ensure!(std::fs::read_to_string(pod.target().join("log"))? == expected, "the writer's lines must all be there");
+    let written = std::fs::read_to_string(pod.target().join("log"))?;
+    ensure!(written.lines().eq((1..=lines).map(|n| n.to_string())), "the writer's lines must all be there");
     pod.unpublish_at(&fs_id, &second).await??;
     t.rig.kill9("n1")?;
     t.rig.restart("n1").await?;
@@ -514,7 +520,7 @@ async fn rmdir(t: Arc<Test>) -> Result<()> {
     pod.start(&fs_id).await?;
     std::fs::write(pod.target().join("inside"), "inside")?;
     // Someone unmounts it behind our back, and something writes into the bare directory.
-    rustix::mount::unmount(&pod.target(), rustix::mount::UnmountFlags::empty())?;
+    rustix::mount::unmount(pod.target(), rustix::mount::UnmountFlags::empty())?;
     std::fs::create_dir(pod.target().join("sub"))?;
     std::fs::write(pod.target().join("sub/stray"), "stray")?;
     refused(pod.unpublish(&fs_id).await?, Code::FailedPrecondition, "left alone")?;
@@ -529,12 +535,12 @@ async fn rmdir(t: Arc<Test>) -> Result<()> {
 
     // Something else is mounted there: neither unmounted nor entered.
     std::fs::create_dir(pod.target())?;
-    rustix::mount::mount("tmpfs", &pod.target(), "tmpfs", rustix::mount::MountFlags::empty(), None::<&std::ffi::CStr>)?;
+    rustix::mount::mount("tmpfs", pod.target(), "tmpfs", rustix::mount::MountFlags::empty(), None::<&std::ffi::CStr>)?;
     std::fs::write(pod.target().join("foreign"), "foreign")?;
     refused(pod.unpublish(&fs_id).await?, Code::FailedPrecondition, "left alone")?;
     refused(pod.publish(&fs_id, writer(), false).await?, Code::AlreadyExists, "tmpfs")?;
     ensure!(std::fs::read_to_string(pod.target().join("foreign"))? == "foreign", "a foreign mount was touched");
-    rustix::mount::unmount(&pod.target(), rustix::mount::UnmountFlags::empty())?;
+    rustix::mount::unmount(pod.target(), rustix::mount::UnmountFlags::empty())?;
     pod.end(&fs_id).await?;
 
     // A link in the way is not followed.
