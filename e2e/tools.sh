@@ -3,13 +3,14 @@
 # csi-sanity; and the images its pods start from.
 #
 #   e2e/tools.sh OUTDIR                builds what is missing in OUTDIR
-#   e2e/tools.sh OUTDIR storage-e2e    that, and Kubernetes' own storage tests
+#   e2e/tools.sh OUTDIR storage-e2e    that, and Kubernetes' own storage tests (storage-e2e, ginkgo, agnhost)
 #   e2e/tools.sh OUTDIR --missing      only lists what is missing
 #
 # Each program is built once per version and kept in OUTDIR; a second run does nothing. Go's build cache goes to
 # scratch and is removed (it grows to gigabytes), the results stay (about 700 MB).
 set -euo pipefail
 cd "$(dirname "$0")"
+HERE=$PWD
 
 K8S=${DOTGRAFT_K8S_VERSION:-1.36.1}
 STAGING=0.${K8S#1.}
@@ -37,7 +38,7 @@ wanted() {
   printf 'snapshot-crds %s\nimage-pause %s\nimage-busybox %s\n' "$SNAPSHOT_CRDS" $IMAGES $IMAGES
   for p in "${PROGRAMS[@]}"; do echo "$p $K8S"; done
   for p in "${MODULES[@]}"; do read -r name _ _ version <<<"$p"; echo "$name $version"; done
-  [ "$WHAT" != storage-e2e ] || echo "storage-e2e $K8S"
+  [ "$WHAT" != storage-e2e ] || printf 'storage-e2e %s\nginkgo %s\nagnhost %s\n' "$K8S" "$K8S" "$K8S"
 }
 missing() { wanted | while read -r name version; do [ -e "$OUT/$name-$version" ] || echo "$name"; done; }
 link() { wanted | while read -r name version; do ln -sfn "$name-$version" "$OUT/$name"; done; }
@@ -78,6 +79,19 @@ kubernetes() {
       -o "$OUT/.$p.new" "k8s.io/kubernetes/cmd/$p"
     keep "$p" "$K8S"
   done
+}
+
+# The tests, what runs them on several processes, and the program of most of their pods; each of the version Kubernetes asks for.
+storage_e2e() {
+  kubernetes_mod
+  printf '//go:build tools\npackage tools\nimport (\n _ "github.com/onsi/ginkgo/v2/ginkgo"\n _ "k8s.io/kubernetes/test/images/agnhost"\n)\n' > tools.go
+  mkdir storage && cp "$HERE/storage/main_test.go" storage/
+  quiet go mod tidy
+  say "building storage-e2e"
+  go test -ldflags "-s -w" -c -o "$OUT/.storage-e2e.new" ./storage
+  go build -ldflags "-s -w" -o "$OUT/.ginkgo.new" github.com/onsi/ginkgo/v2/ginkgo
+  go build -ldflags "-s -w" -o "$OUT/.agnhost.new" k8s.io/kubernetes/test/images/agnhost
+  keep storage-e2e "$K8S" && keep ginkgo "$K8S" && keep agnhost "$K8S"
 }
 
 # from_module NAME MODULE PACKAGE VERSION
@@ -124,6 +138,7 @@ build() {
   case $wants in *" snapshot-crds "*) (snapshot_crds) ;; esac
   for p in "${PROGRAMS[@]}"; do case $wants in *" $p "*) k8s+=("$p") ;; esac; done
   [ ${#k8s[@]} = 0 ] || (kubernetes "${k8s[@]}")
+  case $wants in *" storage-e2e "*) (storage_e2e) ;; esac
   for p in "${MODULES[@]}"; do
     # shellcheck disable=SC2086 # four words
     case $wants in *" ${p%% *} "*) (from_module $p) ;; esac
