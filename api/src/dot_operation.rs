@@ -1,4 +1,4 @@
-//! DotOperation: one imperative act on a Dot or Branch, run once and kept as a record of what was done (design §2).
+//! `DotOperation`: one imperative act on a Dot or Branch, run once and kept as a record of what was done (design §2).
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::CustomResource;

@@ -1,4 +1,4 @@
-//! Controller of DotOperation: gather → decide → apply → status. Each is done once; its status is the record of it.
+//! Controller of `DotOperation`: gather → decide → apply → status. Each is done once; its status is the record of it.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -13,6 +13,7 @@ use crate::error::Error;
 
 /// One agent's pool.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[allow(clippy::struct_excessive_bools)] // independent facts, each of its own doc line
 pub struct PoolView {
     /// Its node.
     pub node: String,

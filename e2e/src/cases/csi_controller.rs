@@ -16,6 +16,7 @@ use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
+use super::csi_pvc;
 use super::deletion::{nothing_left, on_disk};
 use crate::harness::test::STEP;
 use crate::harness::{Case, Test};
@@ -32,6 +33,8 @@ pub fn cases() -> Vec<Case> {
         Case::new("csi-publish-moves", "publishing to another node brings the volume there with its data", publish_moves),
         Case::new("csi-dot", "a PVC gets the Dot that it names, alone, and never takes it along; a bound PVC holds the Dot", pvc_of_dot),
         Case::new("csi-commit", "a PVC that names a Commit gets a volume of its own", pvc_of_commit),
+        Case::new("csi-dot-pod", "a pod writes into a Dot that a user made, by a PVC that the provisioner leaves alone", dot_in_pod)
+            .kubelets(),
         Case::new("9-csi", "a call repeated after the operator died between request and reply finds what it made", operator_dies),
     ]
 }
@@ -404,7 +407,7 @@ async fn publish_moves(t: Arc<Test>) -> Result<()> {
     nothing_left(&t, &volume).await
 }
 
-/// A PVC of the StorageClass whose `dataSourceRef` names an object of ours.
+/// A PVC of the `StorageClass` whose `dataSourceRef` names an object of ours.
 async fn claim(t: &Test, name: &str, kind: &str, source: &str) -> Result<()> {
     t.apply(&format!(
         "apiVersion: v1\nkind: PersistentVolumeClaim\nmetadata: {{name: {name}, namespace: NAMESPACE}}\nspec:\n  \
@@ -454,6 +457,28 @@ async fn pvc_of_dot(t: Arc<Test>) -> Result<()> {
     t.kubectl(&["delete", "pvc", "again"]).await?;
     nothing_left(&t, &fs_id).await?;
     eventually("the PersistentVolume to go", STEP, pv_gone).await
+}
+
+async fn dot_in_pod(t: Arc<Test>) -> Result<()> {
+    let fs_id = t.dot("d", "n1").await?;
+    claim(&t, "data", "Dot", "d").await?;
+    let pv = bound(&t, "data").await?;
+    ensure!(pv["spec"]["csi"]["volumeHandle"] == *fs_id, "that very Filesystem: {}", pv["spec"]["csi"]);
+    csi_pvc::pod(&t, "p", "data", "n2", "echo written > /data/word; sync; sleep 1000").await?;
+    csi_pvc::started(&t, "p").await?;
+    ensure!(t.ready("Dot", "d").await?["status"]["owner"] == "n2", "it has followed its pod");
+    csi_pvc::stop(&t, "p").await?;
+    t.kubectl(&["delete", "pvc", "data", "--timeout=60s"]).await?;
+    eventually("the PersistentVolume to go", STEP, || async {
+        let left = t.kube().kubectl(&["get", "pv", "-o", "name"]).await?;
+        ensure!(!left.contains(&fs_id), "{left}");
+        Ok(())
+    })
+    .await?;
+    ensure!(read(&t, "n2", &fs_id, "word").await? == "written\n", "the Dot has what the pod wrote");
+    let dots = t.kube().names("Dot", &t.namespace, |_| true).await?;
+    ensure!(dots == ["d"], "no other volume was made: {dots:?}");
+    Ok(())
 }
 
 async fn pvc_of_commit(t: Arc<Test>) -> Result<()> {

@@ -135,7 +135,10 @@ async fn waits(t: Arc<Test>) -> Result<()> {
     let before = writer.progress()?;
     eventually("the writer to go on while the move waits", STEP, || {
         let now = writer.progress();
-        async move { Ok(ensure!(now? > before + 20, "it stands still")) }
+        async move {
+            ensure!(now? > before + 20, "it stands still");
+            Ok(())
+        }
     })
     .await?;
     let acknowledged = writer.stop()?;
@@ -174,7 +177,8 @@ async fn taken_back(t: Arc<Test>) -> Result<()> {
     t.unmount(&head).await?;
     throughout("authority to stay", Duration::from_secs(3), || async {
         let a = authority(&t, &fs_id).await?;
-        Ok(ensure!(a["epoch"] == 1 && a["owner"]["node"] == "n1", "{a}"))
+        ensure!(a["epoch"] == 1 && a["owner"]["node"] == "n1", "{a}");
+        Ok(())
     })
     .await?;
     holds(&t, "n1", &fs_id, &digest).await
@@ -202,7 +206,11 @@ async fn unreachable(t: Arc<Test>) -> Result<()> {
     // n2 dies once it has recorded that it holds everything, before anybody hears of it; and stays dead.
     t.rig.restart_with_env("n2", "DOTGRAFT_FAILPOINT", Some("before:import-start")).await?;
     place(&t, "d", "n2").await?;
-    eventually("n2 to die", STEP * 2, || async { Ok(ensure!(t.rig.processes.exited("n2")?.is_some(), "it lives")) }).await?;
+    eventually("n2 to die", STEP * 2, || async {
+        ensure!(t.rig.processes.exited("n2")?.is_some(), "it lives");
+        Ok(())
+    })
+    .await?;
     let frozen = authority(&t, &fs_id).await?;
     ensure!(frozen.get("pending").is_some() && frozen["epoch"] == 1, "nothing is pending: {frozen}");
     // A person changes their mind: the pending handoff is aborted, which only a compare-and-swap does.
@@ -210,7 +218,8 @@ async fn unreachable(t: Arc<Test>) -> Result<()> {
     eventually("the volume to be served where it was", STEP, || async {
         is_owned_by(&t, "d", "n1").await?;
         let a = authority(&t, &fs_id).await?;
-        Ok(ensure!(a.get("pending").is_none() && a["attempt"] == 1, "{a}"))
+        ensure!(a.get("pending").is_none() && a["attempt"] == 1, "{a}");
+        Ok(())
     })
     .await?;
     holds(&t, "n1", &fs_id, &digest).await?;
@@ -302,12 +311,14 @@ async fn out_of_service(t: Arc<Test>) -> Result<()> {
         t.rig.ready(STEP).await?;
         let late = || std::fs::write(head.join("late"), b"x").and_then(|()| std::fs::File::open(head.join("late"))?.sync_all());
         eventually("the old owner to be fenced, although a pod has it mounted", STEP, || async {
-            Ok(ensure!(late().is_err(), "it still writes"))
+            ensure!(late().is_err(), "it still writes");
+            Ok(())
         })
         .await?;
         eventually("its Replica to say why", STEP, || async {
             let replica = t.replica(&fs_id, "n1").await?;
-            Ok(ensure!(condition_of(&replica, "Superseded").is_some_and(|c| c["status"] == "True"), "{}", conditions(&replica)))
+            ensure!(condition_of(&replica, "Superseded").is_some_and(|c| c["status"] == "True"), "{}", conditions(&replica));
+            Ok(())
         })
         .await?;
         ensure!(std::fs::read(head.join("tail"))? == b"never replicated", "what only it has is kept");
@@ -330,7 +341,8 @@ async fn promoted(t: Arc<Test>) -> Result<()> {
     t.create("DotOperation", "careful", &promote(false)).await?;
     eventually("it to be refused", STEP, || async {
         let o = t.object("DotOperation", "careful").await?;
-        Ok(ensure!(o["status"]["phase"] == "Refused" && text(&o, "/status/message")?.contains("acceptLoss"), "{}", o["status"]))
+        ensure!(o["status"]["phase"] == "Refused" && text(&o, "/status/message")?.contains("acceptLoss"), "{}", o["status"]);
+        Ok(())
     })
     .await?;
     // A user with the role `edit` may make operations, and accept no loss.
@@ -348,15 +360,17 @@ async fn promoted(t: Arc<Test>) -> Result<()> {
     t.create("DotOperation", "now", &promote(true)).await?;
     eventually("it to be done", STEP, || async {
         let o = t.object("DotOperation", "now").await?;
-        Ok(ensure!(o["status"]["phase"] == "Done" && o["status"]["epoch"] == 2 && o["status"]["from"] == "n1", "{}", o["status"]))
+        ensure!(o["status"]["phase"] == "Done" && o["status"]["epoch"] == 2 && o["status"]["from"] == "n1", "{}", o["status"]);
+        Ok(())
     })
     .await?;
     owned_by(&t, "d", "n2").await?;
     eventually("the old owner to be fenced", STEP, || async {
-        Ok(ensure!(
+        ensure!(
             std::fs::write(head.join("c"), b"late").and_then(|()| std::fs::File::open(head.join("c"))?.sync_all()).is_err(),
             "it writes"
-        ))
+        );
+        Ok(())
     })
     .await?;
     ensure!(std::fs::read(head.join("b"))? == b"not committed", "what only the old owner has is kept");
@@ -375,7 +389,8 @@ async fn silent(t: Arc<Test>) -> Result<()> {
     place(&t, "d", "n2").await?;
     let kept = throughout("authority to stay", Duration::from_secs(5), || async {
         let a = authority(&t, &fs_id).await?;
-        Ok(ensure!(a["epoch"] == 1 && a["owner"]["node"] == "n1", "{a}"))
+        ensure!(a["epoch"] == 1 && a["owner"]["node"] == "n1", "{a}");
+        Ok(())
     });
     let kept = kept.await;
     t.rig.resume("n1")?;

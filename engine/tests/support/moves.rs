@@ -28,7 +28,7 @@ pub struct Did {
     pub writes: u64,
 }
 
-fn owner_and_replica<'a>(seed: u64, trace: &'a mut Vec<String>) -> Sim<'a> {
+fn owner_and_replica(seed: u64, trace: &mut Vec<String>) -> Sim<'_> {
     let mut sim = Sim::new(seed, Two::WithReplica, trace);
     sim.want(0, Some(Intent::Present(Box::new(present(Role::Owner)))));
     sim.want(1, Some(Intent::Present(Box::new(present(Role::Replica)))));

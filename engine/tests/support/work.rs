@@ -36,9 +36,8 @@ impl Sim<'_> {
         let Some(doing) = self.nodes[n].tasks.get_mut(&op) else { return };
         doing.cancelled = true;
         match doing.task {
-            Task::PeerVersions { .. } => self.done(n, op, Err(problem(Reason::Cancelled))),
+            Task::PeerVersions { .. } | Task::Export { .. } => self.done(n, op, Err(problem(Reason::Cancelled))),
             Task::Send { .. } | Task::Receive { .. } => self.cancel_transfer(n, op),
-            Task::Export { .. } => self.done(n, op, Err(problem(Reason::Cancelled))),
             _ => {} // what can't be cancelled ends by itself
         }
     }
@@ -159,7 +158,7 @@ impl Sim<'_> {
                     head.fenced = false;
                 }
             }
-            Task::Swap(swap) => return self.swap(n, swap),
+            Task::Swap(swap) => return Ok(self.swap(n, swap)),
             Task::DropHead => {
                 if !self.nodes[n].disk.mounts.is_empty() {
                     return Err(problem(Reason::Mounted));
@@ -199,7 +198,7 @@ impl Sim<'_> {
     }
 
     /// The compare-and-swaps of R3 and R6, with the guards of migration.md §2; then what authority says.
-    fn swap(&mut self, n: usize, swap: &Swap) -> Result<TaskDone, Problem> {
+    fn swap(&mut self, n: usize, swap: &Swap) -> TaskDone {
         let deleting = self.api.phase == Phase::Deleting;
         let exactly = |pending: Option<(MigId, u64, usize)>, mig, attempt| pending.is_some_and(|p| (p.0, p.1) == (mig, attempt));
         match swap {
@@ -227,13 +226,13 @@ impl Sim<'_> {
                 }
             }
         }
-        Ok(TaskDone::Authority(Box::new(AuthorityView {
+        TaskDone::Authority(Box::new(AuthorityView {
             owner: self.nodes[self.api.owner].place.clone(),
             epoch: self.api.epoch,
             attempt: self.api.attempt,
             pending: self.api.pending.map(|p| (p.0, p.1)),
             deleting,
-        })))
+        }))
     }
 
     /// The exporter's last word arrives, or is lost.

@@ -259,7 +259,7 @@ impl AuthorityClient {
     async fn try_swap(&self, fs: FsId, me: &Place, swap: &Swap) -> Result<AuthorityView, ClusterError> {
         let mut object = self.read(fs).await?.ok_or(ClusterError::Missing)?;
         let before = view(&object)?;
-        let Some(change) = swapped(&before, me, swap)? else { return seen_by_engine(&before) };
+        let Some(change) = swapped(&before, me, swap) else { return seen_by_engine(&before) };
         let authority = object.data.pointer_mut("/status/authority").and_then(|a| a.as_object_mut());
         let authority = authority.ok_or_else(|| ClusterError::Malformed { message: "status.authority is no object".into() })?;
         change.apply(authority);
@@ -332,13 +332,13 @@ impl Change {
 }
 
 /// The guards of R3 on one state of the object; `None`: nothing to change.
-fn swapped(view: &View, me: &Place, swap: &Swap) -> Result<Option<Change>, ClusterError> {
-    let Some(authority) = &view.authority else { return Ok(None) };
+fn swapped(view: &View, me: &Place, swap: &Swap) -> Option<Change> {
+    let authority = view.authority.as_ref()?;
     let deleting = view.phase == FilesystemPhase::Deleting;
     let exactly = |mig: MigId, attempt: u64, epoch: Epoch| {
         authority.pending.as_ref().filter(|p| authority.epoch == epoch && (p.mig, p.attempt) == (mig, attempt))
     };
-    Ok(match swap {
+    match swap {
         Swap::Ask => None,
         Swap::Pend { mig, epoch, to, final_commit } => {
             let may = authority.owner == *me && authority.epoch == *epoch && authority.pending.is_none() && !deleting;
@@ -353,7 +353,7 @@ fn swapped(view: &View, me: &Place, swap: &Swap) -> Result<Option<Change>, Clust
             exactly(*mig, *attempt, *epoch).filter(|_| !deleting).map(|p| Change::Commit(p.to.clone(), epoch.0.saturating_add(1)))
         }
         Swap::Abort { mig, attempt, epoch } => exactly(*mig, *attempt, *epoch).map(|p| Change::Abort(p.attempt.saturating_add(1))),
-    })
+    }
 }
 
 fn seen_by_engine(view: &View) -> Result<AuthorityView, ClusterError> {

@@ -1,4 +1,5 @@
 //! Where authority should be, and who may take it.
+#![allow(clippy::missing_panics_doc)] // tests
 
 use std::sync::Arc;
 
