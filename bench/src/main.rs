@@ -53,7 +53,7 @@ fn dispatch(args: &[String]) -> Result<ExitCode> {
         _ => {
             let parsed = Args::parse();
             if sandbox::inside().is_none() {
-                return runtime.block_on(sandbox::run(args));
+                return runtime.block_on(sandbox::start(args));
             }
             runtime.block_on(measure(&parsed))?;
             Ok(ExitCode::SUCCESS)
