@@ -468,6 +468,10 @@ async fn dot_in_pod(t: Arc<Test>) -> Result<()> {
     csi_pvc::started(&t, "p").await?;
     ensure!(t.ready("Dot", "d").await?["status"]["owner"] == "n2", "it has followed its pod");
     csi_pvc::stop(&t, "p").await?;
+    csi_pvc::pod(&t, "next", "data", "n3", "sleep 1000").await?;
+    csi_pvc::started(&t, "next").await?;
+    ensure!(t.kubectl(&["exec", "next", "--", "cat", "/data/word"]).await? == "written\n", "what the first pod wrote");
+    csi_pvc::stop(&t, "next").await?;
     t.kubectl(&["delete", "pvc", "data", "--timeout=60s"]).await?;
     eventually("the PersistentVolume to go", STEP, || async {
         let left = t.kube().kubectl(&["get", "pv", "-o", "name"]).await?;
@@ -475,7 +479,6 @@ async fn dot_in_pod(t: Arc<Test>) -> Result<()> {
         Ok(())
     })
     .await?;
-    ensure!(read(&t, "n2", &fs_id, "word").await? == "written\n", "the Dot has what the pod wrote");
     let dots = t.kube().names("Dot", &t.namespace, |_| true).await?;
     ensure!(dots == ["d"], "no other volume was made: {dots:?}");
     Ok(())
