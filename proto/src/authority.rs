@@ -239,7 +239,9 @@ mod tests {
         let all = [&[b'p'; PREFACE], frames].concat();
         let (mut whole, mut dripped, mut drip) = (Vec::new(), Vec::new(), Filter::default());
         Filter::default().feed(&all, &mut whole);
-        all.iter().for_each(|byte| drip.feed(&[*byte], &mut dripped));
+        for byte in &all {
+            drip.feed(&[*byte], &mut dripped);
+        }
         assert_eq!(whole, dripped);
         whole.split_off(PREFACE)
     }
