@@ -83,6 +83,7 @@ impl Rule<'_> {
             Some("Branch") => "Branch",
             Some("Commit") => "Commit",
             Some("ReplicationJob") => "ReplicationJob",
+            Some("DotOperation") => "DotOperation",
             Some("Filesystem") => "Filesystem",
             Some("Replica") => "Replica",
             _ => "NodePool",
