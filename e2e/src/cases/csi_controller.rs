@@ -194,7 +194,7 @@ async fn create(t: Arc<Test>) -> Result<()> {
         ..csi::ControllerExpandVolumeRequest::default()
     };
     let grown = csi.client.clone().controller_expand_volume(expansion).await?.into_inner();
-    ensure!(grown.capacity_bytes == 2 * SIZE && grown.node_expansion_required, "{grown:?}");
+    ensure!(grown.capacity_bytes == 2 * SIZE && !grown.node_expansion_required, "the agent had not raised its limit: {grown:?}");
     eventually("the agent to be told", STEP, || async {
         let replica = t.replica(id, "n2").await?;
         ensure!(replica["spec"]["desired"]["capacity"] == 2 * SIZE, "{}", replica["spec"]["desired"]["capacity"]);

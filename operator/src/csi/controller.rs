@@ -203,8 +203,8 @@ impl wire::controller_server::Controller for Controller {
         r: Request<wire::ControllerExpandVolumeRequest>,
     ) -> Answer<wire::ControllerExpandVolumeResponse> {
         let work = async {
-            let capacity_bytes = modify::expand(r.get_ref(), &self.ctx).await?;
-            Ok(wire::ControllerExpandVolumeResponse { capacity_bytes, node_expansion_required: true })
+            let modify::Expanded { bytes, done } = modify::expand(r.get_ref(), &self.ctx).await?;
+            Ok(wire::ControllerExpandVolumeResponse { capacity_bytes: bytes, node_expansion_required: !done })
         };
         self.call("ControllerExpandVolume", work).await
     }

@@ -1,6 +1,7 @@
 //! `ControllerExpandVolume` and `ControllerModifyVolume`: fields of the Dot's or Branch's spec. The agents do the rest, online.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use dotgraft_api::{Branch, ClaimKind, Dot};
 use dotgraft_proto::csi::v1 as wire;
@@ -8,15 +9,29 @@ use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
 
 use super::error::CsiError;
-use super::find::{self, amount};
+use super::find::{self, amount, until};
 use super::ids;
 use super::params::{Mutable, Sizes};
 use crate::claim::ClaimView;
 use crate::context::Ctx;
+use crate::names;
 use crate::write;
 
-/// Grows the volume; it never shrinks. The answer's size in bytes.
-pub async fn expand(request: &wire::ControllerExpandVolumeRequest, ctx: &Ctx) -> Result<i64, CsiError> {
+/// Longest wait for the owner's agent to have raised its limit.
+const PATIENCE: Duration = Duration::from_secs(8);
+
+/// What became of an expansion.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Expanded {
+    /// The size that is wanted now, in bytes.
+    pub bytes: i64,
+    /// The owner's agent has raised its limit: the node has nothing left to do, and the pod has its space at once, not only when the
+    /// kubelet looks at the pod the next time (up to a minute).
+    pub done: bool,
+}
+
+/// Grows the volume; it never shrinks.
+pub async fn expand(request: &wire::ControllerExpandVolumeRequest, ctx: &Ctx) -> Result<Expanded, CsiError> {
     ids::required("volume_id", &request.volume_id)?;
     let Some(range) = &request.capacity_range else { return Err(CsiError::Invalid("capacity_range is missing".into())) };
     let sizes = Sizes::read(Some(range))?;
@@ -27,9 +42,24 @@ pub async fn expand(request: &wire::ControllerExpandVolumeRequest, ctx: &Ctx) ->
     let volume = find::volume(&handle, ctx).await?;
     let now = volume.claim.capacity.clone().unwrap_or_default();
     let bytes = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
-    let Some(next) = grown(now, sizes)? else { return Ok(bytes(now)) };
-    patch(&volume.claim, json!({ "spec": { "capacity": amount(next) } }), ctx).await?;
-    Ok(bytes(next))
+    let next = grown(now, sizes)?;
+    if let Some(next) = next {
+        patch(&volume.claim, json!({ "spec": { "capacity": amount(next) } }), ctx).await?;
+    }
+    let wanted = next.unwrap_or(now);
+    let done = until(PATIENCE, || has_room(&volume.fs.name_any(), wanted, ctx).then_some(())).await.is_some();
+    Ok(Expanded { bytes: bytes(wanted), done })
+}
+
+/// The owner's agent says that files and history may take what is wanted by now.
+fn has_room(id: &str, capacity: u64, ctx: &Ctx) -> bool {
+    let owner = ctx.caches.filesystems.get(id).and_then(|f| f.status.clone()?.authority).map(|a| a.owner);
+    let replica = owner.and_then(|o| ctx.caches.replicas.get(&names::replica_name(id, &o.pool)));
+    replica.is_some_and(|r| {
+        let wanted = &r.spec.desired;
+        let limit = r.status.as_ref().map_or(0, |s| s.limit);
+        wanted.capacity >= capacity && limit >= wanted.capacity.saturating_add(wanted.history_limit)
+    })
 }
 
 /// The new size; `None`: large enough as it is.
