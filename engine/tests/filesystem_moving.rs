@@ -15,7 +15,7 @@ fn one_writes_and_nothing_acknowledged_is_lost() {
 
 #[test]
 fn the_simulation_really_moves_and_aborts() {
-    let all: Vec<_> = (0..40).map(|seed| support::moves::moving(seed, &mut Vec::new())).collect();
+    let all: Vec<_> = (0..80).map(|seed| support::moves::moving(seed, &mut Vec::new())).collect();
     let sum = |of: fn(&support::moves::Did) -> u64| all.iter().map(of).sum::<u64>();
     assert!(
         sum(|d| d.moves) > 40 && sum(|d| d.aborts) > 5 && sum(|d| d.writes) > 40,

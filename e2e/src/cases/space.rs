@@ -31,6 +31,12 @@ pub fn cases() -> Vec<Case> {
             .own(small()),
         Case::new("11-increment", "no space at an increment: NoSpace, the copy is whole, deletes work", |t| filled(t, true)).own(small()),
         Case::new("11-metadata", "little metadata space: commits and receives are refused, deletes work", metadata).own(small()),
+        Case::new(
+            "8-full",
+            "a move to a full node is given up at once; the volume is served where it was, and moves once there is room",
+            full_target,
+        )
+        .own(small()),
         Case::new("job-no-space", "a job whose target has no space: NoSpace before a byte is sent, and it goes on by itself", no_space)
             .own(small()),
     ]
@@ -97,6 +103,40 @@ async fn cleared_away(t: &Test, fs_id: &str) -> Result<()> {
         Ok(())
     })
     .await
+}
+
+/// Nothing is committed, so all of it would go while the head is frozen.
+async fn full_target(t: Arc<Test>) -> Result<()> {
+    let fs_id = t.dot_of("d", &json!({"capacity": "512Mi", "historyLimit": "64Mi", "placement": {"node": "n1"}})).await?;
+    write(&t, "n1", &fs_id, "a", SIZE).await?;
+    let head = filler(&t, "n2").await?;
+    fill(&head)?;
+    let place = |node: &str| json!({"spec": {"placement": {"node": node}}});
+    t.kube().patch("Dot", &t.namespace, "d", "", &place("n2")).await?;
+    eventually("the move to be given up for want of space", STEP, || async {
+        let dot = t.object("Dot", "d").await?;
+        let moved = &dot["status"]["migration"];
+        let said = |c: &Value| c["type"] == "MoveBlocked" && c["reason"] == "NoSpace";
+        let replica = t.replica(&fs_id, "n1").await?;
+        let blocked = replica["status"]["conditions"].as_array().is_some_and(|list| list.iter().any(said));
+        ensure!(blocked, "{moved}; {}", conditions(&replica));
+        Ok(())
+    })
+    .await?;
+    // It may be tried again at any time; in between the volume can be used, and keeps what is written.
+    let here = t.mount("n1", &fs_id).await?;
+    std::fs::write(here.join("b"), b"written meanwhile")?;
+    remove_filler(&t, &head).await?;
+    t.unmount(&here).await?;
+    eventually("it to have moved", AGAIN, || async {
+        let dot = t.object("Dot", "d").await?;
+        ensure!(dot["status"]["owner"] == "n2", "{}", conditions(&dot));
+        Ok(())
+    })
+    .await?;
+    let there = t.mount("n2", &fs_id).await?;
+    ensure!(std::fs::read(there.join("b"))? == b"written meanwhile" && std::fs::metadata(there.join("a"))?.len() == SIZE as u64);
+    t.unmount(&there).await
 }
 
 /// The pool is filled while a transfer runs.

@@ -29,6 +29,13 @@ impl Filesystem {
         if !changed {
             return;
         }
+        let wish = |d: &Desired| match &d.intent {
+            Intent::Present(p) => p.move_to.clone(),
+            Intent::Absent { .. } => None,
+        };
+        if self.desired.as_ref().and_then(wish) != wish(&desired) {
+            self.backoff.remove(&Slot::MoveBegin);
+        }
         self.absent_confirmed = false;
         self.clear("StaleIntent"); // of an intent that was taken back
         self.desired = Some(desired);

@@ -58,6 +58,8 @@ enum Slot {
     Move,
     /// Only a sleep: until a head that was mounted is tried again.
     MoveFence,
+    /// Only a sleep: until a handoff that was given up is begun anew.
+    MoveBegin,
     /// A mount request.
     Mount(ReqId),
 }
@@ -325,7 +327,7 @@ impl Filesystem {
                 }
             }
             Slot::Move => self.on_move_done(&running.task, result, ctx, out),
-            Slot::MoveFence => {}
+            Slot::MoveFence | Slot::MoveBegin => {}
             Slot::Usage => self.on_usage_done(&result, ctx),
             Slot::Job(uid, _) => self.on_job_done(uid, running, result, ctx, out),
             Slot::Mount(req) => self.on_mount_done(req, running.task, result, out),

@@ -91,6 +91,7 @@ impl Sim<'_> {
             18 if self.rng.permille(400) => drop(self.nodes[n].disk.mounts.insert("/foreign".into(), MountWhat::Head)),
             19 => drop(self.nodes[n].disk.mounts.remove("/foreign")),
             20 => self.request(n, Asked::Plain, Event::Thaw),
+            21 => self.no_space = !self.no_space && self.rng.permille(500),
             _ => self.operate(world),
         }
         self.operate_sometimes(world);
@@ -121,7 +122,7 @@ impl Sim<'_> {
     /// Faults stop, pods end: authority gets where it should be, and the data with it.
     fn settle(&mut self, world: &World) {
         self.say("CALM".into());
-        (self.faults, self.partition) = (false, false);
+        (self.faults, self.partition, self.no_space) = (false, false, false);
         for _ in 0..12 {
             self.run_for(20_000);
             for n in 0..2 {

@@ -136,7 +136,9 @@ impl Filesystem {
         };
         if unsure {
             self.swap_when_ready(Swap::Ask, ctx, out);
-        } else if let Some(to) = self.move_wish().filter(|_| self.may_write() && self.is_ready(Slot::Move, ctx.now)) {
+        } else if let Some(to) =
+            self.move_wish().filter(|_| self.may_write() && self.is_ready(Slot::Move, ctx.now) && self.is_ready(Slot::MoveBegin, ctx.now))
+        {
             self.begin_move(to, ctx, out);
         }
     }
@@ -199,7 +201,7 @@ impl Filesystem {
     /// Before the fence nothing has to be undone.
     fn cancel_for(&mut self, problem: &Problem, ctx: &Ctx, out: &mut Out) {
         self.trouble("MoveBlocked", problem.clone(), out);
-        self.back_off(Slot::Move, ctx);
+        self.back_off(Slot::MoveBegin, ctx);
         self.end_move("mig-cancelled", "Cancelled", &problem.message.clone(), ctx, out);
     }
 
@@ -228,8 +230,12 @@ impl Filesystem {
             Some(Err(problem)) => self.give_up(problem, ctx, out),
             None => {
                 let report = self.jobs.get(&job_of(row.mig)).and_then(|j| j.report(ctx.now));
-                let waits = report.is_some_and(|r| matches!(r.state.as_str(), "WorkingWait" | "PlanningError"));
-                self.watch_stall(waits, ctx, out);
+                let waits = report.filter(|r| matches!(r.state.as_str(), "WorkingWait" | "PlanningError"));
+                // A target that is full doesn't get less so while the head stands frozen.
+                match waits.as_ref().and_then(|r| r.problem.clone()).filter(|p| p.reason == Reason::NoSpace) {
+                    Some(full) => self.give_up(full, ctx, out),
+                    None => self.watch_stall(waits.is_some(), ctx, out),
+                }
             }
         }
     }
@@ -292,7 +298,7 @@ impl Filesystem {
             return;
         }
         self.undo_fence = false;
-        self.back_off(Slot::Move, ctx);
+        self.back_off(Slot::MoveBegin, ctx);
         let why = self.moving.give_up.as_ref().map_or_else(|| "the handoff was taken back".to_owned(), |p| p.message.clone());
         self.end_move("mig-end", "Cancelled", &why, ctx, out);
     }

@@ -33,6 +33,7 @@ impl Filesystem {
         let text = if warning { format!("to node {}: {message}", row.peer.node) } else { format!("node {} owns it now", row.peer.node) };
         out.notes.push(Note { warning, reason: reason.into(), message: text });
         if !warning {
+            self.backoff.remove(&Slot::MoveBegin);
             self.clear("MoveBlocked");
         }
         self.moving = MoveState { last: Some(report), doubt: self.moving.doubt, ..MoveState::default() };
