@@ -261,3 +261,92 @@ async fn no_order_of_faults_opens_what_is_not_ours() {
     });
     futures::future::join_all(runs).await;
 }
+
+// ---- a handoff ----
+
+const MIG: &str = "0198c2a5-7f00-7000-8000-0000000000c1";
+const FINAL: &str = "0198c2a5-7f00-7000-8000-0000000000f1";
+
+fn mig() -> MigId {
+    MIG.parse().unwrap()
+}
+fn other() -> Place {
+    Place { node: "n2".parse().unwrap(), pool: OTHER_POOL.parse().unwrap() }
+}
+fn pending(attempt: u64) -> Value {
+    with(|o| {
+        let to = json!({"node": "n2", "pool": OTHER_POOL});
+        o["authority"]["pending"] = json!({"mig": MIG, "attempt": attempt, "to": to, "finalCommit": FINAL});
+    })
+}
+async fn swap(object: Value, faults: &[Fault], swap: Swap) -> (Result<AuthorityView, Problem>, Arc<Mutex<Server>>) {
+    let (client, server) = serve(object, faults);
+    (client.swap(fs(), &me(), &swap).await, server)
+}
+fn epoch_of(object: &Value) -> Epoch {
+    Epoch(object["status"]["authority"]["epoch"].as_u64().unwrap())
+}
+fn attempt_of(object: &Value) -> u64 {
+    object["status"]["authority"]["attempt"].as_u64().unwrap_or(0)
+}
+
+#[tokio::test]
+async fn only_an_owner_with_nothing_pending_sets_pending() {
+    let object = owned();
+    let pend = |object: &Value| Swap::Pend { mig: mig(), epoch: epoch_of(object), to: other(), final_commit: FINAL.parse().unwrap() };
+    let (view, server) = swap(object.clone(), &[Fault::None], pend(&object)).await;
+    assert_eq!(view.unwrap().pending, Some((mig(), attempt_of(&object))));
+    assert_eq!(server.lock().unwrap().swaps, 1);
+    let elsewhere = with(|o| o["authority"]["owner"]["node"] = json!("n2"));
+    let deleting = with(|o| o["phase"] = json!("Deleting"));
+    for object in [elsewhere, deleting, pending(attempt_of(&object))] {
+        let (view, server) = swap(object.clone(), &[], pend(&object)).await;
+        assert!(view.is_ok() && server.lock().unwrap().swaps == 0, "it was tried on {object}");
+    }
+}
+
+#[tokio::test]
+async fn commit_and_abort_have_the_same_guard_and_one_of_them_wins() {
+    let object = pending(attempt_of(&owned()));
+    let (epoch, attempt) = (epoch_of(&object), attempt_of(&object));
+    let (view, server) = swap(object.clone(), &[Fault::None], Swap::Commit { mig: mig(), attempt, epoch }).await;
+    let view = view.unwrap();
+    assert_eq!((view.owner, view.epoch, view.pending), (other(), Epoch(epoch.0 + 1), None));
+    let after = server.lock().unwrap().object.clone();
+    assert!(after["status"]["authority"].get("opened").is_none(), "an opening outlives its epoch");
+    // Delayed swaps of either kind change nothing any more.
+    for late in [Swap::Abort { mig: mig(), attempt, epoch }, Swap::Commit { mig: mig(), attempt, epoch }] {
+        let (view, server) = swap(after.clone(), &[], late).await;
+        assert_eq!((view.unwrap().epoch, server.lock().unwrap().swaps), (Epoch(epoch.0 + 1), 0));
+    }
+    let (view, server) = swap(object, &[Fault::None], Swap::Abort { mig: mig(), attempt, epoch }).await;
+    let view = view.unwrap();
+    assert_eq!((view.owner, view.epoch, view.attempt, view.pending), (me(), epoch, attempt + 1, None));
+    let aborted = server.lock().unwrap().object.clone();
+    let (view, server) = swap(aborted, &[], Swap::Commit { mig: mig(), attempt, epoch }).await;
+    assert_eq!((view.unwrap().owner, server.lock().unwrap().swaps), (me(), 0));
+}
+
+#[tokio::test]
+async fn a_deleting_filesystem_changes_owners_no_more() {
+    let mut object = pending(attempt_of(&owned()));
+    object["status"]["phase"] = json!("Deleting");
+    let (epoch, attempt) = (epoch_of(&object), attempt_of(&object));
+    let (view, server) = swap(object, &[], Swap::Commit { mig: mig(), attempt, epoch }).await;
+    assert!(view.unwrap().deleting && server.lock().unwrap().swaps == 0);
+}
+
+#[tokio::test]
+async fn a_lost_answer_is_found_out_by_reading_again() {
+    let object = pending(attempt_of(&owned()));
+    let (epoch, attempt) = (epoch_of(&object), attempt_of(&object));
+    let commit = Swap::Commit { mig: mig(), attempt, epoch };
+    for faults in [vec![Fault::LostAnswer], vec![Fault::LostRequest, Fault::None], vec![Fault::Touched, Fault::None]] {
+        let (view, server) = swap(object.clone(), &faults, commit.clone()).await;
+        assert_eq!(view.unwrap().epoch, Epoch(epoch.0 + 1), "{faults:?}");
+        assert_eq!(epoch_of(&server.lock().unwrap().object), Epoch(epoch.0 + 1), "committed twice: {faults:?}");
+    }
+    let (view, _) = swap(object, &[Fault::Stolen, Fault::None], commit).await;
+    let view = view.unwrap();
+    assert_eq!((view.owner.node.as_str(), view.epoch), ("n2", Epoch(epoch.0 + 1)), "somebody else's change is told, not undone");
+}
