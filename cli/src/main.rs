@@ -73,7 +73,7 @@ enum Command {
     Status(status::StatusArgs),
     /// Take orphans back: data in a pool that no object asks for.
     Adopt(orphans::AdoptArgs),
-    /// Delete an orphan's data for good.
+    /// Delete an orphan's data for good, or a copy that isn't the owner's.
     Drop(orphans::DropArgs),
     /// Accept the loss of what can't be proven, and let a Filesystem be opened again.
     Accept(accept::AcceptArgs),

@@ -1,11 +1,11 @@
-//! `kubectl dot adopt` and `drop`: what to do with data in a pool that no object asks for. Both only write a wish into
-//! `NodePool.spec.orphanActions`; the operator carries it out.
+//! `kubectl dot adopt` and `drop`: what to do with data in a pool that no object asks for, or with a copy that isn't the owner's. Both
+//! only write a wish into `NodePool.spec.orphanActions`; the operator carries it out.
 
 use std::collections::BTreeSet;
 
 use anyhow::{Result, bail};
 use clap::Args;
-use dotgraft_api::{NodePool, Orphan, OrphanAction, OrphanActionKind};
+use dotgraft_api::{DesiredState, Filesystem, NodePool, Orphan, OrphanAction, OrphanActionKind, Replica};
 use kube::api::{ListParams, PostParams};
 use kube::{Api, Client, ResourceExt};
 use serde::Serialize;
@@ -26,7 +26,8 @@ pub struct AdoptArgs {
 pub struct DropArgs {
     /// The Filesystem.
     fs_id: String,
-    /// Only the copy on this node; by default every copy that is an orphan.
+    /// Only the copy on this node; by default every copy that is an orphan. A copy of a living Dot or Branch needs it: one that was
+    /// superseded, or that no job wants any more.
     #[arg(long)]
     node: Option<String>,
     /// Yes, delete the data for good.
@@ -46,20 +47,70 @@ pub async fn adopt(client: &Client, common: &Common, args: &AdoptArgs) -> Result
         return list(&pools, common);
     }
     let wanted: BTreeSet<&String> = args.fs_ids.iter().collect();
-    let chosen = |o: &Orphan| args.all || wanted.contains(&o.fs_id);
-    let count = act(client, &pools, OrphanActionKind::Adopt, |_, o| chosen(o)).await?;
+    let chosen = |_: &NodePool, o: &Orphan| args.all || wanted.contains(&o.fs_id);
+    let count = act(client, &pools, OrphanActionKind::Adopt, |p| orphans_of(p, chosen)).await?;
+    if count == 0 {
+        bail!("no such orphan; `kubectl dot adopt` lists what there is");
+    }
     finish(count, "to be adopted")
 }
 
 pub async fn drop(client: &Client, common: &Common, args: &DropArgs) -> Result<()> {
     let pools = pools(client).await?;
+    let copies = copies(client, &args.fs_id).await?;
     let chosen = |pool: &NodePool, o: &Orphan| o.fs_id == args.fs_id && args.node.as_ref().is_none_or(|n| *n == pool.spec.node);
-    if !args.yes {
-        list(&pools, common)?;
-        bail!("this deletes the data of {} for good: say so with --yes", args.fs_id);
+    let orphans = |pool: &NodePool| orphans_of(pool, chosen);
+    let managed = |pool: &NodePool| -> Vec<String> {
+        let here = |c: &&Copy| Some(&c.node) == args.node.as_ref() && pool.status.as_ref().and_then(|s| s.pool.as_ref()) == Some(&c.pool);
+        copies.iter().filter(here).map(|_| args.fs_id.clone()).collect()
+    };
+    let all = |pool: &NodePool| orphans(pool).into_iter().chain(managed(pool)).collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>();
+    if pools.iter().all(|p| all(p).is_empty()) {
+        bail!("{}", nothing_to_drop(args, &copies));
     }
-    let count = act(client, &pools, OrphanActionKind::Drop, chosen).await?;
+    if !args.yes {
+        if pools.iter().any(|p| !orphans(p).is_empty()) {
+            list(&pools, common)?;
+        }
+        bail!("this deletes the data of {}{} for good: say so with --yes", args.fs_id, on(args.node.as_ref()));
+    }
+    let count = act(client, &pools, OrphanActionKind::Drop, all).await?;
     finish(count, "to be dropped")
+}
+
+/// A copy of a Filesystem that has its objects.
+#[derive(Debug, PartialEq, Eq)]
+struct Copy {
+    node: String,
+    pool: String,
+}
+
+/// Those that are there, and aren't the owner's.
+async fn copies(client: &Client, fs_id: &str) -> Result<Vec<Copy>> {
+    let filesystem = Api::<Filesystem>::all(client.clone()).get_opt(fs_id).await?;
+    let owner = filesystem.and_then(|f| f.status?.authority).map(|a| a.owner);
+    let replicas = Api::<Replica>::all(client.clone()).list(&ListParams::default()).await?.items;
+    let of_it = |r: &Replica| r.spec.fs_id == fs_id && r.spec.desired.state == DesiredState::Present;
+    let copies = replicas.into_iter().filter(of_it).map(|r| Copy { node: r.spec.node, pool: r.spec.pool });
+    Ok(copies.filter(|c| owner.as_ref().is_none_or(|o| o.pool != c.pool)).collect())
+}
+
+fn on(node: Option<&String>) -> String {
+    node.map(|n| format!(" on node {n}")).unwrap_or_default()
+}
+
+fn nothing_to_drop(args: &DropArgs, copies: &[Copy]) -> String {
+    let nodes: Vec<&str> = copies.iter().map(|c| c.node.as_str()).collect();
+    match nodes.as_slice() {
+        [] => format!(
+            "nothing of {} to drop{}; `kubectl dot adopt` lists orphans; an owner's copy goes with its Dot or Branch",
+            args.fs_id,
+            on(args.node.as_ref())
+        ),
+        nodes => {
+            format!("{} is no orphan{}: name one of its copies with --node ({})", args.fs_id, on(args.node.as_ref()), nodes.join(", "))
+        }
+    }
 }
 
 async fn pools(client: &Client) -> Result<Vec<NodePool>> {
@@ -70,20 +121,21 @@ fn orphans(pool: &NodePool) -> Vec<Orphan> {
     pool.status.as_ref().map(|s| s.orphans.items.clone()).unwrap_or_default()
 }
 
+fn orphans_of(pool: &NodePool, chosen: impl Fn(&NodePool, &Orphan) -> bool) -> Vec<String> {
+    orphans(pool).into_iter().filter(|o| chosen(pool, o)).map(|o| o.fs_id).collect()
+}
+
 fn finish(count: usize, what: &str) -> Result<()> {
-    if count == 0 {
-        bail!("no such orphan; `kubectl dot adopt` lists what there is");
-    }
-    println!("{count} copies marked {what}; the operator does it");
+    println!("{count} {} marked {what}; the operator does it", if count == 1 { "copy" } else { "copies" });
     Ok(())
 }
 
-/// Adds the action for the chosen orphans to each pool's spec, against the version that was read.
-async fn act(client: &Client, pools: &[NodePool], action: OrphanActionKind, chosen: impl Fn(&NodePool, &Orphan) -> bool) -> Result<usize> {
+/// Adds the action for the chosen Filesystems to each pool's spec, against the version that was read.
+async fn act(client: &Client, pools: &[NodePool], action: OrphanActionKind, chosen: impl Fn(&NodePool) -> Vec<String>) -> Result<usize> {
     let api = Api::<NodePool>::all(client.clone());
     let mut count = 0;
     for pool in pools {
-        let ids: Vec<String> = orphans(pool).into_iter().filter(|o| chosen(pool, o)).map(|o| o.fs_id).collect();
+        let ids = chosen(pool);
         if ids.is_empty() {
             continue;
         }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
+use super::cli::dot;
 use super::deletion::{left_of, on_disk};
 use super::killpoints::{Operation, everywhere};
 use crate::data::digest::{tree, tree_digest};
@@ -38,7 +39,7 @@ pub fn cases() -> Vec<Case> {
         }),
         Case::new(
             "18-out-of-service",
-            "an owner that is proven lost loses authority; back again it can't write, and keeps what it has",
+            "an owner that is proven lost loses authority; back again it can't write, and keeps what it has until that is dropped",
             out_of_service,
         ),
         Case::new("move-promote", "a person promotes a copy; loss needs a word and a verb of its own; the old owner is fenced", promoted),
@@ -322,7 +323,19 @@ async fn out_of_service(t: Arc<Test>) -> Result<()> {
         })
         .await?;
         ensure!(std::fs::read(head.join("tail"))? == b"never replicated", "what only it has is kept");
-        t.unmount(&head).await
+        t.unmount(&head).await?;
+        let unnamed = dot(&t, &["drop", &fs_id, "--yes"]).await.err().map(|e| e.to_string()).unwrap_or_default();
+        ensure!(unnamed.contains("--node (n1)"), "a copy of a living Dot needs its node: {unnamed}");
+        ensure!(dot(&t, &["drop", &fs_id, "--node", "n2", "--yes"]).await.is_err(), "the owner's copy was dropped");
+        dot(&t, &["drop", &fs_id, "--node", "n1", "--yes"]).await?;
+        eventually("the superseded copy to be gone", STEP, || async {
+            ensure!(on_disk(&t, "n1", &fs_id)?.is_none(), "it is still there");
+            Ok(())
+        })
+        .await?;
+        place(&t, "d", "n1").await?;
+        owned_by(&t, "d", "n1").await?;
+        holds(&t, "n1", &fs_id, &digest).await
     };
     let result = result.await;
     taint(&t, "n1", false).await?;

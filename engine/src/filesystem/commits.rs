@@ -46,7 +46,7 @@ impl Filesystem {
         if self.may_write() || (self.half_fenced || self.must_fence()) && self.role() == Some(Role::Owner) {
             self.advance_fence(ctx, out);
         }
-        if self.undo_fence && !self.is_running(Slot::Head) {
+        if self.undo_fence && self.role() == Some(Role::Owner) && !self.is_superseded() && !self.is_running(Slot::Head) {
             self.start(Slot::Head, Task::Thaw, out);
         } else if self.may_write() && !self.is_running(Slot::Head) {
             self.advance_wanted(ctx, out);

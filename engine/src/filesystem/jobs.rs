@@ -41,9 +41,15 @@ impl JobState {
     pub(super) fn row(&self) -> JobRow {
         self.job.row().clone()
     }
-    /// As it goes along with authority: what was being sent is sent anew.
+    /// As it goes along with authority: what was being sent is sent anew. Of the last run only its outcome goes, not its lists: a handoff
+    /// with as many jobs as there can be has to fit into one message.
     pub(super) fn row_for_export(&self) -> JobRow {
-        JobRow { sending: None, ..self.row() }
+        let mut row = JobRow { sending: None, ..self.row() };
+        if let Some(last) = &mut row.last {
+            last.report.attempts.clear();
+            last.report.conflict = None;
+        }
+        row
     }
     pub(super) fn report(&self, now: Timestamp) -> Option<RunReport> {
         self.job.report(now)

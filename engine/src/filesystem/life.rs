@@ -190,10 +190,13 @@ impl Filesystem {
             self.start(Slot::Life, Task::DropHead, out);
             return;
         }
+        // A wish of an earlier epoch says nothing: this copy won authority after it, and needs no operator to serve.
+        let wanted_elsewhere = self.present().is_some_and(|p| p.role == Role::Replica && p.epoch >= base.epoch);
         let must_open = base.role == Role::Owner
             && !self.is_fenced()
             && !base.superseded
             && self.head
+            && !wanted_elsewhere
             && (self.opening == Opening::Closed || seen > base.epoch);
         if must_open && self.managed {
             self.start(Slot::Life, Task::Open { seen }, out);
@@ -217,7 +220,8 @@ impl Filesystem {
             (None, _) => self.record_gone(epoch, out),
             (Some(_), Some(Life::Deleting)) => self.advance_destroy(out),
             (Some(base), _) => {
-                let may_be_newer = base.role == Role::Owner || base.epoch > epoch;
+                // A superseded owner's epoch is that of the owner after it: a person who dropped this copy knew of both.
+                let may_be_newer = base.role == Role::Owner && !base.superseded || base.epoch > epoch;
                 if may_be_newer && !self.absent_confirmed {
                     self.start(Slot::Life, Task::CheckDeleting, out);
                 } else {

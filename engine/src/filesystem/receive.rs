@@ -71,8 +71,8 @@ impl Filesystem {
         if offer.epoch < epoch {
             return Err(Problem::new(Reason::StaleEpoch, format!("the sender's epoch {} is older than {epoch}, known here", offer.epoch)));
         }
-        if self.migration.is_some() {
-            return Err(Problem::new(Reason::Busy, "authority is being handed to this node; it takes no commit until that is decided"));
+        if self.migration.is_some() || self.present().is_some_and(|p| p.role == Role::Owner) {
+            return Err(Problem::new(Reason::Busy, "authority is being given to this node; it takes no commit until that is decided"));
         }
         if self.is_running(Slot::Receive) {
             self.supersede(offer, out);

@@ -17,7 +17,10 @@ struct World {
     /// The last write that a pod was told of.
     written: u64,
     writes: u64,
-    moves: u64,
+    /// Authority was taken for this node: its next write is on top of what it held, not of what was written last.
+    taken: Option<usize>,
+    /// Authority may be taken from an owner that does not answer.
+    steals: bool,
 }
 
 /// What a run did.
@@ -26,6 +29,7 @@ pub struct Did {
     pub moves: u64,
     pub aborts: u64,
     pub writes: u64,
+    pub steals: u64,
 }
 
 fn owner_and_replica(seed: u64, trace: &mut Vec<String>) -> Sim<'_> {
@@ -67,10 +71,68 @@ impl Sim<'_> {
         let before = head.content;
         world.writes += 1;
         head.content = world.writes;
+        if self.is_lost(n) {
+            return; // written to what authority was taken from: kept aside, promised to nobody
+        }
+        if world.taken == Some(n) {
+            world.taken = None;
+            let held = self.nodes[n].disk.commits.values().any(|(_, content)| *content == before);
+            assert!(held, "node {n} took over from something that it did not hold");
+            world.written = before;
+        }
         assert_eq!(before, world.written, "node {n} writes on top of {before}, but {} was acknowledged", world.written);
         world.written = world.writes;
         assert_eq!(self.api.owner, n, "node {n} writes and is not the owner");
         assert!(self.api.pending.is_none(), "node {n} writes while a handoff is pending");
+    }
+
+    /// Authority went away without this node's doing, and it hasn't fenced its head yet.
+    fn is_lost(&self, n: usize) -> bool {
+        self.api.owner != n
+            && self.nodes[n].journal.load().base.is_some_and(|b| b.role == Role::Owner && b.epoch <= self.api.epoch)
+            && self.lost.contains(&n)
+    }
+
+    /// A person's word, or proof: authority goes to the other copy, if it has a commit that people see.
+    fn steal(&mut self, world: &mut World) {
+        let to = 1 - self.api.owner;
+        let visible = self.nodes[to].disk.commits.values().any(|(c, _)| !c.transient);
+        let replica = self.nodes[to].journal.load().base.is_some_and(|b| b.role == Role::Replica);
+        if !world.steals || !visible || !replica || self.api.phase != Phase::Active {
+            return;
+        }
+        self.ledger.steals += 1;
+        self.say(format!("AUTHORITY taken for n{to}"));
+        self.lost.insert(self.api.owner);
+        self.api.owner = to;
+        self.api.epoch = dotgraft_engine::ids::Epoch(self.api.epoch.0 + 1);
+        self.api.attempt += 1;
+        (self.api.pending, self.api.opened) = (None, None);
+        world.taken = Some(to);
+        world.goal = to;
+        self.operate(world);
+    }
+
+    /// A person has taken what they need of a superseded copy: it goes, and comes back as a replica.
+    fn drop_superseded(&mut self, world: &World) {
+        for n in 0..self.nodes.len() {
+            let superseded = self.nodes[n].journal.load().base.is_some_and(|b| b.superseded);
+            if !superseded || self.api.owner == n {
+                continue;
+            }
+            let fenced = self.nodes[n].disk.head.as_ref().is_none_or(|h| h.fenced);
+            assert!(fenced, "a superseded head on node {n} can still be written");
+            self.nodes[n].may_delete = true;
+            let epoch = self.api.epoch;
+            self.want(n, Some(Intent::Absent { epoch }));
+            self.run_for(60_000);
+            assert!(self.nodes[n].disk.is_empty(), "a dropped copy is still on node {n}: {:?}", self.nodes[n].disk);
+            self.want(n, None);
+            self.run_for(10_000);
+            self.nodes[n].may_delete = false;
+            self.lost.remove(&n);
+        }
+        self.operate(world);
     }
 
     fn turn(&mut self, world: &mut World) {
@@ -88,13 +150,21 @@ impl Sim<'_> {
             16 if self.rng.permille(500) && self.nodes[n].up => self.crash(n, true),
             15 => self.partition = false,
             17 => self.partition = !self.partition,
-            18 if self.rng.permille(400) => drop(self.nodes[n].disk.mounts.insert("/foreign".into(), MountWhat::Head)),
+            18 if self.rng.permille(400) && self.has_served(n) => {
+                drop(self.nodes[n].disk.mounts.insert("/foreign".into(), MountWhat::Head))
+            }
             19 => drop(self.nodes[n].disk.mounts.remove("/foreign")),
             20 => self.request(n, Asked::Plain, Event::Thaw),
+            22 if self.rng.permille(300) => self.steal(world),
             21 => self.no_space = !self.no_space && self.rng.permille(500),
             _ => self.operate(world),
         }
         self.operate_sometimes(world);
+    }
+
+    /// Only of a head that was served somebody else can have made a mount.
+    fn has_served(&self, n: usize) -> bool {
+        self.nodes[n].journal.load().base.is_some_and(|b| b.opened.is_some())
     }
 
     fn operate_sometimes(&mut self, world: &World) {
@@ -132,6 +202,11 @@ impl Sim<'_> {
             self.operate(world);
         }
         self.run_for(120_000);
+        self.drop_superseded(world);
+        for _ in 0..12 {
+            self.run_for(20_000);
+            self.operate(world);
+        }
     }
 
     fn watch_settled(&mut self, world: &World) {
@@ -145,21 +220,27 @@ impl Sim<'_> {
             assert_eq!(self.nodes[n].disk.head.is_some(), n == self.api.owner, "who owns it has the head, and nobody else");
             if n == self.api.owner {
                 let undone: Vec<_> = status.requests.iter().filter(|r| r.state != Some(RequestState::Done)).collect();
-                assert!(undone.is_empty() && status.requests.len() == world.wishes.len(), "not committed: {}", short(&undone));
+                assert!(
+                    world.steals || undone.is_empty() && status.requests.len() == world.wishes.len(),
+                    "not committed: {}",
+                    short(&undone)
+                );
             }
         }
         let head = self.nodes[self.api.owner].disk.head.clone().expect("a head");
         assert!(!head.fenced);
-        assert_eq!(head.content, world.written, "the owner's head is not what was acknowledged last");
+        if world.taken.is_none() {
+            assert_eq!(head.content, world.written, "the owner's head is not what was acknowledged last");
+        }
         let handled = self.run_for(600_000);
         assert!(handled <= 200, "{handled} events in ten quiet minutes");
     }
 }
 
-/// Pods come and go on both nodes, and authority follows, whatever fails.
-pub fn moving(seed: u64, trace: &mut Vec<String>) -> Did {
+/// Pods come and go on both nodes, and authority follows, whatever fails; with `steals` it is also taken, from an owner that can't be asked.
+pub fn moving(seed: u64, steals: bool, trace: &mut Vec<String>) -> Did {
     let mut sim = owner_and_replica(seed, trace);
-    let mut world = World::default();
+    let mut world = World { steals, ..World::default() };
     let mut did = Did::default();
     let delete_at = sim.rng.below(500); // in most runs never
     for turn in 0..140 {
@@ -173,8 +254,8 @@ pub fn moving(seed: u64, trace: &mut Vec<String>) -> Did {
         did.moves += u64::from(sim.api.owner != owner);
         did.aborts += u64::from(sim.api.attempt != attempt);
     }
-    world.moves = did.moves;
     did.writes = world.writes;
+    did.steals = sim.ledger.steals;
     if sim.api.phase == Phase::Deleting {
         sim.calm_down();
         sim.watch_end();

@@ -1,6 +1,6 @@
 //! Clock, queue and the actor: `handle` follows `FsActor::run` of node-agent step by step. Every random choice comes from the seed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use dotgraft_engine::filesystem::{Answer, Ctx, Desired, Event, Filesystem, Handoff, Here, Intent, MountWhat, Out, ReqId, Role, Task};
 use dotgraft_engine::ids::{BootId, CommitId, Epoch, FsId, JobUid, MigId, OpId, PoolId, RequestUid, Timestamp};
@@ -134,6 +134,8 @@ pub struct Sim<'a> {
     pub ledger: super::watch::Ledger,
     pub job: JobUid,
     pub origin_pinned: bool,
+    /// Nodes that authority was taken from, until their copy was dropped.
+    pub lost: BTreeSet<usize>,
     pub steps: u64,
 }
 
@@ -183,6 +185,7 @@ impl<'a> Sim<'a> {
             ledger: super::watch::Ledger::default(),
             job: JobUid::from_uuid(uuid(50)),
             origin_pinned: false,
+            lost: BTreeSet::new(),
             steps: 0,
         }
     }

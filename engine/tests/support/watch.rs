@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use dotgraft_engine::filesystem::{CheckpointRow, Intent, Life, MountWhat, ReceiveOffer, RequestState, Task};
+use dotgraft_engine::filesystem::{CheckpointRow, Intent, Life, MountWhat, ReceiveOffer, RequestState, Role, Task};
 use dotgraft_engine::ids::{CommitId, RequestUid, Timestamp};
 
 use super::sim::{Phase, Sim};
@@ -22,6 +22,7 @@ pub struct Ledger {
     /// Commits that a Branch pins.
     pub fences: u64,
     pub resumes: u64,
+    pub steals: u64,
 }
 
 /// Tasks that exclude each other, by name; `None`: any number.
@@ -62,12 +63,20 @@ impl Sim<'_> {
         if ready {
             self.assert_opened(n, "shows itself open");
             let shown = status.opened_epoch.expect("open in some epoch");
-            assert!(self.api.opened.is_some_and(|(e, _)| shown <= e), "opened in an epoch that nobody won");
+            assert!(self.lost.contains(&n) || self.api.opened.is_some_and(|(e, _)| shown <= e), "opened in an epoch that nobody won");
         }
         for r in &status.requests {
             let Some(id) = r.id else { continue };
             let known = *self.ledger.ids.entry(r.uid).or_insert(id);
             let removed = self.ledger.removals.contains(&r.uid);
+            if self.lost.contains(&n) {
+                continue; // not the owner any more, whether it knows it or not: nobody listens to it
+            }
+            // What was only intended by an owner that lost authority, the next one intends anew.
+            if known != id && self.ledger.steals > 0 && !self.ledger.made.contains(&known) {
+                self.ledger.ids.insert(r.uid, id);
+                continue;
+            }
             assert!(known == id || removed, "the id of {} changed from {known} to {id}", r.uid);
             if r.state == Some(RequestState::Done) && !removed {
                 assert!(self.nodes[n].disk.commits.contains_key(&id), "{id} is shown as done and is not on disk");
@@ -87,7 +96,9 @@ impl Sim<'_> {
 
     fn assert_opened(&self, n: usize, what: &str) {
         let boot = self.nodes[n].boot;
-        assert!(self.api.owner == n && self.api.opened.is_some_and(|(_, b)| b == boot), "node {n} {what} without an opening in this boot");
+        let open = self.api.owner == n && self.api.opened.is_some_and(|(_, b)| b == boot);
+        // What authority was taken from is not told at once.
+        assert!(open || self.lost.contains(&n), "node {n} {what} without an opening in this boot");
     }
 
     /// Before a task starts, its records are durable.
@@ -139,7 +150,8 @@ impl Sim<'_> {
 
     pub fn watch_destroy(&mut self, n: usize) {
         assert!(self.nodes[n].may_delete, "node {n} destroys and nobody asked for it");
-        let owner = self.nodes[n].disk.head.is_some();
+        let superseded = self.journal_base(n).is_some_and(|b| b.superseded);
+        let owner = self.nodes[n].disk.head.is_some() && !(superseded && self.api.owner != n);
         assert!(!owner || self.api.phase == Phase::Deleting, "an owner's data goes and the Filesystem is not Deleting");
     }
 
@@ -182,7 +194,9 @@ impl Sim<'_> {
     }
 
     pub fn watch_receive(&mut self, n: usize, offer: &ReceiveOffer, checkpoint: Option<&CheckpointRow>) {
-        assert!(n != self.api.owner, "an owner receives");
+        // That authority was taken for it, it hears later; what comes until then is stopped before it takes over.
+        let knows = self.journal_base(n).is_none_or(|b| b.role == Role::Owner);
+        assert!(n != self.api.owner || !knows, "an owner receives");
         if let Some(c) = checkpoint {
             assert!(c.token.target == offer.target.id && c.token.base == offer.base, "it goes on from another transfer's checkpoint");
         }

@@ -129,7 +129,7 @@ fn owner(holders: &[&Holder], recorded: Option<Authority>) -> Result<(Authority,
         )),
         (None, _) => Err(Block::new(
             "OwnerMissing",
-            "only read-only copies are here: bring the owner's node back; if it is lost for good, promotion is a later version's",
+            "only read-only copies are here: bring the owner's node back; without a recorded owner no copy can be promoted",
         )),
     }
 }

@@ -26,9 +26,7 @@ impl Filesystem {
                 jobs: handoff.jobs,
                 requests: handoff.requests,
             };
-            let epoch = handoff.epoch;
-            self.save_base("epoch-seen", |b| b.epoch = b.epoch.max(epoch), out);
-            self.meta_dirty = true;
+            // Only authority says which epoch it is: a peer that is no owner must not be able to make this copy refuse the real one.
             self.moving = MoveState { last: self.moving.last.take(), ..MoveState::default() };
             self.save_move("import-start", row, out);
             self.backoff.insert(Slot::Move, Backoff { failures: 0, not_before: ctx.now.plus_ms(ASK_MS / 4) });
@@ -58,6 +56,9 @@ impl Filesystem {
         if !self.commits.contains_key(&handoff.final_commit) {
             return Err(Problem::new(Reason::NotFound, format!("the final commit {} is not here", handoff.final_commit)));
         }
+        if self.is_running(Slot::Receive) {
+            return Err(Problem::new(Reason::Busy, "a transfer to this copy is not over yet"));
+        }
         if self.head {
             return Err(Problem::new(Reason::Busy, "the head of an earlier ownership is still here, as something has it mounted"));
         }
@@ -66,14 +67,31 @@ impl Filesystem {
 
     pub(super) fn judge_import(&mut self, row: &MigrationRow, view: &AuthorityView, ctx: &Ctx, out: &mut Out) {
         let Some(final_commit) = row.final_commit else { return };
-        let undecided = view.owner == row.peer && view.epoch == row.epoch && view.pending == Some((row.mig, row.attempt));
-        if undecided || view.epoch < row.epoch {
+        // An older epoch of the same owner: the API was restored; it says so there, and here nothing is decided. Any other owner never
+        // handed over to us.
+        let undecided =
+            view.owner == row.peer && (view.epoch < row.epoch || view.epoch == row.epoch && view.pending == Some((row.mig, row.attempt)));
+        if undecided {
             self.backoff.insert(Slot::Move, Backoff { failures: 0, not_before: ctx.now.plus_ms(ASK_MS) });
         } else if view.owner == self.here.place && view.epoch > row.epoch {
             self.take_over(final_commit, view, (row.jobs.clone(), row.requests.clone()), out);
         } else {
             out.records.push(Record::MigrationGone("import-abort"));
             self.migration = None;
+        }
+    }
+
+    /// Authority was taken from a lost owner, for this copy. What is just being received from that owner comes first or not at all: a
+    /// commit that arrived after the head was made would be newer than what the head holds.
+    pub(super) fn take_over_newest(&mut self, view: &AuthorityView, ctx: &Ctx, out: &mut Out) {
+        if self.is_running(Slot::Receive) {
+            self.cancel(Slot::Receive, out);
+            self.backoff.insert(Slot::Move, Backoff { failures: 0, not_before: ctx.now.plus_ms(ASK_MS) });
+            return;
+        }
+        match self.newest().map(|c| c.id) {
+            Some(id) => self.take_over(id, view, (Vec::new(), Vec::new()), out),
+            None => self.hold("HeadMissing", Reason::NoCommits, "this copy is to be the owner's, but holds no commit", ctx, out),
         }
     }
 
@@ -85,7 +103,6 @@ impl Filesystem {
         (jobs, requests): (Vec<JobRow>, Vec<RequestRow>),
         out: &mut Out,
     ) {
-        self.cancel(Slot::Receive, out);
         if let Some(partial) = self.partial.take() {
             self.checkpoint = None;
             self.discard.insert(partial.target.id);

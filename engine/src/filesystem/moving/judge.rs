@@ -109,6 +109,7 @@ impl Filesystem {
         );
         self.opening = Opening::Closed;
         self.won = None;
+        self.undo_fence = false; // whatever had begun it: this head is not thawed any more
         self.meta_dirty = true;
         self.moving.doubt = false;
         self.forget_sending(out);
@@ -138,10 +139,7 @@ impl Filesystem {
                 }
             }
             Role::Owner if view.epoch > base.epoch => self.supersede_owner(view, ctx, out),
-            Role::Replica if mine && self.present().is_some_and(|p| p.role == Role::Owner) => match self.newest().map(|c| c.id) {
-                Some(id) => self.take_over(id, view, (Vec::new(), Vec::new()), out),
-                None => self.hold("HeadMissing", Reason::NoCommits, "this copy is to be the owner's, but holds no commit", ctx, out),
-            },
+            Role::Replica if mine && self.present().is_some_and(|p| p.role == Role::Owner) => self.take_over_newest(view, ctx, out),
             _ => self.look_again(ctx),
         }
     }

@@ -49,7 +49,7 @@ pub(super) struct MoveState {
     looked: bool,
     /// It is to be given up, for this reason.
     give_up: Option<Problem>,
-    /// What it waits for, for people.
+    /// Who has the head mounted, for people.
     waits: Option<String>,
     /// The importer could not be reached since.
     stalled: Option<Timestamp>,
@@ -184,14 +184,12 @@ impl Filesystem {
             _ => {}
         }
         // A commit that is intended may be on disk already, unknown: it goes first, or it would come after the final one.
-        if let Some(owed) = self.owed_commit() {
-            self.moving.waits = Some(owed);
-        } else if !asked && self.is_ready(Slot::MoveFence, ctx.now) {
+        if self.owed_commit().is_none() && !asked && self.is_ready(Slot::MoveFence, ctx.now) {
             self.fences.push(FenceRequest::of_move());
         }
     }
 
-    fn owed_commit(&self) -> Option<String> {
+    pub(super) fn owed_commit(&self) -> Option<String> {
         let wanted = |uid| self.present().is_some_and(|p| p.commits.iter().any(|c| c.uid == uid && !c.remove));
         let row = self.requests.values().find(|r| r.state == RequestState::Pending && wanted(r.uid))?;
         let why = row.problem.as_ref().map(|p| format!(": {}", p.message)).unwrap_or_default();

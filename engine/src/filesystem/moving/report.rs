@@ -100,7 +100,7 @@ impl Filesystem {
             finished_at: None,
             frozen_ms: row.frozen.map_or(0, |at| now.since_ms(at)),
             bytes: report.map_or(0, |r| r.replicated_bytes),
-            message: self.moving.waits.clone().or(problem).unwrap_or_default(),
+            message: self.moving.waits.clone().or_else(|| self.owed_commit()).or(problem).unwrap_or_default(),
         })
     }
 }
