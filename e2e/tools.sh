@@ -29,13 +29,14 @@ MODULES=(
 )
 SNAPSHOT_CRDS=v8.7.0 # of external-snapshotter's client module
 IMAGES=1             # the version of pause.c and of the images below
+POSTGRES=15-1        # of the PostgreSQL image: Debian's major version, and that of deploy/image/postgres.sh
 
 say() { printf '  tools: %s\n' "$*" >&2; }
 
 # Everything that is to be had, a line each: name and version.
 wanted() {
   local p name version
-  printf 'snapshot-crds %s\nimage-pause %s\nimage-busybox %s\n' "$SNAPSHOT_CRDS" $IMAGES $IMAGES
+  printf 'snapshot-crds %s\nimage-pause %s\nimage-busybox %s\nimage-postgres %s\n' "$SNAPSHOT_CRDS" $IMAGES $IMAGES $POSTGRES
   for p in "${PROGRAMS[@]}"; do echo "$p $K8S"; done
   for p in "${MODULES[@]}"; do read -r name _ _ version <<<"$p"; echo "$name $version"; done
   [ "$WHAT" != storage-e2e ] || printf 'storage-e2e %s\nginkgo %s\nagnhost %s\n' "$K8S" "$K8S" "$K8S"
@@ -131,10 +132,18 @@ image_busybox() {
   keep image-busybox $IMAGES
 }
 
+# PostgreSQL of Debian's packages, 130 MB.
+image_postgres() {
+  ../deploy/image/build.sh "$SCRATCH/images" postgres
+  mv "$SCRATCH/images/postgres.tar" "$OUT/.image-postgres.new"
+  keep image-postgres $POSTGRES
+}
+
 build() {
   local wants=" $* " p k8s=()
   case $wants in *" image-pause "*) image_pause ;; esac
   case $wants in *" image-busybox "*) image_busybox ;; esac
+  case $wants in *" image-postgres "*) image_postgres ;; esac
   case $wants in *" snapshot-crds "*) (snapshot_crds) ;; esac
   for p in "${PROGRAMS[@]}"; do case $wants in *" $p "*) k8s+=("$p") ;; esac; done
   [ ${#k8s[@]} = 0 ] || (kubernetes "${k8s[@]}")

@@ -57,6 +57,7 @@ pub async fn left_of(t: &Test, fs_id: &str) -> Result<()> {
 /// What a pool holds of a Filesystem, two levels deep, with `*` for what is named by an id. `None`: nothing.
 pub fn on_disk(t: &Test, node: &str, fs_id: &str) -> Result<Option<Vec<String>>> {
     let pool = t.rig.node(node)?.files.state.join("pool");
+    let pool = t.rig.machine(node).map_or(Ok(pool.clone()), |machine| machine.outside(&pool))?;
     ensure!(pool.join("fs").is_dir(), "the pool of {node} is not mounted at {}", pool.display());
     let dir = pool.join("fs").join(fs_id);
     if !dir.exists() {

@@ -17,6 +17,7 @@ pub mod life;
 pub mod moving;
 pub mod node;
 pub mod peers;
+pub mod pods;
 pub mod pools;
 pub mod resume;
 pub mod rights;
@@ -52,6 +53,7 @@ pub fn all() -> Vec<Case> {
         csi_sanity::cases(),
         kubelet::cases(),
         csi_pvc::cases(),
+        pods::cases(),
     ]
     .into_iter()
     .flatten()

@@ -73,6 +73,27 @@ impl Rig {
         Ok(())
     }
 
+    /// Gives every machine an image that only some cases need, under the name `reference`, from the archive `tool` of the
+    /// tools' directory. One that has it already is left alone; images survive reboots.
+    pub async fn image(&self, tool: &str, reference: &str) -> Result<()> {
+        let archive = self.tools.path(tool);
+        if !archive.exists() {
+            bail!("{tool} is missing in {}; build it once: e2e/tools.sh {0}", self.tools.dir().display());
+        }
+        let each =
+            self.machines.iter().map(|machine| {
+                let (machine, archive, reference) = (machine.clone(), archive.clone(), reference.to_owned());
+                async move {
+                    tokio::task::spawn_blocking(move || {
+                        if node::has_image(&machine, &reference)? { Ok(()) } else { node::import(&machine, &archive) }
+                    })
+                    .await?
+                }
+            });
+        futures::future::try_join_all(each).await?;
+        Ok(())
+    }
+
     /// Waits until the Node of every machine that is on is `Ready`. Fine without machines.
     pub async fn nodes_ready(&self, timeout: Duration) -> Result<()> {
         let on: Vec<&str> = self.machines.iter().filter(|m| m.is_on()).map(|m| m.name()).collect();

@@ -133,8 +133,16 @@ pub async fn containerd_ready(machine: &Machine) -> Result<()> {
 
 /// Gives a machine's containerd an image from a docker archive.
 pub fn import(machine: &Machine, archive: &Path) -> Result<()> {
-    machine.run("ctr", &["--address", CONTAINERD, "--namespace", "k8s.io", "images", "import", &archive.to_string_lossy()])?;
-    Ok(())
+    images(machine, &["import", &archive.to_string_lossy()]).map(|_| ())
+}
+
+/// Whether a machine's containerd has an image of that name.
+pub fn has_image(machine: &Machine, reference: &str) -> Result<bool> {
+    Ok(images(machine, &["list", "-q"])?.lines().any(|name| name == reference))
+}
+
+fn images(machine: &Machine, args: &[&str]) -> Result<String> {
+    machine.run("ctr", &[&["--address", CONTAINERD, "--namespace", "k8s.io", "images"], args].concat())
 }
 
 /// Where Debian put a program.
