@@ -33,6 +33,7 @@ GOOD=(
   "--set pool.file.size=1Gi --set volumeSnapshotClass.create=true --set volumeSnapshotClass.default=true --set operator.antiAffinity=required --set commonLabels.team=a --set commonAnnotations.note=b"
   "--set pool.file.size=1Gi --set operator.antiAffinity=none --set operator.podDisruptionBudget.enabled=false --set imagePullSecrets={a,b} --set images.agent.digest=sha256:$(printf 'a%.0s' {1..64})"
   "--set pool.file.size=1Gi --set storageClasses[0].name=fast,storageClasses[0].default=true,storageClasses[0].poolGroup=ssd,storageClasses[0].replicas=2,storageClasses[0].fencing=Manual,storageClasses[0].historyLimit=10Gi"
+  "--set pool.file.size=1Gi --set webhook.port=8443 --set networkPolicy.enabled=true"
   "--set pool.file.size=1Gi --api-versions snapshot.storage.k8s.io/v1 --set networkPolicy.from[0].namespaceSelector.matchLabels.a=b --set networkPolicy.enabled=true"
 )
 # And such that must be refused.
@@ -46,6 +47,7 @@ BAD=(
   "--set pool.file.size=1Gi --set storageClasses[0].replicas=2"
   "--set pool.file.size=1Gi --set images.agent.digest=latest"
   "--set pool.file.size=1Gi --set operator.replicas=0"
+  "--set pool.file.size=1Gi --set webhook.port=0"
 )
 
 check_values() {
@@ -95,6 +97,16 @@ check_package() {
   [ "$want" = "$have" ] || bad "the package has $have of $want CRDs"
   ! grep -E '^dotgraft/deploy/(image|samples|programs)/' "$SCRATCH/files" >&2 || bad "the package has what .helmignore names"
   say "the package is whole ($have CRDs)"
+}
+
+# Where there is no webhook nothing is left of it: a configuration without a server costs each pod a second.
+check_webhook() {
+  local off
+  for off in webhook.enabled csi.enabled; do
+    template --set pool.file.size=1Gi --set $off=false --set networkPolicy.enabled=true || { bad "helm template $off=false"; continue; }
+    ! grep -nE 'MutatingWebhookConfiguration|--webhook|name: webhook' "$SCRATCH/out" >&2 || bad "$off=false leaves something of the webhook"
+  done
+  say "the webhook can be left out"
 }
 
 # Every flag that the chart gives is one that the program knows.
@@ -147,7 +159,7 @@ check_readme() {
   local key
   for key in $(awk '/^[^#]/ && /^ *[a-zA-Z]+:/ {d = match($0, /[^ ]/) - 1; split($1, a, ":"); p[d / 2] = a[1]; s = p[0]; for (i = 1; i <= d / 2; i++) s = s "." p[i]; print s}' $CHART/values.yaml); do
     case $key in
-      pool|pool.file|csi|images|operator|agent|operator.http|agent.http|*.podDisruptionBudget|volumeSnapshotClass|networkPolicy|serviceMonitor|prometheusRule|dashboard|test) continue ;;
+      pool|pool.file|csi|webhook|images|operator|agent|operator.http|agent.http|*.podDisruptionBudget|volumeSnapshotClass|networkPolicy|serviceMonitor|prometheusRule|dashboard|test) continue ;;
       storageClasses.*|*.requests|*.limits|operator.resources.*|*.nodeSelector.*|*.labels.*|*.tolerations.*) continue ;;
     esac
     grep -qF "\`$key\`" $CHART/README.md || bad "README.md of the chart says nothing of $key"
@@ -157,6 +169,7 @@ check_readme() {
 check_values
 check_deploy
 check_package
+check_webhook
 check_flags
 check_alerts
 check_readme

@@ -24,7 +24,7 @@ SCRATCH=$(mktemp -d)
 trap 'rm -rf "$SCRATCH"' EXIT
 render operator.yaml '# Two operators with the CSI sidecars. VolumeSnapshots: see the chart, or add the csi-snapshotter likewise.' operator availability
 render agent.yaml '# An agent on every node. Before you apply it, say where its pool is: --pool-file-size, or --pool-device instead of both --pool-file flags.' agent
-render services.yaml '# For metrics only.' services
+render services.yaml '# For metrics and the pod webhook.' services
 if [ "${1:-}" = --check ]; then
   rm "$SCRATCH/err"
   diff -ru "$OUT" "$SCRATCH" || { echo "render: $OUT is not what the chart says: run charts/render.sh" >&2; exit 1; }

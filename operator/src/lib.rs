@@ -28,4 +28,5 @@ pub mod runtime;
 pub mod signer;
 #[cfg(test)]
 mod testing;
+pub mod webhook;
 pub mod write;

@@ -10,7 +10,7 @@ use clap::{Parser, ValueEnum};
 use dotgraft_operator::context::Ctx;
 use dotgraft_operator::http::{Health, serve};
 use dotgraft_operator::metrics::Metrics;
-use dotgraft_operator::{csi, leader, runtime};
+use dotgraft_operator::{csi, leader, runtime, webhook};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use tokio::signal::unix::{SignalKind, signal};
@@ -43,6 +43,12 @@ struct Args {
     /// Most volumes that a node may have attached; the agents' `--max-volumes-per-node` should say the same.
     #[arg(long, env = "DOTGRAFT_CSI_ATTACH_LIMIT", default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     csi_attach_limit: u32,
+    /// Where the pod webhook is served, by TLS; left out, there is none and pods get no preference for the nodes of their volumes.
+    #[arg(long)]
+    webhook: Option<SocketAddr>,
+    /// The Service in --namespace by which the API server reaches the webhook, as its configuration names it.
+    #[arg(long, default_value = "dotgraft-operator")]
+    webhook_service: String,
     /// json for machines, human for a terminal.
     #[arg(long, value_enum, default_value = "json")]
     log_format: LogFormat,
@@ -107,6 +113,14 @@ async fn serve_csi(args: &Args, ctx: Arc<Ctx>) -> Result<()> {
     }
 }
 
+/// Serves the pod webhook if it is asked for; else waits for ever.
+async fn serve_webhook(args: &Args, ctx: Arc<Ctx>, leading: watch::Receiver<bool>) -> Result<()> {
+    match args.webhook {
+        Some(listen) => webhook::serve(listen, &args.webhook_service, ctx, leading).await.context("serving the pod webhook"),
+        None => std::future::pending().await,
+    }
+}
+
 async fn watch_health(ctx: Arc<Ctx>, health: Arc<Health>) {
     loop {
         health.set_synced(ctx.caches.fresh());
@@ -136,6 +150,7 @@ async fn main() -> Result<()> {
         () = runtime::count_stuck(ctx.clone()) => {}
         () = leader::run(client.clone(), args.namespace.clone(), identity.clone(), tx) => {}
         served = serve_csi(&args, ctx.clone()) => served?,
+        served = serve_webhook(&args, ctx.clone(), rx.clone()) => served?,
         () = lead(ctx, rx) => {}
         _ = term.recv() => tracing::info!("SIGTERM"),
         _ = int.recv() => tracing::info!("SIGINT"),

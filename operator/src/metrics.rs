@@ -47,6 +47,8 @@ pub struct Metrics {
     leader: Gauge,
     csi_calls: Family<CsiCall, Counter>,
     csi_seconds: Family<CsiMethod, Histogram>,
+    webhook_requests: Family<ResultLabel, Counter>,
+    webhook_seconds: Histogram,
 }
 
 impl std::fmt::Debug for Metrics {
@@ -67,6 +69,8 @@ impl Default for Metrics {
             leader: Gauge::default(),
             csi_calls: Family::default(),
             csi_seconds: Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.001, 2.0, 15))),
+            webhook_requests: Family::default(),
+            webhook_seconds: Histogram::new(exponential_buckets(0.000_05, 2.0, 15)),
         };
         let r = &mut m.registry;
         r.register("reconciles", "Reconciles by controller and result", m.reconciles.clone());
@@ -77,6 +81,8 @@ impl Default for Metrics {
         r.register("leader", "1 while this process leads", m.leader.clone());
         r.register("csi_calls", "CSI calls by method and gRPC code", m.csi_calls.clone());
         r.register("csi_seconds", "Seconds of a CSI call", m.csi_seconds.clone());
+        r.register("webhook_requests", "Pods looked at by the webhook, by result", m.webhook_requests.clone());
+        r.register("webhook_seconds", "Seconds of a request to the pod webhook", m.webhook_seconds.clone());
         m
     }
 }
@@ -103,6 +109,11 @@ impl Metrics {
     pub fn csi(&self, method: &'static str, code: &'static str, took: Duration) {
         self.csi_calls.get_or_create(&CsiCall { method, code }).inc();
         self.csi_seconds.get_or_create(&CsiMethod { method }).observe(took.as_secs_f64());
+    }
+    /// The webhook has looked at a pod.
+    pub fn webhook(&self, result: &'static str, took: Duration) {
+        self.webhook_requests.get_or_create(&ResultLabel { result }).inc();
+        self.webhook_seconds.observe(took.as_secs_f64());
     }
     /// Whether this process leads.
     pub fn leading(&self, leads: bool) {

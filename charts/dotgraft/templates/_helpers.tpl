@@ -73,6 +73,11 @@ imagePullSecrets:
 {{- if and .Values.csi.enabled (or (eq $create "true") (and (eq $create "auto") (.Capabilities.APIVersions.Has "snapshot.storage.k8s.io/v1"))) -}}true{{- end -}}
 {{- end }}
 
+{{/* "true" if pods are shown to the operator. */}}
+{{- define "dotgraft.webhook" -}}
+{{- if and .Values.csi.enabled .Values.webhook.enabled -}}true{{- end -}}
+{{- end }}
+
 {{/* The pool's arguments of the agent. */}}
 {{- define "dotgraft.pool" -}}
 {{- with .Values.pool -}}

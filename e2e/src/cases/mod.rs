@@ -14,6 +14,7 @@ pub mod hostile;
 pub mod killpoints;
 pub mod kubelet;
 pub mod life;
+pub mod locality;
 pub mod moving;
 pub mod node;
 pub mod peers;
@@ -54,6 +55,7 @@ pub fn all() -> Vec<Case> {
         kubelet::cases(),
         csi_pvc::cases(),
         pods::cases(),
+        locality::cases(),
     ]
     .into_iter()
     .flatten()

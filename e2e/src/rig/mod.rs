@@ -19,6 +19,7 @@ pub mod programs;
 pub mod sidecars;
 pub mod tokens;
 pub mod wait;
+pub mod webhook;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -127,7 +128,11 @@ impl Rig {
             rig.register_nodes().await?;
         }
         rig.write_kubeconfigs().await?;
-        rig.start_programs(&options)?;
+        let webhook = if options.kubelets { Some(webhook::address()?) } else { None };
+        if let Some(address) = &webhook {
+            rig.serve_webhook(address).await?;
+        }
+        rig.start_programs(&options, webhook.as_deref())?;
         rig.ready(Duration::from_secs(60)).await?;
         rig.seconds = start.elapsed().as_secs_f64();
         Ok(rig)
@@ -326,10 +331,12 @@ impl Rig {
         Ok(())
     }
 
-    fn start_programs(&self, options: &Options) -> Result<()> {
+    fn start_programs(&self, options: &Options, webhook: Option<&str>) -> Result<()> {
         let Some(binaries) = &self.programs else { return Ok(()) };
         let socket = self.csi_socket();
-        let mut specs = vec![programs::operator(binaries, &self.operator_kubeconfig(), &self.operator_http, Some(&socket))];
+        let mut operator = programs::operator(binaries, &self.operator_kubeconfig(), &self.operator_http, Some(&socket));
+        operator.args.extend(webhook.into_iter().flat_map(|address| ["--webhook".into(), address.to_owned()]));
+        let mut specs = vec![operator];
         if options.kubelets {
             specs.extend(sidecars::specs(&self.tools, &socket, &self.operator_kubeconfig(), &self.control_plane.admin));
         }

@@ -109,13 +109,15 @@ impl World {
     }
 }
 
-/// The Secret of the operator and a Lease of each agent; one set for all cases of a rig.
+/// The Secrets of the operator and a Lease of each agent; one set for all cases of a rig.
 async fn core_objects(t: &Test) -> Result<()> {
     let client = t.kube().client();
     let leases: Api<Lease> = Api::namespaced(client.clone(), SYSTEM);
     let secrets: Api<Secret> = Api::namespaced(client, SYSTEM);
-    let secret = ObjectMeta { name: Some("dotgraft-ca".into()), ..ObjectMeta::default() };
-    ensure(&secrets, "dotgraft-ca", &Secret { metadata: secret, ..Secret::default() }).await?;
+    for name in ["dotgraft-ca", "dotgraft-webhook"] {
+        let metadata = ObjectMeta { name: Some(name.into()), ..ObjectMeta::default() };
+        ensure(&secrets, name, &Secret { metadata, ..Secret::default() }).await?;
+    }
     for node in ["n1", "n2"] {
         let name = format!("dotgraft-agent-{node}");
         let metadata = ObjectMeta { name: Some(name.clone()), ..ObjectMeta::default() };

@@ -109,6 +109,12 @@ fn core_objects(add: &mut impl FnMut(&str, Verb, &str, Allowed)) {
     add("secret", Verb::Patch(data), &secret, Allowed::Admin);
     add("secret", Verb::Delete, &secret, Allowed::Admin);
     add("secret-of-others", Verb::List, "/api/v1/secrets", Allowed::Admin);
+    add("secret-of-webhook", Verb::Get, &format!("{secrets}/dotgraft-webhook"), Allowed::Operator);
+    let webhooks = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations";
+    let webhook = format!("{webhooks}/dotgraft-pods");
+    add("webhook", Verb::List, webhooks, Allowed::Admin);
+    add("webhook", Verb::Patch(json!({"metadata": {"labels": {"x": "y"}}})), &webhook, Allowed::Operator);
+    add("webhook", Verb::Delete, &webhook, Allowed::Admin);
     add("pod", Verb::List, "/api/v1/pods", Allowed::Admin);
     let label = json!({"metadata": {"labels": {"dotgraft.dev/pool-group": "mine"}}});
     add("node", Verb::Patch(label), "/api/v1/nodes/n2", Allowed::Admin);

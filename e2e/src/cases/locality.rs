@@ -1,0 +1,255 @@
+//! Pods stay where their volumes are: what the webhook adds, restarts without moves, and a drain that sends only what is new.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::{Value, json};
+
+use super::csi_pvc::{claim, pod, started, stop};
+use crate::harness::Case;
+use crate::harness::test::Test;
+use crate::rig::programs::{OPERATOR, http_get};
+use crate::rig::wait::eventually;
+
+/// Longest that one step with a pod may take.
+const STEP: Duration = Duration::from_secs(60);
+/// Pods of a set.
+const SIZE: usize = 3;
+/// How often all pods of the set are deleted at once: 51 restarts.
+const ROUNDS: usize = 17;
+/// The same of the set that the webhook leaves alone.
+const ROUNDS_WITHOUT: usize = 3;
+
+/// The cases of this file.
+pub fn cases() -> Vec<Case> {
+    vec![
+        Case::new(
+            "locality-affinity",
+            "a pod gets preferred affinity for its volume's node, beside its own terms, and is never denied",
+            affinity,
+        )
+        .kubelets(),
+        Case::new(
+            "locality-restarts",
+            "51 restarts of a StatefulSet on idle nodes move nothing; without the webhook they do, and pods start without it",
+            restarts,
+        )
+        .kubelets()
+        .within(Duration::from_secs(240)),
+    ]
+}
+
+/// A pod as it would be admitted: nothing is made.
+async fn admitted(t: &Test, pod: &Value) -> Result<Value> {
+    let file = t.dir.join("pod.json");
+    std::fs::write(&file, pod.to_string())?;
+    Ok(serde_json::from_str(&t.kubectl(&["create", "--dry-run=server", "-o", "json", "-f", &file.to_string_lossy()]).await?)?)
+}
+
+fn sample(claims: &[&str], affinity: Option<Value>) -> Value {
+    let volumes: Vec<Value> = claims.iter().map(|c| json!({"name": c, "persistentVolumeClaim": {"claimName": c}})).collect();
+    let mut pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "sample"},
+        "spec": {"containers": [{"name": "c", "image": "busybox:1"}], "volumes": volumes}});
+    if let Some(affinity) = affinity {
+        pod["spec"]["affinity"] = affinity;
+    }
+    pod
+}
+
+fn term(host: &str, weight: u32) -> Value {
+    json!({"weight": weight, "preference": {"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": [host]}]}})
+}
+
+/// The preferred terms of a pod.
+fn preferred(pod: &Value) -> Value {
+    let terms = pod.pointer("/spec/affinity/nodeAffinity/preferredDuringSchedulingIgnoredDuringExecution");
+    terms.cloned().unwrap_or_else(|| json!([]))
+}
+
+async fn affinity(t: Arc<Test>) -> Result<()> {
+    claim(&t, "data").await?;
+    pod(&t, "first", "data", "n2", "sleep 1000").await?;
+    started(&t, "first").await?;
+    let plain = admitted(&t, &sample(&["data"], None)).await?;
+    ensure!(preferred(&plain) == json!([term("n2", 100)]), "{}", plain["spec"]["affinity"]);
+    let own = json!({
+        "nodeAffinity": {
+            "requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [{"matchExpressions": [{"key": "kubernetes.io/os", "operator": "Exists"}]}]},
+            "preferredDuringSchedulingIgnoredDuringExecution": [term("n3", 7)],
+        },
+        "podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution":
+            [{"weight": 5, "podAffinityTerm": {"topologyKey": "kubernetes.io/hostname", "labelSelector": {"matchLabels": {"a": "b"}}}}]},
+    });
+    let both = admitted(&t, &sample(&["data"], Some(own.clone()))).await?;
+    let mut want = own;
+    want["nodeAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"] = json!([term("n3", 7), term("n2", 100)]);
+    ensure!(both["spec"]["affinity"] == want, "the user's own terms: {}", both["spec"]["affinity"]);
+    let other = admitted(&t, &sample(&["data", "not-there"], None)).await?;
+    ensure!(preferred(&other) == json!([term("n2", 100)]), "a claim that is not there changes nothing: {}", other["spec"]["affinity"]);
+    let none = admitted(&t, &sample(&["not-there"], None)).await?;
+    ensure!(none["spec"].get("affinity").is_none(), "{}", none["spec"]["affinity"]);
+    let mut off = sample(&["data"], None);
+    off["metadata"]["labels"] = json!({"dotgraft.dev/locality": "off"});
+    let off = admitted(&t, &off).await?;
+    ensure!(off["spec"].get("affinity").is_none(), "the label turns it off: {}", off["spec"]["affinity"]);
+    // And the scheduler does as it is told.
+    stop(&t, "first").await?;
+    let file = t.dir.join("second.json");
+    let mut second = sample(&["data"], None);
+    second["metadata"]["name"] = json!("second");
+    second["spec"]["containers"][0]["imagePullPolicy"] = json!("Never");
+    second["spec"]["containers"][0]["command"] = json!(["sleep", "1000"]);
+    second["spec"]["terminationGracePeriodSeconds"] = json!(1);
+    std::fs::write(&file, second.to_string())?;
+    t.kubectl(&["create", "-f", &file.to_string_lossy()]).await?;
+    started(&t, "second").await?;
+    ensure!(t.kubectl(&["get", "pod", "second", "-o", "jsonpath={.spec.nodeName}"]).await? == "n2", "the pod is elsewhere");
+    stop(&t, "second").await?;
+    clear(&t).await
+}
+
+/// Takes away what would make pods again, and the volumes.
+async fn clear(t: &Test) -> Result<()> {
+    t.kubectl(&["delete", "statefulsets,pods", "--all", "--timeout=60s"]).await?;
+    t.kubectl(&["delete", "pvc", "--all", "--timeout=60s"]).await?;
+    Ok(())
+}
+
+/// A set of [`SIZE`] pods with a volume each; all its pods start at once.
+async fn set(t: &Test, name: &str, labels: &str) -> Result<()> {
+    t.apply(&format!(
+        "apiVersion: apps/v1\nkind: StatefulSet\nmetadata: {{name: {name}, namespace: NAMESPACE}}\nspec:\n  replicas: {SIZE}\n  \
+         serviceName: {name}\n  podManagementPolicy: Parallel\n  selector: {{matchLabels: {{set: {name}}}}}\n  template:\n    \
+         metadata: {{labels: {{set: {name}{labels}}}}}\n    spec:\n      terminationGracePeriodSeconds: 0\n      containers:\n      \
+         - name: c\n        image: busybox:1\n        imagePullPolicy: Never\n        command: [sh, -c, 'date >> /data/starts; exec sleep 10000']\n        \
+         volumeMounts: [{{name: data, mountPath: /data}}]\n  volumeClaimTemplates:\n  - metadata: {{name: data}}\n    spec:\n      \
+         storageClassName: dotgraft\n      accessModes: [ReadWriteOnce]\n      resources: {{requests: {{storage: 64Mi}}}}\n"
+    ))
+    .await
+}
+
+/// UIDs of a set's pods that are ready; an error unless all are, and none of them is among `old`.
+async fn running(t: &Test, name: &str, old: &[String]) -> Result<Vec<String>> {
+    let list: Value = serde_json::from_str(&t.kubectl(&["get", "pods", "-l", &format!("set={name}"), "-o", "json"]).await?)?;
+    let pods = list["items"].as_array().cloned().unwrap_or_default();
+    let is_ready = |p: &Value| {
+        let conditions = p.pointer("/status/conditions").and_then(Value::as_array).cloned().unwrap_or_default();
+        p["metadata"].get("deletionTimestamp").is_none() && conditions.iter().any(|c| c["type"] == "Ready" && c["status"] == "True")
+    };
+    let uids: Vec<String> = pods.iter().filter(|p| is_ready(p)).filter_map(|p| Some(p["metadata"]["uid"].as_str()?.to_owned())).collect();
+    ensure!(
+        uids.len() == SIZE && !uids.iter().any(|u| old.contains(u)),
+        "{} of {SIZE} run anew",
+        uids.iter().filter(|u| !old.contains(u)).count()
+    );
+    Ok(uids)
+}
+
+/// Waits until all pods of a set are others than `old`, and ready.
+async fn all_ready(t: &Test, name: &str, old: &[String]) -> Result<Vec<String>> {
+    match eventually(&format!("{name}'s pods to be ready"), STEP, || running(t, name, old)).await {
+        Ok(uids) => Ok(uids),
+        Err(e) => Err(e.context(t.kubectl(&["get", "events", "--sort-by=.lastTimestamp"]).await?)),
+    }
+}
+
+/// Deletes all pods of a set at once, so often, and waits each time until all are ready again.
+async fn restart(t: &Test, name: &str, rounds: usize) -> Result<()> {
+    let mut uids = all_ready(t, name, &[]).await?;
+    for _ in 0..rounds {
+        t.kubectl(&["delete", "pods", "-l", &format!("set={name}"), "--wait=false"]).await?;
+        uids = all_ready(t, name, &uids).await?;
+    }
+    Ok(())
+}
+
+/// Owner and epoch of each volume of a set.
+async fn authorities(t: &Test, name: &str) -> Result<BTreeMap<String, (String, u64)>> {
+    let dots = t.kube().list("Dot", &t.namespace).await?;
+    let of_set = dots.iter().filter(|d| d["metadata"]["name"].as_str().is_some_and(|n| n.starts_with(&format!("data-{name}-"))));
+    let mut all = BTreeMap::new();
+    for dot in of_set {
+        let id = dot["spec"]["fsId"].as_str().context("the Dot has no id")?;
+        let fs = t.object("Filesystem", id).await?;
+        let authority = &fs["status"]["authority"];
+        let owner = authority["owner"]["node"].as_str().unwrap_or_default().to_owned();
+        all.insert(id.to_owned(), (owner, authority["epoch"].as_u64().unwrap_or_default()));
+    }
+    ensure!(all.len() == SIZE, "{} volumes of {name}", all.len());
+    Ok(all)
+}
+
+/// Moves since then: an epoch is one change of owner.
+fn moves(before: &BTreeMap<String, (String, u64)>, after: &BTreeMap<String, (String, u64)>) -> u64 {
+    before.iter().map(|(id, (_, epoch))| after.get(id).map_or(0, |(_, now)| now - epoch)).sum()
+}
+
+/// Mean and count of a histogram, and its value at a quantile at most, from the operator's metrics.
+async fn latency(t: &Test) -> Result<String> {
+    let (_, text) = http_get(&t.rig.operator_http, "/metrics").await?;
+    let value = |line: &str| line.rsplit(' ').next().and_then(|v| v.parse::<f64>().ok());
+    let of = |suffix: &str| text.lines().find(|l| l.starts_with(&format!("dotgraft_operator_webhook_seconds_{suffix}"))).and_then(value);
+    let (sum, count) = (of("sum").context("no histogram")?, of("count").context("no histogram")?);
+    let buckets = text.lines().filter(|l| l.starts_with("dotgraft_operator_webhook_seconds_bucket"));
+    let p99 = buckets.filter(|l| value(l).is_some_and(|n| n >= count * 0.99)).find_map(|l| l.split("le=\"").nth(1)?.split('"').next());
+    Ok(format!("{count} requests, mean {:.2} ms, 99 % within {} s", sum / count * 1000.0, p99.unwrap_or("?")))
+}
+
+async fn restarts(t: Arc<Test>) -> Result<()> {
+    set(&t, "near", "").await?;
+    set(&t, "any", ", dotgraft.dev/locality: 'off'").await?;
+    futures::try_join!(all_ready(&t, "near", &[]), all_ready(&t, "any", &[]))?;
+    let (near, any) = (authorities(&t, "near").await?, authorities(&t, "any").await?);
+    let start = Instant::now();
+    restart(&t, "any", ROUNDS_WITHOUT).await?;
+    let without = moves(&any, &authorities(&t, "any").await?);
+    println!("        {} restarts without the webhook: {without} moves, {:.1} s", ROUNDS_WITHOUT * SIZE, start.elapsed().as_secs_f64());
+    t.kubectl(&["delete", "statefulset", "any"]).await?;
+    let start = Instant::now();
+    restart(&t, "near", ROUNDS).await?;
+    let with = authorities(&t, "near").await?;
+    println!(
+        "        {} restarts with it: {} moves, {:.1} s; {}",
+        ROUNDS * SIZE,
+        moves(&near, &with),
+        start.elapsed().as_secs_f64(),
+        latency(&t).await?
+    );
+    ensure!(with == near, "volumes have moved: {near:?} → {with:?}");
+    ensure!(without > 0, "nothing moved without the webhook either: this shows nothing");
+    absent(&t).await?;
+    clear(&t).await
+}
+
+/// Pods start where nothing answers at the webhook's address, and where it hangs.
+async fn absent(t: &Test) -> Result<()> {
+    let args = t.rig.processes.args(OPERATOR)?;
+    let at = args.iter().position(|a| a == "--webhook").context("the operator has no webhook")?;
+    let without = args.iter().enumerate().filter(|(i, _)| *i != at && *i != at + 1).map(|(_, a)| a.clone()).collect();
+    t.rig.processes.set_args(OPERATOR, without)?;
+    t.rig.restart(OPERATOR).await?;
+    let start = Instant::now();
+    restart(t, "near", 1).await?;
+    println!("        without anyone at its address {SIZE} pods restart in {:.1} s", start.elapsed().as_secs_f64());
+    t.rig.processes.set_args(OPERATOR, args)?;
+    t.rig.restart(OPERATOR).await?;
+    eventually("the webhook to be back", STEP, || async {
+        let pod = admitted(t, &sample(&["data-near-0"], None)).await?;
+        ensure!(preferred(&pod) != json!([]), "no preference");
+        Ok(())
+    })
+    .await?;
+    t.rig.pause(OPERATOR)?;
+    let start = Instant::now();
+    let hung = admitted(t, &sample(&["data-near-0"], None)).await;
+    let took = start.elapsed();
+    t.rig.resume(OPERATOR)?;
+    let hung = hung?;
+    println!("        with one that hangs a pod is admitted after {:.1} s", took.as_secs_f64());
+    if preferred(&hung) != json!([]) || took > Duration::from_secs(5) {
+        bail!("{}; {took:?}", hung["spec"]["affinity"]);
+    }
+    Ok(())
+}
