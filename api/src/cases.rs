@@ -237,7 +237,14 @@ fn operations() -> Vec<Case> {
     let rule = |path, message| Rule { base: &base, path, message };
     let keep = json!({"metadata": {"labels": {"touched": "yes"}}});
     let fixed = "a DotOperation can't change: make another one";
-    rule("spec", fixed).update(&json!({}), &keep, &spec(&json!({"promote": {"node": "b"}}))).to_vec()
+    let one = "a DotOperation does one thing: promote or reset";
+    let reset = |promote: Value| spec(&json!({"promote": promote, "reset": {"commit": "c1"}}));
+    [
+        rule("spec", fixed).update(&json!({}), &keep, &spec(&json!({"promote": {"node": "b"}}))),
+        rule("spec", one).create(&reset(Value::Null), &reset(json!({"node": "a"}))),
+        rule("spec", one).create(&json!({}), &spec(&json!({"promote": Value::Null}))),
+    ]
+    .concat()
 }
 
 fn filesystems() -> Vec<Case> {

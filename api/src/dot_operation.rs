@@ -5,7 +5,7 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::common::ClaimKind;
+use crate::common::{ClaimKind, Origin};
 use crate::schema::{self, rules};
 
 /// What is to be done to what.
@@ -29,12 +29,19 @@ use crate::schema::{self, rules};
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
-#[schemars(extend("x-kubernetes-validations" = rules(&[("self == oldSelf", "a DotOperation can't change: make another one")])))]
+#[schemars(extend("x-kubernetes-validations" = rules(&[
+    ("self == oldSelf", "a DotOperation can't change: make another one"),
+    ("has(self.promote) != has(self.reset)", "a DotOperation does one thing: promote or reset"),
+])))]
 pub struct DotOperationSpec {
     /// The Dot or Branch in this namespace.
     pub target: OperationTarget,
     /// Make another copy the owner, without the present owner's doing.
-    pub promote: Promote,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub promote: Option<Promote>,
+    /// Make the volume what it was in a commit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reset: Option<Reset>,
 }
 
 /// A Dot or Branch.
@@ -63,6 +70,28 @@ pub struct Promote {
     pub accept_loss: bool,
 }
 
+/// Replacing what the volume holds by what it held in a commit, once nothing has it mounted (design §4). What it held until then is
+/// kept by a Commit that is made for it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Reset {
+    /// A commit's id, or the name of a Commit in this namespace; the newest that no reset made if absent, or where a Branch without any began.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::commit_ref")]
+    pub commit: Option<String>,
+}
+
+/// What a reset goes by.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ResetPlan {
+    /// What the volume becomes.
+    pub to: Origin,
+    /// The Commit object that keeps what it held before.
+    #[schemars(schema_with = "schema::name")]
+    pub kept: String,
+}
+
 /// What became of it.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -85,6 +114,9 @@ pub struct DotOperationStatus {
     /// Epoch of authority after it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub epoch: Option<u64>,
+    /// Of a reset: decided once, before anything is done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reset: Option<ResetPlan>,
     /// What was done, or why it was not.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = 4096))]

@@ -29,7 +29,7 @@ pub use common::{
 };
 pub use crds::all_crds;
 pub use dot::{Dot, DotSpec, DotStatus, RecentCommit, ReplicaSummary};
-pub use dot_operation::{DotOperation, DotOperationSpec, DotOperationStatus, OperationPhase, OperationTarget, Promote};
+pub use dot_operation::{DotOperation, DotOperationSpec, DotOperationStatus, OperationPhase, OperationTarget, Promote, Reset, ResetPlan};
 pub use filesystem::{Authority, Filesystem, FilesystemPhase, FilesystemSpec, FilesystemStatus, ForkPoint, Opened, Pending, Publication};
 pub use node_pool::{NodePool, NodePoolSpec, NodePoolStatus, Orphan, OrphanAction, OrphanActionKind, Orphans};
 pub use quantity::{QuantityError, parse_quantity};

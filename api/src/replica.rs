@@ -198,6 +198,9 @@ pub struct CommitWish {
     /// The object is being deleted: the commit is to go.
     #[serde(default)]
     pub remove: bool,
+    /// A reset: once nothing has the head mounted, this commit keeps what it holds, and the head becomes that one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reset_to: Option<Origin>,
 }
 
 /// What the agent says of its copy.

@@ -5,6 +5,7 @@ mod branch;
 mod client;
 mod commit;
 mod log;
+mod operation;
 mod orphans;
 mod output;
 mod progress;
@@ -69,6 +70,8 @@ enum Command {
     Move(relocate::MoveArgs),
     /// Take a Dot or Branch from an owner that is lost, and let another copy go on.
     Promote(relocate::PromoteArgs),
+    /// Make a Dot or Branch what it was in a commit; what it held is kept as a Commit.
+    Reset(operation::ResetArgs),
     /// Show Dots, Branches and jobs, and what needs attention.
     Status(status::StatusArgs),
     /// Take orphans back: data in a pool that no object asks for.
@@ -90,6 +93,7 @@ async fn main() -> anyhow::Result<()> {
         Command::Push(args) => push::run(&client, &cli.common, args).await,
         Command::Move(args) => relocate::relocate(&client, &cli.common, &args).await,
         Command::Promote(args) => relocate::promote(&client, &cli.common, args).await,
+        Command::Reset(args) => operation::reset(&client, &cli.common, args).await,
         Command::Status(args) => status::run(&client, &cli.common, &args).await,
         Command::Adopt(args) => orphans::adopt(&client, &cli.common, &args).await,
         Command::Drop(args) => orphans::drop(&client, &cli.common, &args).await,

@@ -1,16 +1,15 @@
 //! `kubectl dot move` and `kubectl dot promote`: another node is to own a Dot or Branch; with the present owner's help, or without.
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use clap::Args;
-use dotgraft_api::{
-    Branch, ClaimKind, Dot, DotOperation, DotOperationSpec, DotStatus, OperationPhase, OperationTarget, Promote, condition,
-};
-use kube::api::{ObjectMeta, Patch, PatchParams, PostParams};
-use kube::{Api, Client, ResourceExt};
+use dotgraft_api::{Branch, ClaimKind, Dot, DotOperationSpec, DotStatus, OperationTarget, Promote, condition};
+use kube::api::{Patch, PatchParams};
+use kube::{Api, Client};
 use serde_json::json;
 
 use crate::Common;
 use crate::client::{Source, source};
+use crate::operation;
 use crate::output::{self, Table, bytes};
 use crate::wait::{Seen, until};
 
@@ -62,7 +61,8 @@ pub async fn relocate(client: &Client, common: &Common, args: &MoveArgs) -> Resu
     })
 }
 
-fn shown(source: &Source) -> String {
+/// `dot/NAME` or `branch/NAME`.
+pub fn shown(source: &Source) -> String {
     format!("{}/{}", source.kind.as_str().to_lowercase(), source.name)
 }
 
@@ -92,26 +92,10 @@ pub async fn promote(client: &Client, common: &Common, args: PromoteArgs) -> Res
     let source = source(client, &args.source).await?;
     let spec = DotOperationSpec {
         target: OperationTarget { kind: source.kind, name: source.name.clone() },
-        promote: Promote { node: args.to, accept_loss: args.accept_loss },
+        promote: Some(Promote { node: args.to, accept_loss: args.accept_loss }),
+        reset: None,
     };
-    let api = Api::<DotOperation>::default_namespaced(client.clone());
-    let metadata = ObjectMeta { generate_name: Some(format!("promote-{}-", source.name)), ..ObjectMeta::default() };
-    let made = api.create(&PostParams::default(), &DotOperation { metadata, spec, status: None }).await?;
-    let name = made.name_any();
-    let Some(timeout) = common.wait() else {
-        println!("dotoperation.dotgraft.dev/{name} created");
-        return Ok(());
-    };
-    let done = until(&api, &name, timeout, |operation| {
-        let status = operation.status.clone().unwrap_or_default();
-        match status.phase {
-            Some(OperationPhase::Done) => Seen::Done(operation.clone()),
-            Some(OperationPhase::Refused) => Seen::Failed(status.message),
-            None => Seen::NotYet(status.message),
-        }
-    })
-    .await?;
-    let Some(status) = done.status.clone() else { bail!("{name} has no status") };
+    let Some((done, status)) = operation::perform(client, common, &format!("promote-{}-", source.name), spec).await? else { return Ok(()) };
     output::print(common.output, &done, |_| {
         let mut table = Table::new(&["VOLUME", "FROM", "TO", "EPOCH"]);
         let epoch = status.epoch.map(|e| e.to_string()).unwrap_or_default();

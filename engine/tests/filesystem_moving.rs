@@ -23,12 +23,13 @@ fn what_authority_was_taken_from_is_fenced_and_kept_until_it_is_dropped() {
 }
 
 #[test]
-fn the_simulation_really_moves_aborts_and_takes() {
+fn the_simulation_really_moves_aborts_takes_and_resets() {
     let all: Vec<_> = (0..80).map(|seed| support::moves::moving(seed, seed % 2 == 1, &mut Vec::new())).collect();
     let sum = |of: fn(&support::moves::Did) -> u64| all.iter().map(of).sum::<u64>();
-    let (moves, aborts, writes, steals) = (sum(|d| d.moves), sum(|d| d.aborts), sum(|d| d.writes), sum(|d| d.steals));
+    let (moves, aborts, writes) = (sum(|d| d.moves), sum(|d| d.aborts), sum(|d| d.writes));
+    let (steals, resets) = (sum(|d| d.steals), sum(|d| d.resets));
     assert!(
-        moves > 40 && aborts > 5 && writes > 40 && steals > 5,
-        "too tame: {moves} moves, {aborts} aborts, {writes} writes, {steals} taken"
+        moves > 40 && aborts > 5 && writes > 40 && steals > 5 && resets > 20,
+        "too tame: {moves} moves, {aborts} aborts, {writes} writes, {steals} taken, {resets} resets"
     );
 }

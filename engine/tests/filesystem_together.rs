@@ -28,6 +28,6 @@ fn a_seed_is_a_run() {
 
 #[test]
 fn interrupted_transfers_go_on_from_checkpoints() {
-    let resumed: u64 = (0..20).map(|seed| support::user::together(seed, &mut Vec::new()).1).sum();
+    let resumed: u64 = (0..40).map(|seed| support::user::together(seed, &mut Vec::new()).1).sum();
     assert!(resumed > 20, "the simulation exercises resumption: {resumed}");
 }

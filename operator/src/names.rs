@@ -20,6 +20,8 @@ pub const UNMANAGED_LABEL: &str = "dotgraft.dev/unmanaged";
 pub const ALLOCATED_ANNOTATION: &str = "dotgraft.dev/allocated-for";
 /// On Commits that were made to clone from, and go when the clone is there.
 pub const TRANSIENT_LABEL: &str = "dotgraft.dev/transient";
+/// On Commits that an operation has made: the name of the `DotOperation`. One is taken only as that says.
+pub const OPERATION_ANNOTATION: &str = "dotgraft.dev/operation";
 /// On `NodePool`: UID of the last certificate request that was signed for it.
 pub const LAST_CSR_ANNOTATION: &str = "dotgraft.dev/last-csr";
 

@@ -1,5 +1,7 @@
 //! Controller of `DotOperation`: gather → decide → apply → status. Each is done once; its status is the record of it.
 
+mod reset;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -63,10 +65,17 @@ pub async fn reconcile(operation: Arc<DotOperation>, ctx: Arc<Ctx>) -> Result<Ac
         return wait(&operation, &text, &ctx).await;
     };
     let Some(view) = gather_live(&fs.name_any(), &ctx).await? else { return Ok(Action::requeue(WAIT)) };
+    if let Some(wish) = &operation.spec.reset {
+        return reset::reconcile(&operation, wish, &view, &ctx).await;
+    }
+    let Some(wish) = operation.spec.promote.as_ref() else {
+        let why = "it asks for nothing that this operator knows: upgrade the operator";
+        return finish(&operation, ended_as(OperationPhase::Refused, None, None, None, why), "Unknown", &ctx).await;
+    };
     let authority = view.fs.status.as_ref().and_then(|s| s.authority.as_ref());
     let (owner, epoch) = authority.map(|a| (a.owner.node.clone(), a.epoch)).unzip();
     let intended = operation.status.as_ref().and_then(|s| Some((s.from.clone()?, s.epoch?)));
-    let status = match (intended, &operation.spec.promote) {
+    let status = match (intended, wish) {
         // Authority has changed since it was intended: by an earlier try whose status was not written, or by somebody else. Either way
         // it is not done a second time.
         (Some((from, before)), _) if epoch.is_some_and(|now| now > before) => {
@@ -87,10 +96,15 @@ pub async fn reconcile(operation: Arc<DotOperation>, ctx: Arc<Ctx>) -> Result<Ac
             }
         },
     };
-    write::status(&write::namespaced(&ctx.client, operation.as_ref()), operation.as_ref(), &status).await?;
+    finish(&operation, status, "Promote", &ctx).await
+}
+
+/// Records the end.
+async fn finish(operation: &DotOperation, status: DotOperationStatus, reason: &str, ctx: &Ctx) -> Result<Action, Error> {
+    write::status(&write::namespaced(&ctx.client, operation), operation, &status).await?;
     let warning = status.phase == Some(OperationPhase::Refused);
-    let note = crate::context::Note { warning, reason: "Promote".into(), message: status.message.clone() };
-    ctx.notes(&operation.object_ref(&()), "Promote", vec![note]).await;
+    let note = crate::context::Note { warning, reason: reason.to_owned(), message: status.message };
+    ctx.notes(&operation.object_ref(&()), "Operate", vec![note]).await;
     Ok(Action::await_change())
 }
 
@@ -101,14 +115,14 @@ fn ended_as(phase: OperationPhase, from: Option<String>, to: Option<String>, epo
     let reason = if done { "Done" } else { "Refused" };
     let update = ConditionUpdate { type_: "Complete", status: Some(done), reason, message, observed_generation: None };
     set_condition(&mut conditions, &update, &now);
-    DotOperationStatus { phase: Some(phase), finished_at: Some(now), from, to, epoch, message: message.to_owned(), conditions }
+    DotOperationStatus { phase: Some(phase), finished_at: Some(now), from, to, epoch, reset: None, message: message.to_owned(), conditions }
 }
 
 async fn wait(operation: &DotOperation, text: &str, ctx: &Ctx) -> Result<Action, Error> {
     let old = operation.status.clone().unwrap_or_default();
     if old.message != text {
         let api: Api<DotOperation> = write::namespaced(&ctx.client, operation);
-        write::status(&api, operation, &DotOperationStatus { message: text.to_owned(), ..DotOperationStatus::default() }).await?;
+        write::status(&api, operation, &DotOperationStatus { message: text.to_owned(), ..old }).await?;
     }
     Ok(Action::requeue(WAIT))
 }

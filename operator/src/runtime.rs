@@ -6,7 +6,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use dotgraft_api::{Branch, Commit, Dot, Filesystem, FilesystemPhase, NodePool, Replica, ReplicationJob};
+use dotgraft_api::{Branch, Commit, Dot, DotOperation, Filesystem, FilesystemPhase, NodePool, Replica, ReplicationJob};
 use futures::stream::{BoxStream, select_all};
 use futures::{FutureExt, StreamExt};
 use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim};
@@ -66,7 +66,7 @@ pub async fn control(ctx: Arc<Ctx>) {
         run("branch", &c.branches, branch_triggers(&ctx), claim::reconcile_branch, &ctx),
         run("commit", &c.commits, commit_triggers(&ctx), commit::reconcile, &ctx),
         run("replicationjob", &c.jobs, job_triggers(&ctx), job::reconcile, &ctx),
-        run("dotoperation", &c.operations, vec![], operation::reconcile, &ctx),
+        run("dotoperation", &c.operations, operation_triggers(&ctx), operation::reconcile, &ctx),
         run("filesystem", &c.filesystems, filesystem_triggers(&ctx), filesystem::reconcile, &ctx),
         run("replica", &c.replicas, replica_triggers(&ctx), replica::reconcile, &ctx),
         run("nodepool", &c.pools, pool_triggers(&ctx), nodepool::reconcile, &ctx),
@@ -289,6 +289,10 @@ fn filesystem_triggers(ctx: &Arc<Ctx>) -> Triggers<Filesystem> {
             all
         }),
         on(&c.jobs, ctx, |j: &ReplicationJob, ctx| job::claims_of(j, ctx).into_iter().flat_map(|c| bound_to(Some(c))).collect()),
+        on(&c.operations, ctx, |o: &DotOperation, ctx| {
+            let t = &o.spec.target;
+            bound_to(claim::cached(ctx, t.kind, &o.namespace().unwrap_or_default(), &t.name))
+        }),
         on(&c.pools, ctx, |p: &NodePool, ctx| restless_filesystems(&p.spec.node, ctx)),
         on(&c.nodes, ctx, |n: &Node, ctx| deleting_filesystems(&n.name_any(), ctx)),
         on(&c.nodes, ctx, owned_by_lost),
@@ -343,6 +347,14 @@ fn deleting_filesystems(node: &str, ctx: &Ctx) -> Vec<ObjectRef<Filesystem>> {
     let mut list = ctx.caches.filesystems.all();
     list.retain(|f| f.status.as_ref().is_some_and(|s| s.phase == FilesystemPhase::Deleting));
     refs(&list)
+}
+
+/// A reset waits for the Commit that keeps what was there.
+fn operation_triggers(ctx: &Arc<Ctx>) -> Triggers<DotOperation> {
+    vec![on(&ctx.caches.commits, ctx, |c: &Commit, _| {
+        let name = c.annotations().get(crate::names::OPERATION_ANNOTATION);
+        name.map(|n| ObjectRef::new(n).within(&c.namespace().unwrap_or_default())).into_iter().collect()
+    })]
 }
 
 fn replica_triggers(ctx: &Arc<Ctx>) -> Triggers<Replica> {

@@ -20,6 +20,7 @@ pub mod node;
 pub mod peers;
 pub mod pods;
 pub mod pools;
+pub mod reset;
 pub mod resume;
 pub mod rights;
 pub mod space;
@@ -39,6 +40,7 @@ pub fn all() -> Vec<Case> {
         resume::cases(),
         fence::cases(),
         moving::cases(),
+        reset::cases(),
         cli::cases(),
         node::cases(),
         hostile::cases(),

@@ -1,7 +1,7 @@
 //! The ids of the table of failures that must have a test by now, row by row; the runner prints those without one.
 
 /// (id, what must happen).
-pub const WANTED: [(&str, &str); 72] = [
+pub const WANTED: [(&str, &str); 73] = [
     ("1-create", "a Dot deleted while it is being created goes"),
     ("1-commit", "a Dot deleted during a commit goes"),
     ("1-push", "a Dot deleted while its owner sends goes, on both nodes"),
@@ -26,6 +26,7 @@ pub const WANTED: [(&str, &str); 72] = [
     ("5-commit", "killed at every journal record of a commit, it ends the same"),
     ("5-branch", "killed at every journal record of a branch, it ends the same"),
     ("5-receive", "killed at every journal record of a receive, it ends the same"),
+    ("5-reset", "killed at every journal record of a reset, it ends the same"),
     ("5-delete", "killed at every journal record of a delete, it ends the same"),
     ("6-two-jobs", "two jobs to one target: one at a time, both complete"),
     ("6-late", "a transfer that comes late, of an older run, is refused"),

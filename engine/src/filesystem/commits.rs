@@ -85,7 +85,9 @@ impl Filesystem {
 
     /// Starts the first wanted commit that is not there yet. A pending one of an earlier life keeps its id.
     fn advance_wanted(&mut self, ctx: &Ctx, out: &mut Out) {
-        for want in self.wanted().into_iter().filter(|w| !w.remove) {
+        // A reset waits for pods: nothing else has to wait for it.
+        let (resets, plain): (Vec<_>, Vec<_>) = self.wanted().into_iter().filter(|w| !w.remove).partition(|w| w.reset_to.is_some());
+        for want in plain.into_iter().chain(resets) {
             let row = match self.requests.get(&want.uid) {
                 Some(row) if row.state == RequestState::Pending => self.intend_again(row.clone(), ctx, out),
                 Some(_) => continue,
@@ -97,8 +99,15 @@ impl Filesystem {
                 None if want.id.is_some() => continue,
                 None => self.intend(&want, ctx, out),
             };
-            let commit = self.commit_of(&row, &want);
-            self.start(Slot::Head, Task::Commit { qgroup: self.qgroup(), commit: Box::new(commit) }, out);
+            let (qgroup, commit) = (self.qgroup(), Box::new(self.commit_of(&row, &want)));
+            if let Some(to) = row.reset_to {
+                if !self.can_reset(&row, to, ctx, out) {
+                    continue;
+                }
+                self.start(Slot::Head, Task::Fence { qgroup, commit, force: false }, out);
+            } else {
+                self.start(Slot::Head, Task::Commit { qgroup, commit }, out);
+            }
             return;
         }
     }
@@ -113,6 +122,7 @@ impl Filesystem {
             time: self.time_of_next(ctx.now),
             changed_bytes: None,
             problem: None,
+            reset_to: want.reset_to,
         };
         self.put_request("commit-intent", row.clone(), out);
         row
@@ -250,6 +260,9 @@ impl Filesystem {
         if self.pinned_by_move(id) {
             return Some("a handoff of this Filesystem".into());
         }
+        if self.pinned_by_reset(id) {
+            return Some("a reset of this Filesystem".into());
+        }
         None
     }
 
@@ -259,6 +272,8 @@ impl Filesystem {
         if self.running.values().any(|r| r.task == Task::Thaw) {
             let problem = Problem::new(Reason::Busy, "the head is being thawed; fence it after that");
             out.answers.push((req, Answer::Fenced(Err(problem))));
+        } else if self.is_resetting() {
+            out.answers.push((req, Answer::Fenced(Err(self.not_owner()))));
         } else if let Some(id) = self.base.as_ref().and_then(|b| b.frozen).filter(|_| self.is_active()) {
             out.answers.push((req, Answer::Fenced(Ok((id, 0)))));
         } else if self.may_write() || self.half_fenced && self.is_active() && self.role() == Some(Role::Owner) {
@@ -270,7 +285,13 @@ impl Filesystem {
 
     /// Whoever waits for a fence and can't get one any more is told so; who waits for one that is there has it.
     fn settle_fences(&mut self, out: &mut Out) {
-        if self.fences.is_empty() || self.is_running(Slot::Head) || self.may_write() || self.half_fenced || self.must_fence() {
+        if self.fences.is_empty()
+            || self.is_resetting()
+            || self.is_running(Slot::Head)
+            || self.may_write()
+            || self.half_fenced
+            || self.must_fence()
+        {
             return;
         }
         let frozen = self.base.as_ref().and_then(|b| b.frozen).filter(|_| self.is_active());
@@ -308,6 +329,8 @@ impl Filesystem {
         if self.is_moving_fenced() || self.is_superseded() {
             let text = "authority over this Filesystem is moving or has moved: only the end of that thaws it (R2)";
             out.answers.push((req, Answer::Plain(Err(Problem::new(Reason::Busy, text)))));
+        } else if self.is_resetting() {
+            out.answers.push((req, Answer::Plain(Err(self.not_owner()))));
         } else if self.is_active() && self.role() == Some(Role::Owner) && !self.is_running(Slot::Head) {
             self.thaw_for = Some(req);
             self.start(Slot::Head, Task::Thaw, out);
@@ -319,6 +342,9 @@ impl Filesystem {
     fn not_owner(&self) -> Problem {
         if !self.is_active() {
             return self.not_here();
+        }
+        if self.is_resetting() {
+            return Problem::new(Reason::Busy, "the head is being reset; it is there again in a moment");
         }
         if self.is_fenced() {
             return Problem::new(Reason::Busy, "the head is fenced; nothing writes it until it is thawed");
@@ -345,6 +371,7 @@ impl Filesystem {
                 self.usage_due = Timestamp(0);
             }
             (Task::DeleteCommit(_), Err(problem)) => self.trouble("Degraded", problem, out),
+            (Task::Fence { commit, .. }, result) if commit.kept.is_some() => self.on_reset_fenced(*commit, result.map(|_| ()), ctx, out),
             (Task::Fence { commit, .. }, result) => self.on_fenced(*commit, result, ctx, out),
             (Task::Thaw, result) => self.on_thawed(result, ctx, out),
             _ => {}
@@ -440,6 +467,10 @@ impl Filesystem {
                 self.drop_fence_commit(commit.id, out);
                 continue;
             }
+            if self.is_unproven_reset(commit) {
+                self.forget_reset_commit(commit, out);
+                continue;
+            }
             out.records.push(Record::Commit("commit-found", Box::new(commit.clone())));
             self.commits.insert(commit.id, commit.clone());
             self.finish_request_of(commit, out);
@@ -458,7 +489,7 @@ impl Filesystem {
     }
 
     /// Of a fence that nobody was told of.
-    fn drop_fence_commit(&mut self, id: CommitId, out: &mut Out) {
+    pub(super) fn drop_fence_commit(&mut self, id: CommitId, out: &mut Out) {
         self.removing.insert(id);
         out.records.push(Record::CommitRemoving(id));
     }
@@ -474,6 +505,7 @@ impl Filesystem {
             time: commit.time,
             changed_bytes: None,
             problem: None,
+            reset_to: None,
         });
         if row.id == commit.id && row.state == RequestState::Pending {
             self.put_request("commit-done", RequestRow { state: RequestState::Done, problem: None, ..row }, out);
@@ -491,5 +523,6 @@ fn removed_row(uid: RequestUid, id: Option<CommitId>) -> RequestRow {
         time: Timestamp(0),
         changed_bytes: None,
         problem: None,
+        reset_to: None,
     }
 }

@@ -87,6 +87,8 @@ pub struct WantedCommit {
     pub id: Option<CommitId>,
     /// The object is being deleted: remove the commit.
     pub remove: bool,
+    /// It keeps what the head holds before the head is replaced by this commit (reset).
+    pub reset_to: Option<Origin>,
 }
 
 /// What a copy is for.

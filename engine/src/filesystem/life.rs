@@ -4,6 +4,7 @@
 //!   `PinOrigin` → `Prepare` → `CreateHead` → *created* → `WriteMeta`; of a Dot → `UnpinOrigin`
 //! - Replica, new: `AllocateQgroup` → *create-intent* → `Prepare` → *created*
 //! - Owner, known: `Open` once per boot → `WriteMeta` → *auth-open*
+//! - Reset: *reset-begun* → `DropHead` → `CreateHead` → *reset-done* ([`super::reset`])
 //! - Deletion: (`CheckDeleting`) → *delete-intent* → cancel and await all → `WriteMeta` → `Destroy` → *deleted* → `UnpinOrigin` →
 //!   *forget*
 
@@ -185,6 +186,10 @@ impl Filesystem {
             self.start(Slot::Life, Task::CreateHead { qgroup: base.qgroup, from }, out);
             return;
         }
+        if let Some(to) = base.reset_to.filter(|_| base.role == Role::Owner && !base.superseded) {
+            self.advance_reset(to, base.qgroup, out);
+            return;
+        }
         if base.role == Role::Replica && self.head {
             // The fenced head of an earlier ownership.
             self.start(Slot::Life, Task::DropHead, out);
@@ -319,7 +324,9 @@ impl Filesystem {
             (Task::CreateHead { .. }, Ok(_)) => {
                 self.head = true;
                 self.meta_dirty = true;
-                if self.base.as_ref().is_some_and(|b| b.head_from.is_some()) {
+                if self.is_resetting() {
+                    self.end_reset(out);
+                } else if self.base.as_ref().is_some_and(|b| b.head_from.is_some()) {
                     self.save_base("head-made", |b| b.head_from = None, out);
                 } else {
                     self.on_created(out);
@@ -328,7 +335,9 @@ impl Filesystem {
             (Task::DropHead, Ok(_)) => {
                 self.head = false;
                 self.clear("StaleHead");
-                self.save_base("head-dropped", |b| b.frozen = None, out);
+                if !self.is_resetting() {
+                    self.save_base("head-dropped", |b| b.frozen = None, out);
+                }
                 self.usage_due = Timestamp(0);
             }
             (Task::WriteMeta(written), Ok(_)) => self.on_meta_written(&written, out),
@@ -490,7 +499,7 @@ impl Filesystem {
         if self.head && self.base.as_ref().is_some_and(|b| b.head_from.is_some()) {
             self.save_base("head-made", |b| b.head_from = None, out); // it was made, and not recorded
         }
-        let made_anew = self.base.as_ref().is_some_and(|b| b.head_from.is_some());
+        let made_anew = self.is_resetting() || self.base.as_ref().is_some_and(|b| b.head_from.is_some());
         if self.life() == Some(Life::Active) && self.role() == Some(Role::Owner) && !self.head && !made_anew {
             let text =
                 "the journal names a head that is not in the pool: nothing is created in its place; restore the disk or accept the loss";
@@ -511,6 +520,8 @@ impl Filesystem {
             self.half_fenced = true;
             self.undo_fence = !journal_lost && !self.is_superseded();
             self.opening = Opening::Closed;
+        } else if !on_disk && recorded && self.head && self.is_resetting() {
+            self.end_reset(out); // the new head was made, and not recorded
         } else if !on_disk && recorded && self.head {
             self.save_base("thawed", |b| b.frozen = None, out);
         }
@@ -542,6 +553,7 @@ pub(super) fn blank(id: crate::ids::FsId, role: Role) -> Base {
         opened: None,
         frozen: None,
         head_from: None,
+        reset_to: None,
         superseded: false,
     }
 }

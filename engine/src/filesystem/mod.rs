@@ -19,6 +19,7 @@ mod mounts;
 mod moving;
 mod receive;
 mod record;
+mod reset;
 mod status;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -61,6 +61,9 @@ pub struct Base {
     /// `EImportFinish(true)`: the head is to be made from this commit; absent once it is there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub head_from: Option<CommitId>,
+    /// *reset-begun*: the head is to be replaced by this commit; what it held is the commit in `frozen`. Absent once that is done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reset_to: Option<Origin>,
     /// Authority went elsewhere without this copy's doing: what it has is kept aside, fenced, until a person drops it.
     #[serde(default)]
     pub superseded: bool,
@@ -96,6 +99,9 @@ pub struct RequestRow {
     pub changed_bytes: Option<u64>,
     /// What stands in the way.
     pub problem: Option<Problem>,
+    /// The head is to be replaced by this commit, once this one is taken under a fence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reset_to: Option<Origin>,
 }
 
 /// How far a wanted commit is.

@@ -30,6 +30,7 @@ pub struct Did {
     pub aborts: u64,
     pub writes: u64,
     pub steals: u64,
+    pub resets: u64,
 }
 
 fn owner_and_replica(seed: u64, trace: &mut Vec<String>) -> Sim<'_> {
@@ -74,6 +75,7 @@ impl Sim<'_> {
         if self.is_lost(n) {
             return; // written to what authority was taken from: kept aside, promised to nobody
         }
+        self.note_reset(world);
         if world.taken == Some(n) {
             world.taken = None;
             let held = self.nodes[n].disk.commits.values().any(|(_, content)| *content == before);
@@ -84,6 +86,25 @@ impl Sim<'_> {
         world.written = world.writes;
         assert_eq!(self.api.owner, n, "node {n} writes and is not the owner");
         assert!(self.api.pending.is_none(), "node {n} writes while a handoff is pending");
+    }
+
+    /// The head was replaced: what is written next is on top of what it was reset to.
+    fn note_reset(&mut self, world: &mut World) {
+        if let Some(content) = self.ledger.reset_made.take() {
+            world.written = content;
+        }
+    }
+
+    /// A person resets the volume to a commit that the owner shows.
+    fn reset(&mut self, world: &mut World) {
+        let shown = |(c, _): &&(dotgraft_engine::model::Commit, u64)| c.kept.is_some_and(|uid| self.ledger.ids.get(&uid) == Some(&c.id));
+        let commits: Vec<_> = self.nodes[self.api.owner].disk.commits.values().filter(shown).map(|(c, _)| c.id).collect();
+        let made: Vec<_> = commits.into_iter().filter(|id| self.ledger.made.contains(id)).collect();
+        let Some(commit) = self.rng.pick(&made).copied() else { return };
+        let uid = self.fresh_request();
+        self.ledger.resets.insert(uid);
+        let reset_to = Some(dotgraft_engine::model::Origin { fs_id: self.id, commit });
+        world.wishes.push(WantedCommit { uid, message: "before".into(), metadata: BTreeMap::new(), id: None, remove: false, reset_to });
     }
 
     /// Authority went away without this node's doing, and it hasn't fenced its head yet.
@@ -104,6 +125,7 @@ impl Sim<'_> {
         self.ledger.steals += 1;
         self.say(format!("AUTHORITY taken for n{to}"));
         self.lost.insert(self.api.owner);
+        self.ledger.reset_made = None;
         self.api.owner = to;
         self.api.epoch = dotgraft_engine::ids::Epoch(self.api.epoch.0 + 1);
         self.api.attempt += 1;
@@ -137,11 +159,18 @@ impl Sim<'_> {
 
     fn turn(&mut self, world: &mut World) {
         let n = usize::try_from(self.rng.below(2)).unwrap();
-        match self.rng.below(24) {
+        match self.rng.below(25) {
             0 | 1 => world.goal = n,
             3 | 4 if world.wishes.len() < 6 => {
                 let uid = self.fresh_request();
-                world.wishes.push(WantedCommit { uid, message: "m".into(), metadata: BTreeMap::new(), id: None, remove: false });
+                world.wishes.push(WantedCommit {
+                    uid,
+                    message: "m".into(),
+                    metadata: BTreeMap::new(),
+                    id: None,
+                    remove: false,
+                    reset_to: None,
+                });
             }
             5 | 6 => self.pod(n, true),
             2 | 7..=9 => self.pod(n, false),
@@ -151,11 +180,12 @@ impl Sim<'_> {
             15 => self.partition = false,
             17 => self.partition = !self.partition,
             18 if self.rng.permille(400) && self.has_served(n) => {
-                drop(self.nodes[n].disk.mounts.insert("/foreign".into(), MountWhat::Head))
+                self.nodes[n].disk.mounts.insert("/foreign".into(), MountWhat::Head);
             }
             19 => drop(self.nodes[n].disk.mounts.remove("/foreign")),
             20 => self.request(n, Asked::Plain, Event::Thaw),
             22 if self.rng.permille(300) => self.steal(world),
+            23 if world.wishes.len() < 9 && self.rng.permille(600) => self.reset(world),
             21 => self.no_space = !self.no_space && self.rng.permille(500),
             _ => self.operate(world),
         }
@@ -163,7 +193,7 @@ impl Sim<'_> {
     }
 
     /// Only of a head that was served somebody else can have made a mount.
-    fn has_served(&self, n: usize) -> bool {
+    pub fn has_served(&self, n: usize) -> bool {
         self.nodes[n].journal.load().base.is_some_and(|b| b.opened.is_some())
     }
 
@@ -209,7 +239,8 @@ impl Sim<'_> {
         }
     }
 
-    fn watch_settled(&mut self, world: &World) {
+    fn watch_settled(&mut self, world: &mut World) {
+        self.note_reset(world);
         assert_eq!(self.api.owner, world.goal, "authority did not get where it should be: {:?}", self.api);
         assert!(self.api.pending.is_none());
         for n in 0..2 {
@@ -256,12 +287,13 @@ pub fn moving(seed: u64, steals: bool, trace: &mut Vec<String>) -> Did {
     }
     did.writes = world.writes;
     did.steals = sim.ledger.steals;
+    did.resets = sim.ledger.heads_replaced;
     if sim.api.phase == Phase::Deleting {
         sim.calm_down();
         sim.watch_end();
     } else {
         sim.settle(&world);
-        sim.watch_settled(&world);
+        sim.watch_settled(&mut world);
     }
     did
 }

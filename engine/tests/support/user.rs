@@ -36,8 +36,21 @@ impl Sim<'_> {
 
     pub fn wish(&mut self) -> dotgraft_engine::ids::RequestUid {
         let uid = self.fresh_request();
-        self.edit(0, |p| p.commits.push(WantedCommit { uid, message: "m".into(), metadata: BTreeMap::new(), id: None, remove: false }));
+        self.edit(0, |p| {
+            p.commits.push(WantedCommit { uid, message: "m".into(), metadata: BTreeMap::new(), id: None, remove: false, reset_to: None })
+        });
         uid
+    }
+
+    /// A reset to some commit of the owner.
+    fn wish_reset(&mut self) {
+        let shown: Vec<CommitId> = self.ledger.made.iter().copied().filter(|id| self.nodes[0].disk.commits.contains_key(id)).collect();
+        let Some(commit) = self.rng.pick(&shown).copied() else { return };
+        let uid = self.fresh_request();
+        self.ledger.resets.insert(uid);
+        let reset_to = Some(Origin { fs_id: self.id, commit });
+        let want = WantedCommit { uid, message: "before".into(), metadata: BTreeMap::new(), id: None, remove: false, reset_to };
+        self.edit(0, |p| p.commits.push(want));
     }
 
     fn unwish(&mut self) {
@@ -201,8 +214,10 @@ impl Sim<'_> {
         match self.rng.below(26) {
             0..=5 => {
                 let many = matches!(&self.nodes[0].wanted, Some(Intent::Present(p)) if p.commits.len() > 7);
-                if !many {
+                if !many && self.rng.permille(800) {
                     self.wish();
+                } else if !many {
+                    self.wish_reset();
                 }
             }
             6 | 7 => self.unwish(),
@@ -232,7 +247,7 @@ impl Sim<'_> {
             3 => self.stale_absent(),
             4 => self.vanish(),
             5 => self.bump_epoch(),
-            6 => drop(self.nodes[n].disk.mounts.insert("/foreign".into(), MountWhat::Head)),
+            6 if self.has_served(n) => drop(self.nodes[n].disk.mounts.insert("/foreign".into(), MountWhat::Head)),
             7 => drop(self.nodes[n].disk.mounts.remove("/foreign")),
             8 => {
                 let id = self.rng.pick(&self.nodes[0].disk.commits.keys().copied().collect::<Vec<_>>()).copied();
@@ -310,7 +325,9 @@ pub fn alone(seed: u64, trace: &mut Vec<String>) -> u64 {
 /// The object goes for good, and nobody said that the data may.
 fn orphan(sim: &mut Sim) -> u64 {
     let before: Vec<CommitId> = sim.ledger.made.iter().copied().filter(|id| sim.nodes[0].disk.commits.contains_key(id)).collect();
-    let head = sim.nodes[0].disk.head.is_some();
+    // A reset in hand makes the new one all the same.
+    let resets = sim.nodes[0].journal.load().base.is_some_and(|b| b.reset_to.is_some());
+    let head = sim.nodes[0].disk.head.is_some() || resets;
     sim.want(0, None);
     sim.calm_down();
     sim.watch_end();

@@ -23,6 +23,12 @@ pub struct Ledger {
     pub fences: u64,
     pub resumes: u64,
     pub steals: u64,
+    /// Wishes that replace the head.
+    pub resets: BTreeSet<RequestUid>,
+    /// Heads that were replaced.
+    pub heads_replaced: u64,
+    /// What the owner's head holds since it was replaced, until somebody has taken note.
+    pub reset_made: Option<u64>,
 }
 
 /// Tasks that exclude each other, by name; `None`: any number.
@@ -73,7 +79,8 @@ impl Sim<'_> {
                 continue; // not the owner any more, whether it knows it or not: nobody listens to it
             }
             // What was only intended by an owner that lost authority, the next one intends anew.
-            if known != id && self.ledger.steals > 0 && !self.ledger.made.contains(&known) {
+            let anew = self.ledger.steals > 0 || self.ledger.resets.contains(&r.uid);
+            if known != id && anew && !self.ledger.made.contains(&known) {
                 self.ledger.ids.insert(r.uid, id);
                 continue;
             }
@@ -85,7 +92,8 @@ impl Sim<'_> {
             }
         }
         let mut uids = BTreeSet::new();
-        for (commit, _) in self.nodes[n].disk.commits.values() {
+        let doomed = |id: CommitId| self.nodes[n].journal.0.contains_key(&format!("removing/{id}"));
+        for (commit, _) in self.nodes[n].disk.commits.values().filter(|(c, _)| !doomed(c.id)) {
             assert!(commit.kept.is_none_or(|uid| uids.insert(uid)), "two commits for one object");
         }
         // The operator: a Filesystem whose owner has it on disk is past `New`.
@@ -125,8 +133,13 @@ impl Sim<'_> {
                 self.assert_opened(n, "mounts the head");
                 assert!(base.as_ref().is_some_and(|b| b.frozen.is_none()), "a mount of a fenced head");
             }
-            Task::CreateHead { .. } => {
-                if let Some(id) = base.as_ref().and_then(|b| b.head_from) {
+            Task::CreateHead { from, .. } => {
+                if let Some(to) = base.as_ref().and_then(|b| b.reset_to) {
+                    assert_eq!(*from, Some(to), "the head is made from something else");
+                    let head = self.nodes[n].disk.head.as_ref();
+                    let target = self.nodes[n].disk.commits.get(&to.commit).map(|(_, content)| *content);
+                    assert!(head.is_none_or(|h| Some(h.content) == target), "makes a head beside another");
+                } else if let Some(id) = base.as_ref().and_then(|b| b.head_from) {
                     // A try whose answer was lost may have made it: nothing has written it since.
                     let (disk, content) = (&self.nodes[n].disk, self.nodes[n].disk.commits[&id].1);
                     assert!(disk.head.as_ref().is_none_or(|h| h.content == content && !h.fenced), "makes a head beside another");
@@ -164,6 +177,9 @@ impl Sim<'_> {
     /// A head goes: all that was acknowledged is elsewhere, and this node can't write.
     pub fn watch_drop_head(&mut self, n: usize) {
         let base = self.journal_base(n).expect("a base row");
+        if base.reset_to.is_some() {
+            return self.watch_reset(n, base.frozen);
+        }
         assert!(base.role == dotgraft_engine::filesystem::Role::Replica, "an owner's head goes");
         assert!(self.api.owner != n || self.api.epoch > base.epoch, "the head of the owner goes");
         let Some(content) = self.nodes[n].disk.head.as_ref().map(|h| h.content) else { return };
@@ -171,9 +187,21 @@ impl Sim<'_> {
         assert!(held(n) || (0..self.nodes.len()).any(held), "what the head holds is nowhere else");
     }
 
+    /// What the head held is kept; or it was replaced already, and nothing has been written into it.
+    fn watch_reset(&mut self, n: usize, kept: Option<CommitId>) {
+        let disk = &self.nodes[n].disk;
+        let Some(head) = disk.head.as_ref() else { return };
+        let kept = &disk.commits[&kept.expect("a commit that keeps it")];
+        assert!(!kept.0.transient && kept.0.kept.is_some(), "nobody asked for what is kept");
+        assert!(kept.1 == head.content && head.fenced, "what the head held is not kept");
+        self.ledger.heads_replaced += 1;
+    }
+
     pub fn watch_delete(&mut self, n: usize, id: CommitId) {
         let kept = self.nodes[n].disk.commits.get(&id).and_then(|(c, _)| c.kept);
-        assert!(kept.is_none_or(|uid| self.ledger.removals.contains(&uid)), "{id} goes and nobody asked for it");
+        // Of a reset's fence that nobody was told of.
+        let unproven = |uid: &RequestUid| self.ledger.resets.contains(uid) && !self.ledger.made.contains(&id);
+        assert!(kept.is_none_or(|uid| self.ledger.removals.contains(&uid) || unproven(&uid)), "{id} goes and nobody asked for it");
     }
 
     pub fn watch_mounted(&mut self, n: usize, what: MountWhat, ok: bool) {
@@ -275,7 +303,9 @@ impl Sim<'_> {
                 assert!(shown.state == Some(RequestState::Removed) || pinned, "not removed: {shown:?}");
                 assert!(made == 0 || pinned, "removed and still on disk");
             } else {
-                assert!(shown.state == Some(RequestState::Done) && made == 1, "made {made} times: {shown:?}");
+                let unknown = shown.problem.as_ref().is_some_and(|p| p.reason == dotgraft_engine::model::Reason::NotFound);
+                let impossible = wish.reset_to.is_some() && unknown; // its target was removed before
+                assert!(shown.state == Some(RequestState::Done) && made == 1 || impossible, "made {made} times: {shown:?}");
             }
         }
     }

@@ -124,6 +124,10 @@ impl Sim<'_> {
                     Some(_) => 7,
                     None => 0,
                 };
+                let reset = self.nodes[n].journal.load().base.is_some_and(|b| b.reset_to.is_some());
+                if reset && self.api.owner == n {
+                    self.ledger.reset_made = Some(content);
+                }
                 let disk = &mut self.nodes[n].disk;
                 if disk.meta.is_none() {
                     return Err(problem(Reason::NotFound));

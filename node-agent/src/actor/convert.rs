@@ -67,6 +67,7 @@ pub fn base_of(meta: &FsMeta, head: bool) -> Result<Base, Problem> {
         opened: meta.opened.map(|boot| Opened { epoch: meta.epoch, boot }),
         frozen: None,
         head_from: None,
+        reset_to: None,
         superseded: false,
     })
 }

@@ -50,10 +50,7 @@ fn parse(replica: &Replica) -> Result<(FsId, Desired), IdError> {
                 namespace: c.namespace.clone(),
                 name: c.name.clone(),
             }),
-            origin: match &d.origin {
-                Some(o) => Some(Origin { fs_id: o.fs_id.parse()?, commit: o.commit.parse()? }),
-                None => None,
-            },
+            origin: origin(d.origin.as_ref())?,
             capacity: d.capacity,
             history_limit: d.history_limit,
             fencing: fencing_text(d.fencing).to_owned(),
@@ -83,6 +80,10 @@ const fn reclaim_text(r: ReclaimPolicy) -> &'static str {
     }
 }
 
+fn origin(o: Option<&dotgraft_api::common::Origin>) -> Result<Option<Origin>, IdError> {
+    o.map(|o| Ok(Origin { fs_id: o.fs_id.parse()?, commit: o.commit.parse()? })).transpose()
+}
+
 fn wanted_commit(c: &CommitWish) -> Result<WantedCommit, IdError> {
     Ok(WantedCommit {
         uid: c.uid.parse()?,
@@ -90,6 +91,7 @@ fn wanted_commit(c: &CommitWish) -> Result<WantedCommit, IdError> {
         metadata: c.metadata.clone(),
         id: c.id.as_ref().map(|id| id.parse()).transpose()?,
         remove: c.remove,
+        reset_to: origin(c.reset_to.as_ref())?,
     })
 }
 

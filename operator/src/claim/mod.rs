@@ -4,7 +4,7 @@
 mod copies;
 mod decide;
 mod gather;
-mod origin;
+pub mod origin;
 mod status;
 mod view;
 

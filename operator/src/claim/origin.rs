@@ -64,7 +64,8 @@ pub async fn resolve(branch: &Branch, ctx: &Ctx) -> Result<Resolved, Error> {
     }
 }
 
-fn is_uuid(text: &str) -> bool {
+/// Whether it is an id rather than a name.
+pub fn is_uuid(text: &str) -> bool {
     text.len() == 36 && uuid::Uuid::try_parse(text).is_ok()
 }
 

@@ -1,9 +1,9 @@
 //! Collects all that concerns one Filesystem: from the caches to plan with, from the API server to decide with.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use dotgraft_api::{Branch, ClaimKind, ClaimRef, Dot, Filesystem, FilesystemPhase, OrphanActionKind, Place, Replica};
+use dotgraft_api::{Branch, ClaimKind, ClaimRef, Dot, Filesystem, FilesystemPhase, Origin, OrphanActionKind, Place, Replica};
 use kube::api::ListParams;
 use kube::{Api, ResourceExt};
 
@@ -70,8 +70,9 @@ fn assemble(fs: Filesystem, claim: Option<ClaimView>, replicas: Vec<Arc<Replica>
     };
     let origin_owner: Option<Place> = origin.and_then(|o| o.status.as_ref()).and_then(|s| s.authority.as_ref()).map(|a| a.owner.clone());
     let dropped = dropped(&id, ctx);
+    let resets = claim.as_ref().map(|c| resets_of(c, &fs, ctx)).unwrap_or_default();
     let snapshots = commit::snapshots(&id, ctx);
-    View { fs, claim, replicas, pools: pools::all(&ctx.caches), origin_owner, commits, jobs, dropped, snapshots }
+    View { fs, claim, replicas, pools: pools::all(&ctx.caches), origin_owner, commits, resets, jobs, dropped, snapshots }
 }
 
 /// Live jobs that select a claim.
@@ -79,6 +80,13 @@ pub fn jobs_of(claim: &ClaimView, ctx: &Ctx) -> Vec<Arc<dotgraft_api::Replicatio
     let mut jobs = ctx.caches.jobs.with(&claim.namespace);
     jobs.retain(|j| resolve::is_live(j) && resolve::selects(j, claim.kind, &claim.name, &claim.labels));
     jobs
+}
+
+fn resets_of(claim: &ClaimView, fs: &Filesystem, ctx: &Ctx) -> BTreeMap<String, Origin> {
+    let mut list = ctx.caches.operations.with(&claim_term(claim.kind.as_str(), &claim.namespace, &claim.name));
+    list.retain(|o| o.metadata.deletion_timestamp.is_none() && o.spec.reset.is_some());
+    let plans = list.iter().filter_map(|o| o.status.as_ref()).filter(|s| s.phase.is_none()).filter_map(|s| s.reset.clone());
+    plans.filter(|p| p.to.fs_id == fs.name_any() || fs.spec.origin.as_ref() == Some(&p.to)).map(|p| (p.kept, p.to)).collect()
 }
 
 fn dropped(id: &str, ctx: &Ctx) -> BTreeSet<String> {

@@ -4,7 +4,7 @@
 mod gather;
 pub mod moving;
 pub mod plan;
-mod wishes;
+pub mod wishes;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

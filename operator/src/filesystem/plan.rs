@@ -3,11 +3,11 @@
 //! Everything about one Filesystem is decided here: its authority, its phase, every Replica, its end
 //! (design §2 and §4, migration.md §2). The claims' controllers only record intents: phase `Deleting` or `Released`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use dotgraft_api::{
-    Authority, Commit, CopyRole, Desired, DesiredRole, DesiredState, Filesystem, FilesystemPhase, Place, Replica, ReplicaSpec,
+    Authority, Commit, CopyRole, Desired, DesiredRole, DesiredState, Filesystem, FilesystemPhase, Origin, Place, Replica, ReplicaSpec,
     ReplicationJob,
 };
 use kube::ResourceExt;
@@ -34,6 +34,8 @@ pub struct View {
     pub origin_owner: Option<Place>,
     /// Commit objects of the claim.
     pub commits: Vec<Arc<Commit>>,
+    /// Resets in hand: the Commit that keeps what was there, and what the volume is to become.
+    pub resets: BTreeMap<String, Origin>,
     /// Live jobs that select the claim.
     pub jobs: Vec<Arc<ReplicationJob>>,
     /// Pools whose copies a person gave up (`kubectl dot drop`).
@@ -272,7 +274,7 @@ fn replica_write(
     let mut desired = base.clone();
     desired.role = Some(if is_owner { DesiredRole::Owner } else { DesiredRole::Replica });
     desired.peers = places.iter().filter(|p| *p != place).take(32).cloned().collect();
-    desired.commits = wishes::commits(&view.commits, &asked_of(view, owner, is_owner));
+    desired.commits = wishes::commits(&view.commits, &view.resets, &asked_of(view, owner, is_owner));
     if is_owner {
         desired.jobs = wishes::jobs(placed);
     } else {

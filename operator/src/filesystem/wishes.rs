@@ -3,13 +3,14 @@
 //! A Commit's entry stays until its result stands in the Commit's status, and comes back with `remove` when the
 //! object is deleted; a job's entry stays while the job exists. So both lists are bounded by what is under way.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use dotgraft_api::{Commit, CommitState, CommitWish, JobWish, Place, Replica, ReplicationJob, parse_quantity};
+use dotgraft_api::{Commit, CommitState, CommitWish, JobWish, Origin, Place, Replica, ReplicationJob, parse_quantity};
 use kube::ResourceExt;
 
 use crate::job::resolve;
-use crate::names::COMMIT_FINALIZER;
+use crate::names::{COMMIT_FINALIZER, OPERATION_ANNOTATION};
 use crate::write::has_finalizer;
 
 /// Most commit entries of one Replica.
@@ -41,23 +42,30 @@ impl Asked<'_> {
     }
 }
 
-/// Entries for Commit objects. Only the owner makes commits; every copy removes them, the owner first.
-pub fn commits(objects: &[Arc<Commit>], asked: &Asked<'_>) -> Vec<CommitWish> {
+/// Entries for Commit objects. Only the owner makes commits; every copy removes them, the owner first. One that belongs to an operation
+/// is made only as a reset in hand says.
+pub fn commits(objects: &[Arc<Commit>], resets: &BTreeMap<String, Origin>, asked: &Asked<'_>) -> Vec<CommitWish> {
     let owner = matches!(asked, Asked::Owner);
     let mut list: Vec<&Arc<Commit>> = objects
         .iter()
         .filter(|c| has_finalizer(c.as_ref(), COMMIT_FINALIZER))
         .filter(|c| if c.metadata.deletion_timestamp.is_some() { asked.removes(c) } else { owner && !is_recorded(c) })
+        .filter(|c| c.metadata.deletion_timestamp.is_some() || !is_of_operation(c) || resets.contains_key(&c.name_any()))
         .collect();
     // Removals first: they free space. Then the oldest wish; UID makes the order total.
     list.sort_by_key(|c| {
         let at = c.creation_timestamp().map(|t| t.0.as_second());
         (c.metadata.deletion_timestamp.is_none(), at, c.uid())
     });
-    list.into_iter().take(MAX_COMMITS).map(|c| wish(c)).collect()
+    list.into_iter().take(MAX_COMMITS).map(|c| wish(c, resets.get(&c.name_any()).filter(|_| is_of_operation(c)))).collect()
 }
 
-fn wish(commit: &Commit) -> CommitWish {
+/// Whether an operation made it, to keep what it replaces.
+pub fn is_of_operation(commit: &Commit) -> bool {
+    commit.annotations().contains_key(OPERATION_ANNOTATION)
+}
+
+fn wish(commit: &Commit, reset_to: Option<&Origin>) -> CommitWish {
     let remove = commit.metadata.deletion_timestamp.is_some();
     CommitWish {
         uid: commit.uid().unwrap_or_default(),
@@ -66,6 +74,7 @@ fn wish(commit: &Commit) -> CommitWish {
         metadata: if remove { std::collections::BTreeMap::default() } else { commit.spec.metadata.clone() },
         id: commit.status.as_ref().and_then(|s| s.id.clone()),
         remove,
+        reset_to: reset_to.filter(|_| !remove).cloned(),
     }
 }
 
@@ -113,9 +122,9 @@ mod tests {
     #[test]
     fn the_owner_makes_what_is_not_recorded_and_every_copy_removes() {
         let list = [Arc::new(commit("new", 2)), Arc::new(recorded(commit("made", 1))), Arc::new(deleted(recorded(commit("going", 3))))];
-        assert_eq!(names(&commits(&list, &Asked::Owner)), [("going", true), ("new", false)]);
-        assert_eq!(names(&commits(&list, &Asked::WithoutOwner)), [("going", true)]);
-        assert!(commits(&list, &Asked::WithoutOwner)[0].id.is_some());
+        assert_eq!(names(&commits(&list, &BTreeMap::new(), &Asked::Owner)), [("going", true), ("new", false)]);
+        assert_eq!(names(&commits(&list, &BTreeMap::new(), &Asked::WithoutOwner)), [("going", true)]);
+        assert!(commits(&list, &BTreeMap::new(), &Asked::WithoutOwner)[0].id.is_some());
     }
 
     #[test]
@@ -124,25 +133,38 @@ mod tests {
         let uid = going.uid().unwrap();
         let mut owner = Replica::default();
         let list = [Arc::new(going)];
-        assert!(commits(&list, &Asked::AfterOwner(&owner)).is_empty());
+        assert!(commits(&list, &BTreeMap::new(), &Asked::AfterOwner(&owner)).is_empty());
         let answer = |state| dotgraft_api::ReplicaCommitStatus { uid: uid.clone(), state, ..Default::default() };
         owner.status = Some(dotgraft_api::ReplicaStatus { commits: vec![answer(CommitState::Pinned)], ..Default::default() });
-        assert!(commits(&list, &Asked::AfterOwner(&owner)).is_empty());
+        assert!(commits(&list, &BTreeMap::new(), &Asked::AfterOwner(&owner)).is_empty());
         owner.status = Some(dotgraft_api::ReplicaStatus { commits: vec![answer(CommitState::Removed)], ..Default::default() });
-        assert_eq!(commits(&list, &Asked::AfterOwner(&owner)).len(), 1);
+        assert_eq!(commits(&list, &BTreeMap::new(), &Asked::AfterOwner(&owner)).len(), 1);
+    }
+
+    #[test]
+    fn what_an_operation_keeps_is_asked_for_only_with_its_reset() {
+        let mut c = commit("before", 1);
+        c.metadata.annotations = Some(BTreeMap::from([(OPERATION_ANNOTATION.to_owned(), "r".to_owned())]));
+        let (list, none) = ([Arc::new(c.clone())], BTreeMap::new());
+        assert!(commits(&list, &none, &Asked::Owner).is_empty(), "its operation is gone, or has ended");
+        let to = Origin { fs_id: "f".into(), commit: "c".into() };
+        let resets = BTreeMap::from([("before".to_owned(), to.clone()), ("mine".to_owned(), to.clone())]);
+        assert_eq!(commits(&list, &resets, &Asked::Owner)[0].reset_to, Some(to));
+        assert_eq!(commits(&[Arc::new(commit("mine", 2))], &resets, &Asked::Owner)[0].reset_to, None, "a Commit of a user resets nothing");
+        assert_eq!(commits(&[Arc::new(deleted(c))], &none, &Asked::Owner).len(), 1, "it can be deleted");
     }
 
     #[test]
     fn a_commit_that_we_do_not_hold_is_not_asked_for() {
         let mut c = commit("c", 1);
         c.metadata.finalizers = None;
-        assert!(commits(&[Arc::new(c)], &Asked::Owner).is_empty());
+        assert!(commits(&[Arc::new(c)], &BTreeMap::new(), &Asked::Owner).is_empty());
     }
 
     #[test]
     fn the_list_of_commits_is_bounded_and_the_oldest_come_first() {
         let list: Vec<_> = (0..300).rev().map(|i| Arc::new(commit(&format!("c{i:03}"), i))).collect();
-        let wishes = commits(&list, &Asked::Owner);
+        let wishes = commits(&list, &BTreeMap::new(), &Asked::Owner);
         assert_eq!(wishes.len(), MAX_COMMITS);
         assert_eq!(wishes[0].name, "c000");
     }

@@ -191,7 +191,7 @@ impl Filesystem {
 
     pub(super) fn owed_commit(&self) -> Option<String> {
         let wanted = |uid| self.present().is_some_and(|p| p.commits.iter().any(|c| c.uid == uid && !c.remove));
-        let row = self.requests.values().find(|r| r.state == RequestState::Pending && wanted(r.uid))?;
+        let row = self.requests.values().find(|r| r.state == RequestState::Pending && r.reset_to.is_none() && wanted(r.uid))?;
         let why = row.problem.as_ref().map(|p| format!(": {}", p.message)).unwrap_or_default();
         Some(format!("commit {} is made first{why}", row.id))
     }
