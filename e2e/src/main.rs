@@ -38,6 +38,9 @@ enum Verb {
         /// Only list the cases.
         #[arg(long)]
         list: bool,
+        /// Only the cases on nodes with kubelets, or only the rest: both can run at the same time.
+        #[arg(long)]
+        half: Option<runner::Half>,
     },
     /// Show the life of a Dot; KEEP=1 leaves everything running.
     Demo,
@@ -126,8 +129,8 @@ async fn work(verb: Verb) -> Result<ExitCode> {
             println!("ready after {:.1} s", rig.seconds);
             stay(&rig).await
         }
-        Verb::Test { filters, control_plane_only, .. } => {
-            let ok = runner::run(cases::all(), &Plan { filters, control_plane_only }).await?;
+        Verb::Test { filters, control_plane_only, half, .. } => {
+            let ok = runner::run(cases::all(), &Plan { filters, control_plane_only, half }).await?;
             Ok(if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
         Verb::Demo => match demo::run(std::env::var_os("KEEP").is_some_and(|v| !v.is_empty() && v != "0")).await? {

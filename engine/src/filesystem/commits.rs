@@ -87,7 +87,15 @@ impl Filesystem {
     fn advance_wanted(&mut self, ctx: &Ctx, out: &mut Out) {
         // A reset waits for pods: nothing else has to wait for it.
         let (resets, plain): (Vec<_>, Vec<_>) = self.wanted().into_iter().filter(|w| !w.remove).partition(|w| w.reset_to.is_some());
+        self.blocked_resets.retain(|uid, _| resets.iter().any(|w| w.uid == *uid));
         for want in plain.into_iter().chain(resets) {
+            // Nothing is recorded of one that can't begin: each intent takes the event's one fresh id.
+            let open = self.requests.get(&want.uid).is_none_or(|r| r.state == RequestState::Pending) && want.id.is_none();
+            if let Some(to) = want.reset_to.filter(|_| open && self.kept_by(want.uid).is_none())
+                && !self.can_reset(want.uid, to, ctx, out)
+            {
+                continue;
+            }
             let row = match self.requests.get(&want.uid) {
                 Some(row) if row.state == RequestState::Pending => self.intend_again(row.clone(), ctx, out),
                 Some(_) => continue,
@@ -100,10 +108,7 @@ impl Filesystem {
                 None => self.intend(&want, ctx, out),
             };
             let (qgroup, commit) = (self.qgroup(), Box::new(self.commit_of(&row, &want)));
-            if let Some(to) = row.reset_to {
-                if !self.can_reset(&row, to, ctx, out) {
-                    continue;
-                }
+            if row.reset_to.is_some() {
                 self.start(Slot::Head, Task::Fence { qgroup, commit, force: false }, out);
             } else {
                 self.start(Slot::Head, Task::Commit { qgroup, commit }, out);

@@ -181,6 +181,8 @@ pub struct Filesystem {
     half_fenced: bool,
     /// A fence or thaw that nobody was told has worked: the head is to be writable again.
     undo_fence: bool,
+    /// Resets that can't begin, and why.
+    blocked_resets: BTreeMap<RequestUid, Problem>,
     /// The removal tried last, so that the next one gets its turn.
     last_removal: Option<CommitId>,
     /// Standing troubles, by condition type.
@@ -240,6 +242,7 @@ impl Filesystem {
             thaw_for: None,
             half_fenced: false,
             undo_fence: false,
+            blocked_resets: BTreeMap::new(),
             last_removal: None,
             troubles: BTreeMap::new(),
             usage: (0, 0),

@@ -7,7 +7,7 @@
 use super::event::{Ctx, Note, Out, Role, Task};
 use super::record::{Record, RequestRow, RequestState};
 use super::{Filesystem, Opening, Slot};
-use crate::ids::CommitId;
+use crate::ids::{CommitId, RequestUid};
 use crate::model::{Commit, Origin, Problem, Reason};
 
 impl Filesystem {
@@ -24,16 +24,17 @@ impl Filesystem {
     }
 
     /// Whether the target is on this node, for sure; else says why not, and does what may bring it.
-    pub(super) fn can_reset(&mut self, row: &RequestRow, to: Origin, ctx: &Ctx, out: &mut Out) -> bool {
+    pub(super) fn can_reset(&mut self, uid: RequestUid, to: Origin, ctx: &Ctx, out: &mut Out) -> bool {
         let of_origin = self.base.as_ref().is_some_and(|b| b.origin == Some(to));
         if to.fs_id == self.id && self.commits.get(&to.commit).is_some_and(|c| !c.transient) || of_origin && self.origin_pinned {
+            self.blocked_resets.remove(&uid);
             return true;
         }
         if of_origin && self.is_ready(Slot::Life, ctx.now) {
             self.start(Slot::Life, Task::PinOrigin(to), out);
         }
         let text = format!("there is no commit {} of this volume on node {}: nothing is reset", to.commit, self.here.place.node);
-        self.block_reset(row.clone(), Problem::new(Reason::NotFound, text), out);
+        self.blocked_resets.insert(uid, Problem::new(Reason::NotFound, text));
         false
     }
 

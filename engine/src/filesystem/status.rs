@@ -222,9 +222,17 @@ impl Filesystem {
                     time: (r.time.0 > 0).then_some(r.time),
                     changed_bytes: r.changed_bytes,
                     state: Some(r.state),
-                    problem: r.problem.clone(),
+                    problem: self.blocked_resets.get(&w.uid).or(r.problem.as_ref()).cloned(),
                 },
-                None => RequestStatus { uid: w.uid, id: None, parent: None, time: None, changed_bytes: None, state: None, problem: None },
+                None => RequestStatus {
+                    uid: w.uid,
+                    id: None,
+                    parent: None,
+                    time: None,
+                    changed_bytes: None,
+                    state: None,
+                    problem: self.blocked_resets.get(&w.uid).cloned(),
+                },
             })
             .collect()
     }
