@@ -43,6 +43,7 @@ BAD=(
   "--set pool.device=sdb"
   "--set pool.file.size=lots"
   "--set pool.file.size=1Gi --set agent.portt=1"
+  "--set pool.file.size=1Gi --set crds.aply=false"
   "--set pool.file.size=1Gi --set storageClasses[0].name=a,storageClasses[0].fencing=Automatic"
   "--set pool.file.size=1Gi --set storageClasses[0].replicas=2"
   "--set pool.file.size=1Gi --set images.agent.digest=latest"
@@ -81,6 +82,9 @@ check_deploy() {
   helm template r "$CHART" --set pool.file.size=1Gi --show-only templates/storageclasses.yaml | settings >"$SCRATCH/a"
   settings <deploy/csi-storageclass.yaml >"$SCRATCH/b"
   diff "$SCRATCH/a" "$SCRATCH/b" >&2 || bad "deploy/csi-storageclass.yaml is not the chart's StorageClass"
+  # Without the right to change CRDs, everything else stays.
+  template --set pool.file.size=1Gi --set crds.apply=false && objects "$SCRATCH/out" | comm -3 - "$SCRATCH/chart" | sed 's/^\t//' >"$SCRATCH/a"
+  objects deploy/13-rbac-crds.yaml | diff - "$SCRATCH/a" >&2 || bad "crds.apply=false leaves out other things than deploy/13-rbac-crds.yaml"
   charts/render.sh --check >&2 || bad "deploy/programs/"
   say "deploy/ and the chart say the same ($(wc -l <"$SCRATCH/deploy") objects, and deploy/programs/)"
 }
@@ -159,7 +163,7 @@ check_readme() {
   local key
   for key in $(awk '/^[^#]/ && /^ *[a-zA-Z]+:/ {d = match($0, /[^ ]/) - 1; split($1, a, ":"); p[d / 2] = a[1]; s = p[0]; for (i = 1; i <= d / 2; i++) s = s "." p[i]; print s}' $CHART/values.yaml); do
     case $key in
-      pool|pool.file|csi|webhook|images|operator|agent|operator.http|agent.http|*.podDisruptionBudget|volumeSnapshotClass|networkPolicy|serviceMonitor|prometheusRule|dashboard|test) continue ;;
+      pool|pool.file|crds|csi|webhook|images|operator|agent|operator.http|agent.http|*.podDisruptionBudget|volumeSnapshotClass|networkPolicy|serviceMonitor|prometheusRule|dashboard|test) continue ;;
       storageClasses.*|*.requests|*.limits|operator.resources.*|*.nodeSelector.*|*.labels.*|*.tolerations.*) continue ;;
     esac
     grep -qF "\`$key\`" $CHART/README.md || bad "README.md of the chart says nothing of $key"

@@ -22,7 +22,7 @@ use crate::cluster::authority::AuthorityClient;
 use crate::cluster::events::Events;
 use crate::cluster::pools::{Fact, OwnPool, PoolFacts};
 use crate::cluster::status::StatusWriter;
-use crate::cluster::{self, lease, node, pools, replicas};
+use crate::cluster::{self, crds, lease, node, pools, replicas};
 use crate::csi::{Csi, CsiSettings};
 use crate::driver::Driver;
 use crate::http;
@@ -90,6 +90,10 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     tokio::spawn(http::serve(probes, metrics.clone(), Arc::new(move || asked.troubles())));
 
     let client = cluster::client(settings.kubeconfig.as_deref()).await?;
+    tokio::select! {
+        () = crds::settled(&client, &ready) => {}
+        () = stop.cancelled() => return Ok(()),
+    }
     let directory = PeerDirectory::default();
     let identity = IdentityStore::open(&settings.state_dir.join("tls"), settings.node.clone())?;
     let renewer = Renewer::new(client.clone(), identity.clone(), settings.listen, RenewSettings::default())?;

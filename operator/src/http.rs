@@ -2,8 +2,7 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -21,27 +20,35 @@ use crate::metrics::Metrics;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What the probes say.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Health {
-    synced: AtomicBool,
+    trouble: Mutex<Option<String>>,
+}
+
+impl Default for Health {
+    fn default() -> Self {
+        Self { trouble: Mutex::new(Some("starting".into())) }
+    }
 }
 
 impl Health {
-    /// All caches have been filled at least once and no watch is broken for long.
-    pub fn set_synced(&self, synced: bool) {
-        self.synced.store(synced, Ordering::Relaxed);
+    /// Why it isn't ready, a sentence; `None`: it is. Ready means: the CRDs are new enough, all caches have been filled at least
+    /// once, and no watch is broken for long.
+    pub fn set_trouble(&self, trouble: Option<String>) {
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
     }
-    /// Whether `/readyz` answers 200.
-    pub fn ready(&self) -> bool {
-        self.synced.load(Ordering::Relaxed)
+    fn trouble(&self) -> Option<String> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
 fn answer(path: &str, health: &Health, metrics: &Metrics) -> (StatusCode, String) {
     match path {
         "/healthz" => (StatusCode::OK, "ok\n".into()),
-        "/readyz" if health.ready() => (StatusCode::OK, "ok\n".into()),
-        "/readyz" => (StatusCode::SERVICE_UNAVAILABLE, "caches are not synced\n".into()),
+        "/readyz" => match health.trouble() {
+            None => (StatusCode::OK, "ok\n".into()),
+            Some(trouble) => (StatusCode::SERVICE_UNAVAILABLE, trouble + "\n"),
+        },
         "/metrics" => (StatusCode::OK, metrics.render()),
         _ => (StatusCode::NOT_FOUND, "try /healthz, /readyz or /metrics\n".into()),
     }
@@ -90,11 +97,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn not_ready_until_caches_are_synced() {
+    fn not_ready_until_nothing_stands_in_the_way_and_says_what_does() {
         let (health, metrics) = (Health::default(), Metrics::default());
         assert_eq!(answer("/healthz", &health, &metrics).0, StatusCode::OK);
         assert_eq!(answer("/readyz", &health, &metrics).0, StatusCode::SERVICE_UNAVAILABLE);
-        health.set_synced(true);
+        health.set_trouble(Some("the CRD dots.dotgraft.dev is missing".into()));
+        assert!(answer("/readyz", &health, &metrics).1.contains("dots.dotgraft.dev"));
+        health.set_trouble(None);
         assert_eq!(answer("/readyz", &health, &metrics).0, StatusCode::OK);
         assert_eq!(answer("/secret", &health, &metrics).0, StatusCode::NOT_FOUND);
     }

@@ -11,6 +11,7 @@ pub mod claim;
 pub mod commit;
 pub mod conditions;
 pub mod context;
+pub mod crds;
 pub mod csi;
 pub mod error;
 pub mod filesystem;

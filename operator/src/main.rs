@@ -8,9 +8,11 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
 use dotgraft_operator::context::Ctx;
+use dotgraft_operator::crds::Crds;
 use dotgraft_operator::http::{Health, serve};
 use dotgraft_operator::metrics::Metrics;
 use dotgraft_operator::{csi, leader, runtime, webhook};
+use futures::FutureExt as _;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use tokio::signal::unix::{SignalKind, signal};
@@ -49,6 +51,9 @@ struct Args {
     /// The Service in --namespace by which the API server reaches the webhook, as its configuration names it.
     #[arg(long, default_value = "dotgraft-operator")]
     webhook_service: String,
+    /// Whether the operator applies its own CRDs where the cluster's are older or missing. Never the other way round.
+    #[arg(long, env = "DOTGRAFT_APPLY_CRDS", default_value_t = true, action = clap::ArgAction::Set)]
+    apply_crds: bool,
     /// json for machines, human for a terminal.
     #[arg(long, value_enum, default_value = "json")]
     log_format: LogFormat,
@@ -88,8 +93,8 @@ fn identity(args: &Args) -> String {
     })
 }
 
-/// Controls while we lead; stops at once when the lease is lost.
-async fn lead(ctx: Arc<Ctx>, mut leading: watch::Receiver<bool>) {
+/// Controls while we lead, as soon as the CRDs are new enough; stops at once when the lease is lost.
+async fn lead(ctx: Arc<Ctx>, crds: Crds, mut leading: watch::Receiver<bool>) {
     loop {
         if leading.wait_for(|l| *l).await.is_err() {
             return;
@@ -97,7 +102,7 @@ async fn lead(ctx: Arc<Ctx>, mut leading: watch::Receiver<bool>) {
         tracing::info!("leading");
         ctx.metrics.leading(true);
         tokio::select! {
-            () = runtime::control(ctx.clone()) => {}
+            () = crds.ready().then(|()| runtime::control(ctx.clone())) => {}
             _ = leading.wait_for(|l| !*l) => {}
         }
         ctx.metrics.leading(false);
@@ -105,8 +110,9 @@ async fn lead(ctx: Arc<Ctx>, mut leading: watch::Receiver<bool>) {
     }
 }
 
-/// Serves CSI if it is asked for; else waits for ever.
-async fn serve_csi(args: &Args, ctx: Arc<Ctx>) -> Result<()> {
+/// Serves CSI if it is asked for, as soon as the CRDs are new enough; else waits for ever.
+async fn serve_csi(args: &Args, ctx: Arc<Ctx>, crds: &Crds) -> Result<()> {
+    crds.ready().await;
     match &args.csi_socket {
         Some(socket) => Ok(csi::serve(socket, usize::try_from(args.csi_attach_limit)?, ctx).await?),
         None => std::future::pending().await,
@@ -121,9 +127,10 @@ async fn serve_webhook(args: &Args, ctx: Arc<Ctx>, leading: watch::Receiver<bool
     }
 }
 
-async fn watch_health(ctx: Arc<Ctx>, health: Arc<Health>) {
+async fn watch_health(ctx: Arc<Ctx>, crds: Crds, health: Arc<Health>) {
     loop {
-        health.set_synced(ctx.caches.fresh());
+        let synced = if ctx.caches.fresh() { None } else { Some("caches are not synced".to_owned()) };
+        health.set_trouble(crds.trouble().or(synced));
         tokio::time::sleep(Duration::from_millis(250)).await;
     }
 }
@@ -140,18 +147,20 @@ async fn main() -> Result<()> {
     let health = Arc::new(Health::default());
     let ctx = Ctx::new(client.clone(), args.namespace.clone(), identity.clone(), metrics.clone());
     let ctx = Arc::new(ctx.with_certificate_life(Duration::from_secs(args.certificate_lifetime)));
+    let crds = Crds::new(client.clone(), args.apply_crds);
     let (tx, rx) = watch::channel(false);
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     tracing::info!(identity, version = env!("CARGO_PKG_VERSION"), "starting");
     tokio::select! {
         served = serve(args.http, health.clone(), metrics) => served.context("serving probes")?,
         () = runtime::watch(ctx.clone()) => anyhow::bail!("the watches have ended"),
-        () = watch_health(ctx.clone(), health) => {}
+        () = crds.run() => {}
+        () = watch_health(ctx.clone(), crds.clone(), health) => {}
         () = runtime::count_stuck(ctx.clone()) => {}
         () = leader::run(client.clone(), args.namespace.clone(), identity.clone(), tx) => {}
-        served = serve_csi(&args, ctx.clone()) => served?,
+        served = serve_csi(&args, ctx.clone(), &crds) => served?,
         served = serve_webhook(&args, ctx.clone(), rx.clone()) => served?,
-        () = lead(ctx, rx) => {}
+        () = lead(ctx, crds.clone(), rx) => {}
         _ = term.recv() => tracing::info!("SIGTERM"),
         _ = int.recv() => tracing::info!("SIGINT"),
     }

@@ -1,8 +1,10 @@
-//! crdgen: writes the CRDs of `dotgraft-api` to a directory, or checks that they are there unchanged (`--check`).
+//! crdgen: writes the CRDs of `dotgraft-api` to a directory, or checks that they are there unchanged (`--check`). One that has
+//! changed gets the next version.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
+use dotgraft_api::crds;
 
 fn main() -> anyhow::Result<()> {
     let mut check = false;
@@ -17,8 +19,11 @@ fn main() -> anyhow::Result<()> {
         }
     }
     let Some(dir) = dir else { bail!("usage: crdgen [--check] DIR") };
-    let files = dotgraft_api::crds::all_yaml().context("writing the CRDs as YAML")?;
-    if check { compare(&dir, &files) } else { write(&dir, &files) }
+    if check {
+        return compare(&dir, &crds::all_yaml().context("writing the CRDs as YAML")?);
+    }
+    let have = |file: &str| std::fs::read_to_string(dir.join(file)).unwrap_or_default();
+    write(&dir, &crds::next_yaml(have).context("writing the CRDs as YAML")?)
 }
 
 fn write(dir: &Path, files: &[(String, String)]) -> anyhow::Result<()> {

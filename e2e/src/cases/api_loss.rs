@@ -196,7 +196,7 @@ async fn authority(t: Arc<Test>) -> Result<()> {
 }
 
 /// As an etcd that is lost: no finalizer holds anything, and no program of ours sees a wish to delete.
-async fn lose_all(t: &Test) -> Result<()> {
+pub(super) async fn lose_all(t: &Test) -> Result<()> {
     for (kind, _, _) in KINDS {
         let list: Value = serde_json::from_str(&t.kube().kubectl(&["get", kind, "-A", "-o", "json"]).await?)?;
         for object in list["items"].as_array().cloned().unwrap_or_default() {

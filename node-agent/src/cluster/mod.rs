@@ -5,6 +5,7 @@
 //! have, must not hide the others, and a compare-and-swap must not drop fields that this program doesn't know.
 
 pub mod authority;
+pub mod crds;
 mod error;
 pub mod events;
 #[cfg(test)]
