@@ -11,9 +11,11 @@ use dotgraft_e2e::cases;
 use dotgraft_e2e::cgroups;
 use dotgraft_e2e::data::sqlite;
 use dotgraft_e2e::demo;
+use dotgraft_e2e::harness::Needs;
 use dotgraft_e2e::harness::runner::{self, Plan};
 use dotgraft_e2e::rig::control_plane::Tools;
 use dotgraft_e2e::rig::door;
+use dotgraft_e2e::rig::images;
 use dotgraft_e2e::rig::machine::root;
 use dotgraft_e2e::rig::wait::eventually;
 use dotgraft_e2e::rig::{Options, Rig};
@@ -50,8 +52,11 @@ enum Verb {
         #[arg(long, default_value_t = 3)]
         nodes: usize,
         /// Without operator and agents.
-        #[arg(long)]
+        #[arg(long, conflicts_with = "chart")]
         control_plane_only: bool,
+        /// With our images on the nodes and nothing of ours installed: for `helm install`.
+        #[arg(long)]
+        chart: bool,
     },
     /// End what `cluster` or `KEEP=1 demo` left running.
     Down,
@@ -100,10 +105,24 @@ fn dispatch(args: &[String]) -> Result<ExitCode> {
                 return Ok(ExitCode::SUCCESS);
             }
             if sandbox::inside().is_none() {
+                if needs_images(&cli.command) {
+                    images::made(&Tools::find(true)?)?;
+                }
                 return runtime(1)?.block_on(sandbox::start(args));
             }
             runtime(2)?.block_on(work(cli.command))
         }
+    }
+}
+
+/// Whether a cluster will start that runs our images: they are made outside of the sandbox, which has no way to Debian's packages.
+fn needs_images(verb: &Verb) -> bool {
+    match verb {
+        Verb::Test { filters, control_plane_only: false, half, .. } => {
+            cases::all().iter().any(|c| runner::takes(filters, *half, c) && matches!(&c.needs, Needs::Own(options) if options.chart))
+        }
+        Verb::Cluster { chart, .. } => *chart,
+        _ => false,
     }
 }
 
@@ -120,12 +139,13 @@ fn runtime(threads: usize) -> Result<tokio::runtime::Runtime> {
 
 async fn work(verb: Verb) -> Result<ExitCode> {
     match verb {
-        Verb::Cluster { nodes, control_plane_only } => {
+        Verb::Cluster { nodes, control_plane_only, chart } => {
             let options = match nodes {
+                0 if chart => anyhow::bail!("--chart needs nodes"),
                 0 => Options::default(),
                 agents => Options { agents, ..Options::kubelets() },
             };
-            let rig = Rig::up(Options { programs: !control_plane_only, ..options }).await?;
+            let rig = Rig::up(Options { programs: !control_plane_only && !chart, chart, ..options }).await?;
             println!("ready after {:.1} s", rig.seconds);
             stay(&rig).await
         }

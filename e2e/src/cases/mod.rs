@@ -2,8 +2,10 @@
 
 pub mod api_loss;
 pub mod certificates;
+pub mod chart;
 pub mod cli;
 pub mod crd_rules;
+pub mod crds;
 pub mod csi_controller;
 pub mod csi_node;
 pub mod csi_pvc;
@@ -33,6 +35,7 @@ use crate::harness::Case;
 pub fn all() -> Vec<Case> {
     [
         crd_rules::cases(),
+        crds::cases(),
         rights::cases(),
         life::cases(),
         deletion::cases(),
@@ -58,6 +61,7 @@ pub fn all() -> Vec<Case> {
         csi_pvc::cases(),
         pods::cases(),
         locality::cases(),
+        chart::cases(),
     ]
     .into_iter()
     .flatten()

@@ -50,8 +50,7 @@ pub async fn run(cases: Vec<Case>, plan: &Plan) -> Result<bool> {
     check_ids(&cases)?;
     let start = Instant::now();
     let ids: BTreeSet<String> = cases.iter().map(|c| c.id.clone()).collect();
-    let takes = |c: &Case| plan.filters.is_empty() || plan.filters.iter().any(|f| c.id.starts_with(f.as_str()));
-    let chosen: Vec<Case> = cases.into_iter().filter(takes).filter(|c| plan.half.is_none_or(|h| h == half_of(c))).collect();
+    let chosen: Vec<Case> = cases.into_iter().filter(|c| takes(&plan.filters, plan.half, c)).collect();
     if chosen.is_empty() && plan.half.is_none() {
         bail!("no case's id starts with {}", plan.filters.join(" or "));
     }
@@ -73,6 +72,12 @@ pub async fn run(cases: Vec<Case>, plan: &Plan) -> Result<bool> {
     }
     close(&counts, plan, &ids, start.elapsed());
     Ok(counts.failed.is_empty())
+}
+
+/// Whether a case is of the half, and its id starts with one of the filters, or there are none.
+pub fn takes(filters: &[String], half: Option<Half>, case: &Case) -> bool {
+    let named = filters.is_empty() || filters.iter().any(|f| case.id.starts_with(f.as_str()));
+    named && half.is_none_or(|h| h == half_of(case))
 }
 
 fn check_ids(cases: &[Case]) -> Result<()> {
@@ -111,6 +116,7 @@ fn what(options: &Options) -> String {
     match (options.programs, options.kubelets) {
         (true, false) => format!("operator and {} agents", options.agents),
         (true, true) => format!("operator and {} nodes with kubelet and agent", options.agents),
+        (false, true) if options.chart => format!("{} nodes with kubelets and our images", options.agents),
         (false, true) => format!("{} nodes with kubelets", options.agents),
         (false, false) => "control plane only".into(),
     }

@@ -1,6 +1,6 @@
 //! A rig whose nodes are machines with kubelets: bringing them up, turning one off and on, and back to health.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,13 +20,15 @@ const IMAGES: [&str; 2] = ["image-pause", "image-busybox"];
 /// How long a node may take from boot to `Ready`.
 const NODE_READY: Duration = Duration::from_secs(60);
 
-/// Makes the network, and turns on a machine for each name.
-pub fn machines(dir: &Path, names: &[String], tools: &Tools) -> Result<(Option<Network>, Vec<Arc<Machine>>)> {
+/// Makes the network, and turns on a machine for each name, which sees the directories of `archives`.
+pub fn machines(dir: &Path, names: &[String], tools: &Tools, archives: &[PathBuf]) -> Result<(Option<Network>, Vec<Arc<Machine>>)> {
     let network = Network::create(u8::try_from(names.len())?)?;
     let group = format!("{}/{}", sandbox::name()?, dir.file_name().context("the rig's directory has no name")?.to_string_lossy());
     let programs = dir.join("programs");
     std::fs::create_dir_all(&programs)?;
-    let shared = vec![std::path::absolute(tools.dir())?, programs];
+    let mut shared = vec![std::path::absolute(tools.dir())?, programs];
+    shared.extend(archives.iter().filter_map(|archive| archive.parent()).map(Path::to_path_buf));
+    shared.dedup();
     let mut machines = Vec::new();
     for (index, name) in (1u8..).zip(names) {
         let dir = dir.join(name);
@@ -39,13 +41,13 @@ pub fn machines(dir: &Path, names: &[String], tools: &Tools) -> Result<(Option<N
     Ok((Some(network), machines))
 }
 
-/// Starts containerd on every machine and gives it the images.
-pub async fn containers(machines: &[Arc<Machine>], tools: &Tools, processes: &Processes) -> Result<()> {
+/// Starts containerd on every machine and gives it the images that every machine has, and those of `more`.
+pub async fn containers(machines: &[Arc<Machine>], tools: &Tools, more: &[PathBuf], processes: &Processes) -> Result<()> {
     for machine in machines {
         processes.start(node::containerd(machine)?.on(Some(machine)))?;
     }
     let each = machines.iter().map(|machine| {
-        let archives: Vec<_> = IMAGES.iter().map(|image| tools.path(image)).collect();
+        let archives: Vec<_> = IMAGES.iter().map(|image| tools.path(image)).chain(more.iter().cloned()).collect();
         let machine = machine.clone();
         async move {
             node::containerd_ready(&machine).await?;

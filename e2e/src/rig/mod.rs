@@ -9,6 +9,8 @@ pub mod cluster;
 pub mod command;
 pub mod control_plane;
 pub mod door;
+pub mod helm;
+pub mod images;
 pub mod kube;
 pub mod machine;
 pub mod peer;
@@ -54,6 +56,8 @@ pub struct Options {
     pub env: BTreeMap<String, BTreeMap<String, String>>,
     /// `false`: control plane, CRDs, rights and tokens only.
     pub programs: bool,
+    /// Nothing of ours is installed at all, but each node has our images: a cluster as Helm finds it.
+    pub chart: bool,
 }
 
 impl Options {
@@ -61,11 +65,16 @@ impl Options {
     pub fn kubelets() -> Self {
         Self { agents: 3, kubelets: true, ..Self::default() }
     }
+
+    /// Two nodes that run pods, have our images, and wait for `helm install`.
+    pub fn chart() -> Self {
+        Self { agents: 2, kubelets: true, programs: false, chart: true, ..Self::default() }
+    }
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { agents: 2, kubelets: false, pool_size: "4Gi".into(), env: BTreeMap::new(), programs: true }
+        Self { agents: 2, kubelets: false, pool_size: "4Gi".into(), env: BTreeMap::new(), programs: true, chart: false }
     }
 }
 
@@ -89,7 +98,9 @@ pub struct Rig {
     /// Seconds from nothing to ready.
     pub seconds: f64,
     tools: Tools,
-    programs: Option<Binaries>,
+    binaries: Option<Binaries>,
+    /// Whether operator and agents are processes of the rig.
+    has_programs: bool,
     _network: Option<Network>,
 }
 
@@ -104,31 +115,50 @@ impl Rig {
         let dir = base.join(format!("r{}", COUNT.fetch_add(1, Ordering::Relaxed)));
         fs::create_dir(&dir)?;
         let tools = Tools::find(options.kubelets)?;
-        let programs = if options.programs { Some(Binaries::find(&dir)?) } else { None };
+        let binaries = if options.programs || options.chart { Some(Binaries::find(&dir)?) } else { None };
+        let archives = if options.chart { images::found(&tools)? } else { Vec::new() };
         let processes = Processes::new(&dir.join("logs"))?;
         let names: Vec<String> = (1..=options.agents).map(|i| format!("n{i}")).collect();
-        let (network, machines) = if options.kubelets { cluster::machines(&dir, &names, &tools)? } else { (None, Vec::new()) };
+        let (network, machines) = if options.kubelets { cluster::machines(&dir, &names, &tools, &archives)? } else { (None, Vec::new()) };
         let (control_plane, ()) = tokio::try_join!(
             ControlPlane::start(&dir, &tools, &processes, options.kubelets),
-            cluster::containers(&machines, &tools, &processes)
+            cluster::containers(&machines, &tools, &archives, &processes)
         )?;
         let kube = Kube::new(&tools.path("kubectl"), &control_plane.admin).await?;
         let nodes = names.iter().map(|name| node(&dir, name, machines.iter().find(|m| m.name() == name))).collect::<Result<Vec<_>>>()?;
         let operator_http = format!("127.0.0.1:{}", ports::free()?);
-        let seconds = 0.0;
-        let mut rig =
-            Self { dir, processes, kube, control_plane, nodes, machines, operator_http, seconds, tools, programs, _network: network };
+        let (seconds, has_programs) = (0.0, options.programs);
+        let mut rig = Self {
+            dir,
+            processes,
+            kube,
+            control_plane,
+            nodes,
+            machines,
+            operator_http,
+            seconds,
+            tools,
+            binaries,
+            has_programs,
+            _network: network,
+        };
         if options.kubelets {
             rig.start_kubelets()?;
         }
-        rig.install().await?;
+        if options.chart {
+            rig.install_snapshot_kinds().await?;
+        } else {
+            rig.install().await?;
+        }
         if options.kubelets {
             rig.label_nodes().await?;
         } else {
             rig.register_nodes().await?;
         }
-        rig.write_kubeconfigs().await?;
-        let webhook = if options.kubelets { Some(webhook::address()?) } else { None };
+        if !options.chart {
+            rig.write_kubeconfigs().await?;
+        }
+        let webhook = if options.kubelets && options.programs { Some(webhook::address()?) } else { None };
         if let Some(address) = &webhook {
             rig.serve_webhook(address).await?;
         }
@@ -155,12 +185,12 @@ impl Rig {
 
     /// Whether operator and agents are part of this rig.
     pub fn has_programs(&self) -> bool {
-        self.programs.is_some()
+        self.has_programs
     }
 
     /// The path of one of our programs (`kubectl-dot`, `dotgraft-agent`).
     pub fn program(&self, name: &str) -> Result<PathBuf> {
-        Ok(self.programs.as_ref().context("this rig has no programs of ours")?.path(name))
+        Ok(self.binaries.as_ref().context("this rig has no programs of ours")?.path(name))
     }
 
     /// The API seen with a token of an agent (its node's name) or of the operator: rights as shipped.
@@ -288,17 +318,27 @@ impl Rig {
         if !self.machines.is_empty() {
             crds.extend(manifests(&self.tools.path("snapshot-crds"))?);
         }
-        for file in &crds {
-            self.kube.kubectl(&["apply", "--server-side", "-f", &file.to_string_lossy()]).await?;
-        }
-        if !crds.is_empty() {
-            self.kube.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=30s"]).await?;
-        }
+        self.install_kinds(&crds).await?;
         let deploy = manifests(&root.join("deploy"))?;
         let has_namespace = |f: &PathBuf| fs::read_to_string(f).is_ok_and(|text| text.contains("kind: Namespace"));
         let (first, rest): (Vec<_>, Vec<_>) = deploy.into_iter().partition(has_namespace);
         for file in first.iter().chain(&rest) {
             self.kube.kubectl(&["apply", "--server-side", "-f", &file.to_string_lossy()]).await?;
+        }
+        Ok(())
+    }
+
+    /// What a cluster with snapshots has, whoever's volumes they are of.
+    async fn install_snapshot_kinds(&self) -> Result<()> {
+        self.install_kinds(&manifests(&self.tools.path("snapshot-crds"))?).await
+    }
+
+    async fn install_kinds(&self, crds: &[PathBuf]) -> Result<()> {
+        for file in crds {
+            self.kube.kubectl(&["apply", "--server-side", "-f", &file.to_string_lossy()]).await?;
+        }
+        if !crds.is_empty() {
+            self.kube.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=30s"]).await?;
         }
         Ok(())
     }
@@ -332,7 +372,7 @@ impl Rig {
     }
 
     fn start_programs(&self, options: &Options, webhook: Option<&str>) -> Result<()> {
-        let Some(binaries) = &self.programs else { return Ok(()) };
+        let Some(binaries) = self.binaries.as_ref().filter(|_| self.has_programs) else { return Ok(()) };
         let socket = self.csi_socket();
         let mut operator = programs::operator(binaries, &self.operator_kubeconfig(), &self.operator_http, Some(&socket));
         operator.args.extend(webhook.into_iter().flat_map(|address| ["--webhook".into(), address.to_owned()]));
