@@ -127,6 +127,15 @@ async fn again(t: &Test) -> Result<()> {
     let lines = t.kubectl(&["exec", "first", "--", "sh", "-c", "head -c 4096 /data/log | sha256sum"]).await?;
     ensure!(t.kubectl(&["logs", "first"]).await?.trim().is_empty(), "a write has failed");
     stop(t, "first").await?;
+    let anywhere = r#"{"spec": {"volumes": [{"name": "d", "persistentVolumeClaim": {"claimName": "data"}}]}}"#;
+    let ask = ["run", "any", "--image=busybox:1", "--dry-run=server", "-o", "jsonpath={.spec.affinity}", "--overrides", anywhere];
+    // The leader says what to trust; Helm has taken the last one's rights before it could give its Lease back, so that takes 15 s.
+    eventually("the webhook to tell a pod where its volume is", STEP, || async {
+        let preferred = t.kubectl(&ask).await?;
+        ensure!(preferred.contains("n1"), "{preferred:?}");
+        Ok(())
+    })
+    .await?;
     pod(t, "second", "data", "n2", "sleep 1000").await?;
     started(t, "second").await?;
     let moved = t.kubectl(&["exec", "second", "--", "sh", "-c", "head -c 4096 /data/log | sha256sum"]).await?;
