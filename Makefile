@@ -3,6 +3,7 @@
 #   make demo      a Dot's life on a real API server with two real agents     KEEP=1 leaves it running
 #   make test      everything CI checks                                       CASES="1- crd" runs only these e2e cases
 #   make bench     side by side with btrfs send | receive and rsync
+#   make conformance  Kubernetes' own storage tests (External.Storage); the report is in conformance-report/
 #   make cluster   three real nodes with operator and agents, to play with    make down ends it
 #
 # What is built stays in DOTGRAFT_CACHE (default ~/.cache/dotgraft): bin/ (etcd, Kubernetes, cargo-deny), target/ (ours).
@@ -14,10 +15,10 @@ export DOTGRAFT_CACHE ?= $(HOME)/.cache/dotgraft
 export CARGO_TARGET_DIR ?= $(DOTGRAFT_CACHE)/target
 export DOTGRAFT_TOOLS_DIR ?= $(DOTGRAFT_CACHE)/bin
 
-.PHONY: help demo test bench cluster down
+.PHONY: help demo test bench cluster conformance down
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -10
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -11
 
 demo:
 	@e2e/make.sh demo
@@ -27,6 +28,9 @@ test:
 
 bench:
 	@e2e/make.sh bench
+
+conformance:
+	@e2e/make.sh conformance
 
 cluster:
 	@e2e/make.sh cluster

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # What the Makefile's targets do: say what is missing, install and build it, then test, demonstrate, measure or play.
 #
-#   e2e/make.sh test|demo|bench|cluster|down
+#   e2e/make.sh test|demo|bench|cluster|conformance|down
 #
-# Environment: DOTGRAFT_CACHE, CARGO_TARGET_DIR, DOTGRAFT_TOOLS_DIR (the Makefile sets them), KEEP, CASES, PROFILE.
+# Environment: DOTGRAFT_CACHE, CARGO_TARGET_DIR, DOTGRAFT_TOOLS_DIR (the Makefile sets them), KEEP, CASES, PROFILE, REPORT, MINUTES, FOCUS.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
@@ -197,6 +197,9 @@ case $command in
   test) need_root test; all_tests ;;
   demo) need_root demo; prepare; build; e2e demo ;;
   cluster) need_root cluster; prepare; build; e2e cluster ;;
+  conformance)
+    need_root conformance; prepare; e2e/tools.sh "$DOTGRAFT_TOOLS_DIR" storage-e2e || fail "could not build the suite"
+    build; e2e conformance --to "${REPORT:-conformance-report}" ${MINUTES:+--minutes "$MINUTES"} ${FOCUS:+--focus "$FOCUS"} ;;
   bench) need_root bench; prepare; PROFILE=release build; "$DOTGRAFT_BIN_DIR/dotgraft-bench" ;;
   down) need_root down; DOTGRAFT_BIN_DIR=$CARGO_TARGET_DIR/${PROFILE:-debug}; e2e down ;;
   *) sed -n '2,6p' "$0"; exit 1 ;;

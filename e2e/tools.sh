@@ -3,7 +3,7 @@
 # csi-sanity; and the images its pods start from.
 #
 #   e2e/tools.sh OUTDIR                builds what is missing in OUTDIR
-#   e2e/tools.sh OUTDIR storage-e2e    that, and Kubernetes' own storage tests (storage-e2e, ginkgo, agnhost)
+#   e2e/tools.sh OUTDIR storage-e2e    that, and Kubernetes' own storage tests (storage-e2e, ginkgo, agnhost, two images)
 #   e2e/tools.sh OUTDIR --missing      only lists what is missing
 #
 # Each program is built once per version and kept in OUTDIR; a second run does nothing. Go's build cache goes to
@@ -29,6 +29,7 @@ MODULES=(
 )
 SNAPSHOT_CRDS=v8.7.0 # of external-snapshotter's client module
 IMAGES=1             # the version of pause.c and of the images below
+SUITE_IMAGES=$K8S-1  # of the images that the storage tests ask for, under the names that they ask for
 POSTGRES=15-1        # of the PostgreSQL image: Debian's major version, and that of deploy/image/postgres.sh
 
 say() { printf '  tools: %s\n' "$*" >&2; }
@@ -39,7 +40,7 @@ wanted() {
   printf 'snapshot-crds %s\nimage-pause %s\nimage-busybox %s\nimage-postgres %s\n' "$SNAPSHOT_CRDS" $IMAGES $IMAGES $POSTGRES
   for p in "${PROGRAMS[@]}"; do echo "$p $K8S"; done
   for p in "${MODULES[@]}"; do read -r name _ _ version <<<"$p"; echo "$name $version"; done
-  [ "$WHAT" != storage-e2e ] || printf 'storage-e2e %s\nginkgo %s\nagnhost %s\n' "$K8S" "$K8S" "$K8S"
+  [ "$WHAT" != storage-e2e ] || printf '%s\n' "storage-e2e $K8S" "ginkgo $K8S" "agnhost $K8S" "image-agnhost $SUITE_IMAGES" "image-e2e-busybox $SUITE_IMAGES"
 }
 missing() { wanted | while read -r name version; do [ -e "$OUT/$name-$version" ] || echo "$name"; done; }
 link() { wanted | while read -r name version; do ln -sfn "$name-$version" "$OUT/$name"; done; }
@@ -139,6 +140,31 @@ image_postgres() {
   keep image-postgres $POSTGRES
 }
 
+# bare_root DIR: a root with busybox and all its applets.
+bare_root() {
+  mkdir -p "$1"/{bin,dev,etc,home,proc,root,sys,usr/bin,usr/sbin,sbin,var,mnt} && mkdir -m 1777 "$1/tmp"
+  install -m 755 "$(command -v busybox)" "$1/bin/busybox"
+  busybox --list | grep -vx busybox | while read -r applet; do ln -s busybox "$1/bin/$applet"; done
+  printf 'root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/home:/bin/false\n' >"$1/etc/passwd"
+  printf 'root:x:0:\nnogroup:x:65534:\n' >"$1/etc/group"
+}
+
+# The suite's agnhost is this program in an Alpine; its busybox and nginx are run for their shell only.
+image_agnhost() {
+  local names=registry.k8s.io/e2e-test-images
+  bare_root "$SCRATCH/agnhost-root"
+  install -m 755 "$OUT/agnhost-$K8S" "$SCRATCH/agnhost-root/agnhost"
+  ./image.sh "$OUT/.image-agnhost.new" $names/agnhost:2.63.0 '["/agnhost"]' '["pause"]' "$SCRATCH/agnhost-root"
+  keep image-agnhost "$SUITE_IMAGES"
+}
+
+image_e2e_busybox() {
+  local names=registry.k8s.io/e2e-test-images
+  bare_root "$SCRATCH/e2e-busybox-root"
+  ./image.sh "$OUT/.image-e2e-busybox.new" $names/busybox:1.37.0-1,$names/nginx:1.15-4,$names/nginx:1.27-0 '[]' '["sh"]' "$SCRATCH/e2e-busybox-root"
+  keep image-e2e-busybox "$SUITE_IMAGES"
+}
+
 build() {
   local wants=" $* " p k8s=()
   case $wants in *" image-pause "*) image_pause ;; esac
@@ -147,7 +173,9 @@ build() {
   case $wants in *" snapshot-crds "*) (snapshot_crds) ;; esac
   for p in "${PROGRAMS[@]}"; do case $wants in *" $p "*) k8s+=("$p") ;; esac; done
   [ ${#k8s[@]} = 0 ] || (kubernetes "${k8s[@]}")
-  case $wants in *" storage-e2e "*) (storage_e2e) ;; esac
+  case $wants in *" storage-e2e "* | *" ginkgo "* | *" agnhost "*) (storage_e2e) ;; esac
+  case $wants in *" image-agnhost "*) image_agnhost ;; esac
+  case $wants in *" image-e2e-busybox "*) image_e2e_busybox ;; esac
   for p in "${MODULES[@]}"; do
     # shellcheck disable=SC2086 # four words
     case $wants in *" ${p%% *} "*) (from_module $p) ;; esac

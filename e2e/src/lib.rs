@@ -3,6 +3,7 @@
 
 pub mod cases;
 pub mod cgroups;
+pub mod conformance;
 pub mod data;
 pub mod demo;
 pub mod harness;

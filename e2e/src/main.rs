@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
 use dotgraft_e2e::cases;
 use dotgraft_e2e::cgroups;
+use dotgraft_e2e::conformance;
 use dotgraft_e2e::data::sqlite;
 use dotgraft_e2e::demo;
 use dotgraft_e2e::harness::Needs;
@@ -57,6 +58,21 @@ enum Verb {
         /// With our images on the nodes and nothing of ours installed: for `helm install`.
         #[arg(long)]
         chart: bool,
+    },
+    /// Run Kubernetes' own storage tests; needs `e2e/tools.sh DIR storage-e2e`.
+    Conformance {
+        /// How many at once.
+        #[arg(long, default_value_t = 6)]
+        procs: usize,
+        /// Longest that they may take, in minutes.
+        #[arg(long, default_value_t = 60)]
+        minutes: u64,
+        /// Only specs whose name matches this regular expression.
+        #[arg(long, default_value = "External.Storage")]
+        focus: String,
+        /// Directory for the report and the logs.
+        #[arg(long, default_value = "conformance-report")]
+        to: std::path::PathBuf,
     },
     /// End what `cluster` or `KEEP=1 demo` left running.
     Down,
@@ -151,6 +167,12 @@ async fn work(verb: Verb) -> Result<ExitCode> {
         }
         Verb::Test { filters, control_plane_only, half, .. } => {
             let ok = runner::run(cases::all(), &Plan { filters, control_plane_only, half }).await?;
+            Ok(if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
+        Verb::Conformance { procs, minutes, focus, to } => {
+            let to = std::path::absolute(to)?;
+            let plan = conformance::Plan { procs, within: Duration::from_secs(minutes * 60), focus, to };
+            let ok = conformance::run(&plan).await?;
             Ok(if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
         Verb::Demo => match demo::run(std::env::var_os("KEEP").is_some_and(|v| !v.is_empty() && v != "0")).await? {

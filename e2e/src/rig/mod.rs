@@ -58,6 +58,8 @@ pub struct Options {
     pub programs: bool,
     /// Nothing of ours is installed at all, but each node has our images: a cluster as Helm finds it.
     pub chart: bool,
+    /// Images of the tools directory that each node with a kubelet gets besides the usual ones.
+    pub images: Vec<String>,
 }
 
 impl Options {
@@ -74,7 +76,7 @@ impl Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { agents: 2, kubelets: false, pool_size: "4Gi".into(), env: BTreeMap::new(), programs: true, chart: false }
+        Self { agents: 2, kubelets: false, pool_size: "4Gi".into(), env: BTreeMap::new(), programs: true, chart: false, images: Vec::new() }
     }
 }
 
@@ -116,7 +118,8 @@ impl Rig {
         fs::create_dir(&dir)?;
         let tools = Tools::find(options.kubelets)?;
         let binaries = if options.programs || options.chart { Some(Binaries::find(&dir)?) } else { None };
-        let archives = if options.chart { images::found(&tools)? } else { Vec::new() };
+        let mut archives = if options.chart { images::found(&tools)? } else { Vec::new() };
+        archives.extend(options.images.iter().map(|image| tools.path(image)));
         let processes = Processes::new(&dir.join("logs"))?;
         let names: Vec<String> = (1..=options.agents).map(|i| format!("n{i}")).collect();
         let (network, machines) = if options.kubelets { cluster::machines(&dir, &names, &tools, &archives)? } else { (None, Vec::new()) };
