@@ -4,6 +4,7 @@ mod accept;
 mod branch;
 mod client;
 mod commit;
+mod drain;
 mod log;
 mod operation;
 mod orphans;
@@ -78,6 +79,8 @@ enum Command {
     Adopt(orphans::AdoptArgs),
     /// Delete an orphan's data for good, or a copy that isn't the owner's.
     Drop(orphans::DropArgs),
+    /// Work on a whole node.
+    Node(drain::NodeArgs),
     /// Accept the loss of what can't be proven, and let a Filesystem be opened again.
     Accept(accept::AcceptArgs),
 }
@@ -97,6 +100,7 @@ async fn main() -> anyhow::Result<()> {
         Command::Status(args) => status::run(&client, &cli.common, &args).await,
         Command::Adopt(args) => orphans::adopt(&client, &cli.common, &args).await,
         Command::Drop(args) => orphans::drop(&client, &cli.common, &args).await,
+        Command::Node(args) => drain::run(&client, &cli.common, args).await,
         Command::Accept(args) => accept::run(&client, &cli.common, &args).await,
     }
 }

@@ -11,6 +11,7 @@ pub mod csi_node;
 pub mod csi_pvc;
 pub mod csi_sanity;
 pub mod deletion;
+pub mod drain;
 pub mod fence;
 pub mod hostile;
 pub mod killpoints;
@@ -45,6 +46,7 @@ pub fn all() -> Vec<Case> {
         moving::cases(),
         reset::cases(),
         cli::cases(),
+        drain::cases(),
         node::cases(),
         hostile::cases(),
         peers::cases(),
