@@ -4,6 +4,7 @@
 #   make test      everything CI checks                                       CASES="1- crd" runs only these e2e cases
 #   make bench     side by side with btrfs send | receive and rsync
 #   make conformance  Kubernetes' own storage tests (External.Storage); the report is in conformance-report/
+#   make measure   volumes under real pods: 100 claims, a drain of 30 pods, five minutes without API server, a move of 1 GiB
 #   make cluster   three real nodes with operator and agents, to play with    make down ends it
 #
 # What is built stays in DOTGRAFT_CACHE (default ~/.cache/dotgraft): bin/ (etcd, Kubernetes, cargo-deny), target/ (ours).
@@ -15,10 +16,10 @@ export DOTGRAFT_CACHE ?= $(HOME)/.cache/dotgraft
 export CARGO_TARGET_DIR ?= $(DOTGRAFT_CACHE)/target
 export DOTGRAFT_TOOLS_DIR ?= $(DOTGRAFT_CACHE)/bin
 
-.PHONY: help demo test bench cluster conformance down
+.PHONY: help demo test bench measure cluster conformance down
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -11
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -12
 
 demo:
 	@e2e/make.sh demo
@@ -31,6 +32,9 @@ bench:
 
 conformance:
 	@e2e/make.sh conformance
+
+measure:
+	@e2e/make.sh measure
 
 cluster:
 	@e2e/make.sh cluster

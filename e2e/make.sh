@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What the Makefile's targets do: say what is missing, install and build it, then test, demonstrate, measure or play.
 #
-#   e2e/make.sh test|demo|bench|cluster|conformance|down
+#   e2e/make.sh test|demo|bench|measure|cluster|conformance|down
 #
 # Environment: DOTGRAFT_CACHE, CARGO_TARGET_DIR, DOTGRAFT_TOOLS_DIR (the Makefile sets them), KEEP, CASES, PROFILE, REPORT, MINUTES, FOCUS.
 set -uo pipefail
@@ -201,6 +201,8 @@ case $command in
     need_root conformance; prepare; e2e/tools.sh "$DOTGRAFT_TOOLS_DIR" storage-e2e || fail "could not build the suite"
     build; e2e conformance --to "${REPORT:-conformance-report}" ${MINUTES:+--minutes "$MINUTES"} ${FOCUS:+--focus "$FOCUS"} ;;
   bench) need_root bench; prepare; PROFILE=release build; "$DOTGRAFT_BIN_DIR/dotgraft-bench" ;;
+  # shellcheck disable=SC2086 # CASES is a list of words
+  measure) need_root measure; prepare; PROFILE=release build; e2e test ${CASES:-measure-} ;;
   down) need_root down; DOTGRAFT_BIN_DIR=$CARGO_TARGET_DIR/${PROFILE:-debug}; e2e down ;;
   *) sed -n '2,6p' "$0"; exit 1 ;;
 esac

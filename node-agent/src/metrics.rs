@@ -32,6 +32,12 @@ struct ByCall {
     code: String,
 }
 
+/// A CSI call: which.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByMethod {
+    method: String,
+}
+
 type Float = Gauge<f64, AtomicU64>;
 
 /// All figures of one agent. A cheap clone.
@@ -62,7 +68,7 @@ pub struct Metrics {
     api_age: Float,
     statuses_behind: Gauge,
     csi_calls: Family<ByCall, Counter>,
-    csi_seconds: Histogram,
+    csi_seconds: Family<ByMethod, Histogram>,
     group_changed: Counter,
 }
 
@@ -103,7 +109,7 @@ impl Metrics {
             api_age: float(r, "api_silence", "Time since the API server last proved that nothing was missed"),
             statuses_behind: gauge(r, "statuses_behind", "Replicas whose newest status the API server doesn't have yet"),
             csi_calls: calls(r, "csi_calls", "CSI calls by method and code"),
-            csi_seconds: seconds(r, "csi_call", "Time of one CSI call", 0.0005, 18),
+            csi_seconds: call_seconds(r, "csi_call", "Time of one CSI call by method"),
             group_changed: counter(r, "group_changed_files", "Files that were given to a pod's group (fsGroup)"),
         };
         made.registry = Arc::new(std::mem::take(r));
@@ -189,7 +195,7 @@ impl Metrics {
     /// A CSI call ended. Only names of methods and codes, never text from outside.
     pub fn csi_call(&self, method: &str, code: &str, took: Duration) {
         self.csi_calls.get_or_create(&ByCall { method: method.to_owned(), code: code.to_owned() }).inc();
-        self.csi_seconds.observe(took.as_secs_f64());
+        self.csi_seconds.get_or_create(&ByMethod { method: method.to_owned() }).observe(took.as_secs_f64());
     }
     /// Files got a pod's group.
     pub fn group_changed(&self, files: u64) {
@@ -268,6 +274,12 @@ fn seconds(r: &mut Registry, name: &str, help: &str, first: f64, buckets: u16) -
     metric
 }
 
+fn call_seconds(r: &mut Registry, name: &str, help: &str) -> Family<ByMethod, Histogram> {
+    let metric: Family<ByMethod, Histogram> = Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.0005, 2.0, 18)));
+    r.register_with_unit(name, help, Unit::Seconds, metric.clone());
+    metric
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -293,6 +305,7 @@ mod tests {
             "dotgraft_runs_total{result=\"failure\"} 1",
             "dotgraft_runs_in_progress 0",
             "dotgraft_csi_calls_total{method=\"Probe\",code=\"Ok\"} 1",
+            "dotgraft_csi_call_seconds_count{method=\"Probe\"} 1",
             "dotgraft_run_last_success_timestamp_seconds 0.0",
             "dotgraft_journal_requests_total 3",
             "# EOF",

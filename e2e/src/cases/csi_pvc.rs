@@ -28,7 +28,8 @@ pub fn cases() -> Vec<Case> {
     ]
 }
 
-async fn registered(t: Arc<Test>) -> Result<()> {
+/// Waits until pods with volumes can be scheduled to every node.
+pub async fn registered(t: Arc<Test>) -> Result<()> {
     for node in ["n1", "n2", "n3"] {
         eventually(&format!("CSINode {node} to name the driver"), STEP, || async {
             let object: Value = serde_json::from_str(&t.kubectl(&["get", "csinode", node, "-o", "json"]).await?)?;

@@ -26,6 +26,7 @@ pub mod pools;
 pub mod reset;
 pub mod resume;
 pub mod rights;
+pub mod scale;
 pub mod space;
 pub mod stale;
 pub mod talk;
@@ -64,6 +65,7 @@ pub fn all() -> Vec<Case> {
         pods::cases(),
         locality::cases(),
         chart::cases(),
+        scale::cases(),
     ]
     .into_iter()
     .flatten()

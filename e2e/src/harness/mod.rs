@@ -3,9 +3,11 @@
 //! Ids follow the rows of the design's table of failures (`1-push`: row 1, during a push); see [`ids`]. Cases share a
 //! rig; each has a namespace and a scratch directory of its own, and is cleaned up after, which is itself checked.
 
+pub mod figures;
 pub mod ids;
 pub mod runner;
 pub mod test;
+pub mod timeline;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -43,6 +45,8 @@ pub struct Case {
     pub needs: Needs,
     /// It fails if it takes longer.
     pub timeout: Duration,
+    /// A long measurement: runs only if a filter takes it.
+    pub measures: bool,
     body: Body,
 }
 
@@ -54,7 +58,7 @@ impl Case {
         Fut: Future<Output = Result<()>> + Send + 'static,
     {
         let body: Body = Arc::new(move |t| Box::pin(body(t)));
-        Self { id: id.into(), title: title.into(), needs: Needs::Agents, timeout: Duration::from_secs(120), body }
+        Self { id: id.into(), title: title.into(), needs: Needs::Agents, timeout: Duration::from_secs(120), measures: false, body }
     }
 
     /// Needs only the API server.
@@ -76,6 +80,13 @@ impl Case {
     #[must_use]
     pub fn own(mut self, options: Options) -> Self {
         self.needs = Needs::Own(options);
+        self
+    }
+
+    /// A long measurement, for `make measure`: it runs only if it is asked for by its id.
+    #[must_use]
+    pub fn measures(mut self) -> Self {
+        self.measures = true;
         self
     }
 

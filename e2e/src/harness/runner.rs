@@ -74,9 +74,9 @@ pub async fn run(cases: Vec<Case>, plan: &Plan) -> Result<bool> {
     Ok(counts.failed.is_empty())
 }
 
-/// Whether a case is of the half, and its id starts with one of the filters, or there are none.
+/// Whether a case is of the half, and its id starts with one of the filters, or there are none and it is no long measurement.
 pub fn takes(filters: &[String], half: Option<Half>, case: &Case) -> bool {
-    let named = filters.is_empty() || filters.iter().any(|f| case.id.starts_with(f.as_str()));
+    let named = filters.is_empty() && !case.measures || filters.iter().any(|f| case.id.starts_with(f.as_str()));
     named && half.is_none_or(|h| h == half_of(case))
 }
 

@@ -1,0 +1,170 @@
+//! Many volumes at once under real pods, and the figures that go with them: times of claims and pods, what of them is ours, memory and
+//! idle processor time. `scale-…` is in every run; `measure-…` is the same at full size and runs when asked for (`make measure`).
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use futures::future::try_join_all;
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, ServiceAccount};
+use kube::api::{Api, PostParams};
+use serde_json::{Value, json};
+
+use super::csi_pvc;
+use crate::harness::figures::{self, Csi, spread};
+use crate::harness::timeline::Timeline;
+use crate::harness::{Case, Test};
+use crate::rig::programs::OPERATOR;
+use crate::rig::wait::eventually;
+
+/// Longest that all pods of a case may take to start.
+const ALL: Duration = Duration::from_secs(300);
+/// The calls that stand between a claim and a pod's container.
+const CALLS: [&str; 4] = ["CreateVolume", "ControllerPublishVolume", "NodeStageVolume", "NodePublishVolume"];
+
+/// The cases of this file.
+pub fn cases() -> Vec<Case> {
+    let at_once = "100 PVCs and their pods made at once on three nodes: all are bound and start; idle they cost next to nothing";
+    vec![
+        Case::new("scale-claims", at_once, |t| claims(t, 20, Duration::from_secs(10))).kubelets().within(ALL),
+        Case::new("measure-claims", at_once, |t| claims(t, 100, Duration::from_secs(30))).kubelets().within(ALL * 2).measures(),
+    ]
+}
+
+/// 100 claims, spread over so many pods.
+async fn claims(t: Arc<Test>, pods: usize, idle: Duration) -> Result<()> {
+    const CLAIMS: usize = 100;
+    can_schedule(&t).await?;
+    let (before, timeline) = (Csi::now(&t).await?, Timeline::of(&t.kube().client(), &t.namespace));
+    let (start, worked) = (Instant::now(), processor(&t)?);
+    try_join_all((0..CLAIMS).map(|i| make_claim(&t, format!("v{i}")))).await?;
+    let each = CLAIMS / pods;
+    try_join_all((0..pods).map(|p| {
+        let of = (p * each..(p + 1) * each).map(|i| format!("v{i}")).collect::<Vec<_>>();
+        make_pod(&t, format!("p{p}"), of)
+    }))
+    .await?;
+    eventually("all pods to have started", ALL, || async {
+        let (bound, started) = (timeline.bound().len(), timeline.started().len());
+        ensure!(bound == CLAIMS && started == pods, "{bound} claims are bound, {started} pods have started");
+        Ok(())
+    })
+    .await?;
+    println!("        {CLAIMS} claims, {pods} pods: all started after {:.1} s", start.elapsed().as_secs_f64());
+    println!("        PVC made to bound: {}", spread(&timeline.bound()));
+    println!("        pod scheduled to started: {}", spread(&timeline.started()));
+    println!("        processor time: {}", since(&processor(&t)?, &worked));
+    println!("        ours of it, mean per call: {}", Csi::now(&t).await?.since(&before, &CALLS));
+    on_three_nodes(&timeline)?;
+    rests(&t, idle).await?;
+    all_gone(&t).await
+}
+
+/// Pods and claims are deleted at once, and every Dot goes.
+async fn all_gone(t: &Test) -> Result<()> {
+    let start = Instant::now();
+    t.kubectl(&["delete", "pod,pvc", "--all", "--timeout=240s"]).await?;
+    eventually("all Dots to be gone", ALL, || async {
+        let left = t.kube().names("Dot", &t.namespace, |_| true).await?.len();
+        ensure!(left == 0, "{left} are there");
+        Ok(())
+    })
+    .await?;
+    println!("        pods, claims and volumes deleted after {:.1} s", start.elapsed().as_secs_f64());
+    Ok(())
+}
+
+fn on_three_nodes(timeline: &Timeline) -> Result<()> {
+    let mut nodes: Vec<String> = timeline.pods().into_iter().filter_map(|p| p.node).collect();
+    nodes.sort_unstable();
+    nodes.dedup();
+    ensure!(nodes.len() == 3, "the pods are on {nodes:?} only");
+    Ok(())
+}
+
+/// Processor time so far of each of our programs, of the API server and of all there is.
+fn processor(t: &Test) -> Result<Vec<(String, Duration)>> {
+    let names = t.rig.processes.names();
+    names.into_iter().map(|name| Ok((name.clone(), figures::processor(t.rig.processes.pid(&name)?)?))).collect()
+}
+
+fn since(now: &[(String, Duration)], before: &[(String, Duration)]) -> String {
+    let took = now.iter().zip(before).map(|((name, now), (_, before))| (name, now.saturating_sub(*before).as_secs_f64()));
+    took.filter(|(_, s)| *s >= 1.0).map(|(name, s)| format!("{name} {s:.1} s")).collect::<Vec<_>>().join(", ")
+}
+
+/// "Agents that idle at nothing": memory and processor time of operator and agents while nobody asks anything of them.
+async fn rests(t: &Test, span: Duration) -> Result<()> {
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let names = ["operator", "n1", "n2", "n3"];
+    let mut before = Vec::new();
+    for name in names {
+        before.push(figures::processor(t.rig.processes.pid(name)?)?);
+    }
+    tokio::time::sleep(span).await;
+    for (name, before) in names.into_iter().zip(before) {
+        let pid = t.rig.processes.pid(name)?;
+        let share = figures::processor(pid)?.saturating_sub(before).as_secs_f64() / span.as_secs_f64() * 100.0;
+        let (resident, own) = figures::memory(pid)?;
+        let actors = if name == OPERATOR { String::new() } else { format!("; {} Dots", actors(t, name).await?) };
+        println!("        {name}: {resident:.0} MiB resident, {own:.0} of it its own; idle at {share:.1} % of a processor{actors}");
+        ensure!(share < 5.0, "{name} takes {share:.1} % of a processor for nothing");
+        ensure!(resident < 200.0, "{name} has {resident:.0} MiB resident");
+    }
+    Ok(())
+}
+
+async fn actors(t: &Test, node: &str) -> Result<String> {
+    let (_, text) = crate::rig::programs::http_get(&t.rig.node(node)?.http, "/metrics").await?;
+    Ok(text.lines().find_map(|l| l.strip_prefix("dotgraft_actors ")).context("no dotgraft_actors")?.to_owned())
+}
+
+/// Waits until pods with volumes can be made, and scheduled to every node: the scheduler knows of a node what its driver, its capacity
+/// and its taints say, each in its own time.
+async fn can_schedule(t: &Arc<Test>) -> Result<()> {
+    csi_pvc::registered(t.clone()).await?;
+    eventually("all nodes to be free of taints", Duration::from_secs(30), || async {
+        let taints = t.kubectl(&["get", "nodes", "-o", "jsonpath={.items[*].spec.taints[*].key}"]).await?;
+        ensure!(taints.is_empty(), "{taints}");
+        Ok(())
+    })
+    .await?;
+    tokio::time::sleep(Duration::from_secs(1)).await; // the scheduler's own watch
+    let accounts: Api<ServiceAccount> = Api::namespaced(t.kube().client(), &t.namespace);
+    eventually("the namespace's ServiceAccount", Duration::from_secs(30), || async { Ok(accounts.get("default").await?) }).await.map(drop)
+}
+
+async fn make_claim(t: &Test, name: String) -> Result<()> {
+    let claims: Api<PersistentVolumeClaim> = Api::namespaced(t.kube().client(), &t.namespace);
+    let claim = json!({
+        "metadata": {"name": name},
+        "spec": {"storageClassName": "dotgraft", "accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "64Mi"}}},
+    });
+    claims.create(&PostParams::default(), &serde_json::from_value(claim)?).await?;
+    Ok(())
+}
+
+/// A pod that writes a word into each of its claims, spread over the nodes.
+async fn make_pod(t: &Test, name: String, claims: Vec<String>) -> Result<()> {
+    let pods: Api<Pod> = Api::namespaced(t.kube().client(), &t.namespace);
+    let mounts: Vec<Value> = claims.iter().map(|c| json!({"name": c, "mountPath": format!("/data/{c}")})).collect();
+    let volumes: Vec<Value> = claims.iter().map(|c| json!({"name": c, "persistentVolumeClaim": {"claimName": c}})).collect();
+    let pod = json!({
+        "metadata": {"name": name, "labels": {"app": "many"}},
+        "spec": {
+            "terminationGracePeriodSeconds": 0,
+            "topologySpreadConstraints": [{
+                "maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "DoNotSchedule",
+                "labelSelector": {"matchLabels": {"app": "many"}},
+            }],
+            "containers": [{
+                "name": "c", "image": "busybox:1", "imagePullPolicy": "Never",
+                "command": ["sh", "-c", "for d in /data/*; do echo here > $d/word || exit 1; done; sync; sleep 100000"],
+                "volumeMounts": mounts,
+            }],
+            "volumes": volumes,
+        },
+    });
+    pods.create(&PostParams::default(), &serde_json::from_value(pod)?).await?;
+    Ok(())
+}
