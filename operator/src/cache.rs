@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use futures::{Stream, StreamExt};
 use kube::runtime::reflector::{self, Lookup, ObjectRef, Store};
+use kube::runtime::utils::Backoff;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
@@ -21,8 +22,31 @@ use crate::metrics::Metrics;
 
 /// Changes that a slow controller may lag behind before it looks at everything again.
 const FEED: usize = 1024;
-/// A watch whose last word was an error, that recently, counts as broken.
-const BROKEN_FOR: Duration = Duration::from_secs(60);
+/// Pauses before a watch is opened again: from the first to the longest. Short, because a cluster has two operators, and until every watch
+/// is open again nothing is decided and no CSI call served.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(4));
+/// A watch whose last word was an error, that recently, counts as broken: the longest pause and a try that isn't answered
+/// (`connect_timeout`, 5 s) fit in. A watch that was opened again says nothing until something changes.
+const BROKEN_FOR: Duration = Duration::from_secs(10);
+
+/// Doubles up to its bound; starts anew once a watch has told something.
+struct Pauses(Duration);
+
+impl Iterator for Pauses {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        let now = self.0;
+        self.0 = (now * 2).min(PAUSES.1);
+        Some(now)
+    }
+}
+
+impl Backoff for Pauses {
+    fn reset(&mut self) {
+        self.0 = PAUSES.0;
+    }
+}
 
 /// What the controllers need of a kind.
 pub trait Kind: Resource<DynamicType = ()> + Lookup<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static {}
@@ -170,7 +194,7 @@ impl<K: Kind> Cache<K> {
     /// Fills the cache for ever. A second call returns at once.
     pub async fn run(self: Arc<Self>, api: Api<K>, config: watcher::Config, metrics: Arc<Metrics>) {
         let Some(mut writer) = self.writer.write().unwrap_or_else(PoisonError::into_inner).take() else { return };
-        let mut events = std::pin::pin!(watcher(api, config).default_backoff());
+        let mut events = std::pin::pin!(watcher(api, config).backoff(Pauses(PAUSES.0)));
         while let Some(event) = events.next().await {
             match event {
                 Ok(event) => self.on_event(&mut writer, &event),
@@ -257,6 +281,16 @@ mod tests {
         assert_eq!(cache.with("y").len(), 1);
         cache.on_event(guard.as_mut().unwrap(), &watcher::Event::Delete(node("a", "y")));
         assert!(cache.with("y").is_empty() && cache.get("a").is_none());
+    }
+
+    #[test]
+    fn a_watch_that_failed_is_tried_again_soon_however_long_it_has_failed() {
+        let mut pauses = Pauses(PAUSES.0);
+        let longest = pauses.by_ref().take(100).max().unwrap();
+        assert_eq!(longest, PAUSES.1);
+        assert!(BROKEN_FOR > longest + Duration::from_secs(5), "it would count as mended while it is tried again");
+        pauses.reset();
+        assert_eq!(pauses.next(), Some(PAUSES.0));
     }
 
     #[test]

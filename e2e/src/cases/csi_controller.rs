@@ -42,7 +42,7 @@ pub fn cases() -> Vec<Case> {
 const SIZE: i64 = 256 << 20;
 
 /// The operator's Controller service, as one sidecar sees it.
-struct Sidecar {
+pub struct Sidecar {
     client: ControllerClient<Channel>,
     namespace: String,
 }
@@ -76,7 +76,8 @@ fn refused<T: std::fmt::Debug>(result: Result<T, Status>, code: Code, words: &st
 }
 
 impl Sidecar {
-    async fn new(t: &Test) -> Result<Self> {
+    /// Of the test's namespace.
+    pub async fn new(t: &Test) -> Result<Self> {
         let client = ControllerClient::new(channel(&t.rig.csi_socket()).await?);
         Ok(Self { client, namespace: t.namespace.clone() })
     }
@@ -118,7 +119,8 @@ impl Sidecar {
         eventually("the volume to be deleted", STEP, delete).await
     }
 
-    async fn publish(&self, id: &str, node: &str, readonly: bool) -> Result<(), Status> {
+    /// `ControllerPublish`, once.
+    pub async fn publish(&self, id: &str, node: &str, readonly: bool) -> Result<(), Status> {
         let request = csi::ControllerPublishVolumeRequest {
             volume_id: id.into(),
             node_id: node.into(),
@@ -129,7 +131,8 @@ impl Sidecar {
         self.client.clone().controller_publish_volume(request).await.map(|_| ())
     }
 
-    async fn unpublish(&self, id: &str, node: &str) -> Result<(), Status> {
+    /// `ControllerUnpublish`, once.
+    pub async fn unpublish(&self, id: &str, node: &str) -> Result<(), Status> {
         let request = csi::ControllerUnpublishVolumeRequest {
             volume_id: id.into(),
             node_id: node.into(),

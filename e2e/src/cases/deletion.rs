@@ -267,21 +267,26 @@ async fn failing(t: Arc<Test>) -> Result<()> {
     nothing_left(&t, &fs_id).await
 }
 
+/// The copy on n2 gets a commit after `commit` that its owner never had.
+pub async fn forge(t: &Test, fs_id: &str, commit: &str) -> Result<()> {
+    t.rig.kill9("n2")?;
+    let commits = t.rig.node("n2")?.files.state.join("pool/fs").join(fs_id).join("commits");
+    let other = uuid::Uuid::now_v7().to_string();
+    let mut meta: Value = serde_json::from_slice(&std::fs::read(commits.join(format!("{commit}.json")))?)?;
+    let time = meta["time"].as_i64().context("no time in the commit's file")?;
+    (meta["id"], meta["parent"], meta["time"], meta["kept"]) = (json!(other), json!(commit), json!(time + 1), Value::Null);
+    std::fs::write(commits.join(format!("{other}.json")), meta.to_string())?;
+    btrfs(&["snapshot".as_ref(), "-r".as_ref(), commits.join(commit).as_os_str(), commits.join(&other).as_os_str()])?;
+    t.rig.restart("n2").await
+}
+
 /// The copy gets a commit that its owner never had, as a failover would leave it.
 async fn diverged(t: Arc<Test>) -> Result<()> {
     let fs_id = t.dot("d", "n1").await?;
     let commit = t.commit("c", "d").await?;
     t.push("j", "d", "n2").await?;
     t.arrived(&fs_id, &commit, "n2", STEP).await?;
-    t.rig.kill9("n2")?;
-    let commits = t.rig.node("n2")?.files.state.join("pool/fs").join(&fs_id).join("commits");
-    let other = uuid::Uuid::now_v7().to_string();
-    let mut meta: Value = serde_json::from_slice(&std::fs::read(commits.join(format!("{commit}.json")))?)?;
-    let time = meta["time"].as_i64().context("no time in the commit's file")?;
-    (meta["id"], meta["parent"], meta["time"], meta["kept"]) = (json!(other), json!(commit), json!(time + 1), Value::Null);
-    std::fs::write(commits.join(format!("{other}.json")), meta.to_string())?;
-    btrfs(&["snapshot".as_ref(), "-r".as_ref(), commits.join(&commit).as_os_str(), commits.join(&other).as_os_str()])?;
-    t.rig.restart("n2").await?;
+    forge(&t, &fs_id, &commit).await?;
     t.commit("e", "d").await?;
     t.trigger("j", "again").await?;
     t.condition("ReplicationJob", "j", "Diverged", "True", None).await?;

@@ -1,6 +1,7 @@
 //! The tests, by subject. A new file of cases is added to [`all`].
 
 pub mod api_loss;
+pub mod away;
 pub mod certificates;
 pub mod chart;
 pub mod cli;
@@ -12,6 +13,7 @@ pub mod csi_pvc;
 pub mod csi_sanity;
 pub mod deletion;
 pub mod drain;
+pub mod drained;
 pub mod fence;
 pub mod hostile;
 pub mod killpoints;
@@ -20,6 +22,7 @@ pub mod life;
 pub mod locality;
 pub mod moving;
 pub mod node;
+pub mod partition;
 pub mod peers;
 pub mod pods;
 pub mod pools;
@@ -66,6 +69,9 @@ pub fn all() -> Vec<Case> {
         locality::cases(),
         chart::cases(),
         scale::cases(),
+        drained::cases(),
+        away::cases(),
+        partition::cases(),
     ]
     .into_iter()
     .flatten()

@@ -7,8 +7,9 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
+use super::cli;
 use super::cli::dot;
-use super::deletion::{left_of, on_disk};
+use super::deletion::{self, left_of, on_disk};
 use super::killpoints::{Operation, everywhere};
 use crate::data::digest::{tree, tree_digest};
 use crate::data::sqlite::{self, SqliteWriter};
@@ -26,6 +27,7 @@ pub fn cases() -> Vec<Case> {
         Case::new("move-stale-writer", "a descriptor left open on the old node can't write after a move", stale_writer),
         Case::new("move-taken-back", "a move that is taken back while a pod holds the head changes nothing", taken_back),
         Case::new("1-migrate", "a Dot deleted while it moves goes, on both nodes", deleted),
+        Case::new("8-diverged", "a move to a copy that has diverged is refused; the volume is served where it was, and says why", diverged),
         Case::new(
             "8-unreachable",
             "a move to a node that is gone in the middle is aborted; the volume is served where it was",
@@ -47,29 +49,32 @@ pub fn cases() -> Vec<Case> {
     ]
 }
 
-async fn place(t: &Test, dot: &str, node: &str) -> Result<()> {
+/// Says where a Dot should be.
+pub async fn place(t: &Test, dot: &str, node: &str) -> Result<()> {
     t.kube().patch("Dot", &t.namespace, dot, "", &json!({"spec": {"placement": {"node": node}}})).await
 }
 
 /// Waits until `node` owns the Dot and may write it.
-async fn owned_by(t: &Test, dot: &str, node: &str) -> Result<Value> {
+pub async fn owned_by(t: &Test, dot: &str, node: &str) -> Result<Value> {
     eventually(&format!("{node} to own {dot}"), STEP * 2, || is_owned_by(t, dot, node)).await
 }
 
-async fn is_owned_by(t: &Test, dot: &str, node: &str) -> Result<Value> {
+/// An error unless `node` owns the Dot and may write it.
+pub async fn is_owned_by(t: &Test, dot: &str, node: &str) -> Result<Value> {
     let object = t.object("Dot", dot).await?;
     let ready = condition_of(&object, "Ready").is_some_and(|c| c["status"] == "True");
     ensure!(object["status"]["owner"] == *node && ready, "owner {}, {}", object["status"]["owner"], conditions(&object));
     Ok(object)
 }
 
-async fn authority(t: &Test, fs_id: &str) -> Result<Value> {
+/// Who may write it, as the API server says.
+pub async fn authority(t: &Test, fs_id: &str) -> Result<Value> {
     let object = t.kube().get("Filesystem", "", fs_id).await?.context("no Filesystem")?;
     Ok(object["status"]["authority"].clone())
 }
 
 /// A Dot on n1 with some files, and their digest.
-async fn filled(t: &Test, name: &str) -> Result<(String, String)> {
+pub async fn filled(t: &Test, name: &str) -> Result<(String, String)> {
     let fs_id = t.dot_of(name, &json!({"capacity": "256Mi", "placement": {"node": "n1"}})).await?;
     let head = t.mount("n1", &fs_id).await?;
     source::copy(&source::source(400)?, &head.join("tree"), 400)?;
@@ -78,7 +83,8 @@ async fn filled(t: &Test, name: &str) -> Result<(String, String)> {
     Ok((fs_id, digest))
 }
 
-async fn holds(t: &Test, node: &str, fs_id: &str, digest: &str) -> Result<()> {
+/// The head on its owner's node is what was written.
+pub async fn holds(t: &Test, node: &str, fs_id: &str, digest: &str) -> Result<()> {
     let head = t.mount(node, fs_id).await?;
     ensure!(tree_digest(&head)? == digest, "the head on {node} is not what was written");
     t.unmount(&head).await
@@ -230,6 +236,40 @@ async fn unreachable(t: Arc<Test>) -> Result<()> {
     holds(&t, "n2", &fs_id, &digest).await
 }
 
+async fn diverged(t: Arc<Test>) -> Result<()> {
+    let (fs_id, _) = filled(&t, "d").await?;
+    let commit = t.commit("c1", "d").await?;
+    t.push("j", "d", "n2").await?;
+    t.arrived(&fs_id, &commit, "n2", STEP).await?;
+    deletion::forge(&t, &fs_id, &commit).await?;
+    place(&t, "d", "n2").await?;
+    let said = eventually("the Dot to say why it doesn't move", STEP, || async {
+        let dot = t.object("Dot", "d").await?;
+        let migrating = condition_of(&dot, "Migrating").and_then(|c| c["message"].as_str()).unwrap_or_default().to_owned();
+        ensure!(migrating.contains("given up"), "{}", conditions(&dot));
+        Ok(migrating)
+    })
+    .await?;
+    println!("        it says: {said}");
+    let replica = t.replica(&fs_id, "n1").await?;
+    ensure!(condition_of(&replica, "MoveBlocked").is_some_and(|c| c["reason"] == "Diverged"), "{}", conditions(&replica));
+    let head = t.mount("n1", &fs_id).await?;
+    throughout("the volume being served where it was", Duration::from_secs(3), || async {
+        std::fs::write(head.join("b"), b"written meanwhile")?;
+        std::fs::File::open(head.join("b"))?.sync_all()?;
+        let a = authority(&t, &fs_id).await?;
+        ensure!(a["epoch"] == 1 && a["owner"]["node"] == "n1" && a.get("pending").is_none(), "{a}");
+        Ok(())
+    })
+    .await?;
+    let digest = tree_digest(&head)?;
+    t.unmount(&head).await?;
+    // A person gives up what only that copy has: then it moves.
+    cli::dot(&t, &["drop", &fs_id, "--node", "n2", "--yes"]).await?;
+    owned_by(&t, "d", "n2").await?;
+    holds(&t, "n2", &fs_id, &digest).await
+}
+
 /// A move from n1 to n2; the field says whose agent is killed.
 struct Move(&'static str);
 
@@ -283,7 +323,8 @@ impl Operation for Move {
     }
 }
 
-async fn taint(t: &Test, node: &str, on: bool) -> Result<()> {
+/// The out-of-service taint, on or off.
+pub async fn taint(t: &Test, node: &str, on: bool) -> Result<()> {
     let taints = if on {
         json!([{"key": "node.kubernetes.io/out-of-service", "value": "nodeshutdown", "effect": "NoExecute"}])
     } else {

@@ -18,7 +18,7 @@ use crate::rig::programs::OPERATOR;
 use crate::rig::wait::eventually;
 
 /// Longest that all pods of a case may take to start.
-const ALL: Duration = Duration::from_secs(300);
+pub const ALL: Duration = Duration::from_secs(300);
 /// The calls that stand between a claim and a pod's container.
 const CALLS: [&str; 4] = ["CreateVolume", "ControllerPublishVolume", "NodeStageVolume", "NodePublishVolume"];
 
@@ -61,7 +61,7 @@ async fn claims(t: Arc<Test>, pods: usize, idle: Duration) -> Result<()> {
 }
 
 /// Pods and claims are deleted at once, and every Dot goes.
-async fn all_gone(t: &Test) -> Result<()> {
+pub async fn all_gone(t: &Test) -> Result<()> {
     let start = Instant::now();
     t.kubectl(&["delete", "pod,pvc", "--all", "--timeout=240s"]).await?;
     eventually("all Dots to be gone", ALL, || async {
@@ -121,7 +121,7 @@ async fn actors(t: &Test, node: &str) -> Result<String> {
 
 /// Waits until pods with volumes can be made, and scheduled to every node: the scheduler knows of a node what its driver, its capacity
 /// and its taints say, each in its own time.
-async fn can_schedule(t: &Arc<Test>) -> Result<()> {
+pub async fn can_schedule(t: &Arc<Test>) -> Result<()> {
     csi_pvc::registered(t.clone()).await?;
     eventually("all nodes to be free of taints", Duration::from_secs(30), || async {
         let taints = t.kubectl(&["get", "nodes", "-o", "jsonpath={.items[*].spec.taints[*].key}"]).await?;

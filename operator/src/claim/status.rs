@@ -3,8 +3,7 @@
 use std::sync::Arc;
 
 use dotgraft_api::{
-    Authority, Condition, CopyRole, DesiredState, DotStatus, FilesystemPhase, Migration, Place, RecentCommit, Replica, ReplicaSummary,
-    Time, condition,
+    Authority, Condition, CopyRole, DesiredState, DotStatus, FilesystemPhase, Place, RecentCommit, Replica, ReplicaSummary, Time, condition,
 };
 
 use super::decide::View;
@@ -70,7 +69,7 @@ fn compute(input: &Input<'_>, old: &DotStatus, now: &Time) -> DotStatus {
         bytes: reported.map(|s| s.bytes),
         limit: reported.filter(|s| s.limit > 0).map(|s| s.limit),
         replicas: summaries(input),
-        migration: migration(input),
+        migration: filesystem::moving::newest_report(input.replicas),
         recent_commits: reported.map(recent).unwrap_or_default(),
         conditions: conditions::merge(&old.conditions, &verdicts(input), claim.generation, now),
     }
@@ -196,19 +195,12 @@ fn moving(input: &Input<'_>) -> Option<Wanted> {
     match filesystem::moving::goal_of(node, authority, input.pools)? {
         Err(block) => Some(wanted(block.reason, true, "NodeCantTakeIt", block.message)),
         Ok(to) => {
-            let report = migration(input).filter(|m| m.to == to.node && m.finished_at.is_none());
-            let (phase, detail) = report.map_or(("Waiting".to_owned(), String::new()), |m| (m.phase, m.message));
-            let text =
-                format!("from node `{}` to `{}`{}{detail}", authority.owner.node, to.node, if detail.is_empty() { "" } else { ": " });
-            Some(wanted("Migrating", true, &phase, text))
+            let now = filesystem::moving::standing(input.replicas, &to.node);
+            let colon = if now.detail.is_empty() { "" } else { ": " };
+            let text = format!("from node `{}` to `{}`{colon}{}", authority.owner.node, to.node, now.detail);
+            Some(wanted("Migrating", true, &now.phase, text))
         }
     }
-}
-
-/// The newest handoff that any copy tells of: it is the exporter's, whoever owns it now.
-fn migration(input: &Input<'_>) -> Option<Migration> {
-    let told = input.replicas.iter().filter_map(|r| r.status.as_ref()?.migration.as_ref());
-    told.max_by_key(|m| m.started_at.as_ref().map(|t| t.0)).cloned()
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! The table of a claim's conditions.
 
-use dotgraft_api::{CopyRole, Desired, DesiredRole, ReplicaSpec};
+use dotgraft_api::{CopyRole, Desired, DesiredRole, Migration, ReplicaSpec};
 use k8s_openapi::jiff::Timestamp;
 
 use super::*;
@@ -94,6 +94,32 @@ fn a_move_that_can_t_be_is_refused_aloud_and_one_that_can_be_is_told() {
     let s = of(&c, None);
     says(&s, "Migrating", "True", "WaitingForPods");
     assert!(condition(&s.conditions, "Migrating").unwrap().message.contains("sleep (pid 7)"));
+}
+
+#[test]
+fn between_two_tries_a_move_says_what_ended_the_last_one_or_what_keeps_the_next() {
+    let mut c = case();
+    c.view.claim.placement.node = Some("n2".into());
+    let mut owner = copy("n1", CopyRole::Owner);
+    let at = dotgraft_api::Time(k8s_openapi::jiff::Timestamp::UNIX_EPOCH);
+    let (phase, message) = ("Cancelled".to_owned(), "it has diverged".to_owned());
+    let told = Migration { to: "n2".into(), phase, message, finished_at: Some(at.clone()), ..Migration::default() };
+    owner.status.as_mut().unwrap().migration = Some(told);
+    c.replicas = vec![Arc::new(owner)];
+    let message = |c: &Case| condition(&of(c, None).conditions, "Migrating").unwrap().message.clone();
+    says(&of(&c, None), "Migrating", "True", "Waiting");
+    assert!(message(&c).contains("given up: it has diverged"), "{}", message(&c));
+    let mut kept = copy("n2", CopyRole::Owner);
+    kept.status.as_mut().unwrap().conditions.push(Condition {
+        type_: "Superseded".into(),
+        status: "True".into(),
+        reason: "NotOwner".into(),
+        message: String::new(),
+        last_transition_time: at,
+        observed_generation: None,
+    });
+    c.replicas.push(Arc::new(kept));
+    assert!(message(&c).contains(&format!("kubectl dot drop {FS} --node n2")), "{}", message(&c));
 }
 
 #[test]

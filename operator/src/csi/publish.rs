@@ -14,7 +14,7 @@ use super::find::{self, until};
 use super::ids::{self, Handle, required};
 use crate::context::Ctx;
 use crate::error::{Error, Kind};
-use crate::names;
+use crate::filesystem::moving;
 use crate::write;
 
 /// Longest wait for authority to arrive, then `ABORTED` with progress: a move goes on without us. Under the attacher's `--timeout=60s`, and
@@ -177,15 +177,12 @@ fn has_copy(id: &str, node: &str, ctx: &Ctx) -> bool {
 fn progress(id: &str, node: &str, ctx: &Ctx) -> String {
     let owner = ctx.caches.filesystems.get(id).and_then(|f| f.status.clone()?.authority).map(|a| a.owner);
     let Some(owner) = owner else { return "the volume has no owner yet".into() };
-    let replica = ctx.caches.replicas.get(&names::replica_name(id, &owner.pool));
-    let migration = replica.and_then(|r| r.status.clone()?.migration).filter(|m| m.to == node && m.finished_at.is_none());
-    match migration {
-        Some(m) => {
-            let text = format!("moving from node `{}` to `{node}`: {}, {} bytes sent", owner.node, m.phase, m.bytes);
-            if m.message.is_empty() { text } else { format!("{text}: {}", m.message) }
-        }
-        None => format!("waiting for node `{}` to begin to move the volume to `{node}`", owner.node),
-    }
+    let now = moving::standing(&ctx.caches.replicas.with(id), node);
+    let text = match now.phase.as_str() {
+        "Waiting" => format!("waiting for node `{}` to begin to move the volume to `{node}`", owner.node),
+        phase => format!("moving from node `{}` to `{node}`: {phase}, {} bytes sent", owner.node, now.bytes),
+    };
+    if now.detail.is_empty() { text } else { format!("{text}: {}", now.detail) }
 }
 
 /// Records that Kubernetes let go: of one node, or of all. Says nothing about the node, and waits for nothing.

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use dotgraft_api::{Authority, CopyRole, DesiredState, Fencing, Filesystem, FilesystemPhase, ForkPoint, Place, Replica};
+use dotgraft_api::{Authority, CopyRole, DesiredState, Fencing, Filesystem, FilesystemPhase, ForkPoint, Migration, Place, Replica};
 
 use super::plan::View;
 use crate::claim::ClaimView;
@@ -40,6 +40,46 @@ pub fn goal_of(node: Option<&str>, authority: &Authority, pools: &[PoolView]) ->
 pub fn can_take(replicas: &[Arc<Replica>], place: &Place) -> bool {
     let ready = |r: &Replica| r.status.as_ref().is_some_and(|s| matches!(s.role, CopyRole::Replica | CopyRole::Receiving));
     replicas.iter().any(|r| r.spec.pool == place.pool && r.spec.node == place.node && ready(r))
+}
+
+/// How a move that is wanted stands, for people.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// The owner's phase; `Waiting` while none is in hand.
+    pub phase: String,
+    /// Bytes sent by the one in hand.
+    pub bytes: u64,
+    /// What it waits for, what keeps it from beginning, or what ended the last try.
+    pub detail: String,
+}
+
+/// How a move to that node stands.
+pub fn standing(replicas: &[Arc<Replica>], node: &str) -> Standing {
+    let told = newest_report(replicas).filter(|m| m.to == node);
+    if let Some(m) = told.as_ref().filter(|m| m.finished_at.is_none()) {
+        return Standing { phase: m.phase.clone(), bytes: m.bytes, detail: m.message.clone() };
+    }
+    let ended = told.filter(|m| m.phase == "Cancelled" && !m.message.is_empty());
+    let detail = match replicas.iter().find(|r| r.spec.node == node && is_superseded(r)) {
+        Some(r) => format!(
+            "what that node wrote before another became owner is only in its own copy, which is kept: take what you need of it, then \
+             `kubectl dot drop {} --node {node} --yes`",
+            r.spec.fs_id
+        ),
+        None => ended.map(|m| format!("the last try was given up: {}", m.message)).unwrap_or_default(),
+    };
+    Standing { phase: "Waiting".into(), bytes: 0, detail }
+}
+
+/// The newest handoff that any copy tells of: it is the exporter's, whoever owns it now.
+pub fn newest_report(replicas: &[Arc<Replica>]) -> Option<Migration> {
+    let told = replicas.iter().filter_map(|r| r.status.as_ref()?.migration.as_ref());
+    told.max_by_key(|m| m.started_at.as_ref().map(|t| t.0)).cloned()
+}
+
+fn is_superseded(replica: &Replica) -> bool {
+    let list = replica.status.as_ref().map(|s| s.conditions.as_slice()).unwrap_or_default();
+    list.iter().any(|c| c.type_ == "Superseded" && c.status == "True")
 }
 
 /// Authority after it was taken from an owner that is proven lost; `None`: nothing to take, or nobody to take it.
