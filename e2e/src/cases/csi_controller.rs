@@ -35,7 +35,7 @@ pub fn cases() -> Vec<Case> {
         Case::new("csi-commit", "a PVC that names a Commit gets a volume of its own", pvc_of_commit),
         Case::new("csi-dot-pod", "a pod writes into a Dot that a user made, by a PVC that the provisioner leaves alone", dot_in_pod)
             .kubelets(),
-        Case::new("9-csi", "a call repeated after the operator died between request and reply finds what it made", operator_dies),
+        Case::new("9-csi/again", "a call repeated after the operator died between request and reply finds what it made", operator_dies),
     ]
 }
 
@@ -83,7 +83,7 @@ impl Sidecar {
     }
 
     /// What the provisioner sends for a PVC of the test's namespace that was scheduled to a node.
-    fn request(&self, pvc: &str, node: &str) -> csi::CreateVolumeRequest {
+    pub fn request(&self, pvc: &str, node: &str) -> csi::CreateVolumeRequest {
         let pair = |k: &str, v: &str| (k.to_owned(), v.to_owned());
         let at = |segments| csi::Topology { segments };
         let preferred = at([pair("topology.dotgraft.dev/node", node), pair("topology.dotgraft.dev/pool", "default")].into());
@@ -103,17 +103,19 @@ impl Sidecar {
         }
     }
 
-    async fn create(&self, request: &csi::CreateVolumeRequest) -> Result<csi::Volume, Status> {
+    /// `CreateVolume`, once.
+    pub async fn create(&self, request: &csi::CreateVolumeRequest) -> Result<csi::Volume, Status> {
         let answer = self.client.clone().create_volume(request.clone()).await?.into_inner();
         answer.volume.ok_or_else(|| Status::internal("no volume in the answer"))
     }
 
     /// As a sidecar does: again while it is on its way.
-    async fn volume(&self, request: &csi::CreateVolumeRequest) -> Result<csi::Volume> {
+    pub async fn volume(&self, request: &csi::CreateVolumeRequest) -> Result<csi::Volume> {
         eventually("the volume to be made", STEP, || async { Ok(self.create(request).await?) }).await
     }
 
-    async fn delete(&self, id: &str) -> Result<()> {
+    /// `DeleteVolume`, again until it is done.
+    pub async fn delete(&self, id: &str) -> Result<()> {
         let request = csi::DeleteVolumeRequest { volume_id: id.into(), ..csi::DeleteVolumeRequest::default() };
         let delete = || async { Ok(self.client.clone().delete_volume(request.clone()).await.map(|_| ())?) };
         eventually("the volume to be deleted", STEP, delete).await
@@ -235,14 +237,15 @@ async fn name_taken(t: Arc<Test>) -> Result<()> {
 }
 
 /// What a file of a volume says, read through the agent of its owner.
-async fn read(t: &Test, node: &str, volume: &str, file: &str) -> Result<String> {
+pub async fn read(t: &Test, node: &str, volume: &str, file: &str) -> Result<String> {
     let path = t.mount(node, volume).await?;
     let text = std::fs::read_to_string(path.join(file));
     t.unmount(&path).await?;
     Ok(text?)
 }
 
-async fn write(t: &Test, node: &str, volume: &str, file: &str, content: &str) -> Result<()> {
+/// Writes a file of a volume.
+pub async fn write(t: &Test, node: &str, volume: &str, file: &str, content: &str) -> Result<()> {
     let path = t.mount(node, volume).await?;
     let written = std::fs::write(path.join(file), content);
     t.unmount(&path).await?;

@@ -5,7 +5,7 @@
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use dotgraft_proto::csi::v1::identity_client::IdentityClient;
@@ -35,7 +35,12 @@ pub fn cases() -> Vec<Case> {
         Case::new("csi-node-refusals", "what can't be is refused with CSI's code and a sentence that says what to use", refusals),
         Case::new("csi-read-only", "a read-only handle is pinned to a commit when it is staged, also on a replica", read_only),
         Case::new("csi-registration", "the kubelet finds the driver's registration, also after somebody removed it", registration),
-        Case::new("csi-fsgroup", "the pod's group gets every file once; a pod's restart changes no file", fs_group),
+        Case::new(
+            "csi-fsgroup",
+            "the pod's group gets every file once; a pod's restart changes no file, and leaves a run nothing to do",
+            |t| fs_group(t, 2_000),
+        ),
+        Case::new("measure-fsgroup", "the same with 200,000 files", |t| fs_group(t, 200_000)).within(Duration::from_secs(600)).measures(),
         Case::new("16-concurrent", "the same call many times at once: each succeeds or is ABORTED, and one mount results", concurrent),
         Case::new("16-killed", "calls repeated after the agent died between any two, with a writer in the volume", killed),
         Case::new("17-rmdir", "unpublish removes one empty directory and nothing else", rmdir),
@@ -371,16 +376,15 @@ fn attributes(dir: &Path) -> Result<Vec<Attributes>> {
     Ok(all)
 }
 
-async fn fs_group(t: Arc<Test>) -> Result<()> {
-    const FILES: usize = 2_000;
-    let fs_id = t.dot("d", "n1").await?;
+async fn fs_group(t: Arc<Test>, files: usize) -> Result<()> {
+    let fs_id = t.dot_of("d", &json!({"capacity": "2Gi", "placement": {"node": "n1"}})).await?;
     let pod = Pod::new(&t, "n1", "p")?;
     pod.start(&fs_id).await?;
     let outside = t.dir.join("secret");
     std::fs::write(&outside, "secret")?;
     std::fs::set_permissions(&outside, std::fs::Permissions::from_mode(0o600))?;
     std::os::unix::fs::symlink(&outside, pod.target().join("link"))?;
-    for i in 0..FILES {
+    for i in 0..files {
         let dir = pod.target().join(format!("d{}", i % 20));
         std::fs::create_dir_all(&dir)?;
         std::fs::write(dir.join(format!("f{i}")), i.to_string())?;
@@ -388,28 +392,39 @@ async fn fs_group(t: Arc<Test>) -> Result<()> {
     pod.end(&fs_id).await?;
 
     let group = capability(Mode::SingleNodeMultiWriter, "4242");
+    let start = Instant::now();
     pod.stage(&fs_id, group.clone()).await??;
     pod.publish(&fs_id, group.clone(), false).await??;
+    let first_took = start.elapsed();
     let first = attributes(&pod.target())?;
     for (path, gid, mode, ..) in &first {
         let link = path.ends_with("link");
         let needs = if path.is_dir() { 0o2070 } else { 0o060 };
         ensure!(link || *gid == 4242 && mode & needs == needs, "{}: group {gid}, mode {mode:o}", path.display());
     }
-    ensure!(first.len() == FILES + 22, "{} entries", first.len());
+    ensure!(first.len() == files + 22, "{} entries", first.len());
     let secret = std::fs::metadata(&outside)?;
     ensure!(secret.gid() == 0 && secret.mode() & 0o777 == 0o600, "a link in the volume led outside");
     let head = t.rig.node("n1")?.files.state.join("pool/fs").join(&fs_id).join("head");
-    t.commit("c1", "d").await?;
+    let commit = t.commit("c1", "d").await?;
+    t.push("j", "d", "n2").await?;
+    t.arrived(&fs_id, &commit, "n2", STEP * 4).await?;
     let before = generation(&head)?;
+    let start = Instant::now();
     for _ in 0..2 {
         pod.end(&fs_id).await?;
         pod.stage(&fs_id, group.clone()).await??;
         pod.publish(&fs_id, group.clone(), false).await??;
     }
+    println!(
+        "        {files} files: {:.2} s at first, {:.3} s at a restart",
+        first_took.as_secs_f64(),
+        start.elapsed().as_secs_f64() / 2.0
+    );
     ensure!(attributes(&pod.target())? == first, "a restart of the pod changed files");
     rustix::fs::sync();
     ensure!(generation(&head)? == before, "a restart of the pod made a new generation: there would be something to replicate");
+    no_steps(&t, &fs_id).await?;
     refused(pod.publish(&fs_id, capability(Mode::SingleNodeMultiWriter, "staff"), false).await?, Code::InvalidArgument, "number")?;
     pod.end(&fs_id).await
 }
@@ -423,6 +438,19 @@ fn generation(subvolume: &Path) -> Result<String> {
 
 /// A call under way.
 type Call = futures::future::BoxFuture<'static, Result<Result<(), Status>>>;
+
+/// The job's next run finds nothing to do.
+async fn no_steps(t: &Test, fs_id: &str) -> Result<()> {
+    t.trigger("j", "again").await?;
+    eventually("the next run to have ended", STEP, || async {
+        let replica = t.replica(fs_id, "n1").await?;
+        let job = &replica["status"]["jobs"][0];
+        ensure!(job["observedTrigger"] == "again" && job["report"]["state"] == "Completed", "{job}");
+        ensure!(job["report"]["stepsTotal"] == 0 && job["report"]["replicatedBytes"] == 0, "it had something to do: {job}");
+        Ok(())
+    })
+    .await
+}
 
 async fn concurrent(t: Arc<Test>) -> Result<()> {
     let fs_id = t.dot("d", "n1").await?;

@@ -8,6 +8,7 @@ pub mod cli;
 pub mod crd_rules;
 pub mod crds;
 pub mod csi_controller;
+pub mod csi_killed;
 pub mod csi_node;
 pub mod csi_pvc;
 pub mod csi_sanity;
@@ -15,6 +16,7 @@ pub mod deletion;
 pub mod drain;
 pub mod drained;
 pub mod fence;
+pub mod held;
 pub mod hostile;
 pub mod killpoints;
 pub mod kubelet;
@@ -62,6 +64,7 @@ pub fn all() -> Vec<Case> {
         api_loss::cases(),
         csi_node::cases(),
         csi_controller::cases(),
+        csi_killed::cases(),
         csi_sanity::cases(),
         kubelet::cases(),
         csi_pvc::cases(),
@@ -72,6 +75,7 @@ pub fn all() -> Vec<Case> {
         drained::cases(),
         away::cases(),
         partition::cases(),
+        held::cases(),
     ]
     .into_iter()
     .flatten()

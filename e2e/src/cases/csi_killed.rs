@@ -1,0 +1,151 @@
+//! The operator killed in `CreateVolume` and in `ControllerPublish`, each time right after one of the writes that stand behind the call: the call comes
+//! again, as from a sidecar, and finds what the first one made (failures.md row 9).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use serde_json::Value;
+
+use super::csi_controller::{Sidecar, read, write};
+use super::deletion::nothing_left;
+use crate::harness::test::STEP;
+use crate::harness::{Case, Test};
+use crate::rig::tokens::SYSTEM;
+use crate::rig::wait::eventually;
+
+/// All cases.
+pub fn cases() -> Vec<Case> {
+    vec![
+        Case::new("9-csi/create", "the operator killed between the writes of CreateVolume: one volume, whole, once it is back", in_create),
+        Case::new(
+            "9-csi/publish",
+            "the operator killed in ControllerPublish, at each step of the move: it moves once, with its data",
+            in_publish,
+        ),
+    ]
+}
+
+/// What is there of a volume by the API: each is the next write behind the call.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Seen {
+    /// The Dot.
+    Dot,
+    /// Its Filesystem.
+    Filesystem,
+    /// Its owner is chosen.
+    Authority,
+    /// The owner's agent is asked.
+    Replica,
+    /// What is published stands.
+    Published,
+    /// The target's agent is asked for a copy.
+    Target,
+    /// The owner is asked to hand over.
+    Asked,
+    /// The handoff is pending.
+    Pending,
+    /// The target owns it.
+    Moved,
+}
+
+/// Polls as fast as it can until that write is there, then kills the operator.
+async fn kill_at(t: &Test, dot: &str, at: Seen) -> Result<()> {
+    let until = tokio::time::Instant::now() + STEP;
+    while !is(t, dot, at).await? {
+        ensure!(tokio::time::Instant::now() < until, "{at:?} did not come");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    t.rig.kill9("operator")
+}
+
+async fn is(t: &Test, dot: &str, at: Seen) -> Result<bool> {
+    let there = t.kube().get("Dot", &t.namespace, dot).await?;
+    if at == Seen::Dot {
+        return Ok(there.is_some());
+    }
+    let claimed =
+        |f: &Value| f.pointer("/spec/claimRef/namespace").is_some_and(|n| *n == *t.namespace) && f["spec"]["claimRef"]["name"] == *dot;
+    let Some(fs) = t.kube().list("Filesystem", "").await?.into_iter().find(claimed) else { return Ok(false) };
+    let authority = &fs["status"]["authority"];
+    let replica = async |node: &str| -> Result<Option<Value>> {
+        let of_it = |r: &Value| r["spec"]["fsId"] == fs["metadata"]["name"] && r["spec"]["node"] == *node;
+        Ok(t.kube().list("Replica", "").await?.into_iter().find(of_it))
+    };
+    Ok(match at {
+        Seen::Dot | Seen::Filesystem => true,
+        Seen::Authority => !authority.is_null(),
+        Seen::Replica => replica("n1").await?.is_some(),
+        Seen::Published => fs["spec"]["publishedTo"].to_string().contains("\"n2\""),
+        Seen::Target => replica("n2").await?.is_some(),
+        Seen::Asked => replica("n1").await?.is_some_and(|r| !r["spec"]["desired"]["moveTo"].is_null()),
+        Seen::Pending => !authority["pending"].is_null() || authority["owner"]["node"] == "n2",
+        Seen::Moved => authority["owner"]["node"] == "n2",
+    })
+}
+
+/// The operator starts again and leads at once: the lease of the dead one, which it would wait 15 s for, is taken away.
+async fn back(t: &Test) -> Result<()> {
+    t.kube().kubectl(&["delete", "lease", "dotgraft-operator", "-n", SYSTEM]).await?;
+    t.rig.restart("operator").await
+}
+
+async fn in_create(t: Arc<Test>) -> Result<()> {
+    for (n, at) in [Seen::Dot, Seen::Filesystem, Seen::Authority, Seen::Replica].into_iter().enumerate() {
+        let name = format!("v{n}");
+        let csi = Sidecar::new(&t).await?;
+        let request = csi.request(&name, "n1");
+        let call = tokio::spawn({
+            let request = request.clone();
+            async move { csi.create(&request).await }
+        });
+        kill_at(&t, &name, at).await?;
+        let early = call.await?;
+        ensure!(early.is_err(), "answered before it was killed at {at:?}: {early:?}");
+        back(&t).await?;
+        let csi = Sidecar::new(&t).await?;
+        let volume = csi.volume(&request).await?.volume_id;
+        ensure!(csi.volume(&request).await?.volume_id == volume, "made once");
+        let of_it = |f: &Value| f["spec"]["claimRef"]["name"] == *name && f["spec"]["claimRef"]["namespace"] == *t.namespace;
+        let made = t.kube().names("Filesystem", "", of_it).await?;
+        ensure!(made == [volume.as_str()], "killed at {at:?}: {made:?} were made for one volume");
+        let dots = t.kube().names("Dot", &t.namespace, |_| true).await?;
+        ensure!(dots == [name.as_str()], "killed at {at:?}: {dots:?}");
+        csi.publish(&volume, "n1", false).await?;
+        write(&t, "n1", &volume, "a", "one").await?;
+        csi.unpublish(&volume, "n1").await?;
+        csi.delete(&volume).await?;
+        nothing_left(&t, &volume).await?;
+    }
+    Ok(())
+}
+
+async fn in_publish(t: Arc<Test>) -> Result<()> {
+    for (n, at) in [Seen::Published, Seen::Target, Seen::Asked, Seen::Pending, Seen::Moved].into_iter().enumerate() {
+        let name = format!("v{n}");
+        let csi = Sidecar::new(&t).await?;
+        let volume = csi.volume(&csi.request(&name, "n1")).await?.volume_id;
+        let content = format!("of {n}");
+        write(&t, "n1", &volume, "a", &content).await?;
+        let call = tokio::spawn({
+            let volume = volume.clone();
+            async move { csi.publish(&volume, "n2", false).await }
+        });
+        kill_at(&t, &name, at).await?;
+        let early = call.await?;
+        ensure!(early.is_err() || at == Seen::Moved, "answered before it was killed at {at:?}");
+        // What agents have in hand they bring to its end without an operator; the rest begins when it is back.
+        back(&t).await?;
+        let csi = Sidecar::new(&t).await?;
+        eventually("the volume to be published", STEP, || async { Ok(csi.publish(&volume, "n2", false).await?) }).await?;
+        let fs = t.object("Filesystem", &volume).await?;
+        let (a, published) = (&fs["status"]["authority"], &fs["spec"]["publishedTo"]);
+        ensure!(a["owner"]["node"] == "n2" && a["epoch"] == 2 && a["pending"].is_null(), "killed at {at:?}, it did not move once: {a}");
+        ensure!(published.as_array().is_some_and(|p| p.len() == 1), "killed at {at:?}: published to {published}");
+        ensure!(read(&t, "n2", &volume, "a").await? == content, "with its data");
+        csi.unpublish(&volume, "n2").await?;
+        csi.delete(&volume).await?;
+        nothing_left(&t, &volume).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,177 @@
+//! Rows 3, 8, 17 and 24 of the table of failures with real pods: what holds a volume keeps it, a move that can't be waits, the kubelet's
+//! directories are only emptied by hand, and a node without its disk starts no pod on nothing.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::away::{WRITER, filesystem, grows, lines, written};
+use super::csi_pvc::{claim, pod, started, stop};
+use crate::harness::{Case, Test};
+use crate::rig::kube::{condition_of, conditions};
+use crate::rig::wait::{eventually, throughout};
+
+/// Longest that one step with a pod may take.
+const STEP: Duration = Duration::from_secs(60);
+/// Writes a word, once.
+const WORD: &str = "[ -e /data/word ] || echo written > /data/word; sync; sleep 1000";
+
+/// The cases of this file.
+pub fn cases() -> Vec<Case> {
+    vec![
+        Case::new(
+            "3-published/pods",
+            "Dot and PVC deleted under a pod wait for it, then for another mount of the volume, by name; then all goes",
+            held,
+        )
+        .kubelets(),
+        Case::new(
+            "8-unreachable/pods",
+            "a pod sent to a node that the owner can't reach waits, and says why; reachable again, it has all",
+            unreached,
+        )
+        .kubelets(),
+        Case::new(
+            "17-rmdir/pods",
+            "files where a pod's volume was mounted stay, the pod's end waits for them, and the volume keeps all",
+            stray,
+        )
+        .kubelets(),
+        Case::new(
+            "24-no-disk/pods",
+            "a node booted without its disk: PoolMissing, no pod on an empty volume; with it, all is there",
+            no_disk,
+        )
+        .kubelets()
+        .within(STEP * 3),
+    ]
+}
+
+async fn gone(t: &Test) -> Result<()> {
+    t.kubectl(&["delete", "pod,pvc", "--all", "--timeout=60s"]).await?;
+    t.kube().gone("Dot", &t.namespace, "data", STEP).await
+}
+
+async fn held(t: Arc<Test>) -> Result<()> {
+    claim(&t, "data").await?;
+    pod(&t, "p", "data", "n2", WRITER).await?;
+    started(&t, "p").await?;
+    let fs_id = filesystem(&t, "data").await?;
+    t.kubectl(&["delete", "dot", "data", "--wait=false"]).await?;
+    t.condition("Dot", "data", "Ready", "False", Some("ClaimBound")).await?;
+    t.kubectl(&["delete", "pvc", "data", "--wait=false"]).await?;
+    grows(&t, "n2", &fs_id, "log").await?;
+    // Someone on the node has it mounted once more. (A copy of the kubelet's own mounts, in another namespace, goes with their directories.)
+    let machine = t.rig.machine("n2")?;
+    machine.run("mount", &["--bind", &target(&t, "p").await?.to_string_lossy(), "/mnt"])?;
+    stop(&t, "p").await?;
+    eventually("the deletion to name what holds it", STEP, || async {
+        let dot = t.object("Dot", "data").await?;
+        ensure!(conditions(&dot).contains("at /mnt"), "{}", conditions(&dot));
+        Ok(())
+    })
+    .await?;
+    ensure!(lines(&written(&t, "n2", &fs_id, "log")?)? > 0, "it was deleted under a mount");
+    machine.run("umount", &["/mnt"])?;
+    gone(&t).await
+}
+
+async fn unreached(t: Arc<Test>) -> Result<()> {
+    claim(&t, "data").await?;
+    pod(&t, "first", "data", "n1", WRITER).await?;
+    started(&t, "first").await?;
+    let fs_id = filesystem(&t, "data").await?;
+    t.commit("c", "data").await?;
+    let (n1, n2) = (t.rig.machine("n1")?, t.rig.machine("n2")?);
+    n2.refuse(&n1.address())?;
+    stop(&t, "first").await?;
+    let all = lines(&written(&t, "n1", &fs_id, "log")?)?;
+    pod(&t, "second", "data", "n2", "sleep 1000").await?;
+    eventually("the Dot to say why its volume isn't there", STEP, || async {
+        let dot = t.object("Dot", "data").await?;
+        let said = condition_of(&dot, "Migrating").and_then(|c| c["message"].as_str()).unwrap_or_default();
+        ensure!(said.contains("did not answer"), "{}", conditions(&dot));
+        Ok(())
+    })
+    .await?;
+    let a = t.object("Filesystem", &fs_id).await?["status"]["authority"].clone();
+    ensure!(a["epoch"] == 1 && a["owner"]["node"] == "n1" && a["pending"].is_null(), "it was fenced for a node that can't be reached: {a}");
+    n2.heal()?;
+    started(&t, "second").await?;
+    ensure!(lines(&written(&t, "n2", &fs_id, "log")?)? == all, "{all} lines are not all there");
+    t.kubectl(&["delete", "commits.dotgraft.dev", "c", "--wait=false"]).await?;
+    gone(&t).await
+}
+
+/// Where the kubelet has a pod's volume, inside its node.
+async fn target(t: &Test, pod: &str) -> Result<PathBuf> {
+    let uid = t.kubectl(&["get", "pod", pod, "-o", "jsonpath={.metadata.uid}"]).await?;
+    let volume = t.kubectl(&["get", "pvc", "data", "-o", "jsonpath={.spec.volumeName}"]).await?;
+    Ok(PathBuf::from(format!("/var/lib/kubelet/pods/{uid}/volumes/kubernetes.io~csi/{volume}/mount")))
+}
+
+async fn stray(t: Arc<Test>) -> Result<()> {
+    claim(&t, "data").await?;
+    pod(&t, "p", "data", "n3", WORD).await?;
+    started(&t, "p").await?;
+    let fs_id = filesystem(&t, "data").await?;
+    let (machine, target) = (t.rig.machine("n3")?, target(&t, "p").await?);
+    machine.run("umount", &[&target.to_string_lossy()])?;
+    let file = machine.outside(&target)?.join("stray");
+    std::fs::write(&file, "stray").with_context(|| format!("writing {}", file.display()))?;
+    t.kubectl(&["delete", "pod", "p", "--wait=false"]).await?;
+    eventually("its container to have ended", STEP, || async {
+        let log = std::fs::read_to_string(t.rig.processes.log("n3"))?;
+        ensure!(log.contains("left alone"), "nobody has asked to unpublish it");
+        Ok(())
+    })
+    .await?;
+    throughout("the file being there", Duration::from_secs(2), || async {
+        ensure!(std::fs::read_to_string(&file)? == "stray", "it is another");
+        Ok(())
+    })
+    .await?;
+    ensure!(written(&t, "n3", &fs_id, "word")? == "written\n", "the volume's own file");
+    std::fs::remove_file(&file)?;
+    t.kubectl(&["wait", "--for=delete", "pod/p", "--timeout=60s"]).await?;
+    ensure!(!machine.outside(&target)?.exists(), "the directory stayed");
+    pod(&t, "next", "data", "n3", "cat /data/word; sleep 1000").await?;
+    started(&t, "next").await?;
+    ensure!(t.kubectl(&["logs", "next"]).await? == "written\n", "what the first pod wrote");
+    gone(&t).await
+}
+
+async fn no_disk(t: Arc<Test>) -> Result<()> {
+    claim(&t, "data").await?;
+    pod(&t, "p", "data", "n3", WORD).await?;
+    started(&t, "p").await?;
+    let files = t.rig.node("n3")?.files.clone();
+    let elsewhere = files.pool_file.with_extension("away");
+    t.rig.power_off("n3")?;
+    std::fs::rename(&files.pool_file, &elsewhere)?;
+    t.rig.boot("n3").await?;
+    let says = |status: &'static str| t.kube().until_condition(("NodePool", "", "n3"), ("Ready", status, None), STEP);
+    let missing = says("False").await?.to_string();
+    ensure!(missing.contains("PoolMissing"), "another reason: {missing}");
+    t.rig.nodes_ready(STEP).await?;
+    throughout("the pod waiting for its volume", Duration::from_secs(5), || async {
+        let ready = t.kubectl(&["get", "pod", "p", "-o", "jsonpath={.status.containerStatuses[0].state.running}"]).await?;
+        let restarts = t.kubectl(&["get", "pod", "p", "-o", "jsonpath={.status.containerStatuses[0].restartCount}"]).await?;
+        ensure!(ready.is_empty() || restarts.trim() == "0", "it was started without its volume");
+        ensure!(!files.pool_file.exists(), "something was made in the pool's place");
+        Ok(())
+    })
+    .await?;
+    std::fs::rename(&elsewhere, &files.pool_file)?;
+    says("True").await?;
+    eventually("the pod to run with what it had", STEP, || async {
+        let restarts = t.kubectl(&["get", "pod", "p", "-o", "jsonpath={.status.containerStatuses[0].restartCount}"]).await?;
+        ensure!(restarts.trim() != "0", "it was not started again");
+        ensure!(t.kubectl(&["exec", "p", "--", "cat", "/data/word"]).await? == "written\n", "not what it had");
+        Ok(())
+    })
+    .await?;
+    gone(&t).await
+}
