@@ -98,6 +98,9 @@ pub struct Desired {
     /// Hand authority to this copy, as soon as nothing has the head mounted; only on the owner's Replica.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub move_to: Option<Place>,
+    /// Keep this copy close behind, as the owner's node is about to be left; only on the owner's Replica.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub precopy_to: Option<Place>,
     /// Jobs that this copy sends for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(min = 1, max = 32), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["uid"]))]

@@ -28,6 +28,7 @@ fn the_simulation_really_moves_aborts_takes_and_resets() {
     let sum = |of: fn(&support::moves::Did) -> u64| all.iter().map(of).sum::<u64>();
     let (moves, aborts, writes) = (sum(|d| d.moves), sum(|d| d.aborts), sum(|d| d.writes));
     let (steals, resets) = (sum(|d| d.steals), sum(|d| d.resets));
+    assert!(sum(|d| d.precopies) > 40, "too few copies are kept close behind");
     assert!(
         moves > 40 && aborts > 5 && writes > 40 && steals > 5 && resets > 20,
         "too tame: {moves} moves, {aborts} aborts, {writes} writes, {steals} taken, {resets} resets"

@@ -296,6 +296,7 @@ fn filesystem_triggers(ctx: &Arc<Ctx>) -> Triggers<Filesystem> {
         on(&c.pools, ctx, |p: &NodePool, ctx| restless_filesystems(&p.spec.node, ctx)),
         on(&c.nodes, ctx, |n: &Node, ctx| deleting_filesystems(&n.name_any(), ctx)),
         on(&c.nodes, ctx, owned_by_lost),
+        on(&c.nodes, ctx, concerned_by_cordon),
     ]
 }
 
@@ -308,6 +309,23 @@ fn owned_by_lost(node: &Node, ctx: &Ctx) -> Vec<ObjectRef<Filesystem>> {
     let mut list = ctx.caches.filesystems.all();
     list.retain(|f| owner_of(f) == Some(name.as_str()));
     refs(&list)
+}
+
+/// What a cordoned node owns; and after the cordon what still has a copy kept close behind for it. Also what is kept close behind *on* it.
+fn concerned_by_cordon(node: &Node, ctx: &Ctx) -> Vec<ObjectRef<Filesystem>> {
+    let name = node.name_any();
+    let mut replicas = ctx.caches.replicas.all();
+    replicas.retain(|r| {
+        let to = r.spec.desired.precopy_to.as_ref();
+        to.is_some_and(|t| t.node == name || r.spec.node == name)
+    });
+    let mut all: Vec<_> = replicas.iter().map(|r| ObjectRef::new(&r.spec.fs_id)).collect();
+    if ctx.caches.nodes.get(&name).is_some_and(|n| n.spec.as_ref().is_some_and(|s| s.unschedulable == Some(true))) {
+        let mut list = ctx.caches.filesystems.all();
+        list.retain(|f| owner_of(f) == Some(name.as_str()));
+        all.extend(refs(&list));
+    }
+    all
 }
 
 fn owner_of(fs: &Filesystem) -> Option<&str> {

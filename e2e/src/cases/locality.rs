@@ -11,6 +11,7 @@ use super::csi_pvc::{claim, pod, started, stop};
 use crate::harness::Case;
 use crate::harness::test::Test;
 use crate::rig::programs::{OPERATOR, http_get};
+use crate::rig::tokens::SYSTEM;
 use crate::rig::wait::eventually;
 
 /// Longest that one step with a pod may take.
@@ -38,6 +39,12 @@ pub fn cases() -> Vec<Case> {
         )
         .kubelets()
         .within(Duration::from_secs(240)),
+        Case::new(
+            "locality-drain",
+            "a cordoned node's volume is sent to its replica before the pod leaves; the drain sends only the rest",
+            drain,
+        )
+        .kubelets(),
     ]
 }
 
@@ -223,33 +230,152 @@ async fn restarts(t: Arc<Test>) -> Result<()> {
     clear(&t).await
 }
 
-/// Pods start where nothing answers at the webhook's address, and where it hangs.
+/// Has the API server call the webhook at another port; returns the one it was.
+async fn webhook_at(t: &Test, port: u64) -> Result<u64> {
+    let slice = ["-n", SYSTEM, "get", "endpointslice", "dotgraft-operator", "-o", "jsonpath={.ports[0].port}"];
+    let before = t.kube().kubectl(&slice).await?.trim().parse()?;
+    let patch = json!([{"op": "replace", "path": "/ports/0/port", "value": port}]).to_string();
+    t.kube().kubectl(&["-n", SYSTEM, "patch", "endpointslice", "dotgraft-operator", "--type=json", "-p", &patch]).await?;
+    Ok(before)
+}
+
+/// Pods start where the webhook hangs, and where nothing answers at its address.
 async fn absent(t: &Test) -> Result<()> {
-    let args = t.rig.processes.args(OPERATOR)?;
-    let at = args.iter().position(|a| a == "--webhook").context("the operator has no webhook")?;
-    let without = args.iter().enumerate().filter(|(i, _)| *i != at && *i != at + 1).map(|(_, a)| a.clone()).collect();
-    t.rig.processes.set_args(OPERATOR, without)?;
-    t.rig.restart(OPERATOR).await?;
+    let port = webhook_at(t, 1).await?;
+    // The API server keeps its connections; each request that hangs ends one.
+    t.rig.pause(OPERATOR)?;
+    let hung = hanging(t).await;
+    t.rig.resume(OPERATOR)?;
+    hung?;
     let start = Instant::now();
     restart(t, "near", 1).await?;
     println!("        without anyone at its address {SIZE} pods restart in {:.1} s", start.elapsed().as_secs_f64());
-    t.rig.processes.set_args(OPERATOR, args)?;
-    t.rig.restart(OPERATOR).await?;
+    webhook_at(t, port).await?;
     eventually("the webhook to be back", STEP, || async {
         let pod = admitted(t, &sample(&["data-near-0"], None)).await?;
         ensure!(preferred(&pod) != json!([]), "no preference");
         Ok(())
     })
-    .await?;
-    t.rig.pause(OPERATOR)?;
-    let start = Instant::now();
-    let hung = admitted(t, &sample(&["data-near-0"], None)).await;
-    let took = start.elapsed();
-    t.rig.resume(OPERATOR)?;
-    let hung = hung?;
-    println!("        with one that hangs a pod is admitted after {:.1} s", took.as_secs_f64());
-    if preferred(&hung) != json!([]) || took > Duration::from_secs(5) {
-        bail!("{}; {took:?}", hung["spec"]["affinity"]);
+    .await
+}
+
+/// Asks until nobody is there to hang any more.
+async fn hanging(t: &Test) -> Result<()> {
+    for _ in 0..12 {
+        let start = Instant::now();
+        let pod = admitted(t, &sample(&["data-near-0"], None)).await?;
+        let took = start.elapsed();
+        ensure!(preferred(&pod) == json!([]), "who can have answered? {}", pod["spec"]["affinity"]);
+        ensure!(took < Duration::from_secs(4), "admitted only after {took:?}");
+        println!("        with one that hangs a pod is admitted after {:.1} s", took.as_secs_f64());
+        if took < Duration::from_millis(900) {
+            return Ok(());
+        }
     }
+    bail!("connections that never end")
+}
+
+/// Bytes that a pod has written before its node is left, and after its copy was brought up.
+const BEFORE: u64 = 40 << 20;
+const AFTER: u64 = 1 << 20;
+
+/// A Dot with a replica, and a set of one pod that has it and writes [`BEFORE`]. Returns its id, its node and its replica's.
+async fn with_replica(t: &Test, name: &str) -> Result<(String, String, String)> {
+    let id = t.dot_of(name, &json!({"capacity": "512Mi", "placement": {"replicas": 1}})).await?;
+    t.apply(&format!(
+        "apiVersion: v1\nkind: PersistentVolumeClaim\nmetadata: {{name: {name}, namespace: NAMESPACE}}\nspec:\n  \
+         storageClassName: dotgraft\n  accessModes: [ReadWriteOnce]\n  resources: {{requests: {{storage: 256Mi}}}}\n  \
+         dataSourceRef: {{apiGroup: dotgraft.dev, kind: Dot, name: {name}}}\n---\n\
+         apiVersion: apps/v1\nkind: StatefulSet\nmetadata: {{name: {name}, namespace: NAMESPACE}}\nspec:\n  replicas: 1\n  \
+         serviceName: {name}\n  selector: {{matchLabels: {{set: {name}}}}}\n  template:\n    metadata: {{labels: {{set: {name}}}}}\n    \
+         spec:\n      terminationGracePeriodSeconds: 1\n      containers:\n      - name: c\n        image: busybox:1\n        \
+         imagePullPolicy: Never\n        command: [sleep, '10000']\n        volumeMounts: [{{name: data, mountPath: /data}}]\n      \
+         volumes: [{{name: data, persistentVolumeClaim: {{claimName: {name}}}}}]\n"
+    ))
+    .await?;
+    let pod = format!("{name}-0");
+    eventually("the pod to be there", STEP, || async { t.kubectl(&["get", "pod", &pod]).await }).await?;
+    started(t, &pod).await?;
+    write(t, &pod, "a", BEFORE).await?;
+    let dot = t.object("Dot", name).await?;
+    let owner = dot["status"]["owner"].as_str().context("no owner")?.to_owned();
+    let all = t.kube().list("Replica", "").await?;
+    let copy = all.iter().find(|r| r["spec"]["fsId"] == *id && r["spec"]["node"] != *owner).context("no replica")?;
+    let copy = copy["spec"]["node"].as_str().unwrap_or_default().to_owned();
+    ensure!(node_of(t, &pod).await? == owner, "the pod is not where its volume is");
+    Ok((id, owner, copy))
+}
+
+async fn write(t: &Test, pod: &str, file: &str, bytes: u64) -> Result<()> {
+    let script = format!("dd if=/dev/urandom of=/data/{file} bs=64k count={} 2>/dev/null && sync", bytes >> 16);
+    t.kubectl(&["exec", pod, "--", "sh", "-c", &script]).await?;
     Ok(())
+}
+
+async fn node_of(t: &Test, pod: &str) -> Result<String> {
+    t.kubectl(&["get", "pod", pod, "-o", "jsonpath={.spec.nodeName}"]).await
+}
+
+async fn bytes_of(t: &Test, id: &str, node: &str) -> Result<u64> {
+    Ok(t.replica(id, node).await?["status"]["bytes"].as_u64().unwrap_or_default())
+}
+
+/// Waits until the set's pod runs on another node than `from`, on `to` if that is named, and returns what the move has sent.
+async fn moved(t: &Test, name: &str, (from, to): (&str, Option<&str>), start: Instant) -> Result<u64> {
+    let pod = format!("{name}-0");
+    eventually("the pod to run elsewhere", STEP, || async {
+        let node = node_of(t, &pod).await?;
+        ensure!(!node.is_empty() && node != *from && to.is_none_or(|to| node == *to), "it is on {node:?}");
+        t.kubectl(&["wait", "--for=condition=Ready", "pod", &pod, "--timeout=1s"]).await
+    })
+    .await?;
+    let took = start.elapsed();
+    let sizes = t.kubectl(&["exec", &pod, "--", "sh", "-c", "stat -c %s /data/a /data/b | tr '\\n' ' '"]).await?;
+    ensure!(sizes.trim() == format!("{BEFORE} {AFTER}"), "what is there: {sizes}");
+    let migration = eventually("the move to be done", STEP, || async {
+        let dot = t.object("Dot", name).await?;
+        let m = dot["status"]["migration"].clone();
+        ensure!(m["phase"] == "Done" && m["from"] == *from, "{m}");
+        Ok(m)
+    })
+    .await?;
+    let (sent, frozen) = (migration["bytes"].as_u64().unwrap_or_default(), migration["frozenMs"].as_u64().unwrap_or_default());
+    println!("        {name}: the move sent {} KiB, froze for {frozen} ms; the pod ran after {:.1} s", sent >> 10, took.as_secs_f64());
+    Ok(sent)
+}
+
+async fn drain(t: Arc<Test>) -> Result<()> {
+    // As a drain would be without that: the node is closed by a taint, which is no cordon.
+    let (id, from, to) = with_replica(&t, "plain").await?;
+    let taint = "dotgraft.dev/test=closed:NoSchedule";
+    t.kube().kubectl(&["taint", "node", &from, taint]).await?;
+    write(&t, "plain-0", "b", AFTER).await?;
+    ensure!(bytes_of(&t, &id, &to).await? < AFTER, "the replica has something already");
+    let start = Instant::now();
+    t.kubectl(&["delete", "pod", "plain-0"]).await?;
+    let all = moved(&t, "plain", (&from, None), start).await?;
+    t.kube().kubectl(&["taint", "node", &from, &format!("{taint}-")]).await?;
+    ensure!(all >= BEFORE, "the contrast: {all} bytes");
+
+    let (id, from, to) = with_replica(&t, "ready").await?;
+    let start = Instant::now();
+    t.kube().kubectl(&["cordon", &from]).await?;
+    eventually("the replica to hold what was written", Duration::from_secs(30), || async {
+        let bytes = bytes_of(&t, &id, &to).await?;
+        ensure!(bytes >= BEFORE, "it has {bytes} bytes");
+        Ok(())
+    })
+    .await?;
+    println!("        ready: cordoned to on the replica in {:.1} s", start.elapsed().as_secs_f64());
+    let events = t.kubectl(&["get", "events", "--field-selector=reason=CordonReplicates", "-o", "json"]).await?;
+    ensure!(events.contains(&format!("node {from} is cordoned")), "no event: {events}");
+    ensure!(t.kube().list("Commit", &t.namespace).await?.is_empty(), "commits that nobody asked for");
+    ensure!(t.object("Dot", "ready").await?["status"].get("recentCommits").is_none(), "they are shown");
+    write(&t, "ready-0", "b", AFTER).await?;
+    let start = Instant::now();
+    t.kube().kubectl(&["drain", &from, "--ignore-daemonsets", "--delete-emptydir-data", "--force", "--timeout=60s"]).await?;
+    let rest = moved(&t, "ready", (&from, Some(&to)), start).await?;
+    ensure!(rest < 4 * AFTER, "the drain sent {rest} bytes");
+    t.kube().kubectl(&["uncordon", &from]).await?;
+    clear(&t).await
 }

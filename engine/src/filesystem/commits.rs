@@ -166,12 +166,12 @@ impl Filesystem {
         }
     }
 
-    fn parent_of_next(&self) -> Option<CommitId> {
+    pub(super) fn parent_of_next(&self) -> Option<CommitId> {
         self.newest_visible().map(|c| c.id).or_else(|| self.base.as_ref().and_then(|b| b.origin).map(|o| o.commit))
     }
 
     /// Later than every commit there is, whatever the clock does: time orders one history.
-    fn time_of_next(&self, now: Timestamp) -> Timestamp {
+    pub(super) fn time_of_next(&self, now: Timestamp) -> Timestamp {
         self.newest().map_or(now, |c| now.max(c.time.plus_ms(1)))
     }
 
@@ -369,6 +369,7 @@ impl Filesystem {
     pub(super) fn on_head_done(&mut self, task: Task, result: Result<TaskDone, Problem>, ctx: &Ctx, out: &mut Out) {
         match (task, result) {
             (Task::Commit { commit, .. }, Ok(TaskDone::Committed { changed_bytes })) => self.on_committed(*commit, changed_bytes, ctx, out),
+            (Task::Commit { commit, .. }, Err(problem)) if commit.transient => self.on_precopy_failed(&commit, problem, out),
             (Task::Commit { commit, .. }, Err(problem)) => self.on_commit_failed(&commit, problem, out),
             (Task::DeleteCommit(id), Ok(_)) => {
                 self.removing.remove(&id);
@@ -389,9 +390,13 @@ impl Filesystem {
         if let Some(row) = commit.kept.and_then(|uid| self.requests.get(&uid)).cloned() {
             self.put_request("commit-done", RequestRow { state: RequestState::Done, changed_bytes, problem: None, ..row }, out);
         }
+        let transient = commit.transient;
         self.commits.insert(id, commit);
-        self.clear("CommitBlocked");
         self.usage_due = Timestamp(0);
+        if transient {
+            return self.on_precopy_made(changed_bytes);
+        }
+        self.clear("CommitBlocked");
         out.notes.push(Note { warning: false, reason: "Committed".into(), message: format!("commit {id}") });
         self.on_new_commit_for_jobs(ctx, out);
     }

@@ -72,6 +72,8 @@ pub struct Present {
     pub jobs: Vec<WantedJob>,
     /// Who is to be owner instead, as soon as nothing has the head mounted.
     pub move_to: Option<Place>,
+    /// The copy to keep close behind, as this node is about to be left.
+    pub precopy_to: Option<Place>,
 }
 
 /// One entry of `desired.commits`.

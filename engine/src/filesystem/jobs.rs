@@ -54,6 +54,12 @@ impl JobState {
     pub(super) fn report(&self, now: Timestamp) -> Option<RunReport> {
         self.job.report(now)
     }
+    pub(super) fn is_gone(&self) -> bool {
+        self.gone_since.is_some()
+    }
+    pub(super) const fn is_idle(&self) -> bool {
+        self.job.is_idle()
+    }
     pub(super) fn next_wake(&self) -> Option<Timestamp> {
         let gone = self.gone_since.map(|at| at.plus_ms(KEEP_GONE_MS));
         self.job.next_wake().into_iter().chain(gone).min()
@@ -98,6 +104,7 @@ impl Filesystem {
             return;
         };
         wanted.extend(self.move_job());
+        wanted.extend(self.precopy_job());
         self.specs_applied = true;
         let newest = self.newest_for_jobs();
         for want in &wanted {

@@ -8,7 +8,7 @@
 //! - `event`, `record`: the words in, out, and on disk
 //! - `life`: create, recover, open, delete         - `commits`: take and remove commits, fence, thaw
 //! - `receive`: taking a peer's commit             - `jobs`: sending, by `run`
-//! - `moving`: handing authority over and taking it
+//! - `moving`: handing authority over and taking it  - `precopy`: a copy close behind, before that
 //! - `mounts`: mounts and origins                  - `status`: what people see
 
 mod commits;
@@ -17,6 +17,7 @@ mod jobs;
 mod life;
 mod mounts;
 mod moving;
+mod precopy;
 mod receive;
 mod record;
 mod reset;
@@ -145,6 +146,8 @@ pub struct Filesystem {
     /// A handoff in hand, and what is not durable of it.
     migration: Option<MigrationRow>,
     moving: moving::MoveState,
+    /// Commits for a copy close behind in which nothing was new, in a row.
+    precopy_idle: u32,
     /// An opening that was won and is on its way to disk.
     won: Option<life::Won>,
     /// `fs.json` says `Deleting`.
@@ -222,6 +225,7 @@ impl Filesystem {
             unpin,
             migration: rows.migration,
             moving: moving::MoveState::default(),
+            precopy_idle: 0,
             won: None,
             deletion_on_disk: false,
             origin_pinned: false,
@@ -288,7 +292,8 @@ impl Filesystem {
             self.backoff.iter().filter(|(slot, b)| !self.is_running(**slot) && b.not_before > self.clock).map(|(_, b)| b.not_before);
         let jobs = self.jobs.values().filter_map(jobs::JobState::next_wake);
         let usage = (self.is_active() && self.is_ready(Slot::Usage, self.clock)).then_some(self.usage_due);
-        backoff.chain(jobs).chain(usage).chain(self.transient_due()).min()
+        let precopy = self.precopy_due().filter(|at| *at > self.clock);
+        backoff.chain(jobs).chain(usage).chain(self.transient_due()).chain(precopy).min()
     }
 
     /// Starts what should run and does not. The order is that of importance: life and death first.
@@ -298,6 +303,7 @@ impl Filesystem {
         self.apply_job_specs(ctx, out);
         self.advance_move(ctx, out);
         self.advance_head(ctx, out);
+        self.advance_precopy(ctx, out);
         self.advance_removals(ctx, out);
         self.advance_discard(ctx, out);
         self.advance_mounts(ctx, out);

@@ -38,9 +38,9 @@ impl Filesystem {
         false
     }
 
-    fn block_reset(&mut self, row: RequestRow, problem: Problem, out: &mut Out) {
-        if row.problem.as_ref() != Some(&problem) || self.requests.get(&row.uid) != Some(&row) {
-            self.put_request("commit-blocked", RequestRow { problem: Some(problem), ..row }, out);
+    fn block_reset(&mut self, row: &RequestRow, problem: Problem, out: &mut Out) {
+        if row.problem.as_ref() != Some(&problem) || self.requests.get(&row.uid) != Some(row) {
+            self.put_request("commit-blocked", RequestRow { problem: Some(problem), ..row.clone() }, out);
         }
     }
 
@@ -71,13 +71,13 @@ impl Filesystem {
                 self.won = None;
                 self.on_new_commit_for_jobs(ctx, out);
             }
-            (Err(problem), Some(row)) if problem.reason == Reason::Mounted => self.block_reset(row, problem, out),
+            (Err(problem), Some(row)) if problem.reason == Reason::Mounted => self.block_reset(&row, problem, out),
             (result, row) => {
                 // It may have got half-way: the volume is served as it was, if it may be, and the next try has an id of its own.
                 (self.half_fenced, self.undo_fence) = (true, !self.is_superseded());
                 self.drop_fence_commit(id, out);
                 if let (Some(row), Err(problem)) = (row, result) {
-                    self.block_reset(RequestRow { id: CommitId::from_uuid(ctx.fresh), ..row }, problem, out);
+                    self.block_reset(&RequestRow { id: CommitId::from_uuid(ctx.fresh), ..row }, problem, out);
                 }
             }
         }

@@ -185,7 +185,7 @@ impl Filesystem {
             jobs: self
                 .jobs
                 .iter()
-                .filter(|(uid, _)| !self.is_move_job(**uid))
+                .filter(|(uid, _)| !self.is_move_job(**uid) && !self.is_precopy_job(**uid))
                 .map(|(uid, job)| JobStatus { uid: *uid, row: job.row(), report: job.report(now) })
                 .collect(),
             requests: self.request_statuses(),

@@ -21,6 +21,8 @@ struct World {
     taken: Option<usize>,
     /// Authority may be taken from an owner that does not answer.
     steals: bool,
+    /// The owner's node is cordoned.
+    leaving: bool,
 }
 
 /// What a run did.
@@ -31,6 +33,7 @@ pub struct Did {
     pub writes: u64,
     pub steals: u64,
     pub resets: u64,
+    pub precopies: u64,
 }
 
 fn owner_and_replica(seed: u64, trace: &mut Vec<String>) -> Sim<'_> {
@@ -53,6 +56,7 @@ impl Sim<'_> {
                 epoch: self.api.epoch,
                 commits: if owner { self.with_ids(&world.wishes) } else { Vec::new() },
                 move_to: (owner && world.goal != n).then(|| self.nodes[world.goal].place.clone()),
+                precopy_to: (owner && world.leaving).then(|| self.nodes[1 - n].place.clone()),
                 ..present(if owner { Role::Owner } else { Role::Replica })
             };
             self.want(n, Some(Intent::Present(Box::new(wanted))));
@@ -186,6 +190,7 @@ impl Sim<'_> {
             20 => self.request(n, Asked::Plain, Event::Thaw),
             22 if self.rng.permille(300) => self.steal(world),
             23 if world.wishes.len() < 9 && self.rng.permille(600) => self.reset(world),
+            24 if self.rng.permille(500) => world.leaving = !world.leaving,
             21 => self.no_space = !self.no_space && self.rng.permille(500),
             _ => self.operate(world),
         }
@@ -288,10 +293,12 @@ pub fn moving(seed: u64, steals: bool, trace: &mut Vec<String>) -> Did {
     did.writes = world.writes;
     did.steals = sim.ledger.steals;
     did.resets = sim.ledger.heads_replaced;
+    did.precopies = sim.ledger.precopies;
     if sim.api.phase == Phase::Deleting {
         sim.calm_down();
         sim.watch_end();
     } else {
+        world.leaving = false;
         sim.settle(&world);
         sim.watch_settled(&mut world);
     }

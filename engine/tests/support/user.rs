@@ -22,6 +22,7 @@ pub fn present(role: Role) -> Present {
         commits: Vec::new(),
         jobs: Vec::new(),
         move_to: None,
+        precopy_to: None,
     }
 }
 
@@ -37,7 +38,7 @@ impl Sim<'_> {
     pub fn wish(&mut self) -> dotgraft_engine::ids::RequestUid {
         let uid = self.fresh_request();
         self.edit(0, |p| {
-            p.commits.push(WantedCommit { uid, message: "m".into(), metadata: BTreeMap::new(), id: None, remove: false, reset_to: None })
+            p.commits.push(WantedCommit { uid, message: "m".into(), metadata: BTreeMap::new(), id: None, remove: false, reset_to: None });
         });
         uid
     }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use dotgraft_engine::filesystem::{CheckpointRow, Intent, Life, MountWhat, ReceiveOffer, RequestState, Role, Task};
-use dotgraft_engine::ids::{CommitId, RequestUid, Timestamp};
+use dotgraft_engine::ids::{CommitId, JobUid, RequestUid, Timestamp};
 
 use super::sim::{Phase, Sim};
 use super::wire::CHECKPOINT_EVERY;
@@ -29,11 +29,13 @@ pub struct Ledger {
     pub heads_replaced: u64,
     /// What the owner's head holds since it was replaced, until somebody has taken note.
     pub reset_made: Option<u64>,
+    /// Commits that the owner took for a copy close behind.
+    pub precopies: u64,
 }
 
 /// Tasks that exclude each other, by name; `None`: any number.
-fn slot_of(task: &Task) -> Option<&'static str> {
-    Some(match task {
+fn slot_of(task: &Task) -> Option<(&'static str, Option<JobUid>)> {
+    let name = match task {
         Task::Inspect
         | Task::AllocateQgroup
         | Task::Open { .. }
@@ -51,9 +53,10 @@ fn slot_of(task: &Task) -> Option<&'static str> {
         Task::Receive { .. } => "receive",
         Task::Discard(_) => "discard",
         Task::Usage { .. } => "usage",
-        Task::PeerVersions { .. } | Task::Send { .. } => "job",
+        Task::PeerVersions { job, .. } | Task::Send { job, .. } => return Some(("job", Some(*job))),
         Task::Estimate { .. } | Task::Mount(..) | Task::Unmount(_) => return None,
-    })
+    };
+    Some((name, None))
 }
 
 impl Sim<'_> {
@@ -122,8 +125,12 @@ impl Sim<'_> {
             Task::Commit { commit, .. } => {
                 self.assert_opened(n, "commits");
                 assert!(base.as_ref().is_some_and(|b| b.frozen.is_none()), "a commit of a fenced head");
-                let uid = commit.kept.expect("by an object");
-                assert!(self.nodes[n].journal.0.contains_key(&format!("request/{uid}")), "a commit without an intent");
+                if let Some(uid) = commit.kept {
+                    assert!(self.nodes[n].journal.0.contains_key(&format!("request/{uid}")), "a commit without an intent");
+                } else {
+                    assert!(commit.transient, "nobody asked for it");
+                    self.ledger.precopies += 1;
+                }
                 let doomed = |id: CommitId| self.nodes[n].journal.0.contains_key(&format!("removing/{id}"));
                 for (known, _) in self.nodes[n].disk.commits.values().filter(|(c, _)| c.id != commit.id && !doomed(c.id)) {
                     assert!(known.time < commit.time, "{} gets a time before {} that exists", commit.id, known.id);

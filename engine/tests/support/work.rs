@@ -137,7 +137,9 @@ impl Sim<'_> {
             Task::Commit { commit, .. } => {
                 let content = self.head_content(n)?;
                 self.nodes[n].disk.commits.entry(commit.id).or_insert(((**commit).clone(), content));
-                return Ok(TaskDone::Committed { changed_bytes: Some(1) });
+                let others = self.nodes[n].disk.commits.values().filter(|(c, _)| c.id != commit.id);
+                let before = others.max_by_key(|(c, _)| (c.time, c.id)).map(|(_, content)| *content);
+                return Ok(TaskDone::Committed { changed_bytes: Some(u64::from(before != Some(content))) });
             }
             Task::DeleteCommit(id) => {
                 if self.nodes[n].disk.is_mounted(MountWhat::Commit(*id)) {

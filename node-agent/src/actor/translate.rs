@@ -57,13 +57,15 @@ fn parse(replica: &Replica) -> Result<(FsId, Desired), IdError> {
             reclaim_policy: reclaim_text(d.reclaim_policy).to_owned(),
             commits: d.commits.iter().map(wanted_commit).collect::<Result<_, _>>()?,
             jobs: d.jobs.iter().map(wanted_job).collect::<Result<_, _>>()?,
-            move_to: match &d.move_to {
-                Some(p) => Some(Place { node: p.node.parse()?, pool: p.pool.parse()? }),
-                None => None,
-            },
+            move_to: d.move_to.as_ref().map(place).transpose()?,
+            precopy_to: d.precopy_to.as_ref().map(place).transpose()?,
         })),
     };
     Ok((fs, Desired { generation, intent }))
+}
+
+fn place(p: &dotgraft_api::Place) -> Result<Place, IdError> {
+    Ok(Place { node: p.node.parse()?, pool: p.pool.parse()? })
 }
 
 const fn fencing_text(f: Fencing) -> &'static str {

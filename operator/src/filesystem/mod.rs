@@ -1,6 +1,7 @@
 //! Controller of Filesystem: gather → plan → (gather live → plan again) → apply. It has no status of its own to
 //! write beyond phase and authority; what people read stands on the claims.
 
+pub mod cordon;
 mod gather;
 pub mod moving;
 pub mod plan;
@@ -10,16 +11,17 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dotgraft_api::{Authority, Filesystem, FilesystemPhase, FilesystemStatus, Replica, ReplicaSpec};
+use dotgraft_api::{Authority, Dot, Filesystem, FilesystemPhase, FilesystemStatus, Replica, ReplicaSpec};
+use k8s_openapi::api::core::v1::ObjectReference;
 use kube::api::{Patch, PostParams};
 use kube::runtime::controller::Action;
-use kube::{Api, ResourceExt};
+use kube::{Api, Resource, ResourceExt};
 use serde_json::json;
 
 pub use self::gather::{jobs_of, live as gather_live, live_replicas};
 use self::plan::{Marks, Plan, View, Write};
 pub use self::wishes::is_recorded;
-use crate::context::Ctx;
+use crate::context::{Ctx, Note};
 use crate::error::Error;
 use crate::names;
 use crate::write;
@@ -65,11 +67,26 @@ async fn apply(plan: &Plan, view: &View, ctx: &Ctx) -> Result<(), Error> {
                 let name = names::replica_name(&spec.fs_id, &spec.pool);
                 let old = view.replicas.iter().find(|r| r.name_any() == name);
                 apply_replica(spec, *marks, old.map(AsRef::as_ref), ctx).await?;
+                tell(view, cordon::note(old.map(AsRef::as_ref), spec), ctx).await;
             }
             Write::Finish => finish(&view.fs, ctx).await?,
         }
     }
     Ok(())
+}
+
+/// Says it on the Dot or Branch, where people look.
+async fn tell(view: &View, note: Option<Note>, ctx: &Ctx) {
+    let (Some(note), Some(claim)) = (note, &view.claim) else { return };
+    let about = ObjectReference {
+        api_version: Some(Dot::api_version(&()).into_owned()),
+        kind: Some(claim.kind.as_str().to_owned()),
+        namespace: Some(claim.namespace.clone()),
+        name: Some(claim.name.clone()),
+        uid: Some(claim.uid.clone()),
+        ..ObjectReference::default()
+    };
+    ctx.notes(&about, "Cordon", vec![note]).await;
 }
 
 /// Compare-and-swap of phase and authority; never an apply (design §2).

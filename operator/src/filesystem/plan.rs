@@ -12,6 +12,7 @@ use dotgraft_api::{
 };
 use kube::ResourceExt;
 
+use super::cordon;
 use super::moving;
 use super::wishes::{self, Asked};
 use crate::claim::ClaimView;
@@ -200,7 +201,8 @@ fn keep(view: &View, phase: FilesystemPhase, authority: &Authority) -> Plan {
         places.extend(placed.iter().map(|(_, p)| p.clone()).filter(|p| !view.dropped.contains(&p.pool)));
     }
     places.extend(goal.iter().filter(|g| !view.dropped.contains(&g.pool)).cloned());
-    let base = Desired { move_to: goal.filter(|g| moving::can_take(&view.replicas, g)), ..base };
+    let precopy_to = cordon::precopy_to(view, phase, authority);
+    let base = Desired { move_to: goal.filter(|g| moving::can_take(&view.replicas, g)), precopy_to, ..base };
     for place in &places {
         plan.writes.extend(replica_write(view, &base, &places, place, &placed, owner));
     }
@@ -278,7 +280,7 @@ fn replica_write(
     if is_owner {
         desired.jobs = wishes::jobs(placed);
     } else {
-        desired.move_to = None;
+        (desired.move_to, desired.precopy_to) = (None, None);
     }
     let marks = Marks { unmanaged: !is_owner && !placed.iter().any(|(_, p)| p == place) };
     let spec = ReplicaSpec { fs_id: view.fs.name_any(), node: place.node.clone(), pool: place.pool.clone(), desired };

@@ -79,8 +79,8 @@ impl Filesystem {
         );
         self.opening = Opening::Closed;
         self.meta_dirty = true;
+        self.end_move("mig-end", "Done", "", ctx, out); // first: what was sent stands in its job
         self.forget_sending(out);
-        self.end_move("mig-end", "Done", "", ctx, out);
     }
 
     /// Jobs and wanted commits are the new owner's. A commit that was only intended here is made there.

@@ -53,6 +53,8 @@ pub(super) struct MoveState {
     waits: Option<String>,
     /// The importer could not be reached since.
     stalled: Option<Timestamp>,
+    /// Bytes that were sent before the fence.
+    precopied: u64,
     /// The last one that ended.
     pub(super) last: Option<MigrationStatus>,
     /// The API said that somebody else owns it: to be looked at.
@@ -76,7 +78,7 @@ impl Filesystem {
     pub(super) fn move_job(&self) -> Option<WantedJob> {
         let row = self.migration.as_ref().filter(|_| self.moving.live)?;
         let generation = match row.phase {
-            MigrationPhase::Begun if self.newest_for_jobs().is_some() => PRECOPY,
+            MigrationPhase::Begun if self.has_precopy() => PRECOPY,
             MigrationPhase::Pending => FINAL,
             _ => return None,
         };
@@ -86,11 +88,17 @@ impl Filesystem {
             intermediate: Intermediate::All,
             retry: Retry::default(),
             on_conflict: OnConflict::Fail,
-            also: row.final_commit,
+            // What was begun for a copy close behind comes over before the fence, and is a base for the rest.
+            also: row.final_commit.or_else(|| self.precopied()),
         };
         let trigger = Some(if generation == FINAL { "final" } else { "precopy" }.to_owned());
         let spec = JobSpec { uid: job_of(row.mig), generation, suspend: false, trigger, on_commit: true, params };
         Some(WantedJob { spec, bandwidth: None })
+    }
+
+    /// There is something to send before the fence.
+    fn has_precopy(&self) -> bool {
+        self.newest_for_jobs().is_some() || self.precopied().is_some()
     }
 
     pub(super) fn is_move_job(&self, uid: JobUid) -> bool {
@@ -166,6 +174,7 @@ impl Filesystem {
     fn advance_begun(&mut self, ctx: &Ctx, out: &mut Out) {
         let Some(row) = self.migration.clone() else { return };
         if self.moving.fenced.is_some() {
+            self.moving.precopied = self.move_bytes(&row, ctx.now);
             let row = MigrationRow { phase: MigrationPhase::Frozen, final_commit: self.moving.fenced, frozen: Some(ctx.now), ..row };
             self.save_move("mig-frozen", row, out);
             return self.advance_frozen(ctx, out);
@@ -180,7 +189,7 @@ impl Filesystem {
         }
         match self.run_ended(&row, PRECOPY) {
             Some(Err(problem)) => return self.cancel_for(&problem, ctx, out),
-            None if self.newest_for_jobs().is_some() => return,
+            None if self.has_precopy() => return,
             _ => {}
         }
         // A commit that is intended may be on disk already, unknown: it goes first, or it would come after the final one.
@@ -299,6 +308,11 @@ impl Filesystem {
         self.back_off(Slot::MoveBegin, ctx);
         let why = self.moving.give_up.as_ref().map_or_else(|| "the handoff was taken back".to_owned(), |p| p.message.clone());
         self.end_move("mig-end", "Cancelled", &why, ctx, out);
+    }
+
+    /// Bytes that its present run has sent, or its last one.
+    fn move_bytes(&self, row: &MigrationRow, now: Timestamp) -> u64 {
+        self.jobs.get(&job_of(row.mig)).and_then(|j| j.report(now)).map_or(0, |r| r.replicated_bytes)
     }
 
     /// `None`: the run is under way.

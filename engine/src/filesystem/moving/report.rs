@@ -9,7 +9,7 @@ use super::{MoveState, TRANSIENT_MS, job_of};
 use crate::ids::{CommitId, Epoch, JobUid, Timestamp};
 
 impl Filesystem {
-    pub(super) fn epoch(&self) -> Epoch {
+    pub(in super::super) fn epoch(&self) -> Epoch {
         self.base.as_ref().map_or(Epoch(0), |b| b.epoch)
     }
 
@@ -99,7 +99,11 @@ impl Filesystem {
             started_at: row.started,
             finished_at: None,
             frozen_ms: row.frozen.map_or(0, |at| now.since_ms(at)),
-            bytes: report.map_or(0, |r| r.replicated_bytes),
+            bytes: match row.phase {
+                MigrationPhase::Begun => self.move_bytes(row, now),
+                MigrationPhase::Frozen => self.moving.precopied,
+                _ => self.moving.precopied.saturating_add(self.move_bytes(row, now)),
+            },
             message: self.moving.waits.clone().or_else(|| self.owed_commit()).or(problem).unwrap_or_default(),
         })
     }
