@@ -26,6 +26,7 @@ const CALLS: [&str; 4] = ["CreateVolume", "ControllerPublishVolume", "NodeStageV
 pub fn cases() -> Vec<Case> {
     let at_once = "100 PVCs and their pods made at once on three nodes: all are bound and start; idle they cost next to nothing";
     vec![
+        Case::new("measure-idle", "an agent that owns 100 Dots, and the operator of them, idle at nothing", idle).within(ALL).measures(),
         Case::new("scale-claims", at_once, |t| claims(t, 20, Duration::from_secs(10))).kubelets().within(ALL),
         Case::new("measure-claims", at_once, |t| claims(t, 100, Duration::from_secs(30))).kubelets().within(ALL * 2).measures(),
     ]
@@ -56,7 +57,7 @@ async fn claims(t: Arc<Test>, pods: usize, idle: Duration) -> Result<()> {
     println!("        processor time: {}", since(&processor(&t)?, &worked));
     println!("        ours of it, mean per call: {}", Csi::now(&t).await?.since(&before, &CALLS));
     on_three_nodes(&timeline)?;
-    rests(&t, idle).await?;
+    rests(&t, &["operator", "n1", "n2", "n3"], idle).await?;
     all_gone(&t).await
 }
 
@@ -94,15 +95,14 @@ fn since(now: &[(String, Duration)], before: &[(String, Duration)]) -> String {
 }
 
 /// "Agents that idle at nothing": memory and processor time of operator and agents while nobody asks anything of them.
-async fn rests(t: &Test, span: Duration) -> Result<()> {
+async fn rests(t: &Test, names: &[&str], span: Duration) -> Result<()> {
     tokio::time::sleep(Duration::from_secs(5)).await;
-    let names = ["operator", "n1", "n2", "n3"];
     let mut before = Vec::new();
     for name in names {
         before.push(figures::processor(t.rig.processes.pid(name)?)?);
     }
     tokio::time::sleep(span).await;
-    for (name, before) in names.into_iter().zip(before) {
+    for (&name, before) in names.iter().zip(before) {
         let pid = t.rig.processes.pid(name)?;
         let share = figures::processor(pid)?.saturating_sub(before).as_secs_f64() / span.as_secs_f64() * 100.0;
         let (resident, own) = figures::memory(pid)?;
@@ -112,6 +112,19 @@ async fn rests(t: &Test, span: Duration) -> Result<()> {
         ensure!(resident < 200.0, "{name} has {resident:.0} MiB resident");
     }
     Ok(())
+}
+
+/// All on one agent, without kubelets; the other agent has none.
+async fn idle(t: Arc<Test>) -> Result<()> {
+    let names: Vec<String> = (0..100).map(|i| format!("d{i}")).collect();
+    let spec = json!({"capacity": "64Mi", "placement": {"node": "n1"}});
+    for name in &names {
+        t.create("Dot", name, &spec).await?;
+    }
+    for name in &names {
+        t.ready("Dot", name).await?;
+    }
+    rests(&t, &["operator", "n1", "n2"], Duration::from_secs(30)).await
 }
 
 async fn actors(t: &Test, node: &str) -> Result<String> {
