@@ -358,6 +358,7 @@ async fn drain(t: Arc<Test>) -> Result<()> {
     ensure!(all >= BEFORE, "the contrast: {all} bytes");
 
     let (id, from, to) = with_replica(&t, "ready").await?;
+    ensure!(bytes_of(&t, &id, &to).await? < AFTER, "the replica has something already");
     let start = Instant::now();
     t.kube().kubectl(&["cordon", &from]).await?;
     eventually("the replica to hold what was written", Duration::from_secs(30), || async {
