@@ -29,7 +29,7 @@ MODULES=(
 )
 SNAPSHOT_CRDS=v8.7.0 # of external-snapshotter's client module
 IMAGES=1             # the version of pause.c and of the images below
-SUITE_IMAGES=$K8S-1  # of the images that the storage tests ask for, under the names that they ask for
+SUITE_IMAGES=$K8S-2  # of the images that the storage tests ask for, under the names that they ask for
 POSTGRES=15-1        # of the PostgreSQL image: Debian's major version, and that of deploy/image/postgres.sh
 
 say() { printf '  tools: %s\n' "$*" >&2; }
@@ -149,7 +149,7 @@ bare_root() {
   printf 'root:x:0:\nnogroup:x:65534:\n' >"$1/etc/group"
 }
 
-# The suite's agnhost is this program in an Alpine; its busybox and nginx are run for their shell only.
+# The suite's agnhost is this program in an Alpine; the others are run for their shell only.
 image_agnhost() {
   local names=registry.k8s.io/e2e-test-images
   bare_root "$SCRATCH/agnhost-root"
@@ -161,7 +161,7 @@ image_agnhost() {
 image_e2e_busybox() {
   local names=registry.k8s.io/e2e-test-images
   bare_root "$SCRATCH/e2e-busybox-root"
-  ./image.sh "$OUT/.image-e2e-busybox.new" $names/busybox:1.37.0-1,$names/nginx:1.15-4,$names/nginx:1.27-0 '[]' '["sh"]' "$SCRATCH/e2e-busybox-root"
+  ./image.sh "$OUT/.image-e2e-busybox.new" $names/busybox:1.37.0-1,$names/nginx:1.15-4,$names/nginx:1.27-0,$names/glibc-dns-testing:2.0.0 '[]' '["sh"]' "$SCRATCH/e2e-busybox-root"
   keep image-e2e-busybox "$SUITE_IMAGES"
 }
 

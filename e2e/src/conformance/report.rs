@@ -71,8 +71,10 @@ impl Spec {
 
     /// The suite within the suite: `provisioning`, `subPath`.
     pub fn group(&self) -> String {
-        let last = self.containers.iter().flatten().find(|text| text.contains("[Testpattern:")).map_or("", String::as_str);
-        last.rsplit(']').next().unwrap_or_default().trim().to_owned()
+        let name = self.containers.iter().flatten().find(|text| text.contains("[Testpattern:")).map_or("", String::as_str);
+        // Labels in brackets stand before and behind the word.
+        let outside = name.split('[').map(|part| part.rsplit(']').next().unwrap_or_default().trim());
+        outside.filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" ")
     }
 
     /// Its volume and its sentence.
@@ -187,7 +189,7 @@ mod tests {
          "LeafNodeText": "should work", "LeafNodeType": "It", "State": "passed", "RunTime": 2500000000},
         {"ContainerHierarchyTexts": ["[sig-storage] External Storage [Driver: csi.dotgraft.dev]", "[Testpattern: Dynamic PV (default fs)] provisioning"],
          "LeafNodeText": "should fit", "LeafNodeType": "It", "State": "failed", "RunTime": 9000000000, "Failure": {"Message": "\n  too large\nmore"}},
-        {"ContainerHierarchyTexts": ["[sig-storage] External Storage [Driver: csi.dotgraft.dev]", "[Testpattern: Dynamic PV (block volmode)] volumes"],
+        {"ContainerHierarchyTexts": ["[sig-storage] External Storage [Driver: csi.dotgraft.dev]", "[Testpattern: Dynamic PV (block volmode)] volumes [Slow]"],
          "LeafNodeText": "should store data", "LeafNodeType": "It", "State": "skipped", "Failure": {"Message": "no block"}},
         {"ContainerHierarchyTexts": ["[sig-storage] External Storage [Driver: csi.dotgraft.dev]", "[Testpattern: Dynamic PV (ntfs)][Feature:Windows] volumes"],
          "LeafNodeText": "should store data", "LeafNodeType": "It", "State": "skipped"},
@@ -202,6 +204,7 @@ mod tests {
         assert!(text.contains("| provisioning | 1 | 1 | 0 | 0 | 9 |"), "{text}");
         assert!(text.contains("- provisioning, Dynamic PV (default fs): should fit: too large\n"), "{text}");
         assert!(text.contains("- 1: no block\n") && text.contains("should store data: for Windows\n"), "{text}");
+        assert!(text.contains("| volumes | 0 | 0 | 1 | 1 | 0 |"), "{text}");
         assert_eq!(report.failed().count(), 1);
     }
 
