@@ -266,6 +266,8 @@ pub trait Driver: Send + Sync + 'static {
 
     /// Who has the head or any commit of it mounted, in any mount namespace, the agent's own pool mount left out.
     fn holders(&self, fs: FsId) -> Result<Vec<Holder>, DriverError>;
+    /// The same of the head alone: who reads a commit writes nothing.
+    fn head_holders(&self, fs: FsId) -> Result<Vec<Holder>, DriverError>;
     /// Bind-mounts at an existing directory; the same again is success, something else there is an error.
     fn mount(&self, fs: FsId, what: MountWhat, target: &Path, read_only: bool) -> Result<(), DriverError>;
     /// Unmounts; what is not mounted is success.

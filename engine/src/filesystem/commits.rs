@@ -31,6 +31,9 @@ impl FenceRequest {
     }
 }
 
+/// At most so many mounts of a commit are named in a message.
+const NAMED_MOUNTS: usize = 3;
+
 impl Filesystem {
     pub(super) fn advance_head(&mut self, ctx: &Ctx, out: &mut Out) {
         if !self.is_active() || self.is_deleting() || self.is_running(Slot::Life) && self.opening == Opening::Closed {
@@ -253,8 +256,11 @@ impl Filesystem {
         if let Some((uid, what)) = self.jobs.iter().find_map(|(uid, j)| j.pins(id).map(|what| (uid, what))) {
             return Some(format!("replication job {uid} ({what})"));
         }
-        if let Some((target, _)) = self.mounts.iter().find(|(_, w)| *w == super::MountWhat::Commit(id)) {
-            return Some(format!("a mount at {target}"));
+        // A pod's own path sorts after the one at which the kubelet stages its volume.
+        let mounts = self.mounts.iter().rev().filter(|(_, what)| *what == super::MountWhat::Commit(id));
+        let targets: Vec<&str> = mounts.take(NAMED_MOUNTS).map(|(target, _)| target.as_str()).collect();
+        if !targets.is_empty() {
+            return Some(format!("a mount at {}", targets.join(", ")));
         }
         if self.partial.as_ref().is_some_and(|p| p.base == Some(id)) {
             return Some("a receive in progress (its base)".into());

@@ -202,7 +202,7 @@ fn held_by(holders: &[driver::Holder]) -> String {
 }
 
 fn fence(d: &dyn Driver, fs: FsId, qgroup: u64, commit: &dotgraft_engine::model::Commit, force: bool) -> Result<TaskDone, DriverError> {
-    let holders = d.holders(fs)?;
+    let holders = d.head_holders(fs)?;
     if !holders.is_empty() && !force {
         return Err(DriverError::Mounted(held_by(&holders)));
     }

@@ -16,6 +16,12 @@ impl BtrfsPool {
         mounts::holders(&self.dev, |r| r.starts_with(&root))
     }
 
+    /// See [`crate::driver::Driver::head_holders`].
+    pub(super) fn holders_of_head(&self, fs: FsId) -> Result<Vec<Holder>, DriverError> {
+        let root = format!("/{}/{fs}/{}", layout::FS, layout::HEAD);
+        mounts::holders(&self.dev, |r| r.starts_with(&root)) // by whole components
+    }
+
     /// See [`crate::driver::Driver::destroy`].
     ///
     /// btrfs itself deletes what a pod has mounted without a word, so it is looked for twice: before the fence, so that a running pod is
@@ -46,9 +52,7 @@ impl BtrfsPool {
         let Some(dir) = fsx::maybe(self.fs_dir(fs))? else { return Ok(()) };
         let Some(head) = subvol::find(&dir, layout::HEAD)? else { return Ok(()) };
         self.freeze(&head)?;
-        let root = format!("/{}/{fs}/{}", layout::FS, layout::HEAD);
-        let holders = mounts::holders(&self.dev, |r| r.starts_with(&root))?; // by whole components
-        mounts::nobody(&holders)?;
+        mounts::nobody(&self.holders_of_head(fs)?)?;
         drop(head);
         subvol::remove(self, &dir, layout::HEAD)?;
         ioctl::commit_transaction(&self.root).doing(|| "commit the transaction".to_owned())?;

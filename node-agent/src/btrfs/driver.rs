@@ -66,6 +66,9 @@ impl Driver for BtrfsPool {
     fn holders(&self, fs: FsId) -> Result<Vec<Holder>, DriverError> {
         self.holders_of(fs)
     }
+    fn head_holders(&self, fs: FsId) -> Result<Vec<Holder>, DriverError> {
+        self.holders_of_head(fs)
+    }
     fn mount(&self, fs: FsId, what: MountWhat, target: &Path, read_only: bool) -> Result<(), DriverError> {
         let (path, read_only) = match what {
             MountWhat::Head => (format!("{}/{fs}/{}", layout::FS, layout::HEAD), read_only),

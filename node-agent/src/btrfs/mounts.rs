@@ -169,11 +169,35 @@ pub fn unmount(target: &Path) -> Result<(), DriverError> {
         match rustix::mount::unmount(target, UnmountFlags::NOFOLLOW) {
             Ok(()) => {}
             Err(Errno::INVAL | Errno::NOENT | Errno::NOTDIR) => return Ok(()),
-            Err(Errno::BUSY) => return Err(DriverError::Mounted(format!("a process that uses {}", target.display()))),
+            Err(Errno::BUSY) => return Err(DriverError::Mounted(in_use(target))),
             Err(e) => return Err(fail(format!("unmount {}", target.display()), e)),
         }
     }
     Err(DriverError::Mounted(format!("{} has more than 64 mounts on top of each other", target.display())))
+}
+
+/// Says who uses what is mounted at `target`: three processes at most, as far as `/proc` shows them under that path.
+fn in_use(target: &Path) -> String {
+    let users = users(target);
+    let mut text: Vec<String> = users.iter().take(3).map(|(pid, command)| format!("{command} (pid {pid})")).collect();
+    match users.len() {
+        0 => text.push("a process".into()),
+        1..=3 => {}
+        more => text.push(format!("{} more", more - 3)),
+    }
+    format!("{}, which uses {}", text.join(", "), target.display())
+}
+
+/// Processes that have a file open below `target`, or their directory or root there. Those that can't be looked into are left out.
+fn users(target: &Path) -> Vec<(i32, String)> {
+    let below = |link: &str| fs::read_link(link).is_ok_and(|path| path.starts_with(target));
+    let uses = |pid: &i32| {
+        let base = format!("/proc/{pid}");
+        let open = || numbers_in(&format!("{base}/fd")).unwrap_or_default().iter().any(|fd| below(&format!("{base}/fd/{fd}")));
+        below(&format!("{base}/cwd")) || below(&format!("{base}/root")) || open()
+    };
+    let command = |pid: i32| fs::read_to_string(format!("/proc/{pid}/comm")).map_or_else(|_| "?".to_owned(), |c| c.trim_end().to_owned());
+    numbers_in("/proc").unwrap_or_default().into_iter().filter(uses).map(|pid| (pid, command(pid))).collect()
 }
 
 #[cfg(test)]
@@ -191,6 +215,18 @@ mod tests {
         assert!(!lines[0].read_only);
         assert_eq!(lines[1].fs_type, "btrfs");
         assert!(lines[1].read_only);
+    }
+
+    #[test]
+    fn who_has_a_file_open_below_a_directory_is_named() {
+        let dir = std::env::temp_dir().join(format!("in-use-{}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        let me = format!("(pid {})", std::process::id());
+        assert_eq!(in_use(&dir), format!("a process, which uses {}", dir.display()));
+        let open = fs::File::create(dir.join("file")).unwrap();
+        assert!(in_use(&dir).contains(&me), "{}", in_use(&dir));
+        drop(open);
+        fs::remove_dir_all(&dir).unwrap();
     }
 
     #[test]
