@@ -10,7 +10,7 @@ use clap::{Parser, Subcommand};
 use dotgraft_e2e::cases;
 use dotgraft_e2e::cgroups;
 use dotgraft_e2e::conformance;
-use dotgraft_e2e::data::sqlite;
+use dotgraft_e2e::data::{sqlite, synced};
 use dotgraft_e2e::demo;
 use dotgraft_e2e::harness::Needs;
 use dotgraft_e2e::harness::runner::{self, Plan};
@@ -102,6 +102,9 @@ fn dispatch(args: &[String]) -> Result<ExitCode> {
         [role, dir, rest @ ..] if role == "guard" => runtime(1)?.block_on(sandbox::guard(Path::new(dir), rest)),
         [role, database, notes] if role == "sqlite-writer" => {
             sqlite::writer_main(Path::new(database), Path::new(notes)).map(|()| ExitCode::SUCCESS)
+        }
+        [role, file, notes] if role == "synced-writer" => {
+            synced::writer_main(Path::new(file), Path::new(notes)).map(|()| ExitCode::SUCCESS)
         }
         [role, rest @ ..] if role == "init" => sandbox::init(rest),
         [role, name, dir, shared @ ..] if role == "machine" => root::main(name, Path::new(dir), shared),

@@ -4,4 +4,5 @@
 pub mod digest;
 pub mod sqlite;
 pub mod stream;
+pub mod synced;
 pub mod tree;

@@ -128,7 +128,9 @@ impl Rig {
 
     /// Cuts the power of a node: every process on it dies at once.
     pub fn power_off(&self, name: &str) -> Result<()> {
-        self.machine(name)?.power_off()
+        let machine = self.machine(name)?;
+        self.processes.kill_paused(machine);
+        machine.power_off()
     }
 
     /// Turns a node on that was off, and starts what ran on it. Doesn't wait for the node; see [`Rig::ready`].

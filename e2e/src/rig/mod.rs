@@ -441,7 +441,7 @@ fn manifests(dir: &Path) -> Result<Vec<PathBuf>> {
 impl Drop for Rig {
     fn drop(&mut self) {
         for machine in &self.machines {
-            let _ = machine.power_off();
+            let _ = self.power_off(machine.name());
         }
         for name in self.processes.names() {
             let _ = self.processes.signal(&name, Signal::CONT);

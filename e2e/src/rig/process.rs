@@ -154,12 +154,24 @@ impl Processes {
     pub fn signal(&self, name: &str, signal: Signal) -> Result<()> {
         let pid = self.pid(name)?;
         rustix::process::kill_process(pid, signal).with_context(|| format!("signalling {name}"))?;
-        if signal == Signal::CONT {
-            // On a machine nsenter stops along with what it started.
-            let outer = self.with(name, |e| own_pid(e, name))?;
-            rustix::process::kill_process(outer, signal).with_context(|| format!("signalling nsenter of {name}"))?;
+        if signal == Signal::CONT || signal == Signal::KILL {
+            // On a machine nsenter stops along with what it started, and then can't see that it has ended. It may be gone already.
+            if let Ok(outer) = self.with(name, |e| own_pid(e, name)) {
+                let _ = rustix::process::kill_process(outer, Signal::CONT);
+            }
         }
         Ok(())
+    }
+
+    /// Kills what is paused on a machine: the machine could not be turned off while nobody takes note of its end.
+    pub fn kill_paused(&self, machine: &Machine) {
+        for name in self.names() {
+            let here = self.machine(&name).ok().flatten().is_some_and(|m| m.name() == machine.name());
+            let outer = self.with(&name, |e| own_pid(e, &name)).ok();
+            if here && outer.is_some_and(is_stopped) {
+                let _ = self.signal(&name, Signal::KILL);
+            }
+        }
     }
 
     /// The pid, as seen inside the sandbox.
@@ -252,6 +264,11 @@ fn own_pid(entry: &mut Entry, name: &str) -> Result<Pid> {
     }
     let id = entry.child.as_ref().map(Child::id).and_then(|id| i32::try_from(id).ok());
     id.and_then(Pid::from_raw).with_context(|| format!("{name} has no pid"))
+}
+
+fn is_stopped(pid: Pid) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
 }
 
 fn alive(child: &mut Option<Child>) -> bool {

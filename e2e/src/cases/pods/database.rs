@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::postgres::{acknowledged, check, goes_on, newest};
 use super::timeline::Timeline;
-use super::{STEP, clear, fs_id, make_notes, notes, postgres, ready, took, uid};
+use super::{STEP, clear, fs_id, make_notes, node_of, notes, postgres, ready, took, uid};
 use crate::harness::test::text;
 use crate::harness::{Case, Test};
 use crate::rig::control_plane::NODE_GRACE;
@@ -157,17 +157,14 @@ async fn arrived(t: &Test, how: &str, (old, from): (&str, &str), start: Instant)
     check(t, POD, acked).await?;
     let migration = t.object("Dot", CLAIM).await?["status"]["migration"].clone();
     ensure!(migration["to"] == *node, "the last move was {migration}");
-    println!("        {how}: {from} → {node}, to a database that answers: {seconds:.1} s; frozen {} ms", migration["frozenMs"]);
+    let (frozen, sent) = (&migration["frozenMs"], migration["bytes"].as_u64().unwrap_or_default() >> 10);
+    println!("        {how}: {from} → {node}, to a database that answers: {seconds:.1} s; frozen {frozen} ms, {sent} KiB sent");
     goes_on(t, POD, 50).await?;
     Ok(node)
 }
 
-async fn node_of(t: &Test) -> Result<String> {
-    t.kubectl(&["get", "pod", POD, "-o", "jsonpath={.spec.nodeName}"]).await
-}
-
 async fn drained(t: &Test) -> Result<()> {
-    let (old, from) = (uid(t, POD).await?, node_of(t).await?);
+    let (old, from) = (uid(t, POD).await?, node_of(t, POD).await?);
     let start = Instant::now();
     t.kube().kubectl(&["drain", &from, "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=60s"]).await?;
     arrived(t, "kubectl drain", (&old, &from), start).await?;
@@ -176,7 +173,7 @@ async fn drained(t: &Test) -> Result<()> {
 }
 
 async fn cordoned(t: &Test) -> Result<()> {
-    let (old, from) = (uid(t, POD).await?, node_of(t).await?);
+    let (old, from) = (uid(t, POD).await?, node_of(t, POD).await?);
     t.kube().kubectl(&["cordon", &from]).await?;
     let start = Instant::now();
     t.kubectl(&["delete", "pod", POD, "--wait=false"]).await?;
@@ -199,7 +196,7 @@ async fn copied(t: &Test, id: &str, commit: &str, owner: &str) -> Result<String>
 /// The machine loses its power for good, as somebody says by the taint. What the copy has is kept; what only the dead node has is
 /// gone from the volume, and still there when the node is back.
 async fn died(t: &Test) -> Result<()> {
-    let (old, from, id) = (uid(t, POD).await?, node_of(t).await?, fs_id(t, CLAIM).await?);
+    let (old, from, id) = (uid(t, POD).await?, node_of(t, POD).await?, fs_id(t, CLAIM).await?);
     let safe = acknowledged(t, POD)?;
     let commit = t.commit("last", CLAIM).await?;
     let copy = copied(t, &id, &commit, &from).await?;

@@ -2,16 +2,24 @@
 //!
 //! Every writer here notes outside its volume what was acknowledged to it; after each event nothing of that may be missing.
 
+mod commits;
 mod database;
+mod failing;
+mod full;
+mod holders;
+mod killed;
 mod postgres;
 mod timeline;
+mod upgrade;
+mod writer;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::Api;
+use serde_json::json;
 
 use super::deletion::left_of;
 use crate::harness::test::text;
@@ -23,7 +31,8 @@ const STEP: Duration = Duration::from_secs(60);
 
 /// All cases.
 pub fn cases() -> Vec<Case> {
-    database::cases()
+    let all = [database::cases(), upgrade::cases(), killed::cases(), failing::cases(), full::cases(), commits::cases(), holders::cases()];
+    all.into_iter().flatten().collect()
 }
 
 /// A line of the case's output: what took how long.
@@ -57,6 +66,11 @@ async fn uid(t: &Test, name: &str) -> Result<String> {
     pods(t).get(name).await?.metadata.uid.context("a pod without uid")
 }
 
+/// The node of a pod.
+async fn node_of(t: &Test, name: &str) -> Result<String> {
+    t.kubectl(&["get", "pod", name, "-o", "jsonpath={.spec.nodeName}"]).await
+}
+
 /// Waits until a pod of that name, other than `old`, is ready; returns its node.
 async fn ready(t: &Test, name: &str, old: &str) -> Result<String> {
     let what = format!("{name} to be ready");
@@ -77,6 +91,15 @@ async fn ready(t: &Test, name: &str, old: &str) -> Result<String> {
     }
 }
 
+/// A PVC of the shipped `StorageClass`.
+async fn claim(t: &Test, name: &str, size: &str) -> Result<()> {
+    let claim = json!({
+        "apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": name, "namespace": "NAMESPACE"},
+        "spec": {"storageClassName": "dotgraft", "accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": size}}},
+    });
+    t.apply(&claim.to_string()).await
+}
+
 /// The Filesystem behind a claim.
 async fn fs_id(t: &Test, claim: &str) -> Result<String> {
     text(&t.object("Dot", claim).await?, "/status/fsId")
@@ -92,22 +115,39 @@ async fn clear(t: &Test, claims: &[&str]) -> Result<()> {
     let kinds = "statefulset,pod,volumesnapshot,pvc";
     t.kubectl(&["delete", kinds, "--all", "--timeout=90s"]).await?;
     for id in &all {
-        eventually(&format!("nothing to be left of {id}"), STEP, || async {
-            left_of(t, id).await?;
-            mounted(t, id)
-        })
-        .await?;
+        nothing(t, id).await?;
     }
     took("all deleted, nothing left", start);
     Ok(())
 }
 
-/// An error if a node's first process sees a mount of the Filesystem.
-fn mounted(t: &Test, id: &str) -> Result<()> {
+/// Waits until nothing of a Filesystem is anywhere: no object, no subvolume, no mount, no directory of a kubelet.
+async fn nothing(t: &Test, id: &str) -> Result<()> {
+    eventually(&format!("nothing to be left of {id}"), STEP, || async {
+        left_of(t, id).await?;
+        used(t, id)
+    })
+    .await
+}
+
+/// Waits until no node uses a Filesystem: no mount, no directory of a kubelet.
+async fn left(t: &Test, id: &str) -> Result<()> {
+    eventually(&format!("no node to use {id}"), STEP, || async { used(t, id) }).await
+}
+
+/// An error if a node's first process sees a mount of the Filesystem, or its kubelet has a directory of a volume or of one of the
+/// test's pods.
+fn used(t: &Test, id: &str) -> Result<()> {
     for machine in t.rig.machines.iter().filter(|m| m.is_on()) {
         let table = std::fs::read_to_string(format!("/proc/{}/mountinfo", machine.init()?.as_raw_nonzero()))?;
         if let Some(line) = table.lines().find(|line| line.contains(id)) {
-            bail!("on {}: {line}", machine.name());
+            bail!("mounted on {}: {line}", machine.name());
+        }
+        let kubelet = machine.outside(Path::new("/var/lib/kubelet"))?;
+        let staging = kubelet.join("plugins/kubernetes.io/csi/csi.dotgraft.dev");
+        for entry in std::fs::read_dir(staging).into_iter().flatten().flatten() {
+            let about = std::fs::read_to_string(entry.path().join("vol_data.json")).unwrap_or_default();
+            ensure!(!about.contains(id), "{} of {} is left", entry.path().display(), machine.name());
         }
     }
     Ok(())
