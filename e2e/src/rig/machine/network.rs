@@ -36,7 +36,8 @@ impl Network {
     /// Makes the bridge in the sandbox's network namespace.
     pub fn create(machines: u8) -> Result<Self> {
         let network = Self { machines };
-        run("ip", &["link", "add", BRIDGE, "type", "bridge"])?;
+        // With an address of its own: else it changes with its cables, and other machines speak to nobody until they ask anew.
+        run("ip", &["link", "add", BRIDGE, "address", "02:00:0a:59:00:01", "type", "bridge"])?;
         run("ip", &["address", "add", &format!("{CONTROL_PLANE}/24"), "dev", BRIDGE])?;
         run("ip", &["link", "set", BRIDGE, "up"])?;
         std::fs::write("/proc/sys/net/ipv4/ip_forward", "1")?;
