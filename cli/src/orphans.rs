@@ -52,7 +52,8 @@ pub async fn adopt(client: &Client, common: &Common, args: &AdoptArgs) -> Result
     if count == 0 {
         bail!("no such orphan; `kubectl dot adopt` lists what there is");
     }
-    finish(count, "to be adopted")
+    finish(count, "to be adopted");
+    Ok(())
 }
 
 pub async fn drop(client: &Client, common: &Common, args: &DropArgs) -> Result<()> {
@@ -75,7 +76,8 @@ pub async fn drop(client: &Client, common: &Common, args: &DropArgs) -> Result<(
         bail!("this deletes the data of {}{} for good: say so with --yes", args.fs_id, on(args.node.as_ref()));
     }
     let count = act(client, &pools, OrphanActionKind::Drop, all).await?;
-    finish(count, "to be dropped")
+    finish(count, "to be dropped");
+    Ok(())
 }
 
 /// A copy of a Filesystem that has its objects.
@@ -125,9 +127,8 @@ fn orphans_of(pool: &NodePool, chosen: impl Fn(&NodePool, &Orphan) -> bool) -> V
     orphans(pool).into_iter().filter(|o| chosen(pool, o)).map(|o| o.fs_id).collect()
 }
 
-fn finish(count: usize, what: &str) -> Result<()> {
+fn finish(count: usize, what: &str) {
     println!("{count} {} marked {what}; the operator does it", if count == 1 { "copy" } else { "copies" });
-    Ok(())
 }
 
 /// Adds the action for the chosen Filesystems to each pool's spec, against the version that was read.
