@@ -167,6 +167,7 @@ e2e_tests() {
   half pods "$dir/pods" &
   half rest "$dir/rest" || rest=$?
   wait $! || pods=$?
+  grep -hEq '^ +(ok|FAIL) |^skipped: ' "$dir/pods" "$dir/rest" || { say "no case's id starts with: ${CASES:-}"; rest=1; }
   # shellcheck disable=SC2046 # three numbers
   counted "end-to-end tests" $(awk '/^[0-9]+ passed, [0-9]+ failed, [0-9]+ skipped$/ {p += $1; f += $3; s += $5} END {print p + 0, f + 0, s + 0}' "$dir/pods" "$dir/rest") $((rest | pods))
   rm -rf "$dir"

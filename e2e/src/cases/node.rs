@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
 
+use super::pools::loops;
 use crate::data::digest::same_trees;
 use crate::data::sqlite::{self, SqliteWriter};
 use crate::harness::{Case, test::Test};
@@ -120,7 +121,7 @@ async fn twice(t: Arc<Test>) -> Result<()> {
 async fn killed(t: Arc<Test>) -> Result<()> {
     let fs_id = t.dot("d", "n1").await?;
     let head = t.mount("n1", &fs_id).await?;
-    let (superblock, loops) = (std::fs::metadata(&head)?.dev(), loop_devices()?);
+    let (superblock, before) = (std::fs::metadata(&head)?.dev(), loops(&t.rig.node("n1")?.files.pool_file)?);
     let (database, notes) = (head.join("d.db"), t.dir.join("notes"));
     let writer = SqliteWriter::start(&database, &notes).await?;
     for _ in 0..100 {
@@ -132,7 +133,8 @@ async fn killed(t: Arc<Test>) -> Result<()> {
     t.rig.ready(STEP).await?;
     let acknowledged = writer.stop()?;
     ensure!(std::fs::metadata(&head)?.dev() == superblock, "another superblock");
-    ensure!(loop_devices()? == loops, "another number of loop devices");
+    let after = loops(&t.rig.node("n1")?.files.pool_file)?;
+    ensure!(before.len() == 1 && after == before, "the pool's loop devices were {before:?} and are {after:?}");
     let scratch = t.dir.join("scratch");
     std::fs::create_dir_all(&scratch)?;
     sqlite::check(&database, &scratch, acknowledged)?;
@@ -207,9 +209,4 @@ async fn no_disk(t: Arc<Test>) -> Result<()> {
     let head = t.mount("n1", &fs_id).await?;
     ensure!(std::fs::read(head.join("a"))? == b"precious", "the file is not what it was");
     t.unmount(&head).await
-}
-
-fn loop_devices() -> Result<usize> {
-    let output = Command::new("losetup").arg("-a").output().context("running losetup")?;
-    Ok(String::from_utf8_lossy(&output.stdout).lines().count())
 }

@@ -97,7 +97,7 @@ async fn second_agent_refuses(t: &Test, state: &Path) -> Result<()> {
 }
 
 /// Loop devices behind a file.
-fn loops(file: &Path) -> Result<Vec<String>> {
+pub fn loops(file: &Path) -> Result<Vec<String>> {
     let output = Command::new("losetup").arg("-j").arg(file).output().context("running losetup")?;
     Ok(String::from_utf8_lossy(&output.stdout).lines().filter_map(|l| l.split(':').next().map(str::to_owned)).collect())
 }
