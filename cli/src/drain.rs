@@ -147,9 +147,8 @@ async fn drain(client: &Client, common: &Common, args: &DrainArgs) -> Result<()>
         bail!("no agent has registered a pool for node `{}`", args.node);
     }
     if !args.dry_run {
-        let end = Instant::now() + common.wait().unwrap_or_default();
-        let moved = stream::iter(lines).map(|line| carry(client, line, &args.node, end)).buffered(AT_ONCE).collect::<Vec<_>>().await;
-        lines = moved;
+        let Some(timeout) = common.wait() else { bail!("it waits for each move: give a --timeout") };
+        lines = stream::iter(lines).map(|line| carry(client, line, &args.node, timeout)).buffered(AT_ONCE).collect().await;
     }
     show(common, args, &lines)?;
     let left = lines.iter().filter(|l| !l.moved).count();
@@ -178,9 +177,10 @@ fn show(common: &Common, args: &DrainArgs, lines: &[Line]) -> Result<()> {
     })
 }
 
-/// Moves one, and says how it ended.
-async fn carry(client: &Client, line: Line, node: &str, end: Instant) -> Line {
+/// Moves one within `timeout`, and says how it ended; on standard error at once.
+async fn carry(client: &Client, line: Line, node: &str, timeout: Duration) -> Line {
     let Some(to) = line.to.clone() else { return line };
+    let end = Instant::now() + timeout;
     let outcome = match line.kind {
         ClaimKind::Dot => {
             let api = Api::<Dot>::namespaced(client.clone(), &line.namespace);
@@ -193,10 +193,9 @@ async fn carry(client: &Client, line: Line, node: &str, end: Instant) -> Line {
                 .await
         }
     };
-    match outcome {
-        Ok(()) => Line { moved: true, message: String::new(), ..line },
-        Err(e) => Line { message: format!("{e:#}"), ..line },
-    }
+    let message = outcome.err().map(|e| format!("{e:#}"));
+    eprintln!("{}/{}: {}", line.namespace, line.name, message.as_deref().unwrap_or("moved"));
+    Line { moved: message.is_none(), message: message.unwrap_or_default(), ..line }
 }
 
 async fn carry_claim<K>(

@@ -6,7 +6,7 @@ mod support;
 
 use dotgraft_engine::filesystem::{Event, Intent, MountWhat, RequestState, Role, RoleStatus};
 use dotgraft_engine::ids::{CommitId, FsId, Timestamp};
-use dotgraft_engine::model::{Claim, Origin};
+use dotgraft_engine::model::{Claim, Origin, Reason};
 use support::sim::Asked;
 use support::{Sim, Two};
 
@@ -244,4 +244,24 @@ fn a_clone_that_crashed_before_it_let_go_does_so_after() {
     sim.delete();
     sim.run_for(60_000);
     assert!(sim.nodes[0].disk.head.is_none(), "and goes like any other");
+}
+
+#[test]
+fn a_reset_that_is_taken_back_while_it_waits_pins_nothing_and_does_nothing() {
+    let mut trace = Vec::new();
+    let (mut sim, target) = owner(&mut trace);
+    sim.wish_reset();
+    sim.run_for(5_000);
+    let waits = status(&sim).requests.iter().filter(|r| r.problem.as_ref().is_some_and(|p| p.reason == Reason::Mounted)).count();
+    assert_eq!(waits, 1, "it waits for who has the head mounted");
+    sim.edit(0, |p| p.commits.retain(|c| c.reset_to.is_none()));
+    let uid = *sim.ledger.ids.iter().find(|(_, id)| **id == target).expect("its object").0;
+    sim.ledger.removals.insert(uid);
+    sim.edit(0, |p| p.commits.iter_mut().for_each(|c| c.remove = true));
+    sim.run_for(5_000);
+    assert!(!sim.nodes[0].disk.commits.contains_key(&target), "the target is still pinned");
+    let req = sim.req(0, Asked::Plain);
+    sim.handle(0, Event::Unmount(req, "/pods/a".into()));
+    sim.run_for(60_000);
+    assert_eq!(sim.ledger.heads_replaced, 0);
 }

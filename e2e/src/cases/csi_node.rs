@@ -2,10 +2,9 @@
 //!
 //! No kubelet is needed: the cases speak CSI as it would, also as it should not (twice, at once, while the agent dies).
 
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use dotgraft_proto::csi::v1::identity_client::IdentityClient;
@@ -35,12 +34,6 @@ pub fn cases() -> Vec<Case> {
         Case::new("csi-node-refusals", "what can't be is refused with CSI's code and a sentence that says what to use", refusals),
         Case::new("csi-read-only", "a read-only handle is pinned to a commit when it is staged, also on a replica", read_only),
         Case::new("csi-registration", "the kubelet finds the driver's registration, also after somebody removed it", registration),
-        Case::new(
-            "csi-fsgroup",
-            "the pod's group gets every file once; a pod's restart changes no file, and leaves a run nothing to do",
-            |t| fs_group(t, 2_000),
-        ),
-        Case::new("measure-fsgroup", "the same with 200,000 files", |t| fs_group(t, 200_000)).within(Duration::from_secs(600)).measures(),
         Case::new("16-concurrent", "the same call many times at once: each succeeds or is ABORTED, and one mount results", concurrent),
         Case::new("16-killed", "calls repeated after the agent died between any two, with a writer in the volume", killed),
         Case::new("17-rmdir", "unpublish removes one empty directory and nothing else", rmdir),
@@ -49,7 +42,7 @@ pub fn cases() -> Vec<Case> {
 }
 
 /// A node's driver, as one volume of one pod sees it. Its mounts go with it, whatever happens.
-struct Pod {
+pub(super) struct Pod {
     socket: PathBuf,
     dir: PathBuf,
 }
@@ -62,7 +55,7 @@ impl Drop for Pod {
 
 impl Pod {
     /// A pod of the test on a node: a directory of its own below the kubelet's.
-    fn new(t: &Test, node: &str, name: &str) -> Result<Self> {
+    pub(super) fn new(t: &Test, node: &str, name: &str) -> Result<Self> {
         let node = t.rig.node(node)?;
         let dir = node.kubelet_dir().join("pods").join(&t.namespace).join(name);
         std::fs::create_dir_all(&dir)?;
@@ -73,7 +66,7 @@ impl Pod {
         self.dir.join("globalmount")
     }
 
-    fn target(&self) -> PathBuf {
+    pub(super) fn target(&self) -> PathBuf {
         self.dir.join("mount")
     }
 
@@ -81,7 +74,7 @@ impl Pod {
         Ok(NodeClient::new(channel(&self.socket).await?))
     }
 
-    async fn stage(&self, volume: &str, capability: VolumeCapability) -> Result<Result<(), Status>> {
+    pub(super) async fn stage(&self, volume: &str, capability: VolumeCapability) -> Result<Result<(), Status>> {
         let request = csi::NodeStageVolumeRequest {
             volume_id: volume.into(),
             staging_target_path: text(&self.staging()),
@@ -103,7 +96,7 @@ impl Pod {
         Ok(self.node().await?.node_publish_volume(request).await.map(|_| ()))
     }
 
-    async fn publish(&self, volume: &str, capability: VolumeCapability, readonly: bool) -> Result<Result<(), Status>> {
+    pub(super) async fn publish(&self, volume: &str, capability: VolumeCapability, readonly: bool) -> Result<Result<(), Status>> {
         self.publish_at(volume, &self.target(), capability, readonly).await
     }
 
@@ -138,13 +131,13 @@ impl Pod {
     }
 
     /// As a pod starts: staged and published, writable.
-    async fn start(&self, volume: &str) -> Result<()> {
+    pub(super) async fn start(&self, volume: &str) -> Result<()> {
         self.stage(volume, writer()).await??;
         Ok(self.publish(volume, writer(), false).await??)
     }
 
     /// As a pod ends.
-    async fn end(&self, volume: &str) -> Result<()> {
+    pub(super) async fn end(&self, volume: &str) -> Result<()> {
         self.unpublish(volume).await??;
         Ok(self.unstage(volume).await??)
     }
@@ -164,7 +157,7 @@ fn text(path: &Path) -> String {
     path.to_string_lossy().into_owned()
 }
 
-fn capability(mode: Mode, group: &str) -> VolumeCapability {
+pub(super) fn capability(mode: Mode, group: &str) -> VolumeCapability {
     let mount = MountVolume { volume_mount_group: group.into(), ..MountVolume::default() };
     VolumeCapability { access_mode: Some(AccessMode { mode: mode.into() }), access_type: Some(AccessType::Mount(mount)) }
 }
@@ -184,7 +177,7 @@ fn mounts_at(path: &Path) -> Result<usize> {
 }
 
 /// Refused with that code, and words that help.
-fn refused<T: std::fmt::Debug>(result: Result<T, Status>, code: Code, words: &str) -> Result<()> {
+pub(super) fn refused<T: std::fmt::Debug>(result: Result<T, Status>, code: Code, words: &str) -> Result<()> {
     match result {
         Err(status) if status.code() == code && status.message().contains(words) => Ok(()),
         other => anyhow::bail!("expected {code:?} with {words:?}, got {other:?}"),
@@ -356,101 +349,8 @@ async fn registration(t: Arc<Test>) -> Result<()> {
     eventually("the next agent to answer", STEP, ask).await
 }
 
-/// Path, group, mode, time of the last change.
-type Attributes = (PathBuf, u32, u32, i64, i64);
-
-/// Of a directory and everything below.
-fn attributes(dir: &Path) -> Result<Vec<Attributes>> {
-    let mut all = Vec::new();
-    let mut todo = vec![dir.to_owned()];
-    while let Some(path) = todo.pop() {
-        let meta = std::fs::symlink_metadata(&path)?;
-        if meta.is_dir() {
-            for entry in std::fs::read_dir(&path)? {
-                todo.push(entry?.path());
-            }
-        }
-        all.push((path, meta.gid(), meta.mode(), meta.ctime(), meta.ctime_nsec()));
-    }
-    all.sort();
-    Ok(all)
-}
-
-async fn fs_group(t: Arc<Test>, files: usize) -> Result<()> {
-    let fs_id = t.dot_of("d", &json!({"capacity": "2Gi", "placement": {"node": "n1"}})).await?;
-    let pod = Pod::new(&t, "n1", "p")?;
-    pod.start(&fs_id).await?;
-    let outside = t.dir.join("secret");
-    std::fs::write(&outside, "secret")?;
-    std::fs::set_permissions(&outside, std::fs::Permissions::from_mode(0o600))?;
-    std::os::unix::fs::symlink(&outside, pod.target().join("link"))?;
-    for i in 0..files {
-        let dir = pod.target().join(format!("d{}", i % 20));
-        std::fs::create_dir_all(&dir)?;
-        std::fs::write(dir.join(format!("f{i}")), i.to_string())?;
-    }
-    pod.end(&fs_id).await?;
-
-    let group = capability(Mode::SingleNodeMultiWriter, "4242");
-    let start = Instant::now();
-    pod.stage(&fs_id, group.clone()).await??;
-    pod.publish(&fs_id, group.clone(), false).await??;
-    let first_took = start.elapsed();
-    let first = attributes(&pod.target())?;
-    for (path, gid, mode, ..) in &first {
-        let link = path.ends_with("link");
-        let needs = if path.is_dir() { 0o2070 } else { 0o060 };
-        ensure!(link || *gid == 4242 && mode & needs == needs, "{}: group {gid}, mode {mode:o}", path.display());
-    }
-    ensure!(first.len() == files + 22, "{} entries", first.len());
-    let secret = std::fs::metadata(&outside)?;
-    ensure!(secret.gid() == 0 && secret.mode() & 0o777 == 0o600, "a link in the volume led outside");
-    let head = t.rig.node("n1")?.files.state.join("pool/fs").join(&fs_id).join("head");
-    let commit = t.commit("c1", "d").await?;
-    t.push("j", "d", "n2").await?;
-    t.arrived(&fs_id, &commit, "n2", STEP * 4).await?;
-    let before = generation(&head)?;
-    let start = Instant::now();
-    for _ in 0..2 {
-        pod.end(&fs_id).await?;
-        pod.stage(&fs_id, group.clone()).await??;
-        pod.publish(&fs_id, group.clone(), false).await??;
-    }
-    println!(
-        "        {files} files: {:.2} s at first, {:.3} s at a restart",
-        first_took.as_secs_f64(),
-        start.elapsed().as_secs_f64() / 2.0
-    );
-    ensure!(attributes(&pod.target())? == first, "a restart of the pod changed files");
-    rustix::fs::sync();
-    ensure!(generation(&head)? == before, "a restart of the pod made a new generation: there would be something to replicate");
-    no_steps(&t, &fs_id).await?;
-    refused(pod.publish(&fs_id, capability(Mode::SingleNodeMultiWriter, "staff"), false).await?, Code::InvalidArgument, "number")?;
-    pod.end(&fs_id).await
-}
-
-/// Generation of a subvolume, which any write to it moves.
-fn generation(subvolume: &Path) -> Result<String> {
-    let output = std::process::Command::new("btrfs").args(["subvolume", "show"]).arg(subvolume).output().context("running btrfs")?;
-    let shown = String::from_utf8_lossy(&output.stdout).into_owned();
-    shown.lines().find(|l| l.trim_start().starts_with("Generation:")).map(str::to_owned).context("no generation")
-}
-
 /// A call under way.
 type Call = futures::future::BoxFuture<'static, Result<Result<(), Status>>>;
-
-/// The job's next run finds nothing to do.
-async fn no_steps(t: &Test, fs_id: &str) -> Result<()> {
-    t.trigger("j", "again").await?;
-    eventually("the next run to have ended", STEP, || async {
-        let replica = t.replica(fs_id, "n1").await?;
-        let job = &replica["status"]["jobs"][0];
-        ensure!(job["observedTrigger"] == "again" && job["report"]["state"] == "Completed", "{job}");
-        ensure!(job["report"]["stepsTotal"] == 0 && job["report"]["replicatedBytes"] == 0, "it had something to do: {job}");
-        Ok(())
-    })
-    .await
-}
 
 async fn concurrent(t: Arc<Test>) -> Result<()> {
     let fs_id = t.dot("d", "n1").await?;

@@ -8,6 +8,7 @@ pub mod cli;
 pub mod crd_rules;
 pub mod crds;
 pub mod csi_controller;
+pub mod csi_fsgroup;
 pub mod csi_killed;
 pub mod csi_node;
 pub mod csi_pvc;
@@ -63,6 +64,7 @@ pub fn all() -> Vec<Case> {
         talk::cases(),
         api_loss::cases(),
         csi_node::cases(),
+        csi_fsgroup::cases(),
         csi_controller::cases(),
         csi_killed::cases(),
         csi_sanity::cases(),

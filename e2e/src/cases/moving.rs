@@ -119,11 +119,16 @@ async fn there_and_back(t: Arc<Test>) -> Result<()> {
     let digest = tree_digest(&head)?;
     t.unmount(&head).await?;
     place(&t, "d", "n1").await?;
-    let dot = owned_by(&t, "d", "n1").await?;
+    owned_by(&t, "d", "n1").await?;
     settled(&t, &fs_id, "n1").await?;
     holds(&t, "n1", &fs_id, &digest).await?;
-    let bytes = dot["status"]["migration"]["bytes"].as_u64().context("no bytes in status.migration")?;
-    ensure!(bytes < 400_000, "the way back sent {bytes} bytes: not the difference only");
+    let bytes = eventually("the report of the way back", STEP, || async {
+        let report = &t.object("Dot", "d").await?["status"]["migration"];
+        ensure!(report["to"] == "n1" && report["phase"] == "Done", "it is {report}");
+        report["bytes"].as_u64().context("no bytes in status.migration")
+    })
+    .await?;
+    ensure!((1..400_000).contains(&bytes), "the way back sent {bytes} bytes: not the difference only");
     // A commit that an object asked for is not made a second time by the next owner.
     ensure!(text(&t.object("Commit", "c1").await?, "/status/id")? == commit);
     t.commit("c2", "d").await?;

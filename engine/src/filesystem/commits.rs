@@ -7,7 +7,7 @@ use super::event::{Answer, Ctx, Note, Out, ReqId, Role, Task, TaskDone, WantedCo
 use super::record::{Record, RequestRow, RequestState};
 use super::{Filesystem, Opening, Slot};
 use crate::ids::{CommitId, RequestUid, Timestamp};
-use crate::model::{Commit, FORMAT_VERSION, Problem, Reason};
+use crate::model::{Commit, FORMAT_VERSION, Origin, Problem, Reason};
 
 /// Someone waits for a fence.
 #[derive(Debug, Clone, Copy)]
@@ -169,12 +169,12 @@ impl Filesystem {
         }
     }
 
-    pub(super) fn parent_of_next(&self) -> Option<CommitId> {
+    fn parent_of_next(&self) -> Option<CommitId> {
         self.newest_visible().map(|c| c.id).or_else(|| self.base.as_ref().and_then(|b| b.origin).map(|o| o.commit))
     }
 
     /// Later than every commit there is, whatever the clock does: time orders one history.
-    pub(super) fn time_of_next(&self, now: Timestamp) -> Timestamp {
+    fn time_of_next(&self, now: Timestamp) -> Timestamp {
         self.newest().map_or(now, |c| now.max(c.time.plus_ms(1)))
     }
 
@@ -183,7 +183,7 @@ impl Filesystem {
         self.requests.insert(row.uid, row);
     }
 
-    /// Removals that objects ask for, and rows whose objects are gone.
+    /// Removals that objects ask for, and rows whose objects are gone; a reset that was taken back before it began is one.
     fn settle_requests(&mut self, out: &mut Out) {
         if self.desired.is_none() {
             return;
@@ -195,7 +195,8 @@ impl Filesystem {
         let gone: Vec<RequestUid> = self
             .requests
             .values()
-            .filter(|r| r.state == RequestState::Removed && !wanted.iter().any(|w| w.uid == r.uid))
+            .filter(|r| r.state == RequestState::Removed || r.state == RequestState::Pending && r.reset_to.is_some())
+            .filter(|r| !wanted.iter().any(|w| w.uid == r.uid))
             .map(|r| r.uid)
             .collect();
         for uid in gone {
@@ -321,19 +322,40 @@ impl Filesystem {
         };
         request.started = true;
         let force = request.force;
-        let commit = Commit {
+        let commit = Box::new(self.transient_commit(ctx));
+        self.start(Slot::Head, Task::Fence { qgroup: self.qgroup(), commit, force }, out);
+    }
+
+    /// One that people don't see, and nobody keeps.
+    pub(super) fn transient_commit(&self, ctx: &Ctx) -> Commit {
+        Commit {
             version: FORMAT_VERSION,
             id: CommitId::from_uuid(ctx.fresh),
             fs_id: self.id,
             parent: self.parent_of_next(),
             time: self.time_of_next(ctx.now),
-            epoch: self.base.as_ref().map_or(crate::ids::Epoch(0), |b| b.epoch),
+            epoch: self.epoch(),
             message: String::new(),
             metadata: std::collections::BTreeMap::new(),
             kept: None,
             transient: true,
-        };
-        self.start(Slot::Head, Task::Fence { qgroup: self.qgroup(), commit: Box::new(commit), force }, out);
+        }
+    }
+
+    /// The head is fenced, and what it holds is that commit; with `reset_to` it is to be replaced.
+    pub(super) fn fenced_with(&mut self, record: &'static str, id: CommitId, reset_to: Option<Origin>, out: &mut Out) {
+        self.save_base(
+            record,
+            |b| {
+                b.frozen = Some(id);
+                b.opened = None;
+                b.reset_to = reset_to;
+            },
+            out,
+        );
+        self.opening = Opening::Closed;
+        (self.half_fenced, self.undo_fence) = (false, false);
+        self.won = None;
     }
 
     pub(super) fn handle_thaw(&mut self, req: ReqId, out: &mut Out) {
@@ -423,17 +445,7 @@ impl Filesystem {
                 let id = commit.id;
                 out.records.push(Record::Commit("fence-commit", Box::new(commit.clone())));
                 self.commits.insert(id, commit);
-                self.save_base(
-                    "frozen",
-                    |b| {
-                        b.frozen = Some(id);
-                        b.opened = None;
-                    },
-                    out,
-                );
-                self.opening = Opening::Closed;
-                (self.half_fenced, self.undo_fence) = (false, false);
-                self.won = None;
+                self.fenced_with("frozen", id, None, out);
                 Ok((id, generation))
             }
             Ok(_) => Err(Problem::new(Reason::Internal, "unexpected result of a fence")),

@@ -9,7 +9,7 @@ use super::event::{Ctx, Out, Task};
 use super::jobs::WantedJob;
 use super::{Filesystem, Slot};
 use crate::ids::{CommitId, JobUid, Timestamp};
-use crate::model::{Commit, FORMAT_VERSION, Place, Problem};
+use crate::model::{Commit, Place, Problem};
 use crate::run::{Initial, Intermediate, JobSpec, OnConflict, Retry, RunParams};
 
 /// Shortest time from one such commit to the next.
@@ -63,19 +63,8 @@ impl Filesystem {
         if !due || !self.fences.is_empty() || !self.is_ready(Slot::Head, ctx.now) || self.is_precopying() {
             return;
         }
-        let commit = Commit {
-            version: FORMAT_VERSION,
-            id: CommitId::from_uuid(ctx.fresh),
-            fs_id: self.id,
-            parent: self.parent_of_next(),
-            time: self.time_of_next(ctx.now),
-            epoch: self.epoch(),
-            message: String::new(),
-            metadata: std::collections::BTreeMap::new(),
-            kept: None,
-            transient: true,
-        };
-        self.start(Slot::Head, Task::Commit { qgroup: self.qgroup(), commit: Box::new(commit) }, out);
+        let commit = Box::new(self.transient_commit(ctx));
+        self.start(Slot::Head, Task::Commit { qgroup: self.qgroup(), commit }, out);
     }
 
     /// It is there: the job gets it by its next spec.

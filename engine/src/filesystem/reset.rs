@@ -6,7 +6,7 @@
 
 use super::event::{Ctx, Note, Out, Role, Task};
 use super::record::{Record, RequestRow, RequestState};
-use super::{Filesystem, Opening, Slot};
+use super::{Filesystem, Slot};
 use crate::ids::{CommitId, RequestUid};
 use crate::model::{Commit, Origin, Problem, Reason};
 
@@ -57,18 +57,7 @@ impl Filesystem {
             (Ok(()), Some(row)) => {
                 out.records.push(Record::Commit("reset-commit", Box::new(commit.clone())));
                 self.commits.insert(id, commit);
-                self.save_base(
-                    "reset-begun",
-                    |b| {
-                        b.frozen = Some(id);
-                        b.opened = None;
-                        b.reset_to = row.reset_to;
-                    },
-                    out,
-                );
-                self.opening = Opening::Closed;
-                (self.half_fenced, self.undo_fence) = (false, false);
-                self.won = None;
+                self.fenced_with("reset-begun", id, row.reset_to, out);
                 self.on_new_commit_for_jobs(ctx, out);
             }
             (Err(problem), Some(row)) if problem.reason == Reason::Mounted => self.block_reset(&row, problem, out),

@@ -44,7 +44,7 @@ impl Sim<'_> {
     }
 
     /// A reset to some commit of the owner.
-    fn wish_reset(&mut self) {
+    pub fn wish_reset(&mut self) {
         let shown: Vec<CommitId> = self.ledger.made.iter().copied().filter(|id| self.nodes[0].disk.commits.contains_key(id)).collect();
         let Some(commit) = self.rng.pick(&shown).copied() else { return };
         let uid = self.fresh_request();
@@ -58,6 +58,9 @@ impl Sim<'_> {
         let Some(Intent::Present(p)) = self.nodes[0].wanted.clone() else { return };
         let uids: Vec<_> = p.commits.iter().map(|c| c.uid).collect();
         let Some(uid) = self.rng.pick(&uids).copied() else { return };
+        if self.ledger.resets.contains(&uid) && self.rng.permille(500) {
+            return self.edit(0, |p| p.commits.retain(|c| c.uid != uid)); // taken back
+        }
         self.ledger.removals.insert(uid);
         let id = self.ledger.ids.get(&uid).copied().filter(|_| uid.uuid().as_u128() % 2 == 0);
         self.edit(0, |p| p.commits.iter_mut().filter(|c| c.uid == uid).for_each(|c| (c.remove, c.id) = (true, id)));

@@ -97,6 +97,20 @@ fn a_move_that_can_t_be_is_refused_aloud_and_one_that_can_be_is_told() {
 }
 
 #[test]
+fn of_two_moves_in_one_second_the_later_is_told() {
+    let mut c = case();
+    let at = dotgraft_api::Time(k8s_openapi::jiff::Timestamp::UNIX_EPOCH);
+    let moved = |id: &str, to: &str| Migration { id: id.into(), to: to.into(), started_at: Some(at.clone()), ..Migration::default() };
+    for swap in [false, true] {
+        let (mut a, mut b) = (copy("n1", CopyRole::Owner), copy("n2", CopyRole::Replica));
+        a.status.as_mut().unwrap().migration = Some(moved("01a1fe0e-c522-76bb-9e7c-11d16a3ab9e3", "n2"));
+        b.status.as_mut().unwrap().migration = Some(moved("01a1fe0e-c5f0-7000-8000-000000000000", "n1"));
+        c.replicas = if swap { vec![Arc::new(b), Arc::new(a)] } else { vec![Arc::new(a), Arc::new(b)] };
+        assert_eq!(of(&c, None).migration.unwrap().to, "n1");
+    }
+}
+
+#[test]
 fn between_two_tries_a_move_says_what_ended_the_last_one_or_what_keeps_the_next() {
     let mut c = case();
     c.view.claim.placement.node = Some("n2".into());

@@ -71,10 +71,11 @@ pub fn standing(replicas: &[Arc<Replica>], node: &str) -> Standing {
     Standing { phase: "Waiting".into(), bytes: 0, detail }
 }
 
-/// The newest handoff that any copy tells of: it is the exporter's, whoever owns it now.
+/// The newest handoff that any copy tells of: it is the exporter's, whoever owns it now. Of two in one second (all that a time in the API
+/// tells apart) the id decides, a UUIDv7.
 pub fn newest_report(replicas: &[Arc<Replica>]) -> Option<Migration> {
     let told = replicas.iter().filter_map(|r| r.status.as_ref()?.migration.as_ref());
-    told.max_by_key(|m| m.started_at.as_ref().map(|t| t.0)).cloned()
+    told.max_by_key(|m| (m.started_at.as_ref().map(|t| t.0), m.id.as_str())).cloned()
 }
 
 fn is_superseded(replica: &Replica) -> bool {
