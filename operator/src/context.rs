@@ -132,6 +132,8 @@ pub struct Ctx {
     pub metrics: Arc<Metrics>,
     /// Longest life of an agent's certificate.
     pub certificate_life: Duration,
+    /// Seconds after which copies of ours that nothing needs go; `None`: they stay.
+    pub spare_after: Option<u64>,
     recorder: Recorder,
     failures: Mutex<HashMap<String, u32>>,
     written: Mutex<HashMap<String, Instant>>,
@@ -164,9 +166,17 @@ impl Ctx {
             caches: Caches::default(),
             metrics,
             certificate_life: crate::signer::check::MAX_LIFE,
+            spare_after: None,
             failures: Mutex::default(),
             written: Mutex::default(),
         }
+    }
+
+    /// Copies of ours that nothing needs go after so many seconds.
+    #[must_use]
+    pub fn with_spare_after(mut self, seconds: Option<u64>) -> Self {
+        self.spare_after = seconds;
+        self
     }
 
     /// Signs certificates for at most that long, between [`crate::signer::check::SHORTEST_LIFE`] and seven days.

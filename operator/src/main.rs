@@ -42,6 +42,10 @@ struct Args {
     /// Unix socket on which CSI Identity and Controller are served to the sidecars; left out, there is no CSI.
     #[arg(long)]
     csi_socket: Option<PathBuf>,
+    /// Seconds after which a copy that was made for a move, for pods that read, or for `placement.replicas` is deleted when nothing needs it any
+    /// more; 0 keeps such copies until somebody drops them.
+    #[arg(long, env = "DOTGRAFT_SPARE_COPY_SECONDS", default_value_t = 3_600, value_parser = clap::value_parser!(u64).range(0..=31_536_000))]
+    spare_copy_seconds: u64,
     /// Most volumes that a node may have attached; the agents' `--max-volumes-per-node` should say the same.
     #[arg(long, env = "DOTGRAFT_CSI_ATTACH_LIMIT", default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     csi_attach_limit: u32,
@@ -146,7 +150,8 @@ async fn main() -> Result<()> {
     let metrics = Arc::new(Metrics::default());
     let health = Arc::new(Health::default());
     let ctx = Ctx::new(client.clone(), args.namespace.clone(), identity.clone(), metrics.clone());
-    let ctx = Arc::new(ctx.with_certificate_life(Duration::from_secs(args.certificate_lifetime)));
+    let spare = Some(args.spare_copy_seconds).filter(|s| *s > 0);
+    let ctx = Arc::new(ctx.with_certificate_life(Duration::from_secs(args.certificate_lifetime)).with_spare_after(spare));
     let crds = Crds::new(client.clone(), args.apply_crds);
     let (tx, rx) = watch::channel(false);
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);

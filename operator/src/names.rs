@@ -15,6 +15,10 @@ pub use dotgraft_api::common::{
 pub const CLAIM_LABEL: &str = "dotgraft.dev/claim";
 /// On Replica: `true` when no job keeps this copy up to date any more.
 pub const UNMANAGED_LABEL: &str = "dotgraft.dev/unmanaged";
+/// On Replica: `true` when Dotgraft made this copy for itself, and no job of a user's has had it since.
+pub const OURS_LABEL: &str = "dotgraft.dev/automatic";
+/// On Replica with [`OURS_LABEL`]: since when nothing needs it (RFC 3339).
+pub const SPARE_ANNOTATION: &str = "dotgraft.dev/spare-since";
 /// On Dot and Branch: `<uid>` of the object for which `spec.fsId` was allocated. A restored object has
 /// another UID, so it never gets a new empty Filesystem (design §2).
 pub const ALLOCATED_ANNOTATION: &str = "dotgraft.dev/allocated-for";

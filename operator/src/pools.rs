@@ -155,6 +155,21 @@ pub fn choose(pools: &[PoolView], placement: &Placement, initial: Option<&str>, 
     })
 }
 
+/// Whether a copy may be on that pool, wherever pods have been scheduled: in the owner's group, with the labels that placement asks for.
+///
+/// # Errors
+/// Why not, for people.
+pub fn may_hold(pools: &[PoolView], pool: &PoolView, owner: &str, placement: &Placement) -> Result<(), String> {
+    let group = pools.iter().find(|p| p.node == owner).map(|p| p.group.as_str());
+    if Some(pool.group.as_str()) != group {
+        return Err(format!("its pool is of group `{}`, the volume's of another", pool.group));
+    }
+    if !selected(pool, &placement.node_selector) {
+        return Err("it doesn't have the labels of placement.nodeSelector".into());
+    }
+    Ok(())
+}
+
 /// Nodes for `wanted` more copies: same group as the owner, ready, neither owner nor `taken`, most free bytes first.
 ///
 /// Nodes that `have` a copy go first: after a move that is where the volume came from.

@@ -47,6 +47,7 @@ pub async fn reconcile(replica: Arc<Replica>, ctx: Arc<Ctx>) -> Result<Action, E
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::filesystem::spare::Marks;
     use crate::pools::tests::{pool, pool_id};
     use crate::testing::{self, FS};
     use dotgraft_api::{CopyRole, Desired, ReplicaSpec, Time};
@@ -55,7 +56,7 @@ mod tests {
     fn a_tombstone_goes_only_when_a_person_gives_its_pool_up() {
         let desired = Desired { state: DesiredState::Absent, ..Desired::default() };
         let spec = ReplicaSpec { fs_id: FS.into(), node: "n1".into(), pool: pool_id("n1"), desired };
-        let mut r = testing::replica(spec, false, CopyRole::Deleting);
+        let mut r = testing::replica(spec, Marks::default(), CopyRole::Deleting);
         assert!(!is_over(&r, &[]));
         assert!(is_over(&testing::confirmed(&r), &[pool("n1", 1)]));
         r.metadata.deletion_timestamp = Some(Time(k8s_openapi::jiff::Timestamp::UNIX_EPOCH));

@@ -68,7 +68,7 @@ fn writer() -> VolumeCapability {
 }
 
 /// Refused with that code, and words that help.
-fn refused<T: std::fmt::Debug>(result: Result<T, Status>, code: Code, words: &str) -> Result<()> {
+pub fn refused<T: std::fmt::Debug>(result: Result<T, Status>, code: Code, words: &str) -> Result<()> {
     match result {
         Err(status) if status.code() == code && status.message().contains(words) => Ok(()),
         other => anyhow::bail!("expected {code:?} with {words:?}, got {other:?}"),

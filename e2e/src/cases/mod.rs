@@ -5,6 +5,7 @@ pub mod away;
 pub mod certificates;
 pub mod chart;
 pub mod cli;
+pub mod copies;
 pub mod crd_rules;
 pub mod crds;
 pub mod csi_controller;
@@ -70,6 +71,7 @@ pub fn all() -> Vec<Case> {
         csi_sanity::cases(),
         kubelet::cases(),
         csi_pvc::cases(),
+        copies::cases(),
         pods::cases(),
         locality::cases(),
         chart::cases(),

@@ -4,6 +4,7 @@ use dotgraft_api::{Authority, CopyRole, Place};
 use serde_json::Value;
 
 use super::*;
+use crate::filesystem::spare::Marks;
 use crate::pools::tests::pool_id;
 use crate::testing::scenario::{call, event, list, missing, play};
 use crate::testing::{self, FS, dot, filesystem, with_pools};
@@ -21,7 +22,7 @@ fn owner_copy() -> dotgraft_api::Replica {
         ..Default::default()
     };
     let spec = dotgraft_api::ReplicaSpec { fs_id: FS.into(), node: "n1".into(), pool: pool_id("n1"), desired };
-    testing::replica(spec, false, CopyRole::Owner)
+    testing::replica(spec, Marks::default(), CopyRole::Owner)
 }
 fn fill(dot: Dot, fs: Option<Filesystem>) -> impl FnOnce(&Ctx) {
     move |ctx| {

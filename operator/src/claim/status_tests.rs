@@ -4,6 +4,7 @@ use dotgraft_api::{CopyRole, Desired, DesiredRole, Migration, ReplicaSpec};
 use k8s_openapi::jiff::Timestamp;
 
 use super::*;
+use crate::filesystem::spare::Marks;
 use crate::pools::tests::{pool, pool_id};
 use crate::testing::{self, FS, claim, filesystem};
 
@@ -16,7 +17,7 @@ struct Case {
 fn copy(node: &str, role: CopyRole) -> Replica {
     let desired = Desired { role: Some(DesiredRole::Owner), epoch: 1, capacity: 1, ..Desired::default() };
     let spec = ReplicaSpec { fs_id: FS.into(), node: node.into(), pool: pool_id(node), desired };
-    testing::replica(spec, false, role)
+    testing::replica(spec, Marks::default(), role)
 }
 fn case() -> Case {
     let owner = Place { node: "n1".into(), pool: pool_id("n1") };

@@ -154,13 +154,14 @@ mod tests {
     use k8s_openapi::jiff::Timestamp;
 
     use super::*;
+    use crate::filesystem::spare::Marks;
     use crate::pools::tests::{pool, pool_id};
     use crate::testing::{FS, claim, commit, deleted, filesystem, recorded, replica};
 
     fn copy(node: &str, state: Option<CommitState>) -> Arc<Replica> {
         let desired = Desired { role: Some(DesiredRole::Replica), ..Desired::default() };
         let spec = ReplicaSpec { fs_id: FS.into(), node: node.into(), pool: pool_id(node), desired };
-        let mut r = replica(spec, false, dotgraft_api::CopyRole::Replica);
+        let mut r = replica(spec, Marks::default(), dotgraft_api::CopyRole::Replica);
         let uid = commit("c", 1).metadata.uid.unwrap();
         if let Some(state) = state {
             let id = (state == CommitState::Done).then(|| FS.to_owned());

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use dotgraft_api::{CopyRole, Filesystem, NodePool, Publication};
+use dotgraft_api::{CopyRole, Filesystem, NodePool, Publication, ReplicaStatus};
 use dotgraft_proto::csi::v1 as wire;
 use kube::{Api, ResourceExt};
 use serde_json::json;
@@ -15,6 +15,7 @@ use super::ids::{self, Handle, required};
 use crate::context::Ctx;
 use crate::error::{Error, Kind};
 use crate::filesystem::moving;
+use crate::pools;
 use crate::write;
 
 /// Longest wait for authority to arrive, then `ABORTED` with progress: a move goes on without us. Under the attacher's `--timeout=60s`, and
@@ -90,15 +91,20 @@ pub async fn publish(request: &wire::ControllerPublishVolumeRequest, limit: usiz
     let pool = Api::<NodePool>::all(ctx.client.clone()).get_opt(node).await?;
     let pool = pool.ok_or_else(|| CsiError::NotFound(format!("there is no node `{node}` with a pool")))?;
     check_group(&volume.fs, &pool, ctx)?;
+    match way {
+        Way::Copy if !has_copy(&handle, node, ctx) => check_placement(&volume, node, ctx)?,
+        Way::Read if !is_for(&volume, node) => return Err(elsewhere(&id, node)),
+        _ => {}
+    }
     for _ in 0..TRIES {
         let Some(next) = with(&volume.fs.spec.published_to, node, way)? else {
-            return arrived(&id, node, way, ctx).await;
+            return arrived(&handle, node, way, ctx).await;
         };
         if !volume.fs.spec.published_to.iter().any(|p| p.node == node) {
             check_limit(node, limit, ctx)?;
         }
         match write_list(&volume.fs, &next, ctx).await {
-            Ok(()) => return arrived(&id, node, way, ctx).await,
+            Ok(()) => return arrived(&handle, node, way, ctx).await,
             Err(e) if e.kind() == Kind::Conflict => volume = find::volume(&handle, ctx).await?,
             Err(e) => return Err(e.into()),
         }
@@ -132,6 +138,24 @@ fn check_group(fs: &Filesystem, pool: &NodePool, ctx: &Ctx) -> Result<(), CsiErr
     }
 }
 
+/// The node owns the volume, or is to own it.
+fn is_for(volume: &find::Volume, node: &str) -> bool {
+    let owner = volume.fs.status.as_ref().and_then(|s| s.authority.as_ref()).map(|a| a.owner.node.as_str());
+    owner == Some(node) || moving::wanted_node(&volume.fs, Some(&volume.claim)) == Some(node)
+}
+
+fn elsewhere(id: &str, node: &str) -> CsiError {
+    CsiError::InUse(format!("node `{node}` doesn't own the volume, and to read it moves nothing: use `ro/{id}`"))
+}
+
+/// A copy for pods that read is made only where placement allows one.
+fn check_placement(volume: &find::Volume, node: &str, ctx: &Ctx) -> Result<(), CsiError> {
+    let (pools, owner) = (pools::all(&ctx.caches), volume.fs.status.as_ref().and_then(|s| s.authority.as_ref()).map(|a| &a.owner.node));
+    let Some((pool, owner)) = pools.iter().find(|p| p.node == node).zip(owner) else { return Ok(()) };
+    pools::may_hold(&pools, pool, owner, &volume.claim.placement)
+        .map_err(|why| CsiError::InUse(format!("node `{node}` has no copy of the volume, and none is made there: {why}")))
+}
+
 fn check_limit(node: &str, limit: usize, ctx: &Ctx) -> Result<(), CsiError> {
     let attached = ctx.caches.filesystems.all().iter().filter(|f| f.spec.published_to.iter().any(|p| p.node == node)).count();
     if attached >= limit {
@@ -141,12 +165,13 @@ fn check_limit(node: &str, limit: usize, ctx: &Ctx) -> Result<(), CsiError> {
 }
 
 /// Waits until the node can have the volume staged.
-async fn arrived(id: &str, node: &str, way: Way, ctx: &Ctx) -> Result<(), CsiError> {
+async fn arrived(handle: &Handle, node: &str, way: Way, ctx: &Ctx) -> Result<(), CsiError> {
+    let id = &handle.fs.to_string();
     let there = || {
         let fs = ctx.caches.filesystems.get(id)?;
         let published = fs.spec.published_to.iter().any(|p| p.node == node);
         let ready = match way {
-            Way::Copy => has_copy(id, node, ctx),
+            Way::Copy => has_copy(handle, node, ctx),
             Way::Read | Way::Write => {
                 let a = fs.status.as_ref()?.authority.as_ref()?;
                 a.owner.node == node && a.pending.is_none()
@@ -159,17 +184,40 @@ async fn arrived(id: &str, node: &str, way: Way, ctx: &Ctx) -> Result<(), CsiErr
     }
     match way {
         Way::Write => Err(CsiError::InProgress(progress(id, node, ctx))),
-        Way::Read => Err(CsiError::InUse(format!("node `{node}` doesn't own the volume, and to read it moves nothing: use `ro/{id}`"))),
-        Way::Copy => Err(CsiError::InUse(format!(
-            "node `{node}` has no copy of the volume: ask for more by placement.replicas, or push one there by a ReplicationJob"
-        ))),
+        Way::Read => Err(elsewhere(id, node)),
+        Way::Copy => Err(CsiError::InProgress(copying(handle, node, ctx))),
     }
 }
 
-fn has_copy(id: &str, node: &str, ctx: &Ctx) -> bool {
-    ctx.caches.replicas.with(id).iter().any(|r| {
-        let status = r.status.as_ref();
-        r.spec.node == node && status.is_some_and(|s| matches!(s.role, CopyRole::Owner | CopyRole::Replica) && s.head.is_some())
+/// How far the copy is that pods on that node are to read.
+fn copying(handle: &Handle, node: &str, ctx: &Ctx) -> String {
+    let replicas = ctx.caches.replicas.with(&handle.fs.to_string());
+    let owner = replicas.iter().filter_map(|r| r.status.as_ref()).find(|s| s.role == CopyRole::Owner);
+    if owner.is_some_and(|s| s.commit_count == 0) {
+        return "there is no commit yet that could be read: make one, by a Commit object or `kubectl dot commit`".into();
+    }
+    match (replicas.iter().find(|r| r.spec.node == node).and_then(|r| r.status.as_ref()), handle.commit) {
+        (Some(s), Some(commit)) if s.role == CopyRole::Replica && s.commit_count > 0 => format!(
+            "the copy on node `{node}` has other commits, but not {commit}, perhaps as it began after that: a copy of all of them is made by a \
+             ReplicationJob with `initial: All` where there is none yet"
+        ),
+        (Some(s), _) => format!("a copy is being made on node `{node}`: {} bytes are there", s.bytes),
+        (None, _) => format!("a copy is about to be made on node `{node}`"),
+    }
+}
+
+/// That node has a commit, or the one that the handle names. Of a copy that has more commits than it lists the agent knows better.
+fn has_copy(handle: &Handle, node: &str, ctx: &Ctx) -> bool {
+    let holds = |s: &ReplicaStatus| {
+        handle.commit.is_none_or(|c| {
+            let id = c.to_string();
+            let listed = s.recent_commits.iter().any(|r| r.id == id) || s.commits.iter().any(|r| r.id.as_ref() == Some(&id));
+            listed || u64::try_from(s.recent_commits.len()).is_ok_and(|n| n < s.commit_count)
+        })
+    };
+    ctx.caches.replicas.with(&handle.fs.to_string()).iter().any(|r| {
+        let ready = |s: &ReplicaStatus| matches!(s.role, CopyRole::Owner | CopyRole::Replica) && s.head.is_some() && holds(s);
+        r.spec.node == node && r.status.as_ref().is_some_and(ready)
     })
 }
 

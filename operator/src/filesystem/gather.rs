@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use dotgraft_api::{Branch, ClaimKind, ClaimRef, Dot, Filesystem, FilesystemPhase, Origin, OrphanActionKind, Place, Replica};
+use k8s_openapi::jiff::Timestamp;
 use kube::api::ListParams;
 use kube::{Api, ResourceExt};
 
@@ -72,7 +73,8 @@ fn assemble(fs: Filesystem, claim: Option<ClaimView>, replicas: Vec<Arc<Replica>
     let dropped = dropped(&id, ctx);
     let resets = claim.as_ref().map(|c| resets_of(c, &fs, ctx)).unwrap_or_default();
     let snapshots = commit::snapshots(&id, ctx);
-    View { fs, claim, replicas, pools: pools::all(&ctx.caches), origin_owner, commits, resets, jobs, dropped, snapshots }
+    let (pools, now, spare_after) = (pools::all(&ctx.caches), Timestamp::now().as_second(), ctx.spare_after);
+    View { fs, claim, replicas, pools, origin_owner, commits, resets, jobs, dropped, snapshots, now, spare_after }
 }
 
 /// Live jobs that select a claim.

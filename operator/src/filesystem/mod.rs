@@ -5,6 +5,7 @@ pub mod cordon;
 mod gather;
 pub mod moving;
 pub mod plan;
+pub mod spare;
 pub mod wishes;
 
 use std::collections::BTreeMap;
@@ -13,13 +14,15 @@ use std::time::Duration;
 
 use dotgraft_api::{Authority, Dot, Filesystem, FilesystemPhase, FilesystemStatus, Replica, ReplicaSpec};
 use k8s_openapi::api::core::v1::ObjectReference;
+use k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PostParams};
 use kube::runtime::controller::Action;
 use kube::{Api, Resource, ResourceExt};
 use serde_json::json;
 
 pub use self::gather::{jobs_of, live as gather_live, live_replicas};
-use self::plan::{Marks, Plan, View, Write};
+use self::plan::{Plan, View, Write};
+use self::spare::Marks;
 pub use self::wishes::is_recorded;
 use crate::context::{Ctx, Note};
 use crate::error::Error;
@@ -41,7 +44,8 @@ pub async fn reconcile(fs: Arc<Filesystem>, ctx: Arc<Ctx>) -> Result<Action, Err
     } else {
         apply(&plan, &view, &ctx).await?;
     }
-    Ok(Action::requeue(if plan.blocked.is_some() { BLOCKED } else { RESYNC }))
+    let rest = if plan.blocked.is_some() { BLOCKED } else { RESYNC };
+    Ok(Action::requeue(spare::due(&view).map_or(rest, |due| due.min(rest))))
 }
 
 /// Plans and applies with what the API server says now, until nothing follows any more.
@@ -67,7 +71,8 @@ async fn apply(plan: &Plan, view: &View, ctx: &Ctx) -> Result<(), Error> {
                 let name = names::replica_name(&spec.fs_id, &spec.pool);
                 let old = view.replicas.iter().find(|r| r.name_any() == name);
                 apply_replica(spec, *marks, old.map(AsRef::as_ref), ctx).await?;
-                tell(view, cordon::note(old.map(AsRef::as_ref), spec), ctx).await;
+                tell(view, "Cordon", cordon::note(old.map(AsRef::as_ref), spec), ctx).await;
+                tell(view, "Copies", spare::note(view, old.map(AsRef::as_ref), spec), ctx).await;
             }
             Write::Finish => finish(&view.fs, ctx).await?,
         }
@@ -76,7 +81,7 @@ async fn apply(plan: &Plan, view: &View, ctx: &Ctx) -> Result<(), Error> {
 }
 
 /// Says it on the Dot or Branch, where people look.
-async fn tell(view: &View, note: Option<Note>, ctx: &Ctx) {
+async fn tell(view: &View, action: &str, note: Option<Note>, ctx: &Ctx) {
     let (Some(note), Some(claim)) = (note, &view.claim) else { return };
     let about = ObjectReference {
         api_version: Some(Dot::api_version(&()).into_owned()),
@@ -86,7 +91,7 @@ async fn tell(view: &View, note: Option<Note>, ctx: &Ctx) {
         uid: Some(claim.uid.clone()),
         ..ObjectReference::default()
     };
-    ctx.notes(&about, "Cordon", vec![note]).await;
+    ctx.notes(&about, action, vec![note]).await;
 }
 
 /// Compare-and-swap of phase and authority; never an apply (design §2).
@@ -112,8 +117,14 @@ pub async fn apply_replica(spec: &ReplicaSpec, marks: Marks, old: Option<&Replic
     if marks.unmanaged {
         labels.insert(names::UNMANAGED_LABEL, "true");
     }
+    if marks.ours {
+        labels.insert(names::OURS_LABEL, "true");
+    }
     let held = old.is_none_or(|o| write::has_finalizer(o, names::REPLICA_FINALIZER));
     let mut metadata = json!({ "name": name, "labels": labels });
+    if let Some(since) = marks.spare_since.and_then(|s| Timestamp::from_second(s).ok()) {
+        metadata["annotations"] = json!({ names::SPARE_ANNOTATION: since.to_string() });
+    }
     if held {
         metadata["finalizers"] = json!([names::REPLICA_FINALIZER]);
     }

@@ -10,6 +10,7 @@ use k8s_openapi::jiff::Timestamp;
 
 use super::*;
 use crate::filesystem::plan::{Write, plan};
+use crate::filesystem::spare::Marks;
 use crate::pools::tests::{pool, pool_id};
 use crate::testing::{FS, claim, filesystem, replica};
 
@@ -22,7 +23,7 @@ fn authority() -> Authority {
 /// A copy with one commit of that age.
 pub fn copy(node: &str, role: CopyRole, seconds: i64) -> Arc<Replica> {
     let spec = dotgraft_api::ReplicaSpec { fs_id: FS.into(), node: node.into(), pool: pool_id(node), ..Default::default() };
-    let mut r = replica(spec, true, role);
+    let mut r = replica(spec, Marks { unmanaged: true, ..Marks::default() }, role);
     let commit = ReplicaCommit {
         id: FS.into(),
         parent: None,

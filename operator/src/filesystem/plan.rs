@@ -14,6 +14,7 @@ use kube::ResourceExt;
 
 use super::cordon;
 use super::moving;
+use super::spare::{self, Marks, Needs};
 use super::wishes::{self, Asked};
 use crate::claim::ClaimView;
 use crate::conditions::Block;
@@ -43,6 +44,10 @@ pub struct View {
     pub dropped: BTreeSet<String>,
     /// Snapshots in it that outlive its claim.
     pub snapshots: usize,
+    /// Unix seconds.
+    pub now: i64,
+    /// Seconds after which copies of ours that nothing needs go; `None`: they stay.
+    pub spare_after: Option<u64>,
 }
 
 /// One write.
@@ -56,13 +61,6 @@ pub enum Write {
     Update(Box<ReplicaSpec>, Marks),
     /// Nothing is left: finalizer off, object away.
     Finish,
-}
-
-/// Labels of a Replica that follow from the plan.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Marks {
-    /// No job keeps this copy up to date.
-    pub unmanaged: bool,
 }
 
 /// What is to be done.
@@ -189,26 +187,30 @@ fn keep(view: &View, phase: FilesystemPhase, authority: &Authority) -> Plan {
         })
         .collect();
     let Some(base) = base(view, authority) else { return plan };
+    let precopy_to = cordon::precopy_to(view, phase, authority);
+    let needs = Needs { jobs: &placed, moves: [goal.as_ref(), precopy_to.as_ref()] };
+    let mut leaving = view.dropped.clone();
+    leaving.extend(spare::over(view, phase, authority, &needs));
     let mut places: BTreeSet<Place> = view
         .replicas
         .iter()
-        .filter(|r| r.spec.desired.state == DesiredState::Present && !view.dropped.contains(&r.spec.pool))
+        .filter(|r| r.spec.desired.state == DesiredState::Present && !leaving.contains(&r.spec.pool))
         .map(|r| place_of(r))
         .collect();
     places.insert(owner.clone());
     // The owner is made first; copies follow when there is something to copy from.
     if phase != FilesystemPhase::New {
-        places.extend(placed.iter().map(|(_, p)| p.clone()).filter(|p| !view.dropped.contains(&p.pool)));
+        places.extend(placed.iter().map(|(_, p)| p.clone()).filter(|p| !leaving.contains(&p.pool)));
     }
-    places.extend(goal.iter().filter(|g| !view.dropped.contains(&g.pool)).cloned());
-    let precopy_to = cordon::precopy_to(view, phase, authority);
-    let base = Desired { move_to: goal.filter(|g| moving::can_take(&view.replicas, g)), precopy_to, ..base };
+    places.extend(goal.iter().filter(|g| !leaving.contains(&g.pool)).cloned());
+    let move_to = goal.clone().filter(|g| moving::can_take(&view.replicas, g));
+    let base = Desired { move_to, precopy_to: precopy_to.clone(), ..base };
     for place in &places {
-        plan.writes.extend(replica_write(view, &base, &places, place, &placed, owner));
+        plan.writes.extend(replica_write(view, &base, &places, place, &needs, owner));
     }
     for replica in &view.replicas {
         let at = place_of(replica);
-        if view.dropped.contains(&at.pool) && at != *owner && replica.spec.desired.state == DesiredState::Present {
+        if leaving.contains(&at.pool) && at != *owner && replica.spec.desired.state == DesiredState::Present {
             plan.writes.push(absent(replica, authority.epoch));
         }
     }
@@ -264,38 +266,27 @@ fn asked_of<'a>(view: &'a View, owner: &Place, is_owner: bool) -> Asked<'a> {
     }
 }
 
-fn replica_write(
-    view: &View,
-    base: &Desired,
-    places: &BTreeSet<Place>,
-    place: &Place,
-    placed: &[(Arc<ReplicationJob>, Place)],
-    owner: &Place,
-) -> Option<Write> {
+fn replica_write(view: &View, base: &Desired, places: &BTreeSet<Place>, place: &Place, needs: &Needs<'_>, owner: &Place) -> Option<Write> {
     let is_owner = place == owner;
     let mut desired = base.clone();
     desired.role = Some(if is_owner { DesiredRole::Owner } else { DesiredRole::Replica });
     desired.peers = places.iter().filter(|p| *p != place).take(32).cloned().collect();
     desired.commits = wishes::commits(&view.commits, &view.resets, &asked_of(view, owner, is_owner));
     if is_owner {
-        desired.jobs = wishes::jobs(placed);
+        desired.jobs = wishes::jobs(needs.jobs);
     } else {
         (desired.move_to, desired.precopy_to) = (None, None);
     }
-    let marks = Marks { unmanaged: !is_owner && !placed.iter().any(|(_, p)| p == place) };
+    let old = view.replicas.iter().find(|r| r.spec.pool == place.pool);
+    let marks = if is_owner { Marks::default() } else { spare::marks(view, needs, place, old.map(AsRef::as_ref)) };
     let spec = ReplicaSpec { fs_id: view.fs.name_any(), node: place.node.clone(), pool: place.pool.clone(), desired };
-    match view.replicas.iter().find(|r| r.spec.pool == place.pool) {
+    match old {
         None => Some(Write::Create(Box::new(spec), marks)),
         // On its way out by a person's word: first it goes, then a job may ask for a new copy.
         Some(old) if old.spec.desired.state == DesiredState::Absent && !is_owner => None,
-        Some(old) if old.spec == spec && is_unmanaged(old) == marks.unmanaged => None,
+        Some(old) if old.spec == spec && Marks::of(old) == marks => None,
         Some(_) => Some(Write::Update(Box::new(spec), marks)),
     }
-}
-
-/// Whether the Replica is marked as kept up to date by nobody.
-pub fn is_unmanaged(replica: &Replica) -> bool {
-    replica.labels().contains_key(names::UNMANAGED_LABEL)
 }
 
 fn absent(replica: &Replica, epoch: u64) -> Write {
@@ -312,7 +303,7 @@ fn absent(replica: &Replica, epoch: u64) -> Write {
         ..Desired::default()
     };
     let spec = ReplicaSpec { desired, ..replica.spec.clone() };
-    Write::Update(Box::new(spec), Marks { unmanaged: is_unmanaged(replica) })
+    Write::Update(Box::new(spec), Marks::of(replica))
 }
 
 /// The agent of that very pool says that nothing is left, about this very wish.

@@ -38,7 +38,7 @@ fn converge(view: &mut View) {
             if let Write::Create(spec, marks) | Write::Update(spec, marks) = w {
                 view.replicas.retain(|r| r.spec.pool != spec.pool);
                 let role = if spec.desired.role == Some(DesiredRole::Owner) { CopyRole::Owner } else { CopyRole::Replica };
-                view.replicas.push(Arc::new(replica(*spec, marks.unmanaged, role)));
+                view.replicas.push(Arc::new(replica(*spec, marks, role)));
                 wrote = true;
             }
         }
@@ -129,11 +129,11 @@ fn a_copy_stays_unmanaged_when_its_job_goes() {
     assert!(!plan.is_critical(&v), "nothing is deleted");
     assert!(plan.writes.contains(&Write::Update(
         Box::new(v.replicas.iter().find(|r| r.spec.node == "n2").unwrap().spec.clone()),
-        Marks { unmanaged: true }
+        Marks { unmanaged: true, ..Marks::default() }
     )));
     converge(&mut v);
     let copy = v.replicas.iter().find(|r| r.spec.node == "n2").unwrap();
-    assert!(is_unmanaged(copy) && copy.spec.desired.state == DesiredState::Present);
+    assert!(Marks::of(copy).unmanaged && copy.spec.desired.state == DesiredState::Present);
 }
 
 #[test]

@@ -20,7 +20,7 @@ fn owner_replica(fs: &Filesystem) -> Replica {
     };
     let plan = plan::plan(&view);
     let Some(Write::Create(spec, _)) = plan.writes.first() else { panic!("{plan:?}") };
-    testing::replica(*spec.clone(), false, CopyRole::Owner)
+    testing::replica(*spec.clone(), Marks::default(), CopyRole::Owner)
 }
 fn fill(fs: Filesystem, replicas: Vec<Replica>) -> impl FnOnce(&Ctx) {
     move |ctx| {
@@ -111,7 +111,13 @@ async fn a_finalizer_that_the_agent_took_off_is_not_put_back() {
     replica.metadata.finalizers = None;
     let spec = replica.spec.clone();
     let script = vec![call("PATCH", format!("/replicas/{FS}."), &replica).with(|b| assert!(b["metadata"].get("finalizers").is_none()))];
-    play(|_| {}, script, |ctx| async move { apply_replica(&spec, Marks { unmanaged: true }, Some(&replica), &ctx).await }).await.unwrap();
+    play(
+        |_| {},
+        script,
+        |ctx| async move { apply_replica(&spec, Marks { unmanaged: true, ..Marks::default() }, Some(&replica), &ctx).await },
+    )
+    .await
+    .unwrap();
 }
 
 #[tokio::test]

@@ -10,7 +10,7 @@ use super::adopt::{Burial, Restore, View};
 use crate::conditions::Block;
 use crate::context::Ctx;
 use crate::error::Error;
-use crate::filesystem::plan::Marks;
+use crate::filesystem::spare::Marks;
 use crate::filesystem::{apply_replica, set_status};
 use crate::names;
 use crate::write;
@@ -32,7 +32,7 @@ pub async fn restore(restore: &Restore, view: &View, ctx: &Ctx) -> Result<Option
         set_status(&fs, FilesystemPhase::Active, Some(restore.authority.clone()), ctx).await?;
     }
     for spec in &restore.replicas {
-        apply_replica(spec, Marks { unmanaged: false }, None, ctx).await?;
+        apply_replica(spec, Marks::default(), None, ctx).await?;
     }
     Ok(None)
 }
@@ -46,7 +46,7 @@ pub async fn bury(burial: &Burial, view: &View, ctx: &Ctx) -> Result<(), Error> 
             set_status(&fs, FilesystemPhase::Deleting, Some(burial.authority.clone()), ctx).await?;
         }
     }
-    apply_replica(&burial.replica, Marks { unmanaged: true }, None, ctx).await
+    apply_replica(&burial.replica, Marks { unmanaged: true, ..Marks::default() }, None, ctx).await
 }
 
 async fn filesystem(

@@ -12,6 +12,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::ObjectMeta;
 
 use crate::claim::ClaimView;
+use crate::filesystem::spare::Marks;
 use crate::names;
 
 /// A Filesystem id.
@@ -110,11 +111,13 @@ pub fn claim() -> ClaimView {
 }
 
 /// A Replica whose agent has done what is desired.
-pub fn replica(spec: ReplicaSpec, unmanaged: bool, role: CopyRole) -> Replica {
+pub fn replica(spec: ReplicaSpec, marks: Marks, role: CopyRole) -> Replica {
     let mut metadata = meta(&names::replica_name(&spec.fs_id, &spec.pool), 1, names::REPLICA_FINALIZER);
     metadata.namespace = None;
-    let label = unmanaged.then(|| (names::UNMANAGED_LABEL.to_owned(), "true".to_owned()));
-    metadata.labels = Some(label.into_iter().collect());
+    let labels = [(names::UNMANAGED_LABEL, marks.unmanaged), (names::OURS_LABEL, marks.ours)];
+    metadata.labels = Some(labels.into_iter().filter(|(_, on)| *on).map(|(name, _)| (name.to_owned(), "true".to_owned())).collect());
+    let since = marks.spare_since.map(|s| (names::SPARE_ANNOTATION.to_owned(), Timestamp::from_second(s).expect("a second").to_string()));
+    metadata.annotations = since.map(|s| [s].into());
     let role = if spec.desired.state == DesiredState::Absent { CopyRole::Deleting } else { role };
     let status = ReplicaStatus { observed_generation: Some(1), role, epoch: spec.desired.epoch, ..ReplicaStatus::default() };
     Replica { metadata, spec, status: Some(status) }

@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::{Node, PersistentVolume};
 use serde_json::{Value, json};
 
 use super::*;
+use crate::filesystem::spare::Marks;
 use crate::pools::tests::pool_id;
 use crate::testing::scenario::play;
 use crate::testing::{FS, dot, filesystem, node_pool, replica};
@@ -31,7 +32,7 @@ struct World {
 
 fn copy(fs: &str, node: &str, role: CopyRole, gib: u64) -> Replica {
     let spec = ReplicaSpec { fs_id: fs.into(), node: node.into(), pool: pool_id(node), ..ReplicaSpec::default() };
-    let mut r = replica(spec, false, role);
+    let mut r = replica(spec, Marks::default(), role);
     r.status = Some(ReplicaStatus { role, commit_count: 1, bytes: gib << 30, ..ReplicaStatus::default() });
     r
 }

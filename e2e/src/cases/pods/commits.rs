@@ -24,7 +24,7 @@ pub fn cases() -> Vec<Case> {
 }
 
 /// A volume for any number of readers: a commit on the nodes that have it.
-async fn read_only(t: &Test, name: &str, handle: &str) -> Result<()> {
+pub async fn read_only(t: &Test, name: &str, handle: &str) -> Result<()> {
     let volume = format!("{}-{name}", t.namespace);
     let volume_object = json!({
         "apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": volume},

@@ -21,6 +21,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::api::Api;
 use serde_json::json;
 
+pub use self::commits::read_only;
 use super::deletion::left_of;
 use crate::harness::test::text;
 use crate::harness::{Case, Test};
@@ -92,7 +93,7 @@ async fn ready(t: &Test, name: &str, old: &str) -> Result<String> {
 }
 
 /// A PVC of the shipped `StorageClass`.
-async fn claim(t: &Test, name: &str, size: &str) -> Result<()> {
+pub async fn claim(t: &Test, name: &str, size: &str) -> Result<()> {
     let claim = json!({
         "apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": name, "namespace": "NAMESPACE"},
         "spec": {"storageClassName": "dotgraft", "accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": size}}},
@@ -101,7 +102,7 @@ async fn claim(t: &Test, name: &str, size: &str) -> Result<()> {
 }
 
 /// The Filesystem behind a claim.
-async fn fs_id(t: &Test, claim: &str) -> Result<String> {
+pub async fn fs_id(t: &Test, claim: &str) -> Result<String> {
     text(&t.object("Dot", claim).await?, "/status/fsId")
 }
 
@@ -122,7 +123,7 @@ async fn clear(t: &Test, claims: &[&str]) -> Result<()> {
 }
 
 /// Waits until nothing of a Filesystem is anywhere: no object, no subvolume, no mount, no directory of a kubelet.
-async fn nothing(t: &Test, id: &str) -> Result<()> {
+pub async fn nothing(t: &Test, id: &str) -> Result<()> {
     eventually(&format!("nothing to be left of {id}"), STEP, || async {
         left_of(t, id).await?;
         used(t, id)

@@ -1,0 +1,167 @@
+//! Copies that come and go by themselves: those that pods read, and those that nothing needs any more (ADR 10).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use serde_json::json;
+
+use super::csi_controller::{Sidecar, read, refused};
+use super::deletion::on_disk;
+use super::moving::{owned_by, place};
+use super::pods::read_only;
+use super::{csi_pvc, pods};
+use crate::harness::test::STEP;
+use crate::harness::{Case, Test};
+use crate::rig::Options;
+use crate::rig::wait::{eventually, throughout};
+
+/// Seconds that a spare copy stays in the rigs of these cases.
+const SPARE: u64 = 3;
+
+/// The cases of this file.
+pub fn cases() -> Vec<Case> {
+    vec![
+        Case::new("copies-spare", "a copy that a move has left goes by itself; one that a user's job made stays", spare).own(soon()),
+        Case::new("copies-readers", "a node on which a commit is read gets a copy, and loses it afterwards", readers).own(soon()),
+        Case::new("csi-readers", "pods read a commit, and the newest, on nodes without a copy; a restart shows newer ones", pods_read)
+            .kubelets(),
+    ]
+}
+
+fn soon() -> Options {
+    let env = [("DOTGRAFT_SPARE_COPY_SECONDS".to_owned(), SPARE.to_string())].into();
+    Options { env: [("operator".to_owned(), env)].into(), ..Options::default() }
+}
+
+/// Waits until neither the API nor the disk of a node has a copy.
+async fn gone(t: &Test, fs_id: &str, node: &str) -> Result<()> {
+    eventually(&format!("the copy on {node} to go"), STEP, || async {
+        let left = t.kube().names("Replica", "", |r| r["spec"]["fsId"] == *fs_id && r["spec"]["node"] == *node).await?;
+        ensure!(left.is_empty(), "{:#}", t.replica(fs_id, node).await?["metadata"]);
+        ensure!(on_disk(t, node, fs_id)?.is_none(), "it is on disk");
+        Ok(())
+    })
+    .await
+}
+
+async fn has(t: &Test, fs_id: &str, node: &str, commit: &str) -> Result<()> {
+    eventually(&format!("{node} to have commit {commit}"), STEP, || async {
+        let replica = t.replica(fs_id, node).await?;
+        ensure!(replica["status"]["head"] == *commit, "{}", replica["status"]);
+        Ok(())
+    })
+    .await
+}
+
+async fn spare(t: Arc<Test>) -> Result<()> {
+    let (fs_id, digest) = super::moving::filled(&t, "d").await?;
+    let commit = t.commit("c1", "d").await?;
+    place(&t, "d", "n2").await?;
+    owned_by(&t, "d", "n2").await?;
+    gone(&t, &fs_id, "n1").await?;
+    let events = t.kubectl(&["get", "events", "-o", "yaml"]).await?;
+    ensure!(events.contains("SpareCopyDeleted") && events.contains("the copy on node n1 is deleted"), "nobody was told: {events}");
+    let dot = t.object("Dot", "d").await?;
+    ensure!(dot["status"]["replicas"].as_array().is_some_and(|r| r.len() == 1), "{}", dot["status"]["replicas"]);
+    let head = t.mount("n2", &fs_id).await?;
+    ensure!(crate::data::digest::tree_digest(&head)? == digest, "the volume has changed");
+    t.unmount(&head).await?;
+
+    // A user's job has made this one: it stays when the job goes.
+    t.push("j", "d", "n1").await?;
+    t.arrived(&fs_id, &commit, "n1", STEP).await?;
+    t.kube().delete("ReplicationJob", &t.namespace, "j").await?;
+    t.kube().gone("ReplicationJob", &t.namespace, "j", STEP).await?;
+    throughout("the user's copy", Duration::from_secs(2 * SPARE), || async {
+        ensure!(t.replica(&fs_id, "n1").await?["spec"]["desired"]["state"] == "Present", "it is deleted");
+        Ok(())
+    })
+    .await?;
+
+    // And a replica that is not wanted any more is ours again to delete, if we made it.
+    let e = t.dot_of("e", &json!({"capacity": "64Mi", "placement": {"node": "n1", "replicas": 1}})).await?;
+    let commit = t.commit("c2", "e").await?;
+    t.arrived(&e, &commit, "n2", STEP).await?;
+    t.kube().patch("Dot", &t.namespace, "e", "", &json!({"spec": {"placement": {"replicas": 0}}})).await?;
+    gone(&t, &e, "n2").await
+}
+
+async fn readers(t: Arc<Test>) -> Result<()> {
+    let csi = Sidecar::new(&t).await?;
+    let fs_id = t.dot("d", "n1").await?;
+    let head = t.mount("n1", &fs_id).await?;
+    std::fs::write(head.join("word"), "first")?;
+    let handle = format!("ro/{fs_id}");
+    let commit = t.commit("c1", "d").await?;
+    std::fs::write(head.join("word"), "second")?;
+    let newest = t.commit("c2", "d").await?;
+    t.unmount(&head).await?;
+
+    t.kube().patch("Dot", &t.namespace, "d", "", &json!({"spec": {"placement": {"nodeSelector": {"disk": "none-has-it"}}}})).await?;
+    let why = tonic::Code::FailedPrecondition;
+    eventually("placement to forbid it", STEP, || async { refused(csi.publish(&handle, "n2", true).await, why, "nodeSelector") }).await?;
+    t.kube().patch("Dot", &t.namespace, "d", "", &json!({"spec": {"placement": {"nodeSelector": null}}})).await?;
+
+    // The older commit is read by its handle, so the copy has both.
+    let at = format!("{handle}@{commit}");
+    eventually("it to be published", STEP, || async { Ok(csi.publish(&at, "n2", true).await?) }).await?;
+    has(&t, &fs_id, "n2", &newest).await?;
+    let old = t.mount_commit("n2", &fs_id, &commit).await?;
+    ensure!(std::fs::read_to_string(old.join("word"))? == "first", "not what the commit has");
+    let third = t.commit("c3", "d").await?;
+    has(&t, &fs_id, "n2", &third).await?;
+    csi.unpublish(&at, "n2").await?;
+    throughout("a copy that is mounted", Duration::from_secs(2 * SPARE), || async {
+        ensure!(std::fs::read_to_string(old.join("word"))? == "first", "it went under its reader");
+        Ok(())
+    })
+    .await?;
+    t.unmount(&old).await?;
+    gone(&t, &fs_id, "n2").await?;
+    ensure!(read(&t, "n1", &fs_id, "word").await? == "second", "the volume itself has changed");
+    // To read the head itself where it isn't: at once, and no copy is made for it.
+    refused(csi.publish(&fs_id, "n2", true).await, why, "ro/")?;
+    let jobs = t.kube().names("ReplicationJob", &t.namespace, |_| true).await?;
+    ensure!(jobs.is_empty(), "jobs are left: {jobs:?}");
+    Ok(())
+}
+
+async fn word(t: &Test, pod: &str) -> Result<String> {
+    Ok(t.kubectl(&["exec", pod, "--", "cat", "/data/word"]).await?.trim().to_owned())
+}
+
+async fn pods_read(t: Arc<Test>) -> Result<()> {
+    pods::claim(&t, "data", "64Mi").await?;
+    csi_pvc::pod(&t, "writer", "data", "n1", "echo first > /data/word; sync; sleep 1000").await?;
+    csi_pvc::started(&t, "writer").await?;
+    let id = pods::fs_id(&t, "data").await?;
+    let commit = t.commit("c1", "data").await?;
+    read_only(&t, "old", &format!("ro/{id}@{commit}")).await?;
+    read_only(&t, "new", &format!("ro/{id}")).await?;
+    csi_pvc::pod(&t, "old", "old", "n2", "sleep 1000").await?;
+    csi_pvc::pod(&t, "new", "new", "n3", "sleep 1000").await?;
+    for pod in ["old", "new"] {
+        csi_pvc::started(&t, pod).await?;
+        ensure!(word(&t, pod).await? == "first", "{pod} reads something else");
+    }
+    t.kubectl(&["exec", "writer", "--", "sh", "-c", "echo second > /data/word; sync"]).await?;
+    let newest = t.commit("c2", "data").await?;
+    has(&t, &id, "n3", &newest).await?;
+    ensure!(word(&t, "new").await? == "first", "a pod's files change under it");
+    csi_pvc::stop(&t, "new").await?;
+    csi_pvc::pod(&t, "new", "new", "n3", "sleep 1000").await?;
+    csi_pvc::started(&t, "new").await?;
+    ensure!(word(&t, "new").await? == "second" && word(&t, "old").await? == "first", "a restart shows the newest, and only there");
+    let dot = t.object("Dot", "data").await?;
+    ensure!(dot["status"]["owner"] == "n1", "a reader moved the volume");
+    for pod in ["old", "new", "writer"] {
+        csi_pvc::stop(&t, pod).await?;
+    }
+    t.kubectl(&["delete", "pvc", "old", "new", "--timeout=30s"]).await?;
+    for name in ["old", "new"] {
+        t.kube().kubectl(&["delete", "pv", &format!("{}-{name}", t.namespace), "--timeout=30s"]).await?;
+    }
+    t.kubectl(&["delete", "pvc", "data", "--timeout=30s"]).await?;
+    pods::nothing(&t, &id).await
+}
