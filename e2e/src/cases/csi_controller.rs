@@ -28,6 +28,7 @@ pub fn cases() -> Vec<Case> {
         Case::new("csi-create", "a volume is made once per name, is published to its node, grows and goes", create),
         Case::new("csi-name-taken", "a volume never takes a Dot that a user made, and DeleteVolume never deletes one", name_taken),
         Case::new("csi-snapshot", "a snapshot outlives its volume, is restored, and its end is the Filesystem's", snapshot),
+        Case::new("csi-snapshot-copies", "a snapshot is ready once it is on as many nodes as its class asks for", snapshot_copies),
         Case::new("csi-clone", "a clone has a life of its own, and its source goes first", clone),
         Case::new("csi-lists", "lists come in pages, with published nodes, capacity and condition", lists),
         Case::new("csi-publish-moves", "publishing to another node brings the volume there with its data", publish_moves),
@@ -263,6 +264,51 @@ async fn gone(t: &Test, volume: &str) -> Result<()> {
         Ok(())
     })
     .await
+}
+
+async fn snapshot_copies(t: Arc<Test>) -> Result<()> {
+    let csi = Sidecar::new(&t).await?;
+    let mut request = csi.request("source", "n1");
+    request.parameters.insert("dotgraft.dev/replicas".into(), "1".into());
+    let volume = csi.volume(&request).await?.volume_id;
+    write(&t, "n1", &volume, "a", "word").await?;
+    let ask = |name: &str, copies: &str| csi::CreateSnapshotRequest {
+        name: format!("snapshot-{}-{name}", t.namespace),
+        source_volume_id: volume.clone(),
+        parameters: [("dotgraft.dev/snapshot-copies".to_owned(), copies.to_owned())].into(),
+        ..csi::CreateSnapshotRequest::default()
+    };
+    let make = async |name: &str, copies: &str| csi.client.clone().create_snapshot(ask(name, copies)).await;
+    refused(make("s", "3").await, Code::InvalidArgument, "placement.replicas")?;
+    refused(make("s", "many").await, Code::InvalidArgument, "1 to 8")?;
+    let ready = eventually("a snapshot on both nodes", STEP, || async {
+        let shot = make("s", "2").await?.into_inner().snapshot.context("no snapshot")?;
+        ensure!(shot.ready_to_use, "it is on one node only");
+        Ok(shot)
+    })
+    .await?;
+    let commit = ready.snapshot_id.rsplit('@').next().context("no commit in the id")?;
+    ensure!(t.replica(&volume, "n2").await?["status"]["head"] == *commit, "n2 doesn't have it");
+    // With the other node's agent stopped it is made, and isn't ready until that is back.
+    t.rig.kill9("n2")?;
+    let shot = eventually("the snapshot to be made", STEP, || async { Ok(make("t", "2").await?) }).await?;
+    ensure!(!shot.into_inner().snapshot.context("no snapshot")?.ready_to_use, "ready, and on one node only");
+    let listed = csi::ListSnapshotsRequest { source_volume_id: volume.clone(), ..csi::ListSnapshotsRequest::default() };
+    let entries = csi.client.clone().list_snapshots(listed).await?.into_inner().entries;
+    let told: Vec<bool> = entries.iter().filter_map(|e| e.snapshot.as_ref()).map(|s| s.ready_to_use).collect();
+    ensure!(told.iter().filter(|ready| **ready).count() == 1 && told.len() == 2, "in the list: {told:?}");
+    t.rig.start("n2")?;
+    eventually("the second snapshot on both nodes", STEP, || async {
+        ensure!(make("t", "2").await?.into_inner().snapshot.is_some_and(|s| s.ready_to_use), "it is on one node only");
+        Ok(())
+    })
+    .await?;
+    // The volume first: while its replication goes on, the newest commit is what the next increment starts from (`Pinned`).
+    csi.delete(&volume).await?;
+    for entry in entries.iter().filter_map(|e| e.snapshot.as_ref()) {
+        csi.delete_snapshot(&entry.snapshot_id).await?;
+    }
+    nothing_left(&t, &volume).await
 }
 
 async fn snapshot(t: Arc<Test>) -> Result<()> {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use dotgraft_api::common::ANNOTATION_CSI_NAME;
-use dotgraft_api::{Branch, ClaimKind, Dot, Filesystem, FilesystemPhase, condition};
+use dotgraft_api::{Branch, ClaimKind, CopyRole, Dot, Filesystem, FilesystemPhase, ReplicaStatus, condition};
 use kube::{Api, Resource, ResourceExt};
 use tokio::time::Instant;
 
@@ -91,6 +91,15 @@ pub fn amount(bytes: u64) -> String {
     exact.map_or_else(|| bytes.to_string(), |(unit, shift)| format!("{}{unit}", bytes >> shift))
 }
 
+/// Whether a copy has a commit, as far as its Replica tells: it lists the newest, and of one before those it is taken to be there, if there are
+/// more than it lists (ids are UUIDv7, so they sort by time).
+pub fn holds(copy: &ReplicaStatus, commit: &str) -> bool {
+    let recent = &copy.recent_commits;
+    let wished = copy.commits.iter().any(|c| c.id.as_deref() == Some(commit));
+    let before = recent.last().is_some_and(|c| commit < c.id.as_str()) && u64::try_from(recent.len()).is_ok_and(|n| n < copy.commit_count);
+    matches!(copy.role, CopyRole::Owner | CopyRole::Replica) && (wished || before || recent.iter().any(|c| c.id == commit))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -115,5 +124,23 @@ mod tests {
             (looks == 3).then_some(looks)
         };
         assert_eq!(until(PATIENCE, look).await, Some(3));
+    }
+
+    #[test]
+    fn a_copy_holds_what_it_lists_and_what_came_before_a_list_that_is_cut() {
+        let listed = |id: &str| dotgraft_api::ReplicaCommit {
+            id: id.into(),
+            parent: None,
+            time: dotgraft_api::Time(k8s_openapi::jiff::Timestamp::UNIX_EPOCH),
+            message: String::new(),
+            epoch: 1,
+        };
+        let recent_commits = vec![listed("01-c"), listed("01-b")];
+        let mut s = ReplicaStatus { role: CopyRole::Replica, commit_count: 2, recent_commits, ..ReplicaStatus::default() };
+        assert!(holds(&s, "01-b") && !holds(&s, "01-a") && !holds(&s, "01-d"));
+        s.commit_count = 9;
+        assert!(holds(&s, "01-a") && !holds(&s, "01-d"), "a newer one has not arrived");
+        s.role = CopyRole::Deleting;
+        assert!(!holds(&s, "01-b"));
     }
 }

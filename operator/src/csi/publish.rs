@@ -206,15 +206,9 @@ fn copying(handle: &Handle, node: &str, ctx: &Ctx) -> String {
     }
 }
 
-/// That node has a commit, or the one that the handle names. Of a copy that has more commits than it lists the agent knows better.
+/// That node has a commit, or the one that the handle names.
 fn has_copy(handle: &Handle, node: &str, ctx: &Ctx) -> bool {
-    let holds = |s: &ReplicaStatus| {
-        handle.commit.is_none_or(|c| {
-            let id = c.to_string();
-            let listed = s.recent_commits.iter().any(|r| r.id == id) || s.commits.iter().any(|r| r.id.as_ref() == Some(&id));
-            listed || u64::try_from(s.recent_commits.len()).is_ok_and(|n| n < s.commit_count)
-        })
-    };
+    let holds = |s: &ReplicaStatus| handle.commit.is_none_or(|c| find::holds(s, &c.to_string()));
     ctx.caches.replicas.with(&handle.fs.to_string()).iter().any(|r| {
         let ready = |s: &ReplicaStatus| matches!(s.role, CopyRole::Owner | CopyRole::Replica) && s.head.is_some() && holds(s);
         r.spec.node == node && r.status.as_ref().is_some_and(ready)

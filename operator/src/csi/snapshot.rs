@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use dotgraft_api::common::ANNOTATION_CSI_NAME;
-use dotgraft_api::{Commit, CommitSource, CommitSpec, Filesystem, FilesystemPhase, condition};
+use dotgraft_api::{Commit, CommitSource, CommitSpec, DesiredState, Filesystem, FilesystemPhase, condition};
 use dotgraft_proto::csi::v1 as wire;
 use kube::api::{ListParams, ObjectMeta, PostParams};
 use kube::{Api, ResourceExt};
@@ -19,6 +19,10 @@ use crate::write;
 
 /// On Commits that CSI made: size of the volume then, in bytes.
 const ANNOTATION_SIZE: &str = "dotgraft.dev/csi-size";
+/// On Commits that CSI made: on how many nodes they must be durable to be ready, where that is more than one.
+const ANNOTATION_COPIES: &str = "dotgraft.dev/csi-snapshot-copies";
+/// The same as a parameter of the `VolumeSnapshotClass`: 1 (usual) to 8, the owner's among them.
+const PARAMETER_COPIES: &str = "dotgraft.dev/snapshot-copies";
 const SIDECARS: &str = "csi.storage.k8s.io/";
 
 /// A snapshot's objects.
@@ -52,23 +56,45 @@ fn on_wire(commit: &Commit, ctx: &Ctx) -> Option<wire::Snapshot> {
         snapshot_id: id.to_string(),
         source_volume_id: id.fs.to_string(),
         creation_time: time,
-        ready_to_use: true,
+        ready_to_use: is_ready(commit, &id, ctx),
         ..wire::Snapshot::default()
     })
 }
 
-fn check_parameters(parameters: &HashMap<String, String>) -> Result<(), CsiError> {
-    match parameters.keys().find(|k| !k.starts_with(SIDECARS)) {
-        Some(key) => Err(CsiError::Invalid(format!("there is no snapshot parameter {key}"))),
-        None => Ok(()),
+/// Durable on as many nodes as its class asks for; the owner's is one of them.
+fn is_ready(commit: &Commit, id: &SnapshotId, ctx: &Ctx) -> bool {
+    let wanted: usize = commit.annotations().get(ANNOTATION_COPIES).and_then(|n| n.parse().ok()).unwrap_or(1);
+    let commit = id.commit.to_string();
+    let copies = || ctx.caches.replicas.with(&id.fs.to_string()).into_iter().filter(|r| r.spec.desired.state == DesiredState::Present);
+    wanted <= 1 || copies().filter(|r| r.status.as_ref().is_some_and(|s| find::holds(s, &commit))).count() >= wanted
+}
+
+/// On how many nodes it is to be.
+fn copies(parameters: &HashMap<String, String>) -> Result<u32, CsiError> {
+    if let Some(key) = parameters.keys().find(|k| !k.starts_with(SIDECARS) && *k != PARAMETER_COPIES) {
+        return Err(CsiError::Invalid(format!("there is no snapshot parameter {key}")));
     }
+    let Some(text) = parameters.get(PARAMETER_COPIES) else { return Ok(1) };
+    let number = text.parse().ok().filter(|n| (1..=8).contains(n));
+    number.ok_or_else(|| CsiError::Invalid(format!("{PARAMETER_COPIES} is `{text}`: a number from 1 to 8")))
+}
+
+/// More copies than the volume keeps would be waited for in vain.
+fn check_copies(copies: u32, volume: &Volume) -> Result<(), CsiError> {
+    let kept = volume.claim.placement.replicas.saturating_add(1);
+    if copies <= kept {
+        return Ok(());
+    }
+    Err(CsiError::Invalid(format!(
+        "{PARAMETER_COPIES} is {copies}, but the volume is kept on {kept} node(s): raise its placement.replicas, or use another VolumeSnapshotClass"
+    )))
 }
 
 /// `CreateSnapshot`: makes the Commit, or finds the one that a call of that name has made, and waits until it is durable.
 pub async fn create(request: &wire::CreateSnapshotRequest, ctx: &Ctx) -> Result<wire::Snapshot, CsiError> {
     let name = required("name", &request.name)?;
     required("source_volume_id", &request.source_volume_id)?;
-    check_parameters(&request.parameters)?;
+    let copies = copies(&request.parameters)?;
     let handle = ids::volume(&request.source_volume_id)?;
     if handle.read_only {
         return Err(CsiError::Invalid("a read-only volume is a commit already".into()));
@@ -85,13 +111,15 @@ pub async fn create(request: &wire::CreateSnapshotRequest, ctx: &Ctx) -> Result<
         }
     }
     let volume = find::volume(&handle, ctx).await?;
+    check_copies(copies, &volume)?;
     let namespaced = request.parameters.get("csi.storage.k8s.io/volumesnapshot/namespace");
     let named = request.parameters.get("csi.storage.k8s.io/volumesnapshot/name");
     let message = match (namespaced, named) {
         (Some(namespace), Some(name)) => format!("VolumeSnapshot {namespace}/{name}"),
         _ => format!("snapshot {name}"),
     };
-    let commit = make(&object_name("snapshot", name), name, &message, false, &volume, ctx).await?;
+    let marks = Marks { transient: false, copies };
+    let commit = make(&object_name("snapshot", name), name, &message, &marks, &volume, ctx).await?;
     let source = commit.spec.source.name != volume.claim.name || commit.spec.source.kind != volume.claim.kind;
     if source || csi_name(&commit) != Some(name) {
         return Err(CsiError::Exists(format!("there is a snapshot `{name}` of something else than volume `{fs_id}`")));
@@ -106,8 +134,14 @@ fn object_name(prefix: &str, name: &str) -> String {
     format!("{prefix}-{hash}")
 }
 
+/// What a Commit of CSI's carries besides.
+struct Marks {
+    transient: bool,
+    copies: u32,
+}
+
 /// The Commit of that name; made if it isn't there.
-async fn make(object: &str, name: &str, message: &str, transient: bool, volume: &Volume, ctx: &Ctx) -> Result<Commit, CsiError> {
+async fn make(object: &str, name: &str, message: &str, marks: &Marks, volume: &Volume, ctx: &Ctx) -> Result<Commit, CsiError> {
     let api: Api<Commit> = Api::namespaced(ctx.client.clone(), &volume.claim.namespace);
     if let Some(commit) = api.get_opt(object).await? {
         return match commit.metadata.deletion_timestamp {
@@ -117,17 +151,19 @@ async fn make(object: &str, name: &str, message: &str, transient: bool, volume: 
     }
     let size = volume.claim.capacity.clone().unwrap_or_default();
     let mut labels = BTreeMap::from([(FS_LABEL.to_owned(), volume.fs.name_any())]);
-    if transient {
+    let mut annotations =
+        BTreeMap::from([(ANNOTATION_CSI_NAME.to_owned(), name.to_owned()), (ANNOTATION_SIZE.to_owned(), size.to_string())]);
+    if marks.copies > 1 {
+        annotations.insert(ANNOTATION_COPIES.to_owned(), marks.copies.to_string());
+    }
+    if marks.transient {
         labels.insert(TRANSIENT_LABEL.to_owned(), "true".to_owned());
     }
     let commit = Commit {
         metadata: ObjectMeta {
             name: Some(object.to_owned()),
             labels: Some(labels),
-            annotations: Some(BTreeMap::from([
-                (ANNOTATION_CSI_NAME.to_owned(), name.to_owned()),
-                (ANNOTATION_SIZE.to_owned(), size.to_string()),
-            ])),
+            annotations: Some(annotations),
             ..ObjectMeta::default()
         },
         spec: CommitSpec {
@@ -155,7 +191,8 @@ async fn settle(commit: &Commit, ctx: &Ctx) -> Result<Arc<Commit>, CsiError> {
 
 /// A commit of `volume` to clone from, for the call `name`; its id.
 pub async fn transient(name: &str, volume: &Volume, ctx: &Ctx) -> Result<String, CsiError> {
-    let commit = make(&object_name("clone", name), name, &format!("to clone for {name}"), true, volume, ctx).await?;
+    let marks = Marks { transient: true, copies: 1 };
+    let commit = make(&object_name("clone", name), name, &format!("to clone for {name}"), &marks, volume, ctx).await?;
     let made = settle(&commit, ctx).await?;
     id_of(&made).map(|id| id.commit.to_string()).ok_or_else(|| CsiError::InProgress("the commit to clone is being made".into()))
 }
