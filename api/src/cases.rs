@@ -314,6 +314,7 @@ fn replicas() -> Vec<Case> {
     let rule = |path, message| Rule { base: &base, path, message };
     let wish = |patch: Value| spec(&json!({"desired": patch}));
     let keep = wish(json!({"epoch": 2}));
+    let owner = json!({"node": "b", "pool": POOL2});
     let absent = "an Absent copy has no role, jobs or commits";
     let gone = json!({"state": "Absent", "role": null, "capacity": null});
     let job = json!([{"uid": ID, "namespace": "shop", "name": "copy", "generation": 1, "peer": {"node": "b", "pool": POOL2}}]);
@@ -324,6 +325,8 @@ fn replicas() -> Vec<Case> {
         rule("spec", "pool can't change").update(&json!({}), &keep, &spec(&json!({"pool": POOL2}))),
         rule("spec.desired", "a Present copy needs a role").create(&wish(json!({"role": "Owner"})), &wish(json!({"role": null}))),
         rule("spec.desired", "a Present copy needs a capacity").create(&wish(json!({"capacity": 1})), &wish(json!({"capacity": null}))),
+        rule("spec.desired", "only a Present copy that is no owner's has an owner")
+            .create(&wish(json!({"owner": owner})), &wish(json!({"owner": owner, "role": "Owner"}))),
         rule("spec.desired", absent).create(&wish(gone.clone()), &wish(json!({"state": "Absent"}))),
         rule("spec.desired", absent).create(&wish(json!({"jobs": job})), &wish(merged(&gone, &json!({"jobs": job})))),
         rule("spec.desired", absent).create(

@@ -63,6 +63,7 @@ pub struct ReplicaSpec {
 #[schemars(extend("x-kubernetes-validations" = rules(&[
     ("self.state != 'Present' || has(self.role)", "a Present copy needs a role"),
     ("self.state != 'Present' || self.capacity > 0", "a Present copy needs a capacity"),
+    ("!has(self.owner) || has(self.role) && self.role == 'Replica'", "only a Present copy that is no owner's has an owner"),
     ("self.state != 'Absent' || !(has(self.role) || has(self.jobs) || has(self.commits))", "an Absent copy has no role, jobs or commits"),
 ])))]
 pub struct Desired {
@@ -91,7 +92,11 @@ pub struct Desired {
     /// Most that commits may take beyond the files, in bytes.
     #[serde(default)]
     pub history_limit: u64,
-    /// The other copies.
+    /// Who owns the Filesystem, on every other copy: only that node may send to this one. Absent, as an older operator leaves it: any
+    /// node may.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<Place>,
+    /// The other copies; their nodes may list the commits of this one.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32), extend("x-kubernetes-list-type" = "atomic"))]
     pub peers: Vec<Place>,

@@ -34,6 +34,7 @@ pub mod reset;
 pub mod resume;
 pub mod rights;
 pub mod scale;
+pub mod senders;
 pub mod space;
 pub mod stale;
 pub mod talk;
@@ -59,6 +60,7 @@ pub fn all() -> Vec<Case> {
         hostile::cases(),
         peers::cases(),
         certificates::cases(),
+        senders::cases(),
         pools::cases(),
         space::cases(),
         stale::cases(),

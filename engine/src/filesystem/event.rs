@@ -1,6 +1,6 @@
 //! What goes into a [`Filesystem`](super::Filesystem) and what comes out: events, tasks, answers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -54,6 +54,10 @@ pub struct Present {
     pub role: Role,
     /// The epoch the operator knew.
     pub epoch: Epoch,
+    /// Who owns it, told to every other copy: only that node may send to it. `None`, of an operator that doesn't say so: any node may.
+    pub owner: Option<Place>,
+    /// Nodes with another copy of it.
+    pub peers: BTreeSet<NodeName>,
     /// The object it belongs to.
     pub claim: Option<Claim>,
     /// What it branches from.
@@ -214,8 +218,8 @@ pub enum Event {
     Desired(Desired),
     /// The Replica object is gone. Never an intent to delete data.
     Vanished,
-    /// A peer, or our own planner, lists versions.
-    Versions(ReqId),
+    /// That node lists versions.
+    Versions(ReqId, NodeName),
     /// A peer offers a commit.
     Offer(ReqId, Box<ReceiveOffer>),
     /// Bind-mount.

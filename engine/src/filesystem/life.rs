@@ -40,6 +40,7 @@ impl Filesystem {
         self.absent_confirmed = false;
         self.clear("StaleIntent"); // of an intent that was taken back
         self.desired = Some(desired);
+        self.recheck_sender(out);
         self.specs_applied = false;
         for slot in [Slot::Life, Slot::Head, Slot::Move] {
             self.wake(slot);

@@ -9,6 +9,7 @@
 //! - `life`: create, recover, open, delete         - `commits`: take and remove commits, fence, thaw
 //! - `receive`: taking a peer's commit             - `jobs`: sending, by `run`
 //! - `moving`: handing authority over and taking it  - `precopy`: a copy close behind, before that
+//! - `senders`: whose word counts for a copy
 //! - `mounts`: mounts and origins                  - `status`: what people see
 
 mod commits;
@@ -21,6 +22,7 @@ mod precopy;
 mod receive;
 mod record;
 mod reset;
+mod senders;
 mod status;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -265,7 +267,7 @@ impl Filesystem {
             Event::Start | Event::Timer => {}
             Event::Desired(desired) => self.on_desired(desired, out),
             Event::Vanished => self.on_vanished(out),
-            Event::Versions(req) => self.handle_versions(req, out),
+            Event::Versions(req, from) => self.handle_versions(req, &from, out),
             Event::Offer(req, offer) => self.handle_offer(req, *offer, out),
             Event::Mount(req, what, target, read_only) => self.handle_mount(req, what, target, read_only, out),
             Event::Unmount(req, target) => self.handle_unmount(req, target, out),
@@ -298,6 +300,7 @@ impl Filesystem {
 
     /// Starts what should run and does not. The order is that of importance: life and death first.
     fn advance(&mut self, ctx: &Ctx, out: &mut Out) {
+        self.advance_epoch(out);
         self.advance_life(ctx, out);
         // What jobs pin has to be known before anything is removed.
         self.apply_job_specs(ctx, out);

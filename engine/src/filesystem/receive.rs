@@ -7,15 +7,15 @@
 use super::event::{Answer, Ctx, Note, Out, ReceiveOffer, ReqId, Role, Task, TaskDone};
 use super::record::{CheckpointRow, PartialRow, Record};
 use super::{Filesystem, Slot};
-use crate::ids::{CommitId, OpId, Timestamp};
+use crate::ids::{CommitId, NodeName, OpId, Timestamp};
 use crate::model::{Commit, FORMAT_VERSION, Problem, Reason, Versions, VersionsRole};
 
 impl Filesystem {
-    pub(super) fn handle_versions(&mut self, req: ReqId, out: &mut Out) {
+    pub(super) fn handle_versions(&mut self, req: ReqId, from: &NodeName, out: &mut Out) {
         let answer = if !self.inspected || self.base.is_none() || self.life() == Some(super::Life::Creating) {
             Err(self.not_here())
         } else {
-            Ok(Box::new(self.versions()))
+            self.checked_lister(from).map(|()| Box::new(self.versions()))
         };
         out.answers.push((req, Answer::Versions(answer)));
     }
@@ -40,7 +40,7 @@ impl Filesystem {
     }
 
     pub(super) fn handle_offer(&mut self, req: ReqId, offer: ReceiveOffer, out: &mut Out) {
-        if self.commits.contains_key(&offer.target.id) && self.is_active() {
+        if self.commits.contains_key(&offer.target.id) && self.is_active() && self.checked_lister(&offer.from).is_ok() {
             out.answers.push((req, Answer::Receive(Ok(offer.target.id))));
             return;
         }
@@ -65,6 +65,7 @@ impl Filesystem {
                 ),
             ));
         }
+        self.checked_sender(&offer.from, offer.epoch)?;
         if offer.target.fs_id != self.id || offer.target.version > FORMAT_VERSION {
             return Err(Problem::new(Reason::Invalid, "the offered commit belongs to another Filesystem or to a newer format"));
         }
@@ -150,6 +151,7 @@ impl Filesystem {
             out.records.push(Record::Partial(Box::new(partial.clone())));
             self.partial = Some(partial);
         }
+        // Only of an operator that doesn't say who owns it: else the object has named this epoch before.
         let epoch = offer.epoch;
         if self.base.as_ref().is_some_and(|b| b.epoch < epoch) {
             self.save_base("epoch-seen", |b| b.epoch = epoch, out);

@@ -162,6 +162,9 @@ impl Sim<'_> {
     }
 
     fn turn(&mut self, world: &mut World) {
+        if self.now % 4 == 0 {
+            self.forge();
+        }
         let n = usize::try_from(self.rng.below(2)).unwrap();
         match self.rng.below(25) {
             0 | 1 => world.goal = n,

@@ -43,6 +43,8 @@ pub enum Asked {
     Fence,
     Versions(Option<(usize, u64, OpId)>),
     Offer(u64),
+    /// By a node without a copy, or by one that lies about its epoch.
+    Forged,
     Export(usize, u64, OpId),
     /// The flag: the transfer ends after it.
     Checkpoint(u64, bool),
@@ -136,6 +138,8 @@ pub struct Sim<'a> {
     pub origin_pinned: bool,
     /// Nodes that authority was taken from, until their copy was dropped.
     pub lost: BTreeSet<usize>,
+    /// The operator doesn't say who owns it.
+    pub old_operator: bool,
     pub steps: u64,
 }
 
@@ -186,6 +190,7 @@ impl<'a> Sim<'a> {
             job: JobUid::from_uuid(uuid(50)),
             origin_pinned: false,
             lost: BTreeSet::new(),
+            old_operator: seed % 8 == 7,
             steps: 0,
         }
     }
@@ -365,7 +370,9 @@ impl<'a> Sim<'a> {
         let asked = self.nodes[n].waiting.remove(&req);
         let asked = asked.unwrap_or_else(|| panic!("{req:?} was answered twice, or never asked: {answer:?}"));
         match (asked, answer) {
-            (Asked::Plain, Answer::Plain(_)) | (Asked::Versions(None), Answer::Versions(_)) => {}
+            (Asked::Plain, Answer::Plain(_))
+            | (Asked::Versions(None), Answer::Versions(_))
+            | (Asked::Forged, Answer::Plain(Err(_)) | Answer::Versions(Err(_)) | Answer::Receive(Err(_))) => {}
             (Asked::Mount(what), Answer::Plain(result)) => self.watch_mounted(n, what, result.is_ok()),
             (Asked::Export(back, life, op), Answer::Plain(result)) => {
                 let result = if self.partition || self.fault(60) { Err(self.unreachable()) } else { result };
@@ -486,7 +493,12 @@ impl<'a> Sim<'a> {
     }
 
     /// Changes the Replica object; the watch brings it later.
-    pub fn want(&mut self, n: usize, wanted: Option<Intent>) {
+    pub fn want(&mut self, n: usize, mut wanted: Option<Intent>) {
+        if let Some(Intent::Present(p)) = &mut wanted {
+            let owner = self.nodes[self.api.owner].place.clone();
+            p.owner = Some(owner).filter(|_| p.role == Role::Replica && !self.old_operator);
+            p.peers = (0..self.nodes.len()).filter(|i| *i != n).map(|i| self.nodes[i].place.node.clone()).collect();
+        }
         let node = &mut self.nodes[n];
         if node.wanted == wanted {
             return;

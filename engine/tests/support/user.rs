@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use dotgraft_engine::filesystem::{Event, Intent, MountWhat, Present, Role, Task, TaskDone, WantedCommit, WantedJob};
-use dotgraft_engine::ids::{CommitId, Epoch, FsId, OpId, Timestamp};
-use dotgraft_engine::model::{Origin, Problem, Reason};
+use dotgraft_engine::filesystem::{
+    Event, Handoff, Intent, Life, MountWhat, Present, ReceiveOffer, Role, Task, TaskDone, WantedCommit, WantedJob,
+};
+use dotgraft_engine::ids::{CommitId, Epoch, FsId, MigId, OpId, Timestamp};
+use dotgraft_engine::model::{Commit, FORMAT_VERSION, Origin, Place, Problem, Reason};
 use dotgraft_engine::run::{Initial, Intermediate, JobSpec, OnConflict, Outcome, Retry, RunParams};
 
 use super::sim::{Asked, Phase, Sim, Two, short, uuid};
@@ -13,6 +15,8 @@ pub fn present(role: Role) -> Present {
     Present {
         role,
         epoch: Epoch(1),
+        owner: None,
+        peers: std::collections::BTreeSet::new(),
         claim: None,
         origin: None,
         capacity: 100,
@@ -212,8 +216,61 @@ impl Sim<'_> {
         self.ledger.safe[n] = None;
     }
 
+    /// A node that was broken into, or an owner that lies, has its say at each copy that is no owner's: it must change nothing.
+    pub fn forge(&mut self) {
+        for n in 0..self.nodes.len() {
+            let replica = self.nodes[n].journal.load().base.is_some_and(|b| b.role == Role::Replica && b.life == Life::Active);
+            if self.old_operator || self.nodes[n].fs.is_none() || !replica {
+                continue;
+            }
+            let (far, owner) = (Epoch(self.api.epoch.0 + 100), self.nodes[self.api.owner].place.clone());
+            let stranger = Place { node: "stranger".parse().unwrap(), ..owner.clone() };
+            for (from, epoch) in [(&stranger, self.api.epoch), (&stranger, far), (&owner, far)] {
+                let forged = self.forged_offer(from, epoch);
+                self.ask(n, Asked::Forged, |req| Event::Offer(req, Box::new(forged)));
+            }
+            let known = self.nodes[n].disk.commits.keys().next().copied();
+            for (from, epoch) in [(&stranger, self.api.epoch), (&owner, far)] {
+                let (mig, fresh) = (MigId::from_uuid(self.fresh()), CommitId::from_uuid(self.fresh()));
+                let final_commit = known.unwrap_or(fresh);
+                let handoff = Handoff { mig, attempt: 1, epoch, from: from.clone(), final_commit, jobs: vec![], requests: vec![] };
+                self.ask(n, Asked::Forged, |req| Event::Export(req, Box::new(handoff)));
+            }
+            self.ask(n, Asked::Forged, |req| Event::Versions(req, stranger.node.clone()));
+        }
+    }
+
+    pub fn forged_offer(&mut self, from: &Place, epoch: Epoch) -> ReceiveOffer {
+        let target = Commit {
+            version: FORMAT_VERSION,
+            id: CommitId::from_uuid(self.fresh()),
+            fs_id: self.id,
+            parent: None,
+            time: Timestamp(self.now),
+            epoch,
+            message: "forged".into(),
+            metadata: BTreeMap::new(),
+            kept: None,
+            transient: false,
+        };
+        ReceiveOffer {
+            target,
+            base: None,
+            job: self.job,
+            epoch,
+            expected: None,
+            stream_version: 2,
+            kernel_release: "6.18".into(),
+            resume: None,
+            from: from.node.clone(),
+        }
+    }
+
     /// One throw of the dice.
     pub fn act(&mut self) {
+        if self.now % 4 == 0 {
+            self.forge();
+        }
         let n = usize::try_from(self.rng.below(self.nodes.len() as u64)).unwrap();
         match self.rng.below(26) {
             0..=5 => {
@@ -234,7 +291,10 @@ impl Sim<'_> {
                 self.ask(0, Asked::Fence, |req| Event::Fence(req, force));
             }
             17 => self.ask(0, Asked::Plain, Event::Thaw),
-            18 => self.ask(n, Asked::Versions(None), Event::Versions),
+            18 => {
+                let from = self.nodes[0].place.node.clone();
+                self.ask(n, Asked::Versions(None), |req| Event::Versions(req, from));
+            }
             19 => {
                 let capacity = 100 + self.rng.below(5);
                 self.edit(n, |p| p.capacity = capacity);

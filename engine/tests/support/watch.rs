@@ -68,6 +68,7 @@ impl Sim<'_> {
     pub fn watch(&mut self, n: usize) {
         let Some(fs) = &self.nodes[n].fs else { return };
         let status = fs.status(Timestamp(self.now));
+        assert!(status.epoch <= self.api.epoch || self.old_operator, "node {n} has seen epoch {}, which there never was", status.epoch);
         let ready = status.conditions.first().is_some_and(|c| c.reason == "Open");
         if ready {
             self.assert_opened(n, "shows itself open");

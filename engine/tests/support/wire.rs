@@ -64,7 +64,8 @@ impl Sim<'_> {
             return self.later(200, What::Listed(n, life, op, lost));
         }
         let req = self.req(peer, Asked::Versions(Some((n, life, op))));
-        self.handle(peer, Event::Versions(req));
+        let from = self.nodes[n].place.node.clone();
+        self.handle(peer, Event::Versions(req, from));
     }
 
     // ---- the sender ----

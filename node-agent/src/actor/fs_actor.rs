@@ -220,7 +220,7 @@ impl FsActor {
 
     fn on_request(&mut self, request: Request) -> Event {
         match request {
-            Request::Versions { reply, .. } => Event::Versions(self.wait(Waiting::Versions(reply))),
+            Request::Versions { from, reply } => Event::Versions(self.wait(Waiting::Versions(reply)), from),
             Request::Receive { offer, frames, replies } => {
                 let req = self.wait(Waiting::Receive(frames, replies));
                 Event::Offer(req, Box::new(engine_offer(*offer)))

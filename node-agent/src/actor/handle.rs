@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use dotgraft_engine::filesystem::{FilesystemStatus, Handoff};
-use dotgraft_engine::ids::{CommitId, FsId, JobUid};
+use dotgraft_engine::ids::{CommitId, FsId, JobUid, NodeName};
 use dotgraft_engine::model::{Commit, Problem, Reason, ResumeToken, Versions};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -37,7 +37,7 @@ pub struct Offer {
     /// Where the sender can go on.
     pub resume: Option<ResumeToken>,
     /// The sender's node, from its certificate.
-    pub from: dotgraft_engine::ids::NodeName,
+    pub from: NodeName,
 }
 
 /// What comes down a transfer after it was accepted.
@@ -81,10 +81,10 @@ pub enum Reply {
 /// A message to an actor from the outside.
 #[derive(Debug)]
 pub enum Request {
-    /// List versions for a job of a peer.
+    /// List versions for a peer.
     Versions {
-        /// For which job.
-        job: JobUid,
+        /// Its node, from its certificate.
+        from: NodeName,
         /// The answer.
         reply: oneshot::Sender<Result<Versions, Problem>>,
     },
@@ -180,9 +180,9 @@ impl FsHandle {
         rx.await.unwrap_or_else(|_| Err(Problem::new(Reason::Busy, "the Filesystem's owner restarted; try again")))
     }
 
-    /// The versions held here.
-    pub async fn versions(&self, job: JobUid) -> Result<Versions, Problem> {
-        self.ask(|reply| Request::Versions { job, reply }).await
+    /// The versions held here, for a peer that may see them.
+    pub async fn versions(&self, from: NodeName) -> Result<Versions, Problem> {
+        self.ask(|reply| Request::Versions { from, reply }).await
     }
     /// Hands a transfer to the owner; everything more comes by `replies`.
     pub fn receive(&self, offer: Offer, frames: mpsc::Receiver<Frame>, replies: mpsc::Sender<Reply>) -> Result<(), Problem> {

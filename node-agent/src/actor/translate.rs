@@ -45,6 +45,8 @@ fn parse(replica: &Replica) -> Result<(FsId, Desired), IdError> {
                 Some(DesiredRole::Replica) | None => Role::Replica,
             },
             epoch: Epoch(d.epoch),
+            owner: d.owner.as_ref().map(place).transpose()?,
+            peers: d.peers.iter().map(|p| p.node.parse()).collect::<Result<_, _>>()?,
             claim: d.claim.as_ref().map(|c| Claim {
                 kind: c.kind.as_str().to_owned(),
                 namespace: c.namespace.clone(),

@@ -134,10 +134,11 @@ impl Service {
     }
 
     async fn list(&self, request: Request<wire::VersionsRequest>) -> Result<wire::VersionsResponse, Problem> {
-        let (_peer, _pass) = self.admit(&request)?;
+        let (peer, _pass) = self.admit(&request)?;
         let request = request.into_inner();
-        let (fs, job) = (convert::fs_id(&request.fs_id)?, convert::job_uid(&request.job_uid)?);
-        let versions = tokio::time::timeout(self.settings.versions_timeout, self.handle(fs)?.versions(job))
+        let fs = convert::fs_id(&request.fs_id)?;
+        convert::job_uid(&request.job_uid)?;
+        let versions = tokio::time::timeout(self.settings.versions_timeout, self.handle(fs)?.versions(peer.leaf.node.clone()))
             .await
             .map_err(|_| Problem::new(Reason::Timeout, "the Filesystem's owner did not answer in time"))??;
         Ok(convert::versions_to_wire(&versions))

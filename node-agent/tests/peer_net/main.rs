@@ -8,6 +8,7 @@ mod csr;
 mod hostile;
 mod local;
 mod raw;
+mod senders;
 mod streams;
 mod support;
 mod throughput;

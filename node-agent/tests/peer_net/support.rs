@@ -219,10 +219,27 @@ fn handle(fs: FsId, mailbox: usize) -> (FsHandle, mpsc::Receiver<Request>) {
 
 /// The status of a copy of which nothing is known.
 fn status(fs: FsId) -> FilesystemStatus {
-    let place = Place { node: node("b"), pool: PoolId::from_uuid(uuid::Uuid::from_bytes([5; 16])) };
+    Filesystem::recover(fs, here(here_place()), 1, Recovered::default()).status(Timestamp(0))
+}
+
+pub fn here_place() -> Place {
+    Place { node: node("b"), pool: PoolId::from_uuid(uuid::Uuid::from_bytes([5; 16])) }
+}
+
+pub fn here(place: Place) -> Here {
     let boot = BootId::from_uuid(uuid::Uuid::from_bytes([6; 16]));
-    let here = Here { place, boot, stream_version: 2, kernel_release: "6.18.0".into() };
-    Filesystem::recover(fs, here, 1, Recovered::default()).status(Timestamp(0))
+    Here { place, boot, stream_version: 2, kernel_release: "6.18.0".into() }
+}
+
+/// An actor at `node` whose requests are answered by that function.
+pub fn answered_by(node: &Node, fs: FsId, mut answer: impl FnMut(Request) + Send + 'static) {
+    let (handle, mut mailbox) = handle(fs, MAILBOX);
+    node.registry.insert(handle);
+    tokio::spawn(async move {
+        while let Some(request) = mailbox.recv().await {
+            answer(request);
+        }
+    });
 }
 
 /// An actor at `node` that acts.

@@ -270,6 +270,7 @@ fn replica_write(view: &View, base: &Desired, places: &BTreeSet<Place>, place: &
     let is_owner = place == owner;
     let mut desired = base.clone();
     desired.role = Some(if is_owner { DesiredRole::Owner } else { DesiredRole::Replica });
+    desired.owner = (!is_owner).then(|| owner.clone());
     desired.peers = places.iter().filter(|p| *p != place).take(32).cloned().collect();
     desired.commits = wishes::commits(&view.commits, &view.resets, &asked_of(view, owner, is_owner));
     if is_owner {

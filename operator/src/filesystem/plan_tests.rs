@@ -105,7 +105,9 @@ fn the_owner_is_made_first_then_active_then_copies_for_jobs() {
     assert_eq!(v.replicas.len(), 2);
     let owner = v.replicas.iter().find(|r| r.spec.node == "n1").unwrap();
     assert_eq!(owner.spec.desired.jobs.len(), 1);
-    assert_eq!(owner.spec.desired.peers, [place("n2")]);
+    assert_eq!((&owner.spec.desired.peers, &owner.spec.desired.owner), (&vec![place("n2")], &None));
+    let copy = v.replicas.iter().find(|r| r.spec.node == "n2").unwrap();
+    assert_eq!(copy.spec.desired.owner, Some(place("n1")), "only n1 may send to it");
 }
 
 #[test]

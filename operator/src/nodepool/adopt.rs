@@ -146,6 +146,7 @@ fn restore(view: &View, holders: &[&Holder], claim: Claim, authority: Authority,
                 state: DesiredState::Present,
                 role: Some(role),
                 epoch: authority.epoch,
+                owner: (place != authority.owner).then(|| authority.owner.clone()),
                 claim: Some(claim.clone()),
                 origin: facts.origin.clone(),
                 capacity: facts.capacity.max(1),
@@ -244,6 +245,8 @@ mod tests {
         let roles: Vec<_> = r.replicas.iter().map(|s| (s.node.as_str(), s.desired.role.unwrap())).collect();
         assert_eq!(roles, [("n1", DesiredRole::Replica), ("n2", DesiredRole::Owner), ("n3", DesiredRole::Replica)]);
         assert!(r.replicas.iter().all(|s| s.desired.state == DesiredState::Present && s.desired.capacity == 5));
+        let owners: Vec<_> = r.replicas.iter().map(|s| s.desired.owner.as_ref().map(|o| o.node.as_str())).collect();
+        assert_eq!(owners, [Some("n2"), None, Some("n2")], "each copy but the owner's knows who may send to it");
     }
 
     #[test]

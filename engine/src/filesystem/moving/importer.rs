@@ -53,6 +53,7 @@ impl Filesystem {
                 Err(Problem::new(Reason::Busy, "an earlier handoff to this node is not decided yet"))
             };
         }
+        self.checked_giver(&handoff.from.node, handoff.epoch)?;
         if !self.commits.contains_key(&handoff.final_commit) {
             return Err(Problem::new(Reason::NotFound, format!("the final commit {} is not here", handoff.final_commit)));
         }
