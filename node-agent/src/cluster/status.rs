@@ -62,6 +62,8 @@ struct Slot {
     /// Version of the object after our last write; older observations are stale.
     version: Option<u64>,
     writing: bool,
+    /// What the watch showed during a write: perhaps newer than that, as one that was given up may still arrive.
+    seen: Option<(Option<u64>, Option<ReplicaStatus>)>,
     last_write: Option<Instant>,
     due: Option<Instant>,
     failures: u32,
@@ -100,7 +102,11 @@ impl Book {
     /// What a watch shows. Corrects what somebody else changed, at the pace of progress.
     fn observe(&mut self, fs: FsId, object: &Object, version: Option<u64>, status: Option<&ReplicaStatus>, now: Instant) {
         let slot = self.slot(fs, object);
-        if slot.writing || matches!((version, slot.version), (Some(seen), Some(ours)) if seen < ours) {
+        if slot.writing {
+            slot.seen = Some((version, status.cloned()));
+            return;
+        }
+        if matches!((version, slot.version), (Some(seen), Some(ours)) if seen < ours) {
             return;
         }
         slot.written = match (&slot.latest, status) {
@@ -155,6 +161,7 @@ impl Book {
         // Forgotten meanwhile, or about another object by now: says nothing of this one.
         let Some(slot) = self.slots.get_mut(&sent.fs).filter(|s| s.object == sent.object) else { return };
         slot.writing = false;
+        let seen = slot.seen.take();
         match result {
             Ok(version) => {
                 slot.failures = 0;
@@ -169,6 +176,7 @@ impl Book {
             Err(ClusterError::Missing) => return self.forget(sent.fs),
             Err(e) => {
                 let most = if matches!(e, ClusterError::Unreachable { .. } | ClusterError::Conflict) { 30 } else { 300 };
+                slot.written = None; // it may have arrived, and may still
                 slot.due = Some(now + backoff(Duration::from_millis(500), Duration::from_secs(most), slot.failures));
                 if slot.failures == 0 {
                     tracing::warn!(replica = sent.object.name, error = %e, "status not written, trying again");
@@ -177,6 +185,9 @@ impl Book {
             }
         }
         self.file(sent.fs);
+        if let Some((version, status)) = seen {
+            self.observe(sent.fs, &sent.object, version, status.as_ref(), now);
+        }
     }
 }
 

@@ -105,6 +105,32 @@ fn what_somebody_else_changed_is_corrected_but_an_old_echo_is_ignored() {
 }
 
 #[test]
+fn a_write_that_was_given_up_and_arrives_after_the_next_is_corrected() {
+    let (mut book, now) = written();
+    put(&mut book, status(CopyRole::Receiving, 1), now + SPACING);
+    let late = take(&mut book, now + SPACING).unwrap();
+    book.done(&late, Err(ClusterError::Unreachable { message: String::new() }), now + SPACING);
+    let now = now + PROGRESS_EVERY;
+    put(&mut book, status(CopyRole::Deleting, 1), now);
+    let newer = take(&mut book, now).unwrap();
+    // Both arrive, the late one last, and the watch shows it before our own answer is here.
+    observe(&mut book, 20, Some(&status(CopyRole::Deleting, 1)), now);
+    observe(&mut book, 21, Some(&status(CopyRole::Receiving, 1)), now);
+    book.done(&newer, Ok(Some(20)), now);
+    assert_eq!(take(&mut book, now + PROGRESS_EVERY).expect("the API has the older status").status.role, CopyRole::Deleting);
+}
+
+#[test]
+fn what_may_have_arrived_is_not_taken_for_what_was_there_before() {
+    let (mut book, now) = written();
+    put(&mut book, status(CopyRole::Receiving, 1), now + SPACING);
+    let lost = take(&mut book, now + SPACING).unwrap();
+    put(&mut book, status(CopyRole::Owner, 1), now + SPACING);
+    book.done(&lost, Err(ClusterError::Unreachable { message: String::new() }), now + SPACING);
+    assert_eq!(take(&mut book, now + PROGRESS_EVERY).expect("nobody knows what the API has").status.role, CopyRole::Owner);
+}
+
+#[test]
 fn what_the_api_has_already_is_not_written_after_a_restart() {
     let (mut book, now) = (Book::default(), Instant::now());
     observe(&mut book, 3, Some(&status(CopyRole::Owner, 7)), now);
