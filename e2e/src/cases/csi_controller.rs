@@ -44,7 +44,7 @@ const SIZE: i64 = 256 << 20;
 
 /// The operator's Controller service, as one sidecar sees it.
 pub struct Sidecar {
-    client: ControllerClient<Channel>,
+    pub client: ControllerClient<Channel>,
     namespace: String,
 }
 

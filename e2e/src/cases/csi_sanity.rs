@@ -10,11 +10,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use dotgraft_proto::csi::v1 as csi;
 use serde_json::Value;
 use tokio::process::Command;
 
+use super::csi_controller::Sidecar;
 use crate::harness::{Case, Test};
 use crate::rig::Options;
+use crate::rig::wait::eventually;
 
 /// Specs in csi-test 5.6; one of them is pending upstream.
 const SPECS: usize = 103;
@@ -65,6 +68,7 @@ fn program() -> Result<PathBuf> {
 
 async fn sanity(t: Arc<Test>) -> Result<()> {
     let node = t.rig.node("n1")?;
+    room(&t).await?;
     let (report, mutable) = (t.dir.join("report.json"), t.dir.join("mutable.yaml"));
     std::fs::write(&mutable, "dotgraft.dev/replicas: \"0\"\n")?;
     // The agent mounts below the kubelet's directory and nowhere else.
@@ -91,6 +95,16 @@ async fn sanity(t: Arc<Test>) -> Result<()> {
         .context("running csi-sanity")?;
     let text = std::fs::read_to_string(&report).with_context(|| format!("csi-sanity ended with {status} and wrote no report"))?;
     judge(&serde_json::from_str(&text)?)
+}
+
+/// Waits until the operator has heard of the pool: csi-sanity begins at once and doesn't ask again, as a provisioner would.
+async fn room(t: &Test) -> Result<()> {
+    let client = Sidecar::new(t).await?.client;
+    eventually("room for volumes", Duration::from_secs(60), || async {
+        let asked = client.clone().get_capacity(csi::GetCapacityRequest::default()).await?;
+        Ok(ensure!(asked.into_inner().available_capacity > 0, "the operator knows of no pool that is ready"))
+    })
+    .await
 }
 
 /// Each spec by name, with its state and what went wrong.
