@@ -79,6 +79,9 @@ pub struct Reset {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::commit_ref")]
     pub commit: Option<String>,
+    /// While it waits, no new pod gets the volume, for five minutes at most: so pods that are made to leave don't come back before it.
+    #[serde(default)]
+    pub hold: bool,
 }
 
 /// What a reset goes by.
@@ -90,6 +93,13 @@ pub struct ResetPlan {
     /// The Commit object that keeps what it held before.
     #[schemars(schema_with = "schema::name")]
     pub kept: String,
+    /// With `hold`: until then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::time")]
+    pub hold_until: Option<Time>,
+    /// The owner keeps new mounts back now: who leaves the volume now doesn't get it again before it is done.
+    #[serde(default)]
+    pub holding: bool,
 }
 
 /// What became of it.

@@ -209,6 +209,9 @@ pub struct CommitWish {
     /// A reset: once nothing has the head mounted, this commit keeps what it holds, and the head becomes that one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reset_to: Option<Origin>,
+    /// While that reset waits, nothing new mounts the head, for five minutes at most.
+    #[serde(default)]
+    pub hold: bool,
 }
 
 /// What the agent says of its copy.
@@ -447,6 +450,9 @@ pub struct ReplicaCommitStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 4096))]
     pub message: Option<String>,
+    /// Of a reset: it keeps new mounts of the head back.
+    #[serde(default)]
+    pub holding: bool,
 }
 
 /// How far a wanted commit is.

@@ -9,6 +9,17 @@ use crate::Common;
 
 /// A client whose default namespace is the one that the command works in.
 pub async fn connect(common: &Common) -> Result<Client> {
+    Ok(Client::try_from(config(common).await?)?)
+}
+
+/// The same, but what the API server answers is told at once: usually the client itself asks again, in silence, where it says "not now".
+pub async fn connect_impatient(common: &Common) -> Result<Client> {
+    let mut config = config(common).await?;
+    config.default_retry = false;
+    Ok(Client::try_from(config)?)
+}
+
+async fn config(common: &Common) -> Result<Config> {
     let options = KubeConfigOptions { context: common.context.clone(), ..KubeConfigOptions::default() };
     let mut config = match &common.kubeconfig {
         Some(path) => {
@@ -21,7 +32,7 @@ pub async fn connect(common: &Common) -> Result<Client> {
     if let Some(namespace) = &common.namespace {
         config.default_namespace.clone_from(namespace);
     }
-    Ok(Client::try_from(config)?)
+    Ok(config)
 }
 
 /// A Dot or a Branch.

@@ -5,6 +5,7 @@ mod branch;
 mod client;
 mod commit;
 mod drain;
+mod evict;
 mod log;
 mod operation;
 mod orphans;

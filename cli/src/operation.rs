@@ -1,5 +1,7 @@
 //! Acts that are kept as a `DotOperation`: makes it, and says what became of it. `kubectl dot reset` is one.
 
+use std::time::Duration;
+
 use anyhow::{Result, bail};
 use clap::Args;
 use dotgraft_api::{DotOperation, DotOperationSpec, DotOperationStatus, OperationPhase, OperationTarget, Reset};
@@ -7,7 +9,8 @@ use kube::api::{ObjectMeta, PostParams};
 use kube::{Api, Client, ResourceExt};
 
 use crate::Common;
-use crate::client::source;
+use crate::client::{Source, source};
+use crate::evict::{Evictor, Which};
 use crate::output::{self, Table};
 use crate::relocate::shown;
 use crate::wait::{Seen, until};
@@ -20,6 +23,16 @@ pub struct ResetArgs {
     /// that it began with.
     #[arg(long)]
     to: Option<String>,
+    /// Evict the pods on the owner's node that use it, with your own rights; until it is done no new pod gets the volume, for five minutes at most.
+    #[arg(long)]
+    evict: bool,
+}
+
+/// Makes the operation; its name.
+async fn make(client: &Client, prefix: &str, spec: DotOperationSpec) -> Result<String> {
+    let api = Api::<DotOperation>::default_namespaced(client.clone());
+    let metadata = ObjectMeta { generate_name: Some(prefix.to_owned()), ..ObjectMeta::default() };
+    Ok(api.create(&PostParams::default(), &DotOperation { metadata, spec, status: None }).await?.name_any())
 }
 
 /// Makes the operation and waits for its end, telling each change once on standard error; `None`: nobody waits.
@@ -29,16 +42,19 @@ pub async fn perform(
     prefix: &str,
     spec: DotOperationSpec,
 ) -> Result<Option<(DotOperation, DotOperationStatus)>> {
-    let api = Api::<DotOperation>::default_namespaced(client.clone());
-    let metadata = ObjectMeta { generate_name: Some(prefix.to_owned()), ..ObjectMeta::default() };
-    let made = api.create(&PostParams::default(), &DotOperation { metadata, spec, status: None }).await?;
-    let name = made.name_any();
+    let name = make(client, prefix, spec).await?;
     let Some(timeout) = common.wait() else {
         println!("dotoperation.dotgraft.dev/{name} created");
         return Ok(None);
     };
+    outcome(client, &name, timeout).await.map(Some)
+}
+
+/// Waits for an operation's end.
+async fn outcome(client: &Client, name: &str, timeout: Duration) -> Result<(DotOperation, DotOperationStatus)> {
+    let api = Api::<DotOperation>::default_namespaced(client.clone());
     let mut told = String::new();
-    let done = until(&api, &name, timeout, |operation| {
+    let done = until(&api, name, timeout, |operation| {
         let status = operation.status.clone().unwrap_or_default();
         if status.phase.is_none() && told != status.message {
             eprintln!("{}", status.message);
@@ -47,12 +63,29 @@ pub async fn perform(
         match status.phase {
             Some(OperationPhase::Done) => Seen::Done(operation.clone()),
             Some(OperationPhase::Refused) => Seen::Failed(status.message),
-            None => Seen::NotYet(status.message),
+            None => Seen::NotYet(format!("{} (`kubectl delete dotoperation {name}` takes it back)", status.message)),
         }
     })
     .await?;
     let Some(status) = done.status.clone() else { bail!("{name} has no status") };
-    Ok(Some((done, status)))
+    Ok((done, status))
+}
+
+/// A reset that makes the volume's pods leave, as soon as the owner says that none comes back before it.
+async fn evicting(client: &Client, common: &Common, source: &Source, spec: DotOperationSpec) -> Result<(DotOperation, DotOperationStatus)> {
+    let Some(timeout) = common.wait() else { bail!("--evict waits for the pods: give a --timeout") };
+    let evictor = Evictor::new(common, client, source, Which::AndMounting).await?;
+    let name = make(client, &format!("reset-{}-", source.name), spec).await?;
+    let api = Api::<DotOperation>::default_namespaced(client.clone());
+    let holding = || async {
+        let operation = api.get_opt(&name).await?;
+        Ok(operation.and_then(|o| o.status).and_then(|s| s.reset).is_some_and(|r| r.holding))
+    };
+    let ended = tokio::select! {
+        ended = outcome(client, &name, timeout) => ended,
+        Err(e) = evictor.run(holding) => Err(e.context(format!("DotOperation {name} goes on without evictions"))),
+    };
+    ended.map_err(|e| anyhow::anyhow!("{e:#}{}", evictor.obstacles()))
 }
 
 /// Replaces what a volume holds by a commit; waits until nothing has it mounted.
@@ -61,9 +94,14 @@ pub async fn reset(client: &Client, common: &Common, args: ResetArgs) -> Result<
     let spec = DotOperationSpec {
         target: OperationTarget { kind: source.kind, name: source.name.clone() },
         promote: None,
-        reset: Some(Reset { commit: args.to }),
+        reset: Some(Reset { commit: args.to, hold: args.evict }),
     };
-    let Some((done, status)) = perform(client, common, &format!("reset-{}-", source.name), spec).await? else { return Ok(()) };
+    let ended = if args.evict {
+        Some(evicting(client, common, &source, spec).await?)
+    } else {
+        perform(client, common, &format!("reset-{}-", source.name), spec).await?
+    };
+    let Some((done, status)) = ended else { return Ok(()) };
     let plan = status.reset.unwrap_or_default();
     output::print(common.output, &done, |_| {
         let mut table = Table::new(&["VOLUME", "IS AGAIN", "BEFORE"]);

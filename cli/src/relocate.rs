@@ -1,6 +1,6 @@
 //! `kubectl dot move` and `kubectl dot promote`: another node is to own a Dot or Branch; with the present owner's help, or without.
 
-use anyhow::Result;
+use anyhow::{Result, anyhow, bail};
 use clap::Args;
 use dotgraft_api::{Branch, ClaimKind, Dot, DotOperationSpec, DotStatus, OperationTarget, Promote, condition};
 use kube::api::{Patch, PatchParams};
@@ -9,6 +9,7 @@ use serde_json::json;
 
 use crate::Common;
 use crate::client::{Source, source};
+use crate::evict::{Evictor, Which};
 use crate::operation;
 use crate::output::{self, Table, bytes};
 use crate::wait::{Seen, until};
@@ -20,6 +21,9 @@ pub struct MoveArgs {
     /// Node that is to own it.
     #[arg(long)]
     to: String,
+    /// Evict the pods on the owner's node that use it, with your own rights, once each; new ones prefer the other node.
+    #[arg(long)]
+    evict: bool,
 }
 
 #[derive(Debug, Args)]
@@ -37,6 +41,11 @@ pub struct PromoteArgs {
 /// Sets `placement.node`, and shows how the move goes.
 pub async fn relocate(client: &Client, common: &Common, args: &MoveArgs) -> Result<()> {
     let source = source(client, &args.source).await?;
+    let evictor = match (args.evict, common.wait()) {
+        (true, None) => bail!("--evict waits for the pods: give a --timeout"),
+        (true, Some(_)) => Some(Evictor::new(common, client, &source, Which::Present).await?),
+        (false, _) => None,
+    };
     let patch = Patch::Merge(json!({"spec": {"placement": {"node": args.to}}}));
     let dots = Api::<Dot>::default_namespaced(client.clone());
     let branches = Api::<Branch>::default_namespaced(client.clone());
@@ -49,9 +58,19 @@ pub async fn relocate(client: &Client, common: &Common, args: &MoveArgs) -> Resu
         return Ok(());
     };
     let mut told = String::new();
-    let status = match source.kind {
-        ClaimKind::Dot => until(&dots, &source.name, timeout, |d| look(d.status.clone(), &args.to, &mut told)).await?,
-        ClaimKind::Branch => until(&branches, &source.name, timeout, |b| look(b.status.clone(), &args.to, &mut told)).await?,
+    let moved = async {
+        match source.kind {
+            ClaimKind::Dot => until(&dots, &source.name, timeout, |d| look(d.status.clone(), &args.to, &mut told)).await,
+            ClaimKind::Branch => until(&branches, &source.name, timeout, |b| look(b.status.clone(), &args.to, &mut told)).await,
+        }
+    };
+    let status = match &evictor {
+        None => moved.await?,
+        Some(evictor) => tokio::select! {
+            moved = moved => moved,
+            Err(e) = evictor.run(|| async { Ok(evictor.status().await?.owner.is_some_and(|owner| owner != args.to)) }) => Err(e),
+        }
+        .map_err(|e| anyhow!("{e:#}{}", evictor.obstacles()))?,
     };
     output::print(common.output, &status.migration, |_| {
         let moved = status.migration.clone().unwrap_or_default();

@@ -135,6 +135,8 @@ pub enum Reason {
     Pinned,
     /// Not found here.
     NotFound,
+    /// A reset keeps new mounts back until it is done, or gives up; the message names it.
+    Held,
     /// This node does not own it, or has not opened it.
     NotOwner,
     /// The API says nothing of an owner; a person accepts or adopts.
@@ -179,6 +181,7 @@ impl Reason {
             | Self::Mounted
             | Self::Pinned
             | Self::NotFound
+            | Self::Held
             | Self::NotOwner
             | Self::AuthorityUnknown
             | Self::EpochRegression

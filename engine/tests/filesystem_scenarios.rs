@@ -265,3 +265,84 @@ fn a_reset_that_is_taken_back_while_it_waits_pins_nothing_and_does_nothing() {
     sim.run_for(60_000);
     assert_eq!(sim.ledger.heads_replaced, 0);
 }
+
+/// Asks for a mount of the head; whether it is there afterwards.
+fn mounts(sim: &mut Sim, target: &str) -> bool {
+    let req = sim.req(0, Asked::Mount(MountWhat::Head));
+    sim.handle(0, Event::Mount(req, MountWhat::Head, target.into(), false));
+    sim.run_for(1_000);
+    sim.nodes[0].disk.mounts.contains_key(target)
+}
+
+fn unmount(sim: &mut Sim, target: &str) {
+    let req = sim.req(0, Asked::Plain);
+    sim.handle(0, Event::Unmount(req, target.into()));
+}
+
+/// An owner whose reset to its commit waits for who has the head mounted.
+fn held(trace: &mut Vec<String>, hold: bool) -> (Sim<'_>, CommitId) {
+    let (mut sim, target) = owner(trace);
+    sim.wish_reset();
+    sim.edit(0, |p| p.commits.iter_mut().filter(|c| c.reset_to.is_some()).for_each(|c| c.hold = hold));
+    sim.run_for(5_000);
+    (sim, target)
+}
+
+fn is_holding(sim: &Sim) -> bool {
+    status(sim).requests.iter().any(|r| r.holding)
+}
+
+#[test]
+fn a_reset_that_holds_is_done_before_anyone_mounts_the_head_again() {
+    let mut trace = Vec::new();
+    let (mut sim, target) = held(&mut trace, true);
+    assert!(is_holding(&sim));
+    assert!(!mounts(&mut sim, "/pods/b"), "a new pod has the old head");
+    let req = sim.req(0, Asked::Mount(MountWhat::Commit(target)));
+    sim.handle(0, Event::Mount(req, MountWhat::Commit(target), "/pods/ro".into(), true));
+    assert!(mounts(&mut sim, "/pods/a"), "what is mounted already may be asked for again");
+    assert!(sim.nodes[0].disk.mounts.contains_key("/pods/ro"), "a commit is nobody's hindrance");
+    unmount(&mut sim, "/pods/ro"); // the simulated disk doesn't tell it from the head
+    unmount(&mut sim, "/pods/a");
+    sim.run_for(2_000);
+    assert_eq!(sim.ledger.heads_replaced, 1);
+    assert!(!is_holding(&sim) && mounts(&mut sim, "/pods/b"), "pods go on with the new one");
+}
+
+#[test]
+fn a_reset_without_hold_keeps_nobody_from_mounting() {
+    let mut trace = Vec::new();
+    let (mut sim, _) = held(&mut trace, false);
+    assert!(!is_holding(&sim) && mounts(&mut sim, "/pods/b"));
+}
+
+#[test]
+fn a_hold_ends_after_five_minutes_also_without_operator_and_does_not_come_back() {
+    let mut trace = Vec::new();
+    let (mut sim, _) = held(&mut trace, true);
+    sim.run_for(290_000);
+    assert!(is_holding(&sim) && !mounts(&mut sim, "/pods/b"));
+    sim.run_for(10_000);
+    assert!(!is_holding(&sim) && mounts(&mut sim, "/pods/b"), "pods are kept from starting for ever");
+    sim.edit(0, |p| p.capacity = 101);
+    sim.run_for(1_000);
+    assert!(!is_holding(&sim));
+}
+
+#[test]
+fn a_reset_that_can_not_be_done_or_was_taken_back_holds_nobody_up() {
+    let mut trace = Vec::new();
+    let (mut sim, _) = held(&mut trace, true);
+    let nowhere = CommitId::from_uuid(support::sim::uuid(77));
+    let id = sim.id;
+    sim.edit(0, |p| {
+        let to = Some(Origin { fs_id: id, commit: nowhere });
+        p.commits.iter_mut().filter(|c| c.hold).for_each(|c| c.reset_to = to);
+    });
+    sim.run_for(1_000);
+    assert!(!is_holding(&sim) && mounts(&mut sim, "/pods/b"), "it waits for a commit that is not here");
+    let (mut sim, _) = held(&mut trace, true);
+    sim.edit(0, |p| p.commits.retain(|c| !c.hold));
+    sim.run_for(1_000);
+    assert!(mounts(&mut sim, "/pods/b"), "it is not wanted any more");
+}

@@ -120,9 +120,14 @@ fn ended_as(phase: OperationPhase, from: Option<String>, to: Option<String>, epo
 
 async fn wait(operation: &DotOperation, text: &str, ctx: &Ctx) -> Result<Action, Error> {
     let old = operation.status.clone().unwrap_or_default();
-    if old.message != text {
+    wait_with(operation, DotOperationStatus { message: text.to_owned(), ..old }, ctx).await
+}
+
+/// Waits with that status.
+async fn wait_with(operation: &DotOperation, status: DotOperationStatus, ctx: &Ctx) -> Result<Action, Error> {
+    if operation.status.as_ref() != Some(&status) {
         let api: Api<DotOperation> = write::namespaced(&ctx.client, operation);
-        write::status(&api, operation, &DotOperationStatus { message: text.to_owned(), ..old }).await?;
+        write::status(&api, operation, &status).await?;
     }
     Ok(Action::requeue(WAIT))
 }

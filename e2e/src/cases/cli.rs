@@ -1,5 +1,6 @@
 //! The real `kubectl-dot` at work, and what a job says that can't run.
 
+use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
 
@@ -24,9 +25,14 @@ pub fn cases() -> Vec<Case> {
 
 /// Runs `kubectl dot …` in the test's namespace as administrator; its standard output, or its message as error.
 pub async fn dot(t: &Test, args: &[&str]) -> Result<String> {
+    dot_as(t, t.kube().kubeconfig(), args).await
+}
+
+/// The same as whom the kubeconfig is for.
+pub async fn dot_as(t: &Test, kubeconfig: &Path, args: &[&str]) -> Result<String> {
     let output = tokio::process::Command::new(t.rig.program("kubectl-dot")?)
         .arg("--kubeconfig")
-        .arg(t.kube().kubeconfig())
+        .arg(kubeconfig)
         .args(["--namespace", &t.namespace, "--timeout", "30"])
         .args(args)
         .stdin(Stdio::null())

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
-use super::cli::dot;
+use super::cli::{dot, dot_as};
 use super::killpoints::{Operation, everywhere};
 use crate::data::digest::{same_trees, tree_digest};
 use crate::data::tree as source;
@@ -24,6 +24,8 @@ pub fn cases() -> Vec<Case> {
         ),
         Case::new("reset-branch", "a Branch becomes what it began with, or is reset by kubectl dot reset", branch),
         Case::new("reset-refused", "a reset to what is not there is refused, by name, and changes nothing", refused),
+        Case::new("reset-hold", "a reset with hold keeps new mounts of the volume back until it is done or deleted", holds),
+        Case::new("reset-evict-rights", "reset --evict by who may not evict pods does nothing, and says why", rights),
         Case::new("5-reset", "killed at every journal record of a reset, it ends the same", |t| everywhere(t, Reset)),
     ]
 }
@@ -157,6 +159,74 @@ async fn refused(t: Arc<Test>) -> Result<()> {
     let head = t.mount("n1", &fs_id).await?;
     ensure!(tree_digest(&head)? == digest, "it changed");
     t.unmount(&head).await
+}
+
+async fn holds(t: Arc<Test>) -> Result<()> {
+    let fs_id = t.dot("d", "n1").await?;
+    let head = t.mount("n1", &fs_id).await?;
+    std::fs::write(head.join("a"), b"one")?;
+    let c1 = t.commit("c1", "d").await?;
+    std::fs::write(head.join("a"), b"two")?;
+    let begin = |name: &'static str| {
+        let t = t.clone();
+        async move {
+            t.create("DotOperation", name, &json!({"target": {"name": "d"}, "reset": {"commit": "c1", "hold": true}})).await?;
+            eventually("the reset to hold", STEP, || async {
+                let status = t.object("DotOperation", name).await?["status"].clone();
+                let message = status["message"].as_str().unwrap_or_default();
+                let until = status["reset"]["holdUntil"].as_str().unwrap_or("?");
+                ensure!(status["reset"]["holding"] == true && message.contains("mounted") && message.contains(&until[..16]), "{status}");
+                Ok(())
+            })
+            .await
+        }
+    };
+    let other = t.dir.join("other");
+    std::fs::create_dir_all(&other)?;
+    let late = |t: &Test| t.local("n1").map(|local| (local, other.clone(), fs_id.clone()));
+    let refused = |t: Arc<Test>| async move {
+        let (local, path, fs_id) = late(&t)?;
+        let said = local.mount(&fs_id, &path, None).await.err().map(|e| format!("{e:#}")).unwrap_or_default();
+        ensure!(said.contains("a reset keeps new mounts back"), "{said}");
+        anyhow::Ok(())
+    };
+    begin("r1").await?;
+    refused(t.clone()).await?;
+    let read = t.mount_commit("n1", &fs_id, &c1).await?;
+    t.unmount(&read).await?;
+    t.kube().delete("DotOperation", &t.namespace, "r1").await?;
+    let second = t.mount("n1", &fs_id).await?;
+    ensure!(std::fs::read(second.join("a"))? == b"two", "it was reset");
+    t.unmount(&second).await?;
+
+    begin("r2").await?;
+    refused(t.clone()).await?;
+    t.unmount(&head).await?;
+    let operation = eventually("the reset", STEP, || done(&t, "r2")).await?;
+    ensure!(operation["status"]["reset"]["holding"] == false, "{}", operation["status"]);
+    let head = t.mount("n1", &fs_id).await?;
+    ensure!(std::fs::read(head.join("a"))? == b"one", "the head is not what it was in c1");
+    t.unmount(&head).await
+}
+
+async fn rights(t: Arc<Test>) -> Result<()> {
+    t.dot("d", "n1").await?;
+    t.kubectl(&["create", "serviceaccount", "dev"]).await?;
+    let account = format!("--serviceaccount={}:dev", t.namespace);
+    for (name, role) in [("dot-edit", "dotgraft-edit"), ("see", "view")] {
+        t.kubectl(&["create", "rolebinding", name, &format!("--clusterrole={role}"), &account]).await?;
+    }
+    let mut config: Value = serde_json::from_str(&t.kubectl(&["config", "view", "--raw", "-o", "json"]).await?)?;
+    let token = t.kubectl(&["create", "token", "dev"]).await?;
+    for user in config["users"].as_array_mut().into_iter().flatten() {
+        user["user"] = json!({"token": token.trim()});
+    }
+    let path = t.dir.join("dev.kubeconfig");
+    std::fs::write(&path, config.to_string())?;
+    let said = dot_as(&t, &path, &["reset", "d", "--evict"]).await.err().map(|e| e.to_string()).unwrap_or_default();
+    ensure!(said.contains("pods/eviction") && said.contains("nothing was done"), "{said}");
+    ensure!(t.kube().list("DotOperation", &t.namespace).await?.is_empty(), "an operation was made");
+    Ok(())
 }
 
 /// A reset by which the file of [`Operation::prepare`] comes back.

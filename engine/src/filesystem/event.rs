@@ -95,6 +95,8 @@ pub struct WantedCommit {
     pub remove: bool,
     /// It keeps what the head holds before the head is replaced by this commit (reset).
     pub reset_to: Option<Origin>,
+    /// While that reset waits, nothing new mounts the head, so that whoever is made to leave doesn't come back first.
+    pub hold: bool,
 }
 
 /// What a copy is for.

@@ -188,6 +188,8 @@ pub struct Filesystem {
     undo_fence: bool,
     /// Resets that can't begin, and why.
     blocked_resets: BTreeMap<RequestUid, Problem>,
+    /// Resets that keep new mounts of the head back, and since when.
+    holds: BTreeMap<RequestUid, Timestamp>,
     /// The removal tried last, so that the next one gets its turn.
     last_removal: Option<CommitId>,
     /// Standing troubles, by condition type.
@@ -249,6 +251,7 @@ impl Filesystem {
             half_fenced: false,
             undo_fence: false,
             blocked_resets: BTreeMap::new(),
+            holds: BTreeMap::new(),
             last_removal: None,
             troubles: BTreeMap::new(),
             usage: (0, 0),
@@ -295,7 +298,8 @@ impl Filesystem {
         let jobs = self.jobs.values().filter_map(jobs::JobState::next_wake);
         let usage = (self.is_active() && self.is_ready(Slot::Usage, self.clock)).then_some(self.usage_due);
         let precopy = self.precopy_due().filter(|at| *at > self.clock);
-        backoff.chain(jobs).chain(usage).chain(self.transient_due()).chain(precopy).min()
+        let hold = self.hold_ends().filter(|at| *at > self.clock);
+        backoff.chain(jobs).chain(usage).chain(self.transient_due()).chain(precopy).chain(hold).min()
     }
 
     /// Starts what should run and does not. The order is that of importance: life and death first.
@@ -305,6 +309,7 @@ impl Filesystem {
         // What jobs pin has to be known before anything is removed.
         self.apply_job_specs(ctx, out);
         self.advance_move(ctx, out);
+        self.settle_holds(ctx);
         self.advance_head(ctx, out);
         self.advance_precopy(ctx, out);
         self.advance_removals(ctx, out);

@@ -45,9 +45,14 @@ impl Filesystem {
         if self.waiting_mounts.is_empty() {
             return;
         }
+        if let Some(problem) = self.held_back(ctx.now) {
+            let there = self.mounts.clone();
+            self.refuse_waiting(|m| m.what == MountWhat::Head && !there.contains(&(m.target.clone(), m.what)), &problem, out);
+        }
         let wants_head = self.waiting_mounts.iter().any(|m| m.what == MountWhat::Head);
         if wants_head && !self.may_write() {
-            self.refuse_waiting_heads(out);
+            let problem = self.write_refusal();
+            self.refuse_waiting(|m| m.what == MountWhat::Head, &problem, out);
         } else if wants_head && !self.opening_is_fresh(ctx) {
             // R0: the first mount of an opening turns writable within 5 s of the CAS, or the CAS is done again.
             if self.is_ready(Slot::Life, ctx.now) {
@@ -78,10 +83,9 @@ impl Filesystem {
         }
     }
 
-    fn refuse_waiting_heads(&mut self, out: &mut Out) {
-        let problem = self.write_refusal();
+    fn refuse_waiting(&mut self, which: impl Fn(&WaitingMount) -> bool, problem: &Problem, out: &mut Out) {
         for m in std::mem::take(&mut self.waiting_mounts) {
-            if m.what == MountWhat::Head {
+            if which(&m) {
                 out.answers.push((m.req, Answer::Plain(Err(problem.clone()))));
             } else {
                 self.waiting_mounts.push(m);

@@ -3,12 +3,18 @@
 //! *commit-intent* (with the target) → fence, once nothing has the head mounted → *reset-begun* → `DropHead` → `CreateHead` →
 //! *reset-done* → opened anew (R0). A crash before *reset-begun* undoes the fence and begins again; after it the reset goes through. A bind
 //! mount shows the old subvolume for ever, so it waits for whoever has one (design §4); history stays one line, as replicas have it.
+//!
+//! With `hold` it also keeps new mounts of the head back while it waits, for five minutes at most, so that who is made to leave doesn't
+//! come back before it. That is kept in memory only: after a restart the five minutes begin anew, and the operator's own count ends it.
 
-use super::event::{Ctx, Note, Out, Role, Task};
+use super::event::{Ctx, Note, Out, Role, Task, WantedCommit};
 use super::record::{Record, RequestRow, RequestState};
 use super::{Filesystem, Slot};
-use crate::ids::{CommitId, RequestUid};
+use crate::ids::{CommitId, RequestUid, Timestamp};
 use crate::model::{Commit, Origin, Problem, Reason};
+
+/// Longest that a reset keeps new mounts back. One that can't go on must not keep pods from starting for ever.
+pub(super) const HOLD_MS: u64 = 300_000;
 
 impl Filesystem {
     /// Begun, and the new head is not recorded yet.
@@ -25,17 +31,53 @@ impl Filesystem {
 
     /// Whether the target is on this node, for sure; else says why not, and does what may bring it.
     pub(super) fn can_reset(&mut self, uid: RequestUid, to: Origin, ctx: &Ctx, out: &mut Out) -> bool {
-        let of_origin = self.base.as_ref().is_some_and(|b| b.origin == Some(to));
-        if to.fs_id == self.id && self.commits.get(&to.commit).is_some_and(|c| !c.transient) || of_origin && self.origin_pinned {
+        if self.has_target(to) {
             self.blocked_resets.remove(&uid);
             return true;
         }
+        let of_origin = self.base.as_ref().is_some_and(|b| b.origin == Some(to));
         if of_origin && self.is_ready(Slot::Life, ctx.now) {
             self.start(Slot::Life, Task::PinOrigin(to), out);
         }
         let text = format!("there is no commit {} of this volume on node {}: nothing is reset", to.commit, self.here.place.node);
         self.blocked_resets.insert(uid, Problem::new(Reason::NotFound, text));
         false
+    }
+
+    fn has_target(&self, to: Origin) -> bool {
+        let of_origin = self.base.as_ref().is_some_and(|b| b.origin == Some(to));
+        to.fs_id == self.id && self.commits.get(&to.commit).is_some_and(|c| !c.transient) || of_origin && self.origin_pinned
+    }
+
+    // ---- hold ----
+
+    /// Which resets keep new mounts back: those that are wanted so and can be done. Each has its time once.
+    pub(super) fn settle_holds(&mut self, ctx: &Ctx) {
+        let wanted = self.present().filter(|p| p.role == Role::Owner && self.is_active()).map(|p| p.commits.as_slice()).unwrap_or_default();
+        let open = |uid: RequestUid| self.requests.get(&uid).is_none_or(|r| r.state == RequestState::Pending);
+        let holds =
+            |w: &&WantedCommit| w.hold && !w.remove && w.id.is_none() && open(w.uid) && w.reset_to.is_some_and(|to| self.has_target(to));
+        let now = ctx.now;
+        // A clock that was set back doesn't make it longer.
+        self.holds = wanted.iter().filter(holds).map(|w| (w.uid, self.holds.get(&w.uid).map_or(now, |since| now.min(*since)))).collect();
+    }
+
+    /// It keeps new mounts of the head back now.
+    pub(super) fn is_holding(&self, uid: RequestUid, now: Timestamp) -> bool {
+        self.holds.get(&uid).is_some_and(|since| now.since_ms(*since) < HOLD_MS)
+    }
+
+    /// Why nothing new mounts the head now.
+    pub(super) fn held_back(&self, now: Timestamp) -> Option<Problem> {
+        let uid = *self.holds.keys().find(|uid| self.is_holding(**uid, now))?;
+        let what = self.present()?.commits.iter().find(|w| w.uid == uid).map(|w| w.message.clone()).unwrap_or_default();
+        let text = format!("a reset keeps new mounts back until it is done, for {} min at most: \"{what}\"", HOLD_MS / 60_000);
+        Some(Problem::new(Reason::Held, text))
+    }
+
+    /// When the next of them gives up.
+    pub(super) fn hold_ends(&self) -> Option<Timestamp> {
+        self.holds.values().map(|since| since.plus_ms(HOLD_MS)).filter(|at| *at > self.clock).min()
     }
 
     fn block_reset(&mut self, row: &RequestRow, problem: Problem, out: &mut Out) {

@@ -73,6 +73,8 @@ pub struct RequestStatus {
     pub state: Option<RequestState>,
     /// What stands in the way.
     pub problem: Option<Problem>,
+    /// It keeps new mounts of the head back.
+    pub holding: bool,
 }
 
 /// How a job stands.
@@ -188,7 +190,7 @@ impl Filesystem {
                 .filter(|(uid, _)| !self.is_move_job(**uid) && !self.is_precopy_job(**uid))
                 .map(|(uid, job)| JobStatus { uid: *uid, row: job.row(), report: job.report(now) })
                 .collect(),
-            requests: self.request_statuses(),
+            requests: self.request_statuses(now),
             mounts: self.mounts.iter().map(|(t, w)| if *w == MountWhat::Head { t.clone() } else { format!("{t} (commit)") }).collect(),
             frozen: self.base.as_ref().and_then(|b| b.frozen),
             conditions: self.conditions(),
@@ -207,7 +209,7 @@ impl Filesystem {
         }
     }
 
-    fn request_statuses(&self) -> Vec<RequestStatus> {
+    fn request_statuses(&self, now: Timestamp) -> Vec<RequestStatus> {
         let wanted = match self.desired.as_ref() {
             Some(Desired { intent: Intent::Present(p), .. }) => p.commits.as_slice(),
             _ => &[],
@@ -223,6 +225,7 @@ impl Filesystem {
                     changed_bytes: r.changed_bytes,
                     state: Some(r.state),
                     problem: self.blocked_resets.get(&w.uid).or(r.problem.as_ref()).cloned(),
+                    holding: self.is_holding(w.uid, now),
                 },
                 None => RequestStatus {
                     uid: w.uid,
@@ -232,6 +235,7 @@ impl Filesystem {
                     changed_bytes: None,
                     state: None,
                     problem: self.blocked_resets.get(&w.uid).cloned(),
+                    holding: self.is_holding(w.uid, now),
                 },
             })
             .collect()

@@ -108,7 +108,16 @@ impl Sim<'_> {
         let uid = self.fresh_request();
         self.ledger.resets.insert(uid);
         let reset_to = Some(dotgraft_engine::model::Origin { fs_id: self.id, commit });
-        world.wishes.push(WantedCommit { uid, message: "before".into(), metadata: BTreeMap::new(), id: None, remove: false, reset_to });
+        let hold = self.rng.permille(500);
+        world.wishes.push(WantedCommit {
+            uid,
+            message: "before".into(),
+            metadata: BTreeMap::new(),
+            id: None,
+            remove: false,
+            reset_to,
+            hold,
+        });
     }
 
     /// Authority went away without this node's doing, and it hasn't fenced its head yet.
@@ -177,6 +186,7 @@ impl Sim<'_> {
                     id: None,
                     remove: false,
                     reset_to: None,
+                    hold: false,
                 });
             }
             5 | 6 => self.pod(n, true),

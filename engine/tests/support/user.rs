@@ -42,7 +42,15 @@ impl Sim<'_> {
     pub fn wish(&mut self) -> dotgraft_engine::ids::RequestUid {
         let uid = self.fresh_request();
         self.edit(0, |p| {
-            p.commits.push(WantedCommit { uid, message: "m".into(), metadata: BTreeMap::new(), id: None, remove: false, reset_to: None });
+            p.commits.push(WantedCommit {
+                uid,
+                message: "m".into(),
+                metadata: BTreeMap::new(),
+                id: None,
+                remove: false,
+                reset_to: None,
+                hold: false,
+            });
         });
         uid
     }
@@ -54,7 +62,8 @@ impl Sim<'_> {
         let uid = self.fresh_request();
         self.ledger.resets.insert(uid);
         let reset_to = Some(Origin { fs_id: self.id, commit });
-        let want = WantedCommit { uid, message: "before".into(), metadata: BTreeMap::new(), id: None, remove: false, reset_to };
+        let hold = self.rng.permille(500);
+        let want = WantedCommit { uid, message: "before".into(), metadata: BTreeMap::new(), id: None, remove: false, reset_to, hold };
         self.edit(0, |p| p.commits.push(want));
     }
 

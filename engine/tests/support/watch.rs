@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use dotgraft_engine::filesystem::{CheckpointRow, Intent, Life, MountWhat, ReceiveOffer, RequestState, Role, Task};
+use dotgraft_engine::filesystem::{CheckpointRow, Filesystem, Intent, Life, MountWhat, ReceiveOffer, RequestState, Role, Task};
 use dotgraft_engine::ids::{CommitId, JobUid, RequestUid, Timestamp};
 
 use super::sim::{Phase, Sim};
@@ -137,7 +137,10 @@ impl Sim<'_> {
                     assert!(known.time < commit.time, "{} gets a time before {} that exists", commit.id, known.id);
                 }
             }
-            Task::Mount(MountWhat::Head, _, _) => {
+            Task::Mount(MountWhat::Head, target, _) => {
+                let holding = |fs: &Filesystem| fs.status(Timestamp(self.now)).requests.iter().any(|r| r.holding);
+                let again = self.nodes[n].disk.mounts.contains_key(target);
+                assert!(again || !self.nodes[n].fs.as_ref().is_some_and(holding), "mounts the head while a reset holds");
                 self.assert_opened(n, "mounts the head");
                 assert!(base.as_ref().is_some_and(|b| b.frozen.is_none()), "a mount of a fenced head");
             }

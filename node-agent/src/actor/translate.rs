@@ -96,6 +96,7 @@ fn wanted_commit(c: &CommitWish) -> Result<WantedCommit, IdError> {
         id: c.id.as_ref().map(|id| id.parse()).transpose()?,
         remove: c.remove,
         reset_to: origin(c.reset_to.as_ref())?,
+        hold: c.hold,
     })
 }
 
@@ -253,6 +254,7 @@ fn request_status(r: &RequestStatus) -> ReplicaCommitStatus {
         changed_bytes: r.changed_bytes,
         state,
         message: r.problem.as_ref().map(|p| cut(&p.to_string(), 4096)),
+        holding: r.holding,
     }
 }
 

@@ -2,6 +2,9 @@
 //! Filesystem's owner. Each call may come again, at any time, after any crash (failures.md, row 16).
 //!
 //! Staging mounts the head, or a commit for a read-only handle: the mount is what pins it. Publishing mounts the same at the pod's path.
+//!
+//! A reset waits until nothing has the head mounted, and may keep new mounts back meanwhile. The kubelet doesn't unstage a volume that a
+//! new pod wants, so a publish that is kept back takes the staging mount away itself; the one that succeeds makes it again.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
@@ -66,7 +69,7 @@ impl Csi {
             let handle = me.handle(volume.fs())?;
             let what = me.what_to_stage(volume, &handle, place.path()).await?;
             place.make()?;
-            me.mount_here(volume, what, &place, volume.is_read_only()).await?;
+            me.mount_here(volume, what, &place, volume.is_read_only(), None).await?;
             me.give_to_group(volume, &place, access, volume.is_read_only() || access.read_only).await
         })
         .await
@@ -92,23 +95,19 @@ impl Csi {
         finish(async move {
             let _turn = turn;
             me.handle(volume.fs())?;
-            let staged = match &staging {
-                Some(staging) => me.mounted(staging.path()).await?,
-                None => None,
-            };
-            let what = staged.as_ref().and_then(|line| me.what_is(volume, line));
-            let Some((what, staging)) = what.zip(staging) else {
-                return Err(Refusal::precondition(format!("volume {volume} is not staged there: NodeStageVolume comes first")));
-            };
+            let (what, staging) = me.staged(volume, staging).await?;
             if access.single_writer {
                 me.only_there(volume, what, [staging.path(), place.path()]).await?;
             }
             let made = place.make()?;
-            if let Err(refusal) = me.mount_here(volume, what, &place, read_only).await {
+            if let Err(refusal) = me.mount_here(volume, what, &place, read_only, Some(&staging)).await {
                 if made {
                     let _ = place.remove();
                 }
                 return Err(refusal);
+            }
+            if me.mounted(staging.path()).await?.is_none() {
+                me.mount_here(volume, what, &staging, volume.is_read_only(), None).await?;
             }
             me.give_to_group(volume, &place, access, read_only).await
         })
@@ -187,7 +186,26 @@ impl Csi {
         }
     }
 
-    async fn mount_here(&self, volume: Volume, what: MountWhat, place: &Place, read_only: bool) -> Result<(), Refusal> {
+    /// What is staged, and where. The kubelet's directory without a mount is one that a reset has taken away.
+    async fn staged(&self, volume: Volume, staging: Option<Place>) -> Result<(MountWhat, Place), Refusal> {
+        let refusal = || Refusal::precondition(format!("volume {volume} is not staged there: NodeStageVolume comes first"));
+        let staging = staging.ok_or_else(refusal)?;
+        let what = match self.mounted(staging.path()).await? {
+            Some(line) => self.what_is(volume, &line),
+            None => (staging.look()? == Found::Directory && matches!(volume, Volume::Head(_))).then_some(MountWhat::Head),
+        };
+        Ok((what.ok_or_else(refusal)?, staging))
+    }
+
+    /// `staging`: to be unmounted if a reset keeps the mount back.
+    async fn mount_here(
+        &self,
+        volume: Volume,
+        what: MountWhat,
+        place: &Place,
+        read_only: bool,
+        staging: Option<&Place>,
+    ) -> Result<(), Refusal> {
         let shown_path = place.path().display();
         match self.mounted(place.path()).await? {
             Some(line) if line.dev != self.pool_dev || line.root != path_in_pool(volume.fs(), what) => {
@@ -202,7 +220,7 @@ impl Csi {
             // Nothing; the same; or what a crash left between mount and remount: the owner finishes it.
             _ => {}
         }
-        self.ask(volume.fs(), what, place.path(), read_only).await?;
+        self.ask(volume, what, place.path(), read_only, staging).await?;
         if !read_only {
             self.writable().insert(place.path().to_owned());
         }
@@ -210,13 +228,19 @@ impl Csi {
     }
 
     /// The owner opens authority when the operator's word arrives, which may be a moment after the kubelet's.
-    async fn ask(&self, fs: FsId, what: MountWhat, path: &Path, read_only: bool) -> Result<(), Refusal> {
+    async fn ask(&self, volume: Volume, what: MountWhat, path: &Path, read_only: bool, staging: Option<&Place>) -> Result<(), Refusal> {
         let until = Instant::now() + PATIENCE;
         loop {
-            let owner = self.handle(fs)?;
+            let owner = self.handle(volume.fs())?;
             let Err(problem) = owner.mount(what, path.to_owned(), read_only).await else { return Ok(()) };
+            if let (Reason::Held, Some(staging)) = (problem.reason, staging)
+                && self.mounted(staging.path()).await?.is_some()
+                && let Ok(_turn) = self.inflight.begin(&volume.to_string(), staging.path())
+            {
+                let _ = owner.unmount(staging.path().to_owned()).await; // who is in its way is named by the reset
+            }
             let may_pass = match problem.reason {
-                Reason::NotPlaced | Reason::Busy | Reason::StaleEpoch => true,
+                Reason::NotPlaced | Reason::Busy | Reason::Held | Reason::StaleEpoch => true,
                 Reason::NotOwner => !matches!(owner.current().role, RoleStatus::Replica | RoleStatus::Receiving),
                 _ => false,
             };

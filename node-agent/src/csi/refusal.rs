@@ -47,7 +47,7 @@ impl Refusal {
 pub const fn code_of(reason: Reason) -> Code {
     match reason {
         Reason::NotFound | Reason::NotPlaced => Code::NotFound,
-        Reason::Busy | Reason::StaleEpoch | Reason::BaseGone | Reason::DigestMismatch | Reason::Cancelled => Code::Aborted,
+        Reason::Busy | Reason::Held | Reason::StaleEpoch | Reason::BaseGone | Reason::DigestMismatch | Reason::Cancelled => Code::Aborted,
         Reason::Deleting
         | Reason::NotOwner
         | Reason::AuthorityUnknown
@@ -93,6 +93,7 @@ mod tests {
     fn what_passes_by_itself_is_aborted_and_what_a_person_must_mend_is_not() {
         for (reason, code) in [
             (Reason::Busy, Code::Aborted),
+            (Reason::Held, Code::Aborted),
             (Reason::StaleEpoch, Code::Aborted),
             (Reason::NotFound, Code::NotFound),
             (Reason::NotOwner, Code::FailedPrecondition),

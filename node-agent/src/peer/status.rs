@@ -23,6 +23,7 @@ pub const fn code_of(reason: Reason) -> Code {
         | Reason::NestedSubvolume
         | Reason::Mounted
         | Reason::Pinned
+        | Reason::Held
         | Reason::NotOwner
         | Reason::AuthorityUnknown
         | Reason::EpochRegression => Code::FailedPrecondition,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use dotgraft_api::{
     Authority, Condition, CopyRole, DesiredState, DotStatus, FilesystemPhase, Place, RecentCommit, Replica, ReplicaSummary, Time, condition,
 };
+use kube::ResourceExt;
 
 use super::decide::View;
 use super::{ClaimObject, gather};
@@ -13,6 +14,7 @@ use crate::context::Ctx;
 use crate::error::Error;
 use crate::filesystem;
 use crate::pools::{self, PoolView};
+use crate::pvc;
 use crate::write;
 
 /// Conditions of the owner's Replica that people must read on the claim.
@@ -25,6 +27,7 @@ struct Input<'a> {
     authority: Option<&'a Authority>,
     replicas: &'a [Arc<Replica>],
     pools: &'a [PoolView],
+    claims: Vec<String>,
 }
 
 impl Input<'_> {
@@ -44,7 +47,9 @@ pub async fn write<K: ClaimObject>(object: &K, view: &View, block: Option<Block>
     let block = block.or_else(|| view.fs.as_ref().filter(|_| !view.claim.deleting).and_then(|fs| filesystem::blocked(fs, ctx)));
     let pools = pools::all(&ctx.caches);
     let authority = view.fs.as_ref().and_then(|f| f.status.as_ref()).and_then(|s| s.authority.as_ref());
-    let input = Input { view, block: block.as_ref(), authority, replicas: &replicas, pools: &pools };
+    let fs_id = view.fs.as_ref().map(ResourceExt::name_any);
+    let claims = fs_id.map(|id| pvc::writing_claims(&id, &view.claim.namespace, ctx)).unwrap_or_default();
+    let input = Input { view, block: block.as_ref(), authority, replicas: &replicas, pools: &pools, claims };
     let new = compute(&input, &old, now);
     if new != old {
         let notes = conditions::transitions(&old.conditions, &new.conditions);
@@ -68,6 +73,7 @@ fn compute(input: &Input<'_>, old: &DotStatus, now: &Time) -> DotStatus {
         head: reported.and_then(|s| s.head.clone()),
         bytes: reported.map(|s| s.bytes),
         limit: reported.filter(|s| s.limit > 0).map(|s| s.limit),
+        claims: input.claims.clone(),
         replicas: summaries(input),
         migration: filesystem::moving::newest_report(input.replicas),
         recent_commits: reported.map(recent).unwrap_or_default(),

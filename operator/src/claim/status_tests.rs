@@ -29,7 +29,7 @@ fn case() -> Case {
 fn of(case: &Case, block: Option<&Block>) -> DotStatus {
     let fs = case.view.fs.as_ref();
     let authority = fs.and_then(|f| f.status.as_ref()).and_then(|s| s.authority.as_ref());
-    let input = Input { view: &case.view, block, authority, replicas: &case.replicas, pools: &case.pools };
+    let input = Input { view: &case.view, block, authority, replicas: &case.replicas, pools: &case.pools, claims: vec!["data".into()] };
     compute(&input, &DotStatus::default(), &Time(Timestamp::UNIX_EPOCH))
 }
 fn reason(s: &DotStatus, type_: &str) -> (String, String) {
@@ -163,7 +163,7 @@ fn one_line_per_node_the_owner_first_a_tombstone_hidden() {
 fn the_id_stays_when_the_filesystem_is_lost() {
     let mut c = case();
     c.view.fs = None;
-    let input = Input { view: &c.view, block: None, authority: None, replicas: &[], pools: &[] };
+    let input = Input { view: &c.view, block: None, authority: None, replicas: &[], pools: &[], claims: Vec::new() };
     let old = DotStatus { fs_id: Some(FS.into()), ..DotStatus::default() };
     assert_eq!(compute(&input, &old, &Time(Timestamp::UNIX_EPOCH)).fs_id.as_deref(), Some(FS));
     assert_eq!(compute(&input, &DotStatus::default(), &Time(Timestamp::UNIX_EPOCH)).fs_id, None);

@@ -97,7 +97,7 @@ impl wire::controller_server::Controller for Controller {
             let volume = create::create(r.get_ref(), &self.ctx).await?;
             Ok(wire::CreateVolumeResponse { volume: Some(volume) })
         };
-        self.call("CreateVolume", work).await
+        self.call("CreateVolume", Box::pin(work)).await
     }
 
     async fn delete_volume(&self, r: Request<wire::DeleteVolumeRequest>) -> Answer<wire::DeleteVolumeResponse> {

@@ -3,12 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use dotgraft_api::{Branch, ClaimKind, ClaimRef, Dot, Filesystem, FilesystemPhase, Origin, OrphanActionKind, Place, Replica};
+use dotgraft_api::{Branch, ClaimKind, ClaimRef, Dot, Filesystem, FilesystemPhase, OrphanActionKind, Place, Replica};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::ListParams;
 use kube::{Api, ResourceExt};
 
 use super::plan::View;
+use super::wishes::ResetWish;
 use crate::claim::{ClaimObject, ClaimView, cached as cached_claim};
 use crate::commit;
 use crate::context::{Ctx, claim_term, fs_term};
@@ -84,11 +85,13 @@ pub fn jobs_of(claim: &ClaimView, ctx: &Ctx) -> Vec<Arc<dotgraft_api::Replicatio
     jobs
 }
 
-fn resets_of(claim: &ClaimView, fs: &Filesystem, ctx: &Ctx) -> BTreeMap<String, Origin> {
+fn resets_of(claim: &ClaimView, fs: &Filesystem, ctx: &Ctx) -> BTreeMap<String, ResetWish> {
+    let now = Timestamp::now();
     let mut list = ctx.caches.operations.with(&claim_term(claim.kind.as_str(), &claim.namespace, &claim.name));
     list.retain(|o| o.metadata.deletion_timestamp.is_none() && o.spec.reset.is_some());
     let plans = list.iter().filter_map(|o| o.status.as_ref()).filter(|s| s.phase.is_none()).filter_map(|s| s.reset.clone());
-    plans.filter(|p| p.to.fs_id == fs.name_any() || fs.spec.origin.as_ref() == Some(&p.to)).map(|p| (p.kept, p.to)).collect()
+    let ours = plans.filter(|p| p.to.fs_id == fs.name_any() || fs.spec.origin.as_ref() == Some(&p.to));
+    ours.map(|p| (p.kept, ResetWish { to: p.to, hold: p.hold_until.is_some_and(|until| now < until.0) })).collect()
 }
 
 fn dropped(id: &str, ctx: &Ctx) -> BTreeSet<String> {

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use dotgraft_api::{
-    Authority, Commit, CopyRole, Desired, DesiredRole, DesiredState, Filesystem, FilesystemPhase, Origin, Place, Replica, ReplicaSpec,
+    Authority, Commit, CopyRole, Desired, DesiredRole, DesiredState, Filesystem, FilesystemPhase, Place, Replica, ReplicaSpec,
     ReplicationJob,
 };
 use kube::ResourceExt;
@@ -15,7 +15,7 @@ use kube::ResourceExt;
 use super::cordon;
 use super::moving;
 use super::spare::{self, Marks, Needs};
-use super::wishes::{self, Asked};
+use super::wishes::{self, Asked, ResetWish};
 use crate::claim::ClaimView;
 use crate::conditions::Block;
 use crate::names;
@@ -37,7 +37,7 @@ pub struct View {
     /// Commit objects of the claim.
     pub commits: Vec<Arc<Commit>>,
     /// Resets in hand: the Commit that keeps what was there, and what the volume is to become.
-    pub resets: BTreeMap<String, Origin>,
+    pub resets: BTreeMap<String, ResetWish>,
     /// Live jobs that select the claim.
     pub jobs: Vec<Arc<ReplicationJob>>,
     /// Pools whose copies a person gave up (`kubectl dot drop`).

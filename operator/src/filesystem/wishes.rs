@@ -18,6 +18,15 @@ pub const MAX_COMMITS: usize = 256;
 /// Most job entries of one Replica.
 pub const MAX_JOBS: usize = 32;
 
+/// A reset in hand.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ResetWish {
+    /// What the volume is to become.
+    pub to: Origin,
+    /// New mounts wait for it.
+    pub hold: bool,
+}
+
 /// Whether the commit's result stands in its status.
 pub fn is_recorded(commit: &Commit) -> bool {
     commit.status.as_ref().is_some_and(|s| s.id.is_some())
@@ -44,7 +53,7 @@ impl Asked<'_> {
 
 /// Entries for Commit objects. Only the owner makes commits; every copy removes them, the owner first. One that belongs to an operation
 /// is made only as a reset in hand says.
-pub fn commits(objects: &[Arc<Commit>], resets: &BTreeMap<String, Origin>, asked: &Asked<'_>) -> Vec<CommitWish> {
+pub fn commits(objects: &[Arc<Commit>], resets: &BTreeMap<String, ResetWish>, asked: &Asked<'_>) -> Vec<CommitWish> {
     let owner = matches!(asked, Asked::Owner);
     let mut list: Vec<&Arc<Commit>> = objects
         .iter()
@@ -65,8 +74,9 @@ pub fn is_of_operation(commit: &Commit) -> bool {
     commit.annotations().contains_key(OPERATION_ANNOTATION)
 }
 
-fn wish(commit: &Commit, reset_to: Option<&Origin>) -> CommitWish {
+fn wish(commit: &Commit, reset: Option<&ResetWish>) -> CommitWish {
     let remove = commit.metadata.deletion_timestamp.is_some();
+    let reset = reset.filter(|_| !remove);
     CommitWish {
         uid: commit.uid().unwrap_or_default(),
         name: commit.name_any(),
@@ -74,7 +84,8 @@ fn wish(commit: &Commit, reset_to: Option<&Origin>) -> CommitWish {
         metadata: if remove { std::collections::BTreeMap::default() } else { commit.spec.metadata.clone() },
         id: commit.status.as_ref().and_then(|s| s.id.clone()),
         remove,
-        reset_to: reset_to.filter(|_| !remove).cloned(),
+        reset_to: reset.map(|r| r.to.clone()),
+        hold: reset.is_some_and(|r| r.hold),
     }
 }
 
@@ -148,8 +159,10 @@ mod tests {
         let (list, none) = ([Arc::new(c.clone())], BTreeMap::new());
         assert!(commits(&list, &none, &Asked::Owner).is_empty(), "its operation is gone, or has ended");
         let to = Origin { fs_id: "f".into(), commit: "c".into() };
-        let resets = BTreeMap::from([("before".to_owned(), to.clone()), ("mine".to_owned(), to.clone())]);
-        assert_eq!(commits(&list, &resets, &Asked::Owner)[0].reset_to, Some(to));
+        let reset = ResetWish { to: to.clone(), hold: true };
+        let resets = BTreeMap::from([("before".to_owned(), reset.clone()), ("mine".to_owned(), reset)]);
+        let wish = commits(&list, &resets, &Asked::Owner).remove(0);
+        assert_eq!((wish.reset_to, wish.hold), (Some(to), true));
         assert_eq!(commits(&[Arc::new(commit("mine", 2))], &resets, &Asked::Owner)[0].reset_to, None, "a Commit of a user resets nothing");
         assert_eq!(commits(&[Arc::new(deleted(c))], &none, &Asked::Owner).len(), 1, "it can be deleted");
     }

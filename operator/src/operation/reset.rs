@@ -2,20 +2,24 @@
 //! and replaces the head in the same act, so the operation is done when the Commit is ready.
 
 use dotgraft_api::{
-    Commit, CommitSource, CommitSpec, DotOperation, DotOperationStatus, OperationPhase, Origin, Reset, ResetPlan, condition,
+    Commit, CommitSource, CommitSpec, DotOperation, DotOperationStatus, OperationPhase, Origin, Reset, ResetPlan, Time, condition,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::jiff::{SignedDuration, Timestamp, Unit};
 use kube::api::PostParams;
 use kube::runtime::controller::Action;
 use kube::{Api, ResourceExt};
 
-use super::{WAIT, ended_as, finish, wait};
+use super::{WAIT, ended_as, finish, wait, wait_with};
 use crate::context::{Ctx, claim_term};
 use crate::error::Error;
 use crate::filesystem::plan::View;
 use crate::filesystem::wishes::is_of_operation;
 use crate::names::OPERATION_ANNOTATION;
 use crate::write;
+
+/// How long new pods wait for a reset that wants it so. The owner counts as long by itself.
+const HOLD: SignedDuration = SignedDuration::from_mins(5);
 
 /// What the volume is to become; `named`: the Commit of the name that is asked for.
 ///
@@ -76,7 +80,12 @@ pub async fn reconcile(operation: &DotOperation, wish: &Reset, view: &View, ctx:
         };
         let kept = kept_name(&operation.name_any());
         let message = format!("takes Commit `{kept}`, then the volume becomes commit {}", to.commit);
-        let status = DotOperationStatus { reset: Some(ResetPlan { to, kept }), message, ..DotOperationStatus::default() };
+        let hold_until = wish.hold.then(|| Time(Timestamp::now() + HOLD));
+        let status = DotOperationStatus {
+            reset: Some(ResetPlan { to, kept, hold_until, holding: false }),
+            message,
+            ..DotOperationStatus::default()
+        };
         write::status(&api, operation, &status).await?;
         return Ok(Action::requeue(std::time::Duration::ZERO));
     };
@@ -84,19 +93,39 @@ pub async fn reconcile(operation: &DotOperation, wish: &Reset, view: &View, ctx:
         commits.create(&PostParams::default(), &keeper(operation, &plan)).await?;
         return Ok(Action::requeue(WAIT));
     };
+    let plan = ResetPlan { holding: is_holding(view, &commit), ..plan };
     let keep = |status| DotOperationStatus { reset: Some(plan.clone()), ..status };
     if commit.annotations().get(OPERATION_ANNOTATION) != Some(&operation.name_any()) {
         let why = format!("there is a Commit `{}` already that is not of this operation", plan.kept);
         return finish(operation, keep(ended_as(OperationPhase::Refused, None, None, None, &why)), "Reset", ctx).await;
     }
-    let status = commit.status.unwrap_or_default();
+    let status = commit.status.clone().unwrap_or_default();
     let ready = condition(&status.conditions, "Ready");
     if status.id.is_some() {
         let why = format!("the volume is commit {} again; what it held before is Commit `{}`", plan.to.commit, plan.kept);
         return finish(operation, keep(ended_as(OperationPhase::Done, None, None, None, &why)), "Reset", ctx).await;
     }
     let text = ready.map_or_else(|| "waiting for the operator".to_owned(), |c| c.message.clone());
-    wait(operation, &text, ctx).await
+    let text = format!("{text}{}", hold_text(&plan, Timestamp::now()));
+    wait_with(operation, keep(DotOperationStatus { message: text, ..DotOperationStatus::default() }), ctx).await
+}
+
+/// The owner says that new mounts wait for it.
+fn is_holding(view: &View, commit: &Commit) -> bool {
+    let owner = view.fs.status.as_ref().and_then(|s| s.authority.as_ref()).map(|a| a.owner.pool.as_str());
+    let replica = view.replicas.iter().find(|r| Some(r.spec.pool.as_str()) == owner);
+    let answers = replica.and_then(|r| r.status.as_ref()).map(|s| s.commits.as_slice()).unwrap_or_default();
+    answers.iter().any(|a| a.holding && Some(&a.uid) == commit.metadata.uid.as_ref())
+}
+
+/// What is said of the hold beside what the reset waits for.
+fn hold_text(plan: &ResetPlan, now: Timestamp) -> String {
+    match &plan.hold_until {
+        None => String::new(),
+        Some(until) if until.0 <= now => "; it keeps no pods from starting any more, its time for that is over".to_owned(),
+        Some(_) if !plan.holding => String::new(),
+        Some(until) => format!("; until {} no new pod gets the volume", until.0.round(Unit::Second).unwrap_or(until.0)),
+    }
 }
 
 /// A name for the Commit, at most 253 bytes.
@@ -123,8 +152,6 @@ fn keeper(operation: &DotOperation, plan: &ResetPlan) -> Commit {
 mod tests {
     use std::sync::Arc;
 
-    use k8s_openapi::jiff::Timestamp;
-
     use super::*;
     use crate::filesystem::moving::tests::{copy, view};
     use crate::testing::{FS, commit, recorded};
@@ -133,7 +160,7 @@ mod tests {
     const OTHER: &str = "0198c2a5-7f00-7000-8000-0000000000ff";
 
     fn to(view: &View, commit: Option<&str>, named: Option<&Commit>) -> Result<(String, String), String> {
-        target(view, &Reset { commit: commit.map(str::to_owned) }, named).map(|o| (o.fs_id, o.commit))
+        target(view, &Reset { commit: commit.map(str::to_owned), hold: false }, named).map(|o| (o.fs_id, o.commit))
     }
 
     #[test]
@@ -175,6 +202,32 @@ mod tests {
         assert!(to(&v, Some("c"), Some(&foreign)).unwrap_err().contains("another volume"));
         v.fs.spec.origin = Some(Origin { fs_id: OTHER.into(), commit: foreign.status.clone().unwrap().id.unwrap() });
         assert_eq!(to(&v, Some("c"), Some(&foreign)).unwrap().0, OTHER);
+    }
+
+    #[test]
+    fn it_holds_when_the_owner_says_so_of_its_commit() {
+        let mut v = view();
+        let before = commit("before-r", 1);
+        let mut owner = (*copy("n1", CopyRole::Owner, 3)).clone();
+        let uid = before.metadata.uid.clone().unwrap();
+        let answer = dotgraft_api::ReplicaCommitStatus { uid, holding: true, ..Default::default() };
+        owner.status.as_mut().unwrap().commits = vec![answer.clone()];
+        v.replicas = vec![Arc::new(owner.clone())];
+        assert!(is_holding(&v, &before) && !is_holding(&v, &commit("another", 2)));
+        owner.status.as_mut().unwrap().commits = vec![dotgraft_api::ReplicaCommitStatus { holding: false, ..answer }];
+        v.replicas = vec![Arc::new(owner)];
+        assert!(!is_holding(&v, &before));
+    }
+
+    #[test]
+    fn what_is_said_of_the_hold_has_its_end() {
+        let until = Timestamp::from_second(1_000).unwrap();
+        let plan = |holding| ResetPlan { hold_until: Some(Time(until)), holding, ..ResetPlan::default() };
+        let said = |holding, second| hold_text(&plan(holding), Timestamp::from_second(second).unwrap());
+        assert!(said(true, 999).contains("until 1970-01-01T00:16:40Z"), "{}", said(true, 999));
+        assert_eq!(said(false, 999), "", "the owner doesn't know of it yet");
+        assert!(said(true, 1_000).contains("over"));
+        assert_eq!(hold_text(&ResetPlan::default(), until), "");
     }
 
     #[test]

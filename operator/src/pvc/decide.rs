@@ -126,6 +126,12 @@ pub fn filesystem_of(pv: &PersistentVolume) -> Option<String> {
     crate::csi::ids::Handle::parse(&csi.volume_handle).map(|h| h.fs.to_string())
 }
 
+/// Of this driver, and with a handle that is only to read commits.
+pub fn is_read_only(pv: &PersistentVolume) -> bool {
+    let csi = pv.spec.as_ref().and_then(|s| s.csi.as_ref());
+    csi.and_then(|c| crate::csi::ids::Handle::parse(&c.volume_handle)).is_some_and(|h| h.read_only)
+}
+
 /// Made here, to be taken away here when its claim is gone: nobody else takes a `Retain` PV away, and the data is not its own.
 pub fn is_ours_to_drop(pv: &PersistentVolume) -> bool {
     let spec = pv.spec.clone().unwrap_or_default();
@@ -204,6 +210,7 @@ pub(super) mod tests {
         let read = made(&Access { read_only: true, modes: vec!["ReadOnlyMany".into()] });
         assert_ne!(read.name_any(), pv.name_any());
         assert_eq!(filesystem_of(&read).as_deref(), Some(FS));
+        assert!(is_read_only(&read) && !is_read_only(&pv), "its pods have no head");
     }
 
     #[test]

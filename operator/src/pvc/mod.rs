@@ -197,5 +197,15 @@ pub fn bound_claims(fs_id: &str, ctx: &Ctx) -> Vec<String> {
     list
 }
 
+/// PVCs of a namespace that are bound to a Filesystem for writing: their pods have its head.
+pub fn writing_claims(fs_id: &str, namespace: &str, ctx: &Ctx) -> Vec<String> {
+    let volumes = ctx.caches.volumes.with(&fs_term(fs_id));
+    let claims = volumes.iter().filter(|pv| !decide::is_read_only(pv)).filter_map(|pv| decide::bound_claim(pv));
+    let mut list: Vec<String> = claims.filter_map(|c| Some(c.strip_prefix(namespace)?.strip_prefix('/')?.to_owned())).collect();
+    list.sort();
+    list.truncate(16);
+    list
+}
+
 #[cfg(test)]
 mod scenario_tests;

@@ -4,6 +4,7 @@
 
 mod commits;
 mod database;
+mod evicted;
 mod failing;
 mod full;
 mod holders;
@@ -32,7 +33,16 @@ const STEP: Duration = Duration::from_secs(60);
 
 /// All cases.
 pub fn cases() -> Vec<Case> {
-    let all = [database::cases(), upgrade::cases(), killed::cases(), failing::cases(), full::cases(), commits::cases(), holders::cases()];
+    let all = [
+        database::cases(),
+        upgrade::cases(),
+        killed::cases(),
+        failing::cases(),
+        full::cases(),
+        commits::cases(),
+        holders::cases(),
+        evicted::cases(),
+    ];
     all.into_iter().flatten().collect()
 }
 
