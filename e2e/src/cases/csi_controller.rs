@@ -44,6 +44,7 @@ const SIZE: i64 = 256 << 20;
 
 /// The operator's Controller service, as one sidecar sees it.
 pub struct Sidecar {
+    /// Cheap to clone.
     pub client: ControllerClient<Channel>,
     namespace: String,
 }

@@ -102,7 +102,8 @@ async fn room(t: &Test) -> Result<()> {
     let client = Sidecar::new(t).await?.client;
     eventually("room for volumes", Duration::from_secs(60), || async {
         let asked = client.clone().get_capacity(csi::GetCapacityRequest::default()).await?;
-        Ok(ensure!(asked.into_inner().available_capacity > 0, "the operator knows of no pool that is ready"))
+        ensure!(asked.into_inner().available_capacity > 0, "the operator knows of no pool that is ready");
+        Ok(())
     })
     .await
 }
