@@ -314,6 +314,9 @@ pub struct ReplicaCommit {
     /// The owner's epoch then.
     #[serde(default)]
     pub epoch: u64,
+    /// Its Commit is deleted; this copy keeps it until it has a newer one.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub deleted: bool,
 }
 
 /// How a handoff of authority goes (migration.md §1).

@@ -35,6 +35,9 @@ struct Line {
     nodes: Vec<String>,
 }
 
+/// In place of the message of a commit whose object is gone.
+const DELETED: &str = "(deleted; the next increment starts from it)";
+
 pub async fn run(client: &Client, common: &Common, args: &LogArgs) -> Result<()> {
     let source = source(client, &args.source).await?;
     let Some(fs_id) = source.fs_id else { bail!("{} has no Filesystem yet", args.source) };
@@ -47,7 +50,7 @@ pub async fn run(client: &Client, common: &Common, args: &LogArgs) -> Result<()>
                 id: commit.id,
                 time: Some(commit.time.0),
                 parent: commit.parent,
-                message: commit.message,
+                message: if commit.deleted { DELETED.to_owned() } else { commit.message },
                 object: None,
                 nodes: Vec::new(),
             });

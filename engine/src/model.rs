@@ -34,9 +34,16 @@ pub struct Commit {
     /// The Commit object that wants it, if any: a commit that someone asked for and wants kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kept: Option<RequestUid>,
-    /// Made for a migration: not in `log`, seen by no job.
+    /// Made for a migration: not in `log`, seen by no job. With `kept`: let go ([`Commit::is_let_go`]).
     #[serde(default)]
     pub transient: bool,
+}
+
+impl Commit {
+    /// Nobody wants it any more, but the next increment starts from it: people see it no longer, and it goes once there is a newer one (ADR 11).
+    pub const fn is_let_go(&self) -> bool {
+        self.transient && self.kept.is_some()
+    }
 }
 
 /// Where a copy is: a node and the pool on it.

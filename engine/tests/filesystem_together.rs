@@ -14,6 +14,22 @@ fn the_replica_gets_there_or_all_of_it_goes() {
 }
 
 #[test]
+fn commits_are_let_go_and_go() {
+    let mut counted = (0, 0, 0);
+    for seed in 0..60 {
+        let mut trace = Vec::new();
+        support::user::together(seed, &mut trace);
+        let count = |what: &str| trace.iter().filter(|line| line.contains(what)).count();
+        counted = (
+            counted.0 + count("n0    record commit-let-go"),
+            counted.1 + count("n1    record commit-let-go"),
+            counted.2 + count("record removed"),
+        );
+    }
+    assert!(counted.0 > 20 && counted.1 > 5, "the simulation exercises it: {counted:?}");
+}
+
+#[test]
 fn a_seed_is_a_run() {
     for seed in 0..5 {
         let run = || {

@@ -123,6 +123,26 @@ fn transient_commits_are_seen_by_no_job() {
 }
 
 #[test]
+fn a_base_that_is_newer_than_all_that_is_left_is_where_the_receiver_should_be() {
+    // 3 was deleted on the sender, and is kept as the base; the receiver has heard of it, or not yet.
+    for theirs in [receiver(&[1, 2, 3]), Versions { commits: vec![commit(2), transient(3)], ..receiver(&[]) }] {
+        let mut local = sender(&[1, 2]);
+        local.commits.push(transient(3));
+        let got = plan(&local, &theirs, Fail, EACH).expect("nothing to do");
+        assert_eq!((got.base, got.target, got.steps.len()), (Some(id(3)), id(2), 0));
+        local.commits.push(commit(4));
+        assert_eq!(steps(&plan(&local, &theirs, Fail, EACH).expect("an increment")), path(&[(3, 4)]));
+    }
+    // The receiver was never sent what is left, and the sender may have nothing else.
+    for ours in [&[1, 2][..], &[]] {
+        let mut local = sender(ours);
+        local.commits.push(transient(3));
+        let got = plan(&local, &receiver(&[3]), Fail, EACH).expect("nothing to do");
+        assert_eq!((got.base, got.target, got.steps.len()), (Some(id(3)), id(3), 0));
+    }
+}
+
+#[test]
 fn a_sender_that_lost_authority_is_told_so_before_anything_else() {
     for role in [VersionsRole::Replica, VersionsRole::Owner, VersionsRole::Deleting] {
         let mut peer = versions(role, &[1]);

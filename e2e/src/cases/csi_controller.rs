@@ -304,11 +304,11 @@ async fn snapshot_copies(t: Arc<Test>) -> Result<()> {
         Ok(())
     })
     .await?;
-    // The volume first: while its replication goes on, the newest commit is what the next increment starts from (`Pinned`).
-    csi.delete(&volume).await?;
+    // Also the newest, while its replication goes on.
     for entry in entries.iter().filter_map(|e| e.snapshot.as_ref()) {
         csi.delete_snapshot(&entry.snapshot_id).await?;
     }
+    csi.delete(&volume).await?;
     nothing_left(&t, &volume).await
 }
 

@@ -26,6 +26,11 @@ pub fn cases() -> Vec<Case> {
         Case::new("5-branch", "killed at every journal record of a branch, it ends the same", |t| everywhere(t, Branch)),
         Case::new("5-commit/take", "killed at every journal record of a commit, it ends the same", |t| everywhere(t, Take)),
         Case::new("5-commit/remove", "killed at every journal record of a commit's removal, it ends the same", |t| everywhere(t, Remove)),
+        Case::new(
+            "5-commit/let-go",
+            "killed at every record of the removal of what increments start from, on either side, it ends the same",
+            let_go,
+        ),
         Case::new("5-receive", "killed at every journal record of a receive, it ends the same", |t| everywhere(t, Receive)),
         Case::new("5-delete/owner", "killed at every journal record of an owner's deletion, nothing stays", |t| {
             everywhere(t, Delete("n1"))
@@ -330,6 +335,59 @@ impl Operation for Remove {
         let status = t.replica(&fs_id_of(t, n).await?, "n1").await?;
         ensure!(status.pointer("/status/head").is_none_or(Value::is_null), "no commit must be left: {}", status["status"]);
         Ok(())
+    }
+}
+
+async fn let_go(t: Arc<Test>) -> Result<()> {
+    everywhere(Arc::clone(&t), LetGo("n1")).await?;
+    everywhere(t, LetGo("n2")).await
+}
+
+/// The removal of the commit that owner and copy have in common; killed is the agent of that node.
+struct LetGo(&'static str);
+
+impl LetGo {
+    /// Both sides have Dots of their own.
+    fn nth(&self, n: usize) -> usize {
+        if self.0 == "n1" { n } else { 100 + n }
+    }
+}
+
+impl Operation for LetGo {
+    fn node(&self) -> &'static str {
+        self.0
+    }
+    fn has(&self) -> &'static [&'static str] {
+        &["commit-let-go", "removed"]
+    }
+    async fn prepare(&self, t: &Test, n: usize) -> Result<()> {
+        Delete(self.0).prepare(t, self.nth(n)).await
+    }
+    async fn begin(&self, t: &Test, n: usize) -> Result<()> {
+        Remove.begin(t, self.nth(n)).await
+    }
+    async fn ended(&self, t: &Test, n: usize) -> Result<Option<String>> {
+        Remove.ended(t, self.nth(n)).await
+    }
+    async fn check(&self, t: &Test, n: usize) -> Result<()> {
+        let n = self.nth(n);
+        Remove.check(t, n).await?;
+        let fs_id = fs_id_of(t, n).await?;
+        write(t, &fs_id, "b", b"two").await?;
+        let commit = t.commit(&format!("e{n}"), &name(n)).await?;
+        t.trigger(&format!("j{n}"), "increment").await?;
+        t.arrived(&fs_id, &commit, "n2", STEP).await?;
+        let job = t.condition("ReplicationJob", &format!("j{n}"), "Ready", "True", Some("Completed")).await?;
+        eventually("what was let go to be gone", STEP, || async {
+            for node in ["n1", "n2"] {
+                let status = &t.replica(&fs_id, node).await?["status"];
+                ensure!(status["commitCount"] == 1, "{node}: {}; {}", status["recentCommits"], job["status"]);
+                let disk = on_disk(t, node, &fs_id)?.unwrap_or_default();
+                ensure!(disk.iter().filter(|d| d.starts_with("commits/") && !d.ends_with(".json")).count() == 1, "{node}: {disk:?}");
+            }
+            Ok(())
+        })
+        .await
     }
 }
 

@@ -8,7 +8,9 @@ use serde_json::json;
 
 use crate::data::digest::{same_trees, tree_digest};
 use crate::data::sqlite::{self, SqliteWriter};
+use crate::harness::test::STEP;
 use crate::harness::{Case, Test};
+use crate::rig::wait::eventually;
 
 /// All cases.
 pub fn cases() -> Vec<Case> {
@@ -17,6 +19,7 @@ pub fn cases() -> Vec<Case> {
         Case::new("life/database", "a database under load is whole in every commit, here and there", database),
         Case::new("life/branch", "a branch starts as its commit, and neither sees what is written to the other", branch),
         Case::new("life/on-commit", "a job with onCommit sends every commit by itself", on_commit),
+        Case::new("life/deleted-base", "the newest commit goes at once, and the next one is sent as an increment to it", deleted_base),
         Case::new("life/replicas", "placement.replicas keeps a copy on another node", replicas),
     ]
 }
@@ -88,6 +91,41 @@ async fn on_commit(t: Arc<Test>) -> Result<()> {
         t.arrived(&fs_id, &commit, "n2", Duration::from_secs(30)).await?;
     }
     Ok(())
+}
+
+async fn deleted_base(t: Arc<Test>) -> Result<()> {
+    let fs_id = t.dot("d", "n1").await?;
+    let head = t.mount("n1", &fs_id).await?;
+    std::fs::write(head.join("a"), super::deletion::noise(8 << 20))?;
+    let spec = json!({"direction": "Push", "source": {"names": ["d"]}, "target": {"node": "n2"}, "schedule": {"onCommit": true}});
+    t.create("ReplicationJob", "j", &spec).await?;
+    let first = t.commit("c1", "d").await?;
+    t.arrived(&fs_id, &first, "n2", STEP).await?;
+    t.kube().delete("Commit", &t.namespace, "c1").await?;
+    t.kube().gone("Commit", &t.namespace, "c1", STEP).await?;
+    let (owner, copy) = (t.replica(&fs_id, "n1").await?, t.replica(&fs_id, "n2").await?);
+    ensure!(owner["status"]["commitCount"] == 0, "the owner shows it: {}", owner["status"]);
+    let there = &copy["status"]["recentCommits"][0];
+    ensure!(there["id"] == *first && there["deleted"] == true, "what the copy has is not told: {there}");
+    let refused = t.local("n1")?.mount(&fs_id, &t.dir.join("deleted"), Some(&first)).await;
+    ensure!(refused.is_err_and(|e| e.to_string().contains("not on this node")), "it can be mounted");
+
+    std::fs::write(head.join("b"), b"two")?;
+    let second = t.commit("c2", "d").await?;
+    t.arrived(&fs_id, &second, "n2", STEP).await?;
+    let job = t.condition("ReplicationJob", "j", "Ready", "True", None).await?;
+    let sent = job["status"]["lastBytes"].as_u64().unwrap_or(u64::MAX);
+    ensure!(sent < 1 << 20, "{sent} bytes were sent, not what differs");
+    let (here, there) = (t.mount_commit("n1", &fs_id, &second).await?, t.mount_commit("n2", &fs_id, &second).await?);
+    same_trees(&here, &there)?;
+    eventually("the first one to be gone everywhere", STEP, || async {
+        for node in ["n1", "n2"] {
+            let status = &t.replica(&fs_id, node).await?["status"];
+            ensure!(status["commitCount"] == 1, "{node}: {}", status["recentCommits"]);
+        }
+        Ok(())
+    })
+    .await
 }
 
 async fn replicas(t: Arc<Test>) -> Result<()> {

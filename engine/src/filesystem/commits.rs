@@ -1,7 +1,8 @@
 //! Taking and removing commits; fence and thaw. One at a time per Filesystem, as they all touch the head or what hangs on it.
 //!
 //! Commit: *commit-intent* (uid → id, so that a repeated request makes no second one) → snapshot → *committed*.
-//! Removal: *commit-removing* → subvolume gone → *commit-removed*. A pinned commit is not removed; the request says by whom.
+//! Removal: *commit-removing* → subvolume gone → *commit-removed*. A pinned commit is not removed; the request says by whom. One that only
+//! increments need is let go: *commit-let-go*, which is the end of it for who asked, and its removal follows when they don't (ADR 11).
 
 use super::event::{Answer, Ctx, Note, Out, ReqId, Role, Task, TaskDone, WantedCommit};
 use super::record::{Record, RequestRow, RequestState};
@@ -225,12 +226,25 @@ impl Filesystem {
             let row = RequestRow { state: RequestState::Removing, problem: None, ..row };
             return self.put_request("remove-intent", row, out);
         }
-        if self.commits.contains_key(&id) {
-            if let Some(holder) = self.pinned_by(id) {
+        if let Some(commit) = self.commits.get(&id) {
+            if commit.is_let_go() {
+                if row.state != RequestState::Removed || !self.requests.contains_key(&want.uid) {
+                    self.put_request("removed", RequestRow { state: RequestState::Removed, problem: None, id, ..row }, out);
+                }
+                return;
+            }
+            if let Some(holder) = self.needed_by(id) {
                 let problem = Problem::new(Reason::Pinned, format!("commit {id} is pinned by {holder}; it goes when that lets go"));
                 if row.problem.as_ref() != Some(&problem) || row.state != RequestState::Removing {
                     self.put_request("remove-pinned", RequestRow { state: RequestState::Removing, problem: Some(problem), id, ..row }, out);
                 }
+                return;
+            }
+            if self.is_base(id) {
+                let commit = Commit { kept: Some(want.uid), transient: true, ..commit.clone() };
+                out.records.push(Record::Commit("commit-let-go", Box::new(commit.clone())));
+                self.commits.insert(id, commit);
+                self.put_request("removed", RequestRow { state: RequestState::Removed, problem: None, id, ..row }, out);
                 return;
             }
             self.commits.remove(&id);
@@ -238,6 +252,8 @@ impl Filesystem {
             out.records.push(Record::CommitRemoving(id));
             out.records.push(Record::CommitGone(id));
             self.put_request("remove-intent", RequestRow { state: RequestState::Removing, problem: None, id, ..row }, out);
+        } else if row.state != RequestState::Removed && self.stops_receiving(id, out) {
+            // It may just have arrived.
         } else if !self.removing.contains(&id) && row.state != RequestState::Removed {
             self.put_request("removed", RequestRow { state: RequestState::Removed, problem: None, id, ..row }, out);
         } else if !self.requests.contains_key(&want.uid) {
@@ -249,13 +265,29 @@ impl Filesystem {
         self.commits.values().find(|c| c.kept == Some(uid)).map(|c| c.id)
     }
 
-    /// Who needs this commit, for a message; `None`: nobody.
-    pub(super) fn pinned_by(&self, id: CommitId) -> Option<String> {
+    /// Whether increments start from it, or it is on its way: on the owner what a job pins, on a copy the newest that it has.
+    fn is_base(&self, id: CommitId) -> bool {
+        self.is_between(id) || self.role() == Some(Role::Replica) && self.newest_lasting() == Some(id)
+    }
+
+    /// Nothing may remove it now.
+    pub(super) fn is_pinned(&self, id: CommitId) -> bool {
+        self.is_between(id) || self.needed_by(id).is_some()
+    }
+
+    /// A transfer, perhaps one that has stopped, starts from it or brings it.
+    fn is_between(&self, id: CommitId) -> bool {
+        self.jobs.values().any(|j| j.pins(id)) || self.partial.as_ref().is_some_and(|p| p.base == Some(id))
+    }
+
+    /// Who needs this commit, other than the increments of jobs, for a message; `None`: nobody.
+    fn needed_by(&self, id: CommitId) -> Option<String> {
         if let Some(fs) = self.origin_pins.iter().find(|(_, c)| **c == id).map(|(fs, _)| fs) {
             return Some(format!("the Branch with Filesystem {fs}"));
         }
-        if let Some((uid, what)) = self.jobs.iter().find_map(|(uid, j)| j.pins(id).map(|what| (uid, what))) {
-            return Some(format!("replication job {uid} ({what})"));
+        // As it was when that began; another send of it tells the receiver that it is let go.
+        if self.running.values().any(|r| matches!(&r.task, Task::Send { to, .. } if to.id == id)) {
+            return Some("a replication job that is sending it".into());
         }
         // A pod's own path sorts after the one at which the kubelet stages its volume.
         let mounts = self.mounts.iter().rev().filter(|(_, what)| *what == super::MountWhat::Commit(id));
@@ -263,7 +295,7 @@ impl Filesystem {
         if !targets.is_empty() {
             return Some(format!("a mount at {}", targets.join(", ")));
         }
-        if self.partial.as_ref().is_some_and(|p| p.base == Some(id)) {
+        if self.is_running(Slot::Receive) && self.partial.as_ref().is_some_and(|p| p.base == Some(id)) {
             return Some("a receive in progress (its base)".into());
         }
         if self.base.as_ref().is_some_and(|b| b.frozen == Some(id)) {
@@ -523,7 +555,7 @@ impl Filesystem {
     }
 
     pub(super) fn finish_request_of(&mut self, commit: &Commit, out: &mut Out) {
-        let Some(uid) = commit.kept else { return };
+        let Some(uid) = commit.kept.filter(|_| !commit.is_let_go()) else { return };
         let row = self.requests.get(&uid).cloned().unwrap_or(RequestRow {
             version: FORMAT_VERSION,
             uid,

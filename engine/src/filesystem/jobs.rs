@@ -64,20 +64,12 @@ impl JobState {
         let gone = self.gone_since.map(|at| at.plus_ms(KEEP_GONE_MS));
         self.job.next_wake().into_iter().chain(gone).min()
     }
-    /// What it needs the commit for, if it does.
+    /// Whether it needs the commit: as what is on its target, or on the way there.
     ///
     /// The cursor protects the base on both sides: the operator has a commit removed at its owner first, then at the replicas.
     /// A job that is gone keeps its cursor for a day, but no longer stands in anyone's way.
-    pub(super) fn pins(&self, id: CommitId) -> Option<&'static str> {
-        if self.gone_since.is_some() && self.job.is_idle() {
-            None
-        } else if self.job.row().cursor == Some(id) {
-            Some("the newest commit on its target")
-        } else if self.job.pins().contains(&id) {
-            Some("being sent")
-        } else {
-            None
-        }
+    pub(super) fn pins(&self, id: CommitId) -> bool {
+        (self.gone_since.is_none() || !self.job.is_idle()) && self.job.pins().contains(&id)
     }
 }
 

@@ -478,9 +478,19 @@ impl Filesystem {
         self.commits.values().max_by_key(|c| (c.time, c.id))
     }
 
+    /// It is here, and not only as the base of the next increment.
+    fn has_for_use(&self, id: CommitId) -> bool {
+        self.commits.get(&id).is_some_and(|c| !c.is_let_go())
+    }
+
     /// The newest that people see: transient ones are left out.
     fn newest_visible(&self) -> Option<&Commit> {
         self.commits.values().filter(|c| !c.transient).max_by_key(|c| (c.time, c.id))
+    }
+
+    /// The newest, but for those that the Filesystem made for itself.
+    fn newest_lasting(&self) -> Option<CommitId> {
+        self.commits.values().filter(|c| !c.transient || c.is_let_go()).max_by_key(|c| (c.time, c.id)).map(|c| c.id)
     }
 
     fn save_base(&mut self, name: &'static str, change: impl FnOnce(&mut Base), out: &mut Out) {

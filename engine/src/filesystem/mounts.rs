@@ -24,7 +24,7 @@ impl Filesystem {
         let refusal = match what {
             _ if !self.is_active() => Some(self.not_here()),
             MountWhat::Head if !self.may_write() => Some(self.write_refusal()),
-            MountWhat::Commit(id) if !self.commits.contains_key(&id) => {
+            MountWhat::Commit(id) if !self.has_for_use(id) => {
                 Some(Problem::new(Reason::NotFound, format!("commit {id} is not on this node")))
             }
             _ if self.waiting_mounts.len() >= WAITING => Some(Problem::new(Reason::Busy, "too many mounts wait; try again")),
@@ -128,7 +128,7 @@ impl Filesystem {
     pub(super) fn handle_pin_origin(&mut self, req: ReqId, by: FsId, commit: CommitId, out: &mut Out) {
         let answer = if !self.is_active() {
             Err(self.not_here())
-        } else if self.commits.contains_key(&commit) {
+        } else if self.has_for_use(commit) {
             self.origin_pins.insert(by, commit);
             out.records.push(Record::OriginPin(Box::new(OriginPinRow { version: FORMAT_VERSION, by, commit })));
             Ok(())

@@ -32,13 +32,13 @@ impl Filesystem {
     }
 
     fn newest_transient(&self) -> Option<&Commit> {
-        self.commits.values().filter(|c| c.transient).max_by_key(|c| (c.time, c.id))
+        self.own_transients().max_by_key(|c| (c.time, c.id))
     }
 
     /// The newest commit, if it is one of these: what a handoff should bring over first. That of a fence is its own affair.
     pub(super) fn precopied(&self) -> Option<CommitId> {
         let frozen = self.base.as_ref().and_then(|b| b.frozen);
-        self.newest().filter(|c| c.transient && Some(c.id) != frozen).map(|c| c.id)
+        self.newest().filter(|c| c.transient && !c.is_let_go() && Some(c.id) != frozen).map(|c| c.id)
     }
 
     /// When the next is due, if one is wanted.

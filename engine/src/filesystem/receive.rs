@@ -216,6 +216,22 @@ impl Filesystem {
         self.usage_due = Timestamp(0);
     }
 
+    /// What arrives of a commit that is to be removed is given up; true while it may still arrive.
+    pub(super) fn stops_receiving(&mut self, id: CommitId, out: &mut Out) -> bool {
+        if self.partial.as_ref().is_none_or(|p| p.target.id != id) {
+            return false;
+        }
+        if self.is_running(Slot::Receive) {
+            self.cancel(Slot::Receive, out);
+            return true;
+        }
+        self.partial = None;
+        self.checkpoint = None;
+        self.discard.insert(id);
+        out.records.push(Record::PartialGone);
+        false
+    }
+
     pub(super) fn advance_discard(&mut self, ctx: &Ctx, out: &mut Out) {
         if self.is_deleting() || !self.inspected || !self.is_ready(Slot::Discard, ctx.now) {
             return;

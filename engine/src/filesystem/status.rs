@@ -53,6 +53,8 @@ pub struct CommitStatus {
     pub epoch: Epoch,
     /// What for.
     pub message: String,
+    /// Nobody wants it any more; it is what the next increment starts from.
+    pub let_go: bool,
 }
 
 /// How a wanted commit stands.
@@ -165,6 +167,9 @@ impl Filesystem {
     /// The picture now.
     pub fn status(&self, now: Timestamp) -> FilesystemStatus {
         let history = self.history();
+        // What was let go is still what a copy has, and what it would begin with as the owner.
+        let copy = self.role() == Some(Role::Replica);
+        let shows = || history.iter().filter(|c| !c.transient || copy && c.is_let_go());
         FilesystemStatus {
             fs_id: self.id,
             observed_generation: self.desired.as_ref().map_or(0, |d| d.generation),
@@ -172,9 +177,9 @@ impl Filesystem {
             managed: self.managed,
             epoch: self.base.as_ref().map_or(Epoch(0), |b| b.epoch),
             opened_epoch: self.base.as_ref().filter(|_| self.opening != Opening::Closed).and_then(|b| b.opened).map(|o| o.epoch),
-            head: history.iter().rev().find(|c| !c.transient).map(|c| c.id),
-            commits: history.iter().filter(|c| !c.transient).count(),
-            recent_commits: history.iter().rev().filter(|c| !c.transient).take(RECENT_COMMITS).map(|c| shown(c)).collect(),
+            head: shows().next_back().map(|c| c.id),
+            commits: shows().count(),
+            recent_commits: shows().rev().take(RECENT_COMMITS).map(|c| shown(c)).collect(),
             bytes: self.usage.0,
             limit: self.usage.1,
             receiving: self.partial.as_ref().map(|p| (p.target.id, self.checkpoint.as_ref().map_or(0, |c| c.token.offset))),
@@ -291,5 +296,5 @@ impl Filesystem {
 }
 
 fn shown(c: &Commit) -> CommitStatus {
-    CommitStatus { id: c.id, parent: c.parent, time: c.time, epoch: c.epoch, message: c.message.clone() }
+    CommitStatus { id: c.id, parent: c.parent, time: c.time, epoch: c.epoch, message: c.message.clone(), let_go: c.is_let_go() }
 }

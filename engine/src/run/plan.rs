@@ -80,14 +80,17 @@ pub fn plan_to(
 ) -> Result<Plan, Refused> {
     check_sides(local, peer)?;
     let sides = Sides::new(local, peer, also);
-    let Some(newest) = sides.sender.iter().rposition(|c| !c.transient || Some(c.id) == also) else {
+    if sides.sender.is_empty() {
         return Err(Problem::new(Reason::NoCommits, "there are no commits on the sender: make one, then start the job again").into());
-    };
-    let target = target.and_then(|t| sides.position.get(&t)).copied().unwrap_or(newest);
-    let Some(target_id) = sides.sender.get(target).map(|c| c.id) else {
+    }
+    let base = sides.base()?;
+    let newest = sides.sender.iter().rposition(|c| !c.transient || Some(c.id) == also);
+    let target = target.and_then(|t| sides.position.get(&t)).copied().or(newest);
+    // What both have may be newer than what is still to be brought over: its commit was deleted, the base stays (ADR 11).
+    let has_later = base.and_then(|id| sides.position.get(&id)).copied().filter(|at| target.is_none_or(|t| t < *at && !sides.has(t)));
+    let Some((target, target_id)) = has_later.or(target).and_then(|at| Some((at, sides.sender.get(at)?.id))) else {
         return Err(Problem::new(Reason::Internal, "the plan's target is outside of the history").into());
     };
-    let base = sides.base()?;
     let mut plan = Plan { base, steps: Vec::new(), target: target_id, resolution: None, discarded: None };
     let candidates = sides.candidates(base, target);
     let resume = match &peer.resume {
@@ -154,6 +157,11 @@ impl<'a> Sides<'a> {
         let position = sender.iter().enumerate().map(|(at, c)| (c.id, at)).collect();
         let received = receiver.iter().map(|c| c.id).collect();
         Self { sender, receiver, position, received }
+    }
+
+    /// Whether the receiver has the sender's commit number `at`.
+    fn has(&self, at: usize) -> bool {
+        self.sender.get(at).is_some_and(|c| self.received.contains(&c.id))
     }
 
     /// The newest commit of the receiver, which the sender must have too.

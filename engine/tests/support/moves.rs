@@ -14,11 +14,15 @@ struct World {
     /// Where it should be.
     goal: usize,
     wishes: Vec<WantedCommit>,
+    /// Deleted commits: what is asked of the owner, and of the copy once the owner has said that it is done.
+    deleted: Vec<(WantedCommit, bool)>,
     /// The last write that a pod was told of.
     written: u64,
     writes: u64,
     /// Authority was taken for this node: its next write is on top of what it held, not of what was written last.
     taken: Option<usize>,
+    /// What that node's commits held then: by its first write, one may have been deleted.
+    held: Vec<u64>,
     /// Authority may be taken from an owner that does not answer.
     steals: bool,
     /// The owner's node is cordoned.
@@ -52,9 +56,10 @@ impl Sim<'_> {
         }
         for n in 0..self.nodes.len() {
             let owner = self.api.owner == n;
+            let deleted = |owner: bool| world.deleted.iter().filter(move |(_, by_owner)| owner || *by_owner).map(|(w, _)| w.clone());
             let wanted = Present {
                 epoch: self.api.epoch,
-                commits: if owner { self.with_ids(&world.wishes) } else { Vec::new() },
+                commits: deleted(owner).chain(if owner { self.with_ids(&world.wishes) } else { Vec::new() }).collect(),
                 move_to: (owner && world.goal != n).then(|| self.nodes[world.goal].place.clone()),
                 precopy_to: (owner && world.leaving).then(|| self.nodes[1 - n].place.clone()),
                 ..present(if owner { Role::Owner } else { Role::Replica })
@@ -82,7 +87,7 @@ impl Sim<'_> {
         self.note_reset(world);
         if world.taken == Some(n) {
             world.taken = None;
-            let held = self.nodes[n].disk.commits.values().any(|(_, content)| *content == before);
+            let held = world.held.contains(&before) || self.nodes[n].disk.commits.values().any(|(_, content)| *content == before);
             assert!(held, "node {n} took over from something that it did not hold");
             world.written = before;
         }
@@ -101,7 +106,10 @@ impl Sim<'_> {
 
     /// A person resets the volume to a commit that the owner shows.
     fn reset(&mut self, world: &mut World) {
-        let shown = |(c, _): &&(dotgraft_engine::model::Commit, u64)| c.kept.is_some_and(|uid| self.ledger.ids.get(&uid) == Some(&c.id));
+        let wanted = |uid| self.ledger.ids.contains_key(&uid) && !self.ledger.removals.contains(&uid);
+        let shown = |(c, _): &&(dotgraft_engine::model::Commit, u64)| {
+            c.kept.is_some_and(|uid| wanted(uid) && self.ledger.ids.get(&uid) == Some(&c.id))
+        };
         let commits: Vec<_> = self.nodes[self.api.owner].disk.commits.values().filter(shown).map(|(c, _)| c.id).collect();
         let made: Vec<_> = commits.into_iter().filter(|id| self.ledger.made.contains(id)).collect();
         let Some(commit) = self.rng.pick(&made).copied() else { return };
@@ -118,6 +126,32 @@ impl Sim<'_> {
             reset_to,
             hold,
         });
+    }
+
+    /// A person deletes a commit that was made, and that no reset waits for.
+    fn delete_commit(&mut self, world: &mut World) {
+        let made = |w: &&WantedCommit| self.ledger.ids.get(&w.uid).is_some_and(|id| self.ledger.made.contains(id));
+        let waited_for = |id| world.wishes.iter().any(|w| w.reset_to.is_some_and(|to| to.commit == id));
+        let list: Vec<_> = world.wishes.iter().filter(made).filter(|w| !waited_for(self.ledger.ids[&w.uid])).cloned().collect();
+        let Some(want) = self.rng.pick(&list).cloned() else { return };
+        let id = self.ledger.ids.get(&want.uid).copied();
+        self.ledger.removals.insert(want.uid);
+        world.wishes.retain(|w| w.uid != want.uid);
+        world.deleted.push((WantedCommit { id, remove: true, reset_to: None, hold: false, ..want }, false));
+    }
+
+    /// The operator reads what became of that.
+    fn note_deleted(&self, world: &mut World) {
+        let removed = |n: usize, uid| {
+            let fs = self.nodes[n].fs.as_ref();
+            fs.is_some_and(|fs| {
+                fs.status(Timestamp(self.now)).requests.iter().any(|r| r.uid == uid && r.state == Some(RequestState::Removed))
+            })
+        };
+        for (want, by_owner) in &mut world.deleted {
+            *by_owner |= removed(self.api.owner, want.uid);
+        }
+        world.deleted.retain(|(want, _)| !(0..2).all(|n| removed(n, want.uid)));
     }
 
     /// Authority went away without this node's doing, and it hasn't fenced its head yet.
@@ -144,6 +178,7 @@ impl Sim<'_> {
         self.api.attempt += 1;
         (self.api.pending, self.api.opened) = (None, None);
         world.taken = Some(to);
+        world.held = self.nodes[to].disk.commits.values().map(|(_, content)| *content).collect();
         world.goal = to;
         self.operate(world);
     }
@@ -175,7 +210,9 @@ impl Sim<'_> {
             self.forge();
         }
         let n = usize::try_from(self.rng.below(2)).unwrap();
-        match self.rng.below(25) {
+        self.note_deleted(world);
+        match self.rng.below(27) {
+            25 => self.delete_commit(world),
             0 | 1 => world.goal = n,
             3 | 4 if world.wishes.len() < 6 => {
                 let uid = self.fresh_request();
@@ -268,9 +305,11 @@ impl Sim<'_> {
             assert!(!self.nodes[n].journal.0.contains_key("migration"), "node {n} has not ended its handoff");
             assert_eq!(self.nodes[n].disk.head.is_some(), n == self.api.owner, "who owns it has the head, and nobody else");
             if n == self.api.owner {
-                let undone: Vec<_> = status.requests.iter().filter(|r| r.state != Some(RequestState::Done)).collect();
+                let removed = |uid| world.deleted.iter().any(|(w, _)| w.uid == uid);
+                let end = |uid| if removed(uid) { RequestState::Removed } else { RequestState::Done };
+                let undone: Vec<_> = status.requests.iter().filter(|r| r.state != Some(end(r.uid))).collect();
                 assert!(
-                    world.steals || undone.is_empty() && status.requests.len() == world.wishes.len(),
+                    world.steals || undone.is_empty() && status.requests.len() == world.wishes.len() + world.deleted.len(),
                     "not committed: {}",
                     short(&undone)
                 );
@@ -289,6 +328,7 @@ impl Sim<'_> {
 /// Pods come and go on both nodes, and authority follows, whatever fails; with `steals` it is also taken, from an owner that can't be asked.
 pub fn moving(seed: u64, steals: bool, trace: &mut Vec<String>) -> Did {
     let mut sim = owner_and_replica(seed, trace);
+    sim.ledger.moves = true;
     let mut world = World { steals, ..World::default() };
     let mut did = Did::default();
     let delete_at = sim.rng.below(500); // in most runs never

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use dotgraft_engine::filesystem::{
-    Event, Handoff, Intent, Life, MountWhat, Present, ReceiveOffer, Role, Task, TaskDone, WantedCommit, WantedJob,
+    Event, Handoff, Intent, Life, MountWhat, Present, ReceiveOffer, RequestState, Role, Task, TaskDone, WantedCommit, WantedJob,
 };
-use dotgraft_engine::ids::{CommitId, Epoch, FsId, MigId, OpId, Timestamp};
+use dotgraft_engine::ids::{CommitId, Epoch, FsId, MigId, OpId, RequestUid, Timestamp};
 use dotgraft_engine::model::{Commit, FORMAT_VERSION, Origin, Place, Problem, Reason};
 use dotgraft_engine::run::{Initial, Intermediate, JobSpec, OnConflict, Outcome, Retry, RunParams};
 
@@ -79,13 +79,29 @@ impl Sim<'_> {
         self.edit(0, |p| p.commits.iter_mut().filter(|c| c.uid == uid).for_each(|c| (c.remove, c.id) = (true, id)));
     }
 
-    /// The finalizer of a Commit object whose commit is gone.
-    fn forget_removed(&mut self) {
-        let Some(fs) = &self.nodes[0].fs else { return };
+    fn removed_on(&self, n: usize) -> Vec<(RequestUid, Option<CommitId>)> {
+        let Some(fs) = &self.nodes[n].fs else { return Vec::new() };
         let status = fs.status(Timestamp(self.now));
-        let gone: Vec<_> =
-            status.requests.iter().filter(|r| r.state == Some(dotgraft_engine::filesystem::RequestState::Removed)).map(|r| r.uid).collect();
-        self.edit(0, |p| p.commits.retain(|c| !(c.remove && gone.contains(&c.uid))));
+        status.requests.iter().filter(|r| r.state == Some(RequestState::Removed)).map(|r| (r.uid, r.id)).collect()
+    }
+
+    /// The operator: what the owner has removed, the copy removes; what that has too, the object's finalizer goes of.
+    fn forget_removed(&mut self) {
+        let mut gone = self.removed_on(0);
+        if self.nodes.len() > 1
+            && let Some(Intent::Present(copy)) = self.nodes[1].wanted.clone()
+        {
+            let there: Vec<_> = self.removed_on(1).into_iter().map(|(uid, _)| uid).collect();
+            let asked: Vec<_> = gone.extract_if(.., |(uid, _)| !there.contains(uid)).collect();
+            for (uid, id) in asked.into_iter().filter(|(uid, _)| !copy.commits.iter().any(|c| c.uid == *uid)) {
+                let want =
+                    WantedCommit { uid, message: String::new(), metadata: BTreeMap::new(), id, remove: true, reset_to: None, hold: false };
+                self.edit(1, |p| p.commits.push(want));
+            }
+        }
+        for n in 0..self.nodes.len() {
+            self.edit(n, |p| p.commits.retain(|c| !(c.remove && gone.iter().any(|(uid, _)| *uid == c.uid))));
+        }
     }
 
     pub fn job(&mut self) -> WantedJob {
@@ -215,8 +231,11 @@ impl Sim<'_> {
         self.edit(0, |p| p.jobs = jobs.into_iter().map(|j| WantedJob { spec: JobSpec { generation, ..j.spec }, ..j }).collect());
     }
 
-    /// A state directory is lost: journal gone, disk there.
+    /// A state directory is lost: journal gone, disk there. Not in the middle of a reset: that leaves commits and no head (ADR 7).
     pub fn lose_journal(&mut self, n: usize) {
+        if self.nodes[n].journal.load().base.is_some_and(|b| b.reset_to.is_some()) {
+            return;
+        }
         self.say(format!("n{n} LOSES ITS JOURNAL"));
         self.crash(n, true);
         self.nodes[n].journal.0.clear();

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use dotgraft_engine::filesystem::{CheckpointRow, Filesystem, Intent, Life, MountWhat, ReceiveOffer, RequestState, Role, Task};
 use dotgraft_engine::ids::{CommitId, JobUid, RequestUid, Timestamp};
+use dotgraft_engine::model::Commit;
 
 use super::sim::{Phase, Sim};
 use super::wire::CHECKPOINT_EVERY;
@@ -29,6 +30,8 @@ pub struct Ledger {
     pub heads_replaced: u64,
     /// What the owner's head holds since it was replaced, until somebody has taken note.
     pub reset_made: Option<u64>,
+    /// Authority moves about: a commit may go that was removed by this node as the owner.
+    pub moves: bool,
     /// Commits that the owner took for a copy close behind.
     pub precopies: u64,
 }
@@ -64,6 +67,10 @@ impl Sim<'_> {
         self.nodes[n].journal.load().base
     }
 
+    fn is_doomed(&self, n: usize, id: CommitId) -> bool {
+        self.nodes[n].journal.0.contains_key(&format!("removing/{id}"))
+    }
+
     /// After each turn of an actor.
     pub fn watch(&mut self, n: usize) {
         let Some(fs) = &self.nodes[n].fs else { return };
@@ -96,8 +103,7 @@ impl Sim<'_> {
             }
         }
         let mut uids = BTreeSet::new();
-        let doomed = |id: CommitId| self.nodes[n].journal.0.contains_key(&format!("removing/{id}"));
-        for (commit, _) in self.nodes[n].disk.commits.values().filter(|(c, _)| !doomed(c.id)) {
+        for (commit, _) in self.nodes[n].disk.commits.values().filter(|(c, _)| !self.is_doomed(n, c.id)) {
             assert!(commit.kept.is_none_or(|uid| uids.insert(uid)), "two commits for one object");
         }
         // The operator: a Filesystem whose owner has it on disk is past `New`.
@@ -132,14 +138,15 @@ impl Sim<'_> {
                     assert!(commit.transient, "nobody asked for it");
                     self.ledger.precopies += 1;
                 }
-                let doomed = |id: CommitId| self.nodes[n].journal.0.contains_key(&format!("removing/{id}"));
-                for (known, _) in self.nodes[n].disk.commits.values().filter(|(c, _)| c.id != commit.id && !doomed(c.id)) {
+                for (known, _) in self.nodes[n].disk.commits.values().filter(|(c, _)| c.id != commit.id && !self.is_doomed(n, c.id)) {
                     assert!(known.time < commit.time, "{} gets a time before {} that exists", commit.id, known.id);
                 }
             }
             Task::Mount(MountWhat::Head, target, _) => {
                 let holding = |fs: &Filesystem| fs.status(Timestamp(self.now)).requests.iter().any(|r| r.holding);
-                let again = self.nodes[n].disk.mounts.contains_key(target);
+                // What an unmount that failed may have taken away is, as far as the owner knows, still there.
+                let known = |fs: &Filesystem| fs.status(Timestamp(self.now)).mounts.contains(target);
+                let again = self.nodes[n].disk.mounts.contains_key(target) || self.nodes[n].fs.as_ref().is_some_and(known);
                 assert!(again || !self.nodes[n].fs.as_ref().is_some_and(holding), "mounts the head while a reset holds");
                 self.assert_opened(n, "mounts the head");
                 assert!(base.as_ref().is_some_and(|b| b.frozen.is_none()), "a mount of a fenced head");
@@ -213,6 +220,11 @@ impl Sim<'_> {
         // Of a reset's fence that nobody was told of.
         let unproven = |uid: &RequestUid| self.ledger.resets.contains(uid) && !self.ledger.made.contains(&id);
         assert!(kept.is_none_or(|uid| self.ledger.removals.contains(&uid) || unproven(&uid)), "{id} goes and nobody asked for it");
+        let replica = !self.ledger.moves && self.journal_base(n).is_some_and(|b| b.role == Role::Replica);
+        if let Some(commit) = self.nodes[n].disk.commits.get(&id).map(|(c, _)| c).filter(|c| replica && !c.transient) {
+            let newer = |c: &Commit| !c.transient && (c.time, c.id) > (commit.time, id) && !self.is_doomed(n, c.id);
+            assert!(self.nodes[n].disk.commits.values().any(|(c, _)| newer(c)), "the newest that a copy has goes: {id}");
+        }
     }
 
     pub fn watch_mounted(&mut self, n: usize, what: MountWhat, ok: bool) {
@@ -277,6 +289,13 @@ impl Sim<'_> {
         }
     }
 
+    /// The owner keeps it for its job.
+    fn is_base(&self, id: CommitId) -> bool {
+        let rows = self.nodes[0].journal.load();
+        let let_go = rows.commits.iter().any(|c| c.id == id && c.is_let_go());
+        let_go && rows.jobs.iter().any(|j| j.cursor == Some(id) || j.sending == Some(id))
+    }
+
     fn watch_gone(&mut self, n: usize) {
         assert!(self.nodes[n].disk.is_empty(), "something of it is left on node {n}: {:?}", self.nodes[n].disk);
         let keys: Vec<&String> = self.nodes[n].journal.0.keys().collect();
@@ -312,7 +331,8 @@ impl Sim<'_> {
             if wish.remove {
                 let pinned = shown.problem.is_some();
                 assert!(shown.state == Some(RequestState::Removed) || pinned, "not removed: {shown:?}");
-                assert!(made == 0 || pinned, "removed and still on disk");
+                let id = shown.id.filter(|_| made > 0 && !pinned);
+                assert!(id.is_none_or(|id| self.is_base(id)), "removed and still on disk, and no increment needs it: {shown:?}");
             } else {
                 let unknown = shown.problem.as_ref().is_some_and(|p| p.reason == dotgraft_engine::model::Reason::NotFound);
                 let impossible = wish.reset_to.is_some() && unknown; // its target was removed before

@@ -161,6 +161,7 @@ pub fn status_of(s: &FilesystemStatus, before: Option<&ReplicaStatus>, now: Time
                 time: time(c.time),
                 message: cut(&c.message, 256),
                 epoch: c.epoch.0,
+                deleted: c.let_go,
             })
             .collect(),
         migration: s.migration.as_ref().map(migration),

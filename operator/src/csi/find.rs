@@ -134,6 +134,7 @@ mod tests {
             time: dotgraft_api::Time(k8s_openapi::jiff::Timestamp::UNIX_EPOCH),
             message: String::new(),
             epoch: 1,
+            deleted: false,
         };
         let recent_commits = vec![listed("01-c"), listed("01-b")];
         let mut s = ReplicaStatus { role: CopyRole::Replica, commit_count: 2, recent_commits, ..ReplicaStatus::default() };

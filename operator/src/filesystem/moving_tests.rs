@@ -30,6 +30,7 @@ pub fn copy(node: &str, role: CopyRole, seconds: i64) -> Arc<Replica> {
         time: Time(Timestamp::from_second(seconds).unwrap()),
         message: String::new(),
         epoch: 3,
+        deleted: false,
     };
     r.status =
         Some(ReplicaStatus { role, commit_count: 1, head: Some(FS.into()), recent_commits: vec![commit], ..ReplicaStatus::default() });

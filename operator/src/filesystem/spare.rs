@@ -5,7 +5,10 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dotgraft_api::{Authority, CopyRole, DesiredRole, DesiredState, FilesystemPhase, Place, Replica, ReplicaSpec, ReplicationJob};
+use dotgraft_api::{
+    Authority, CopyRole, DesiredRole, DesiredState, FilesystemPhase, Place, Replica, ReplicaCommit, ReplicaSpec, ReplicaStatus,
+    ReplicationJob,
+};
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 
@@ -99,7 +102,8 @@ fn has_copies(view: &View, needs: &Needs<'_>) -> bool {
     let recent = owner.map(|s| s.recent_commits.as_slice()).unwrap_or_default();
     let holds = |place: &&Place| {
         let copy = view.replicas.iter().find(|r| place_of(r) == **place).and_then(|r| r.status.as_ref());
-        copy.is_some_and(|s| s.role == CopyRole::Replica && (recent.is_empty() || recent.iter().any(|c| Some(&c.id) == s.head.as_ref())))
+        let listed = |s: &ReplicaStatus| newest_kept(s).is_some_and(|newest| recent.iter().any(|c| c.id == newest.id));
+        copy.is_some_and(|s| s.role == CopyRole::Replica && (recent.is_empty() || listed(s)))
     };
     kept.iter().filter(|p| holds(p)).count() >= usize::try_from(wanted).unwrap_or(usize::MAX)
 }
@@ -123,11 +127,18 @@ fn is_quiet(replica: &Replica) -> bool {
 /// It has nothing that the owner hasn't: its newest commit is one of the owner's, or it has none.
 fn is_known_to(copy: &Replica, owner: Option<&Replica>) -> bool {
     let Some((copy, owner)) = copy.status.as_ref().zip(owner.and_then(|o| o.status.as_ref())) else { return false };
-    let Some(newest) = copy.recent_commits.first() else { return copy.commit_count == 0 };
+    let deleted = copy.recent_commits.iter().filter(|c| c.deleted).count();
+    let kept = copy.commit_count.saturating_sub(u64::try_from(deleted).unwrap_or(u64::MAX));
+    let Some(newest) = newest_kept(copy) else { return kept == 0 };
     let listed = owner.recent_commits.iter().any(|c| c.id == newest.id);
     // Beyond the list: older than all of it. What a superseded owner has alone says so by a condition.
     let before = owner.recent_commits.last().is_some_and(|c| (newest.epoch, newest.time.0) < (c.epoch, c.time.0));
-    listed || before && owner.commit_count > copy.commit_count
+    listed || before && owner.commit_count > kept
+}
+
+/// The newest commit that a Commit object may still want.
+fn newest_kept(copy: &ReplicaStatus) -> Option<&ReplicaCommit> {
+    copy.recent_commits.iter().find(|c| !c.deleted)
 }
 
 /// When the first of them will have waited long enough, if that is still to come.

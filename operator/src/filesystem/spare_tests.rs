@@ -162,6 +162,21 @@ fn the_last_copy_that_is_wanted_stays_until_another_has_it() {
 }
 
 #[test]
+fn what_was_deleted_and_stays_as_a_base_keeps_no_copy() {
+    let mut v = moved();
+    let newest = at(&v, "n2").status.as_ref().unwrap().recent_commits[0].clone();
+    let later = ReplicaCommit { id: "0198c2a5-7f00-7000-8000-00000000ffff".into(), epoch: 9, deleted: true, ..newest };
+    edit(&mut v, "n2", |r| {
+        let s = r.status.as_mut().unwrap();
+        (s.head, s.commit_count) = (Some(later.id.clone()), s.commit_count + 1);
+        s.recent_commits.insert(0, later.clone());
+    });
+    assert_eq!(leaves(&v), ["n2"]);
+    edit(&mut v, "n2", |r| r.status.as_mut().unwrap().recent_commits[0].deleted = false);
+    assert_eq!(leaves(&v), [""; 0], "the owner lacks it, and nobody has deleted it");
+}
+
+#[test]
 fn it_is_looked_at_again_when_the_first_is_due() {
     let mut v = moved();
     v.now = 1_100;

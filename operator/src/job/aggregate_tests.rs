@@ -164,7 +164,8 @@ fn a_job_that_cannot_begin_says_why_in_a_condition_of_that_type() {
 
 #[test]
 fn lag_is_the_age_of_the_oldest_commit_that_is_not_there() {
-    let commit = |id: &str, s: i64| ReplicaCommit { id: id.into(), parent: None, time: at(s), message: String::new(), epoch: 1 };
+    let commit =
+        |id: &str, s: i64| ReplicaCommit { id: id.into(), parent: None, time: at(s), message: String::new(), epoch: 1, deleted: false };
     let mut j = job("j", "n2", 1);
     j.spec.schedule = Some(Schedule { on_commit: true });
     let lag_with = |there: serde_json::Value| {

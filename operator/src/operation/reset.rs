@@ -177,6 +177,7 @@ mod tests {
             time: dotgraft_api::Time(Timestamp::UNIX_EPOCH),
             message: String::new(),
             epoch: 1,
+            deleted: false,
         };
         owner.status.as_mut().unwrap().recent_commits = vec![at(FS), at(OTHER)];
         v.replicas = vec![Arc::new(owner)];

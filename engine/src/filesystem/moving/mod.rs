@@ -180,11 +180,10 @@ impl Filesystem {
             return self.advance_frozen(ctx, out);
         }
         let asked = self.fences.iter().any(FenceRequest::is_of_move);
+        if asked && self.is_running(Slot::Head) {
+            return; // first the fence ends, one way or the other: what is cancelled meanwhile, nobody would thaw
+        }
         if !self.moving.live || !self.may_write() || self.move_wish().as_ref() != Some(&row.peer) {
-            if asked && self.is_running(Slot::Head) {
-                return; // first the fence ends, one way or the other
-            }
-            self.fences.retain(|f| !f.is_of_move());
             return self.end_move("mig-cancelled", "Cancelled", "it is not wanted any more, or can't be had now", ctx, out);
         }
         match self.run_ended(&row, PRECOPY) {

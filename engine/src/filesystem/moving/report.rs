@@ -1,12 +1,13 @@
 //! How a handoff is kept, ended and told of; and how long its transient commits stay.
 
 use super::super::commits::FenceRequest;
-use super::super::event::{Ctx, Note, Out};
+use super::super::event::{Ctx, Note, Out, Role};
 use super::super::record::{MigrationPhase, MigrationRow, Record};
 use super::super::status::MigrationStatus;
 use super::super::{Filesystem, JobLane, Slot};
 use super::{MoveState, TRANSIENT_MS, job_of};
 use crate::ids::{CommitId, Epoch, JobUid, Timestamp};
+use crate::model::Commit;
 
 impl Filesystem {
     pub(in super::super) fn epoch(&self) -> Epoch {
@@ -23,6 +24,7 @@ impl Filesystem {
     pub(super) fn end_move(&mut self, name: &'static str, result: &str, message: &str, ctx: &Ctx, out: &mut Out) {
         let Some(mut report) = self.migration_status(ctx.now) else { return };
         let Some(row) = self.migration.take() else { return };
+        self.fences.retain(|f| !f.is_of_move()); // one that was asked for and not begun
         result.clone_into(&mut report.phase);
         report.finished_at = Some(ctx.now);
         message.clone_into(&mut report.message);
@@ -50,16 +52,18 @@ impl Filesystem {
         }
     }
 
-    /// Transient commits go when a newer one is there, or after an hour; nothing that is in use.
+    /// Transient commits go when a newer one is there, or after an hour; those that were let go when there is a newer one that
+    /// is not transient, or no job that would send it. Nothing that is in use.
     pub(in super::super) fn expire_transients(&mut self, ctx: &Ctx, out: &mut Out) {
-        let newest = self.commits.values().filter(|c| c.transient).max_by_key(|c| (c.time, c.id)).map(|c| c.id);
-        let old: Vec<CommitId> = self
-            .commits
-            .values()
-            .filter(|c| c.transient && (Some(c.id) != newest || ctx.now.since_ms(c.time) >= TRANSIENT_MS))
-            .map(|c| c.id)
-            .filter(|id| self.pinned_by(*id).is_none())
-            .collect();
+        let newest = self.own_transients().max_by_key(|c| (c.time, c.id)).map(|c| c.id);
+        let lasting = self.newest_lasting();
+        let alone = self.role() == Some(Role::Owner) && !self.has_jobs();
+        let has_had_its_time = |c: &Commit| {
+            let aged = Some(c.id) != newest || ctx.now.since_ms(c.time) >= TRANSIENT_MS;
+            if c.is_let_go() { alone || lasting != Some(c.id) } else { aged }
+        };
+        let old: Vec<CommitId> =
+            self.commits.values().filter(|c| c.transient && has_had_its_time(c)).map(|c| c.id).filter(|id| !self.is_pinned(*id)).collect();
         for id in old {
             self.commits.remove(&id);
             self.removing.insert(id);
@@ -68,9 +72,19 @@ impl Filesystem {
         }
     }
 
+    /// Those that the Filesystem made for itself.
+    pub(in super::super) fn own_transients(&self) -> impl Iterator<Item = &Commit> {
+        self.commits.values().filter(|c| c.transient && !c.is_let_go())
+    }
+
+    /// Someone wants it sent somewhere.
+    fn has_jobs(&self) -> bool {
+        self.present().is_none_or(|p| !p.jobs.is_empty())
+    }
+
     /// When the next transient commit is old enough.
     pub(in super::super) fn transient_due(&self) -> Option<Timestamp> {
-        let due = self.commits.values().filter(|c| c.transient).map(|c| c.time.plus_ms(TRANSIENT_MS)).min();
+        let due = self.own_transients().map(|c| c.time.plus_ms(TRANSIENT_MS)).min();
         due.filter(|at| *at > self.clock)
     }
 

@@ -1,0 +1,191 @@
+//! Deleting a commit that increments start from, step by step (ADR 11): it is gone for whoever deleted it, at once, on the owner and on the
+//! copy; what the two have in common stays until they have something newer.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // its helpers too are tests
+
+mod support;
+
+use dotgraft_engine::filesystem::{Event, FilesystemStatus, Intent, MountWhat, Present, RequestState, Role, WantedCommit};
+use dotgraft_engine::ids::{CommitId, FsId, RequestUid, Timestamp};
+use dotgraft_engine::model::Reason;
+use support::sim::Asked;
+use support::user::present;
+use support::{Sim, Two};
+
+/// An owner with `n` commits and a copy that has them, without faults; the commits' wishes.
+fn pair(n: usize, trace: &mut Vec<String>) -> (Sim<'_>, Vec<RequestUid>) {
+    let mut sim = Sim::new(1, Two::WithReplica, trace);
+    sim.faults = false;
+    let job = sim.job();
+    sim.want(0, Some(Intent::Present(Box::new(Present { jobs: vec![job], ..present(Role::Owner) }))));
+    sim.want(1, Some(Intent::Present(Box::new(present(Role::Replica)))));
+    sim.run_for(2_000);
+    let wishes = (0..n).map(|_| made(&mut sim)).collect();
+    (sim, wishes)
+}
+
+/// One more commit, on both.
+fn made(sim: &mut Sim) -> RequestUid {
+    let uid = sim.wish();
+    sim.run_for(10_000);
+    assert!(on_disk(sim, 0, uid) && on_disk(sim, 1, uid), "it is not on both");
+    uid
+}
+
+fn on_disk(sim: &Sim, n: usize, uid: RequestUid) -> bool {
+    sim.ledger.ids.get(&uid).is_some_and(|id| sim.nodes[n].disk.commits.contains_key(id))
+}
+
+fn status(sim: &Sim, n: usize) -> FilesystemStatus {
+    sim.nodes[n].fs.as_ref().expect("an actor").status(Timestamp(sim.now))
+}
+
+/// The object is deleted, and one node told.
+fn remove_on(sim: &mut Sim, n: usize, uid: RequestUid) {
+    sim.ledger.removals.insert(uid);
+    let id = sim.ledger.ids.get(&uid).copied();
+    let want = WantedCommit {
+        uid,
+        message: String::new(),
+        metadata: std::collections::BTreeMap::new(),
+        id,
+        remove: true,
+        reset_to: None,
+        hold: false,
+    };
+    sim.edit(n, |p| {
+        p.commits.retain(|c| c.uid != uid);
+        p.commits.push(want);
+    });
+    sim.run_for(5_000);
+}
+
+/// As the operator has it: the owner first, then the copy; then the object is gone.
+fn delete(sim: &mut Sim, uid: RequestUid) {
+    for n in 0..2 {
+        remove_on(sim, n, uid);
+        let shown = status(sim, n).requests.into_iter().find(|r| r.uid == uid).expect("the wish is shown");
+        assert_eq!((shown.state, shown.problem), (Some(RequestState::Removed), None), "node {n}");
+    }
+    for n in 0..2 {
+        sim.edit(n, |p| p.commits.retain(|c| c.uid != uid));
+    }
+    sim.run_for(5_000);
+}
+
+fn sends(sim: &Sim) -> Vec<String> {
+    sim.trace.iter().filter(|line| line.contains("-> ") && line.contains(" Send {")).cloned().collect()
+}
+
+#[test]
+fn the_newest_commit_is_gone_for_people_and_the_next_increment_starts_from_it() {
+    let mut trace = Vec::new();
+    let (mut sim, uids) = pair(1, &mut trace);
+    delete(&mut sim, uids[0]);
+    assert!(on_disk(&sim, 0, uids[0]) && on_disk(&sim, 1, uids[0]), "what they have in common goes");
+    assert_eq!((status(&sim, 0).commits, status(&sim, 0).head), (0, None), "the owner shows it");
+    assert_eq!(status(&sim, 1).head, sim.ledger.ids.get(&uids[0]).copied(), "what the copy has is not told");
+    let before = sends(&sim).len();
+    made(&mut sim);
+    let sends = sends(&sim);
+    assert!(sends.len() == before + 1 && sends[before].contains("from: Some("), "all of it was sent anew: {sends:?}");
+    assert!(!on_disk(&sim, 0, uids[0]) && !on_disk(&sim, 1, uids[0]), "nobody needs it any more");
+}
+
+#[test]
+fn an_older_commit_goes_at_once() {
+    let mut trace = Vec::new();
+    let (mut sim, uids) = pair(2, &mut trace);
+    delete(&mut sim, uids[0]);
+    assert!(!on_disk(&sim, 0, uids[0]) && !on_disk(&sim, 1, uids[0]));
+    assert!(on_disk(&sim, 0, uids[1]) && on_disk(&sim, 1, uids[1]));
+}
+
+#[test]
+fn all_that_there_is_may_be_deleted_newest_first() {
+    let mut trace = Vec::new();
+    let (mut sim, uids) = pair(3, &mut trace);
+    for uid in uids.iter().rev() {
+        delete(&mut sim, *uid);
+    }
+    for n in 0..2 {
+        assert_eq!(sim.nodes[n].disk.commits.len(), 1, "one base is enough");
+        assert!(on_disk(&sim, n, uids[2]));
+    }
+    // An empty run has nothing to complain of.
+    sim.edit(0, |p| p.jobs[0].spec.trigger = Some("again".into()));
+    sim.run_for(10_000);
+    let job = status(&sim, 0).jobs.remove(0);
+    assert!(job.row.consecutive_failures == 0 && job.row.cursor == sim.ledger.ids.get(&uids[2]).copied(), "{job:?}");
+    made(&mut sim);
+    assert!((0..2).all(|n| sim.nodes[n].disk.commits.len() == 1 && !on_disk(&sim, n, uids[2])));
+}
+
+#[test]
+fn what_is_let_go_is_of_no_use_to_anyone_else() {
+    let mut trace = Vec::new();
+    let (mut sim, uids) = pair(1, &mut trace);
+    delete(&mut sim, uids[0]);
+    let id: CommitId = sim.ledger.ids[&uids[0]];
+    for n in 0..2 {
+        let req = sim.req(n, Asked::Plain);
+        sim.handle(n, Event::Mount(req, MountWhat::Commit(id), "/pods/a".into(), true));
+        let req = sim.req(n, Asked::Plain);
+        sim.handle(n, Event::PinOrigin(req, FsId::from_uuid(support::sim::uuid(2)), id));
+    }
+    sim.run_for(1_000);
+    assert!((0..2).all(|n| sim.nodes[n].disk.mounts.is_empty()), "it was mounted");
+    let refused = sim.trace.iter().filter(|line| line.contains("answer") && line.contains("NotFound")).count();
+    assert_eq!(refused, 4);
+}
+
+#[test]
+fn a_mount_keeps_it_as_before() {
+    let mut trace = Vec::new();
+    let (mut sim, uids) = pair(1, &mut trace);
+    let id = sim.ledger.ids[&uids[0]];
+    let req = sim.req(1, Asked::Mount(MountWhat::Commit(id)));
+    sim.handle(1, Event::Mount(req, MountWhat::Commit(id), "/pods/a".into(), true));
+    sim.run_for(1_000);
+    remove_on(&mut sim, 0, uids[0]);
+    remove_on(&mut sim, 1, uids[0]);
+    let shown = status(&sim, 1).requests.remove(0);
+    assert_eq!(shown.problem.map(|p| p.reason), Some(Reason::Pinned));
+    assert_eq!(shown.state, Some(RequestState::Removing));
+}
+
+#[test]
+fn it_goes_with_the_last_job() {
+    let mut trace = Vec::new();
+    let (mut sim, uids) = pair(1, &mut trace);
+    delete(&mut sim, uids[0]);
+    sim.edit(0, |p| p.jobs.clear());
+    sim.run_for(5_000);
+    assert!(!on_disk(&sim, 0, uids[0]), "nothing is to be sent any more");
+    assert!(on_disk(&sim, 1, uids[0]), "a copy keeps the newest that it has");
+}
+
+#[test]
+fn it_is_known_after_a_crash_and_what_arrives_meanwhile_is_given_up() {
+    let mut trace = Vec::new();
+    let (mut sim, uids) = pair(1, &mut trace);
+    delete(&mut sim, uids[0]);
+    for n in 0..2 {
+        sim.crash(n, true);
+    }
+    sim.run_for(20_000);
+    assert_eq!(status(&sim, 0).commits, 0, "it is shown again");
+    // The copy is cut off in the middle of the next one, which is deleted then.
+    let second = sim.wish();
+    sim.run_for(100);
+    sim.partition = true;
+    sim.run_for(200_000);
+    remove_on(&mut sim, 0, second);
+    remove_on(&mut sim, 1, second);
+    let states: Vec<_> = (0..2).map(|n| status(&sim, n).requests.iter().find(|r| r.uid == second).and_then(|r| r.state)).collect();
+    assert_eq!(states, [Some(RequestState::Removed); 2]);
+    sim.partition = false;
+    let third = made(&mut sim);
+    sim.run_for(60_000);
+    assert!((0..2).all(|n| sim.nodes[n].disk.commits.len() == 1 && on_disk(&sim, n, third)), "something is left");
+    assert!(sim.nodes[1].disk.incoming.is_empty());
+}
