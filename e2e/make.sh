@@ -152,25 +152,42 @@ chart_check() {
   return "$status"
 }
 
-# half NAME LOG: runs one half of the cases, each line marked with its name.
-half() {
+# part NAME LOG: runs one part of the cases, each line marked with its name.
+part() {
   # shellcheck disable=SC2086 # CASES is a list of words
-  e2e test --half "$1" ${CASES:-} 2>&1 | tee "$2" | sed -u "s/^/$1 /"
+  e2e test --part "$1" ${CASES:-} 2>&1 | tee "$2" | sed -u "s/^/$1 /"
   return "${PIPESTATUS[0]}"
 }
 
-# Both halves at once: most of them wait most of the time.
+# All parts at once: most cases wait most of the time.
 e2e_tests() {
-  local dir rest=0 pods=0
+  local dir status=0 one pids=()
   dir=$(mktemp -d)
   step "end-to-end tests"
-  half pods "$dir/pods" &
-  half rest "$dir/rest" || rest=$?
-  wait $! || pods=$?
-  grep -hEq '^ +(ok|FAIL) |^skipped: ' "$dir/pods" "$dir/rest" || { say "no case's id starts with: ${CASES:-}"; rest=1; }
+  for one in pods own rest; do
+    part $one "$dir/$one" &
+    pids+=($!)
+  done
+  for one in "${pids[@]}"; do wait "$one" || status=1; done
+  grep -hEq '^ +(ok|FAIL) |^skipped: ' "$dir"/* || { say "no case's id starts with: ${CASES:-}"; status=1; }
   # shellcheck disable=SC2046 # three numbers
-  counted "end-to-end tests" $(awk '/^[0-9]+ passed, [0-9]+ failed, [0-9]+ skipped$/ {p += $1; f += $3; s += $5} END {print p + 0, f + 0, s + 0}' "$dir/pods" "$dir/rest") $((rest | pods))
+  counted "end-to-end tests" $(awk '/^[0-9]+ passed, [0-9]+ failed, [0-9]+ skipped$/ {p += $1; f += $3; s += $5} END {print p + 0, f + 0, s + 0}' "$dir"/*) $status
   rm -rf "$dir"
+}
+
+# It waits more than it works: beside the unit tests, shown after them.
+selftest_begins() {
+  selftest_log=$(mktemp)
+  e2e/selftest.sh >"$selftest_log" 2>&1 &
+  selftest_pid=$!
+}
+
+selftest_ends() {
+  local status=0
+  wait "$selftest_pid" || status=$?
+  cat "$selftest_log"
+  rm -f "$selftest_log"
+  return "$status"
 }
 
 all_tests() {
@@ -181,8 +198,9 @@ all_tests() {
   build
   check "the CRDs in crds/ are what the types say" "$DOTGRAFT_BIN_DIR/crdgen" --check crds
   check "the chart and the plain manifests" chart_check
+  selftest_begins
   unit_tests
-  check "the sandbox leaves nothing behind, whoever is killed" e2e/selftest.sh
+  check "the sandbox leaves nothing behind, whoever is killed" selftest_ends
   e2e_tests
   step "summary"
   local f

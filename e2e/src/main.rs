@@ -41,9 +41,9 @@ enum Verb {
         /// Only list the cases.
         #[arg(long)]
         list: bool,
-        /// Only the cases on nodes with kubelets, or only the rest: both can run at the same time.
+        /// Only that part of the cases: all parts can run at the same time.
         #[arg(long)]
-        half: Option<runner::Half>,
+        part: Option<runner::Part>,
     },
     /// Show the life of a Dot; KEEP=1 leaves everything running.
     Demo,
@@ -137,8 +137,8 @@ fn dispatch(args: &[String]) -> Result<ExitCode> {
 /// Whether a cluster will start that runs our images: they are made outside of the sandbox, which has no way to Debian's packages.
 fn needs_images(verb: &Verb) -> bool {
     match verb {
-        Verb::Test { filters, control_plane_only: false, half, .. } => {
-            cases::all().iter().any(|c| runner::takes(filters, *half, c) && matches!(&c.needs, Needs::Own(options) if options.chart))
+        Verb::Test { filters, control_plane_only: false, part, .. } => {
+            cases::all().iter().any(|c| runner::takes(filters, *part, c) && matches!(&c.needs, Needs::Own(options) if options.chart))
         }
         Verb::Cluster { chart, .. } => *chart,
         _ => false,
@@ -168,8 +168,8 @@ async fn work(verb: Verb) -> Result<ExitCode> {
             println!("ready after {:.1} s", rig.seconds);
             stay(&rig).await
         }
-        Verb::Test { filters, control_plane_only, half, .. } => {
-            let ok = runner::run(cases::all(), &Plan { filters, control_plane_only, half }).await?;
+        Verb::Test { filters, control_plane_only, part, .. } => {
+            let ok = runner::run(cases::all(), &Plan { filters, control_plane_only, part }).await?;
             Ok(if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
         Verb::Conformance { procs, minutes, focus, to } => {

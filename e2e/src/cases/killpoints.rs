@@ -383,7 +383,7 @@ impl Operation for LetGo {
                 let status = &t.replica(&fs_id, node).await?["status"];
                 ensure!(status["commitCount"] == 1, "{node}: {}; {}", status["recentCommits"], job["status"]);
                 let disk = on_disk(t, node, &fs_id)?.unwrap_or_default();
-                ensure!(disk.iter().filter(|d| d.starts_with("commits/") && !d.ends_with(".json")).count() == 1, "{node}: {disk:?}");
+                ensure!(disk.iter().filter(|d| *d == "commits/*").count() == 1, "{node}: {disk:?}");
             }
             Ok(())
         })

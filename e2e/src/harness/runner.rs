@@ -17,24 +17,26 @@ pub struct Plan {
     pub filters: Vec<String>,
     /// Start no program of ours: cases that need them are reported as skipped.
     pub control_plane_only: bool,
-    /// Only one of the two halves, so that both can run at once, each in a sandbox of its own.
-    pub half: Option<Half>,
+    /// Only one part, so that all can run at once, each in a sandbox of its own.
+    pub part: Option<Part>,
 }
 
-/// Halves of the cases that take about as long.
+/// Parts of the cases that take about as long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum Half {
-    /// Those on nodes with kubelets.
+pub enum Part {
+    /// Those that share three nodes with kubelets.
     Pods,
-    /// The others.
+    /// Those with a rig of their own.
+    Own,
+    /// Those that share two agents, or need only an API server.
     Rest,
 }
 
-fn half_of(case: &Case) -> Half {
+const fn part_of(case: &Case) -> Part {
     match &case.needs {
-        Needs::Kubelets => Half::Pods,
-        Needs::Own(options) if options.kubelets => Half::Pods,
-        _ => Half::Rest,
+        Needs::Kubelets => Part::Pods,
+        Needs::Own(_) => Part::Own,
+        Needs::Api | Needs::Agents => Part::Rest,
     }
 }
 
@@ -50,8 +52,8 @@ pub async fn run(cases: Vec<Case>, plan: &Plan) -> Result<bool> {
     check_ids(&cases)?;
     let start = Instant::now();
     let ids: BTreeSet<String> = cases.iter().map(|c| c.id.clone()).collect();
-    let chosen: Vec<Case> = cases.into_iter().filter(|c| takes(&plan.filters, plan.half, c)).collect();
-    if chosen.is_empty() && plan.half.is_none() {
+    let chosen: Vec<Case> = cases.into_iter().filter(|c| takes(&plan.filters, plan.part, c)).collect();
+    if chosen.is_empty() && plan.part.is_none() {
         bail!("no case's id starts with {}", plan.filters.join(" or "));
     }
     let mut counts = Counts::default();
@@ -74,10 +76,10 @@ pub async fn run(cases: Vec<Case>, plan: &Plan) -> Result<bool> {
     Ok(counts.failed.is_empty())
 }
 
-/// Whether a case is of the half, and its id starts with one of the filters, or there are none and it is no long measurement.
-pub fn takes(filters: &[String], half: Option<Half>, case: &Case) -> bool {
+/// Whether a case is of the part, and its id starts with one of the filters, or there are none and it is no long measurement.
+pub fn takes(filters: &[String], part: Option<Part>, case: &Case) -> bool {
     let named = filters.is_empty() && !case.measures || filters.iter().any(|f| case.id.starts_with(f.as_str()));
-    named && half.is_none_or(|h| h == half_of(case))
+    named && part.is_none_or(|p| p == part_of(case))
 }
 
 fn check_ids(cases: &[Case]) -> Result<()> {
@@ -89,7 +91,7 @@ fn check_ids(cases: &[Case]) -> Result<()> {
 }
 
 fn close(counts: &Counts, plan: &Plan, ids: &BTreeSet<String>, took: Duration) {
-    if plan.filters.is_empty() && plan.half != Some(Half::Pods) {
+    if plan.filters.is_empty() && plan.part.is_none_or(|p| p == Part::Rest) {
         let without: Vec<_> = WANTED.iter().filter(|(id, _)| !covered(ids, id)).collect();
         println!("\n{} of {} ids of the table of failures have a test; without one:", WANTED.len() - without.len(), WANTED.len());
         for (id, what) in without {

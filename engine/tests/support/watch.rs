@@ -220,9 +220,10 @@ impl Sim<'_> {
         // Of a reset's fence that nobody was told of.
         let unproven = |uid: &RequestUid| self.ledger.resets.contains(uid) && !self.ledger.made.contains(&id);
         assert!(kept.is_none_or(|uid| self.ledger.removals.contains(&uid) || unproven(&uid)), "{id} goes and nobody asked for it");
+        let lasts = |c: &Commit| !c.transient || c.is_let_go();
         let replica = !self.ledger.moves && self.journal_base(n).is_some_and(|b| b.role == Role::Replica);
-        if let Some(commit) = self.nodes[n].disk.commits.get(&id).map(|(c, _)| c).filter(|c| replica && !c.transient) {
-            let newer = |c: &Commit| !c.transient && (c.time, c.id) > (commit.time, id) && !self.is_doomed(n, c.id);
+        if let Some(commit) = self.nodes[n].disk.commits.get(&id).map(|(c, _)| c).filter(|c| replica && lasts(c)) {
+            let newer = |c: &Commit| lasts(c) && (c.time, c.id) > (commit.time, id) && !self.is_doomed(n, c.id);
             assert!(self.nodes[n].disk.commits.values().any(|(c, _)| newer(c)), "the newest that a copy has goes: {id}");
         }
     }
