@@ -159,6 +159,10 @@ pub struct Claim {
     /// Its name.
     #[schemars(schema_with = "schema::name")]
     pub name: String,
+    /// Its annotation `dotgraft.dev/csi-name`, so that an adopted volume is still deleted with its PVC.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 128))]
+    pub csi_name: Option<String>,
 }
 
 /// The claim that holds a Filesystem; `uid` names the live object, if there is one.
@@ -182,7 +186,7 @@ pub struct ClaimRef {
 impl ClaimRef {
     /// The claim without its UID.
     pub fn claim(&self) -> Claim {
-        Claim { kind: self.kind, namespace: self.namespace.clone(), name: self.name.clone() }
+        Claim { kind: self.kind, namespace: self.namespace.clone(), name: self.name.clone(), csi_name: None }
     }
 }
 

@@ -74,6 +74,9 @@ pub struct Claim {
     pub namespace: String,
     /// Its name.
     pub name: String,
+    /// The name in the CSI call that made it: without it nothing may delete the object with its PVC.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub csi_name: Option<String>,
 }
 
 /// A durable point inside a stream from which a receive can go on (replication.md §3).

@@ -219,7 +219,7 @@ fn started_from_a_commit<'a>(kind: &str, trace: &'a mut Vec<String>) -> Sim<'a> 
     let mut p = support::user::present(Role::Owner);
     let uuid = support::sim::uuid;
     p.origin = Some(Origin { fs_id: FsId::from_uuid(uuid(3)), commit: CommitId::from_uuid(uuid(4)) });
-    p.claim = Some(Claim { kind: kind.into(), namespace: "team".into(), name: "x".into() });
+    p.claim = Some(Claim { kind: kind.into(), namespace: "team".into(), name: "x".into(), csi_name: None });
     sim.want(0, Some(Intent::Present(Box::new(p))));
     sim.run_for(10_000);
     assert!(sim.nodes[0].disk.head.is_some());

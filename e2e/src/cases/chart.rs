@@ -169,7 +169,10 @@ async fn lost(t: &Test) -> Result<()> {
     pod(t, "third", "data", "n2", "sleep 1000").await?;
     started(t, "third").await?;
     ensure!(t.kubectl(&["exec", "third", "--", "tail", "-n", "1", "/data/log"]).await?.trim() == "on", "the last line is another");
-    Ok(())
+    // A PVC still takes along the volume that was made for it.
+    stop(t, "third").await?;
+    t.kubectl(&["delete", "pvc", "data", "--timeout=60s"]).await?;
+    t.kube().gone("Dot", &t.namespace, "data", STEP).await
 }
 
 /// Head and commit on n2, the commit on n1.

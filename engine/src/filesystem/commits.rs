@@ -101,6 +101,8 @@ impl Filesystem {
                 continue;
             }
             let row = match self.requests.get(&want.uid) {
+                // What a try has left on disk goes first: it has the same id.
+                Some(row) if self.removing.contains(&row.id) => continue,
                 Some(row) if row.state == RequestState::Pending => self.intend_again(row.clone(), ctx, out),
                 Some(_) => continue,
                 // Made by an earlier owner: here if it is here, else it is not made a second time.

@@ -51,6 +51,7 @@ fn parse(replica: &Replica) -> Result<(FsId, Desired), IdError> {
                 kind: c.kind.as_str().to_owned(),
                 namespace: c.namespace.clone(),
                 name: c.name.clone(),
+                csi_name: c.csi_name.clone(),
             }),
             origin: origin(d.origin.as_ref())?,
             capacity: d.capacity,
@@ -304,5 +305,5 @@ fn api_claim(c: &Claim) -> Option<dotgraft_api::common::Claim> {
         "Branch" => ClaimKind::Branch,
         _ => return None,
     };
-    Some(dotgraft_api::common::Claim { kind, namespace: c.namespace.clone(), name: c.name.clone() })
+    Some(dotgraft_api::common::Claim { kind, namespace: c.namespace.clone(), name: c.name.clone(), csi_name: c.csi_name.clone() })
 }

@@ -97,7 +97,7 @@ mod tests {
             pool: id(2),
             role: FsRole::Owner,
             state: FsState::Active,
-            claim: Some(Claim { kind: "Dot".into(), namespace: "shop".into(), name: "db".into() }),
+            claim: Some(Claim { kind: "Dot".into(), namespace: "shop".into(), name: "db".into(), csi_name: Some("pvc-1".into()) }),
             capacity: 1 << 30,
             history_limit: 2 << 30,
             fencing: "Proof".into(),

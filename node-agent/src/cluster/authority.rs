@@ -409,7 +409,7 @@ fn view(object: &DynamicObject) -> Result<View, ClusterError> {
     Ok(View {
         phase: status.phase,
         authority,
-        claim: Claim { kind: claim.kind.as_str().to_owned(), namespace: claim.namespace.clone(), name: claim.name.clone() },
+        claim: Claim { kind: claim.kind.as_str().to_owned(), namespace: claim.namespace.clone(), name: claim.name.clone(), csi_name: None },
         origin,
         resource_version: fs.resource_version().and_then(|v| v.parse().ok()),
     })

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 
-use dotgraft_api::common::ANNOTATION_INITIAL_NODE;
+use dotgraft_api::common::{ANNOTATION_CSI_NAME, ANNOTATION_INITIAL_NODE};
 use dotgraft_api::{Branch, ClaimKind, DeletionPolicy, Dot, DotStatus, Fencing, Origin, Placement, QuantityError, parse_quantity};
 use kube::core::NamespaceResourceScope;
 use kube::{Resource, ResourceExt};
@@ -68,6 +68,8 @@ pub struct ClaimView {
     pub origin: Option<Origin>,
     /// The node to begin on, if it fits; it asks for nothing later.
     pub initial_node: Option<String>,
+    /// The name in the CSI call that made it.
+    pub csi_name: Option<String>,
 }
 
 struct Common<'a> {
@@ -103,6 +105,8 @@ fn view<K: Resource>(object: &K, c: &Common<'_>) -> ClaimView {
         labels: object.labels().clone(),
         origin: None,
         initial_node: object.annotations().get(ANNOTATION_INITIAL_NODE).cloned(),
+        // The CSI specification bounds it; longer, a person wrote it.
+        csi_name: object.annotations().get(ANNOTATION_CSI_NAME).filter(|n| n.len() <= 128).cloned(),
         uid,
     }
 }

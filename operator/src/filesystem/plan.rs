@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use dotgraft_api::{
-    Authority, Commit, CopyRole, Desired, DesiredRole, DesiredState, Filesystem, FilesystemPhase, Place, Replica, ReplicaSpec,
+    Authority, Claim, Commit, CopyRole, Desired, DesiredRole, DesiredState, Filesystem, FilesystemPhase, Place, Replica, ReplicaSpec,
     ReplicationJob,
 };
 use kube::ResourceExt;
@@ -242,11 +242,16 @@ fn base(view: &View, authority: &Authority) -> Option<Desired> {
         .map(|r| r.spec.desired.clone());
     let sizes = view.claim.as_ref().and_then(|c| Some((*c.capacity.as_ref().ok()?, *c.history_limit.as_ref().ok()?)));
     let (capacity, history_limit) = sizes.or_else(|| old.as_ref().map(|o| (o.capacity, o.history_limit)))?;
+    // Kept while the claim is gone: it may be adopted again.
+    let csi_name = match &view.claim {
+        Some(claim) => claim.csi_name.clone(),
+        None => old.as_ref().and_then(|o| o.claim.as_ref()?.csi_name.clone()),
+    };
     let fencing = view.claim.as_ref().map(|c| c.fencing).or(old.map(|o| o.fencing)).unwrap_or_default();
     Some(Desired {
         state: DesiredState::Present,
         epoch: authority.epoch,
-        claim: Some(view.fs.spec.claim_ref.claim()),
+        claim: Some(Claim { csi_name, ..view.fs.spec.claim_ref.claim() }),
         reclaim_policy: view.fs.spec.reclaim_policy,
         fencing,
         origin: view.fs.spec.origin.clone(),

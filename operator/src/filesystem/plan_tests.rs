@@ -150,6 +150,21 @@ fn a_dropped_copy_goes_but_never_the_owner() {
 }
 
 #[test]
+fn the_name_of_the_csi_call_goes_to_the_copies_and_stays_while_the_claim_is_gone() {
+    let mut v = settled();
+    let told = |v: &View| v.replicas[0].spec.desired.claim.as_ref().and_then(|c| c.csi_name.clone());
+    assert_eq!(told(&v), None);
+    v.claim.as_mut().unwrap().csi_name = Some("pvc-1".into());
+    converge(&mut v);
+    assert_eq!(told(&v).as_deref(), Some("pvc-1"));
+    let fs = v.fs.clone();
+    v.claim = None;
+    v.fs = fs;
+    converge(&mut v);
+    assert_eq!(told(&v).as_deref(), Some("pvc-1"));
+}
+
+#[test]
 fn a_lost_claim_changes_nothing() {
     let mut v = settled();
     v.claim = None;

@@ -1,6 +1,7 @@
 //! Makes the objects of an orphan anew, or those that bury it. Every step is create-if-absent, so that a crash in
 //! the middle is taken up by the next try.
 
+use dotgraft_api::common::ANNOTATION_CSI_NAME;
 use dotgraft_api::{Branch, Claim, ClaimKind, ClaimRef, Dot, Filesystem, FilesystemPhase, FilesystemSpec};
 use kube::api::{ObjectMeta, Patch, PostParams};
 use kube::{Api, ResourceExt};
@@ -114,10 +115,11 @@ async fn claim(restore: &Restore, view: &View, ctx: &Ctx) -> Result<Option<Strin
 }
 
 fn object(c: &Claim, spec: &serde_json::Value) -> serde_json::Value {
-    json!({
-        "apiVersion": "dotgraft.dev/v1alpha1", "kind": c.kind.as_str(),
-        "metadata": { "name": c.name, "namespace": c.namespace }, "spec": spec,
-    })
+    let mut metadata = json!({ "name": c.name, "namespace": c.namespace });
+    if let Some(name) = &c.csi_name {
+        metadata["annotations"] = json!({ ANNOTATION_CSI_NAME: name });
+    }
+    json!({ "apiVersion": "dotgraft.dev/v1alpha1", "kind": c.kind.as_str(), "metadata": metadata, "spec": spec })
 }
 
 /// Name of the Dot that a Branch was one of: the claim at the root of its origins, as objects or orphans name it; its

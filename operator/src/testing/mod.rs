@@ -107,6 +107,7 @@ pub fn claim() -> ClaimView {
         labels: BTreeMap::new(),
         origin: None,
         initial_node: None,
+        csi_name: None,
     }
 }
 
