@@ -305,6 +305,9 @@ pub struct StepReport {
     pub expected: Option<u64>,
     /// Bytes of it so far.
     pub replicated: u64,
+    /// The sender's kernel reads and has given no byte for so long, seconds; `None`: bytes flow.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub silent_seconds: Option<u64>,
 }
 
 /// One attempt of a run.

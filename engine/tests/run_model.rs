@@ -457,6 +457,7 @@ fn event(op: &Op, seen: &[RunEffect]) -> RunEvent {
         }
         5 => RunEvent::Estimated { seq, step: op.pick, bytes: (op.number.is_multiple_of(2)).then_some(op.number) },
         6 => RunEvent::Progress { seq, bytes: op.number, resumed_from: op.number / 2 },
+        7 if op.number.is_multiple_of(3) => RunEvent::Alive { seq, silent_ms: op.number },
         7 => RunEvent::Verifying { seq },
         8 => RunEvent::SendDone { seq, result: Err(problem(reason)) },
         9 | 10 => RunEvent::SendDone { seq, result: Ok(SendOutcome { bytes_sent: op.number, already: op.number.is_multiple_of(2) }) },

@@ -7,7 +7,7 @@ use dotgraft_engine::ids::Timestamp;
 use dotgraft_engine::model::Reason;
 use dotgraft_engine::run::{
     CancelReason, DENIED_ATTEMPTS, ESTIMATE_WAIT_MS, ESTIMATES_AT_ONCE, Initial, ItemState, NoteReason, Outcome, PROGRESS_MS, Retry,
-    RunEffectKind, RunEvent, RunSpec, STOP_MS, State, VERIFY_MS,
+    RunEffectKind, RunEvent, RunSpec, SILENT_MS, STOP_MS, State, VERIFY_MS,
 };
 use run_support::*;
 
@@ -372,6 +372,41 @@ fn a_silent_send_is_stopped_and_retried() {
     rig.give(RunEvent::SendDone { seq, result: Err(problem(Reason::Cancelled)) });
     assert_eq!(rig.run.state(), State::WorkingWait);
     assert_eq!(rig.report().problem.map(|p| p.reason), Some(Reason::Timeout));
+}
+
+#[test]
+fn a_send_whose_kernel_reads_without_a_byte_goes_on_and_says_so() {
+    let (mut rig, seq) = sending(spec());
+    rig.give(RunEvent::Progress { seq, bytes: 7, resumed_from: 0 });
+    for n in 1..=30_u64 {
+        rig.pass(PROGRESS_MS - 1);
+        rig.give(RunEvent::Alive { seq, silent_ms: n * (PROGRESS_MS - 1) });
+    }
+    assert!(rig.effects().is_empty(), "half an hour without a byte, but not without a word");
+    let current = rig.report().current.unwrap();
+    assert_eq!((current.silent_seconds, current.replicated), (Some(30 * (PROGRESS_MS - 1) / 1_000), 7));
+    rig.give(RunEvent::Progress { seq, bytes: 8, resumed_from: 0 });
+    assert_eq!(rig.report().current.unwrap().silent_seconds, None, "bytes flow again");
+    rig.give(RunEvent::Alive { seq, silent_ms: SILENT_MS - 1 });
+    assert_eq!(rig.report().current.unwrap().silent_seconds, None, "not worth a word");
+    assert_eq!(rig.sleep(), PROGRESS_MS, "and without a word it is stopped as ever");
+    assert!(rig.effects().iter().any(|e| e.seq == seq && e.kind == RunEffectKind::CancelSend));
+    rig.give(RunEvent::Alive { seq, silent_ms: 99_000 });
+    assert_eq!(rig.sleep(), STOP_MS, "what is told to stop does not live on by saying that it lives");
+    assert_eq!(rig.report().current.unwrap().silent_seconds, None);
+}
+
+#[test]
+fn a_word_of_life_of_another_send_or_while_verifying_puts_nothing_off() {
+    let (mut rig, seq) = sending(spec());
+    rig.pass(PROGRESS_MS - 1);
+    rig.give(RunEvent::Alive { seq: seq + 1, silent_ms: 20_000 });
+    assert_eq!(rig.report().current.unwrap().silent_seconds, None);
+    rig.give(RunEvent::Verifying { seq });
+    rig.pass(VERIFY_MS - 1);
+    rig.give(RunEvent::Alive { seq, silent_ms: 20_000 });
+    assert_eq!(rig.sleep(), 1);
+    assert!(rig.effects().iter().any(|e| e.kind == RunEffectKind::CancelSend));
 }
 
 #[test]

@@ -57,6 +57,8 @@ pub struct Settings {
     pub namespace: String,
     /// How long a sending peer may say nothing.
     pub peer_silence: Duration,
+    /// How long a kernel that sends may give no byte: ours, and a peer's of which it says so.
+    pub kernel_silence: Duration,
     /// For the kubelet; `None`: no CSI here.
     pub csi: Option<CsiSettings>,
 }
@@ -125,7 +127,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
         StatusWriter::start(client.clone()),
         Events::start(client.clone(), &settings.node),
     );
-    let peers = PeerClient::new(context.clone(), ClientSettings::default());
+    let peers = PeerClient::new(context.clone(), ClientSettings { kernel_silence: settings.kernel_silence, ..ClientSettings::default() });
     let registry = Registry::default();
     let node = Arc::new(Node::new(here, Arc::new(pool), journal, peers, api, metrics, registry.clone()));
 
@@ -138,10 +140,8 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     let (events, replicas_fresh, _watch) = replicas::watch(client.clone(), &settings.node);
     ready.check(move || replicas_fresh.trouble());
     let listener = TcpListener::bind(settings.listen).await.with_context(|| format!("--listen {}", settings.listen))?;
-    spawn_logged(
-        "peer service",
-        server::serve(listener, context, registry.clone(), ServerSettings::with_silence(settings.peer_silence), stop.clone()),
-    );
+    let bounds = ServerSettings::with_silence(settings.peer_silence, settings.kernel_silence);
+    spawn_logged("peer service", server::serve(listener, context, registry.clone(), bounds, stop.clone()));
     let (socket, local_stop) = (settings.socket.clone(), stop.clone());
     spawn_logged("local socket", async move { local::serve(&socket, registry, local_stop).await });
     if let Some(csi) = csi {

@@ -50,6 +50,10 @@ struct Args {
     /// Seconds without a frame after which a sending peer is cut off, 1 to 30; one that trickles is after twice as long. For tests.
     #[arg(long, hide = true, default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=30))]
     peer_silence: u64,
+    /// Seconds that the kernel may read without a byte to send, such as while it compares large trees, before a transfer is given up:
+    /// on the node that sends, and for peers on the one that receives.
+    #[arg(long, env = "DOTGRAFT_KERNEL_SILENCE", default_value_t = 1800, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    kernel_silence: u64,
     /// Socket of the CSI driver, for the kubelet: usually plugins/csi.dotgraft.dev/csi.sock below its directory. Without it: no CSI.
     #[arg(long)]
     csi_socket: Option<PathBuf>,
@@ -84,6 +88,7 @@ impl Args {
             socket: self.socket,
             namespace: self.namespace,
             peer_silence: Duration::from_secs(self.peer_silence),
+            kernel_silence: Duration::from_secs(self.kernel_silence),
             csi: self.csi_socket.map(|socket| CsiSettings {
                 socket,
                 registry: self.plugins_registry,

@@ -35,6 +35,7 @@ pub mod resume;
 pub mod rights;
 pub mod scale;
 pub mod senders;
+pub mod silence;
 pub mod space;
 pub mod stale;
 pub mod talk;
@@ -59,6 +60,7 @@ pub fn all() -> Vec<Case> {
         node::cases(),
         hostile::cases(),
         peers::cases(),
+        silence::cases(),
         certificates::cases(),
         senders::cases(),
         pools::cases(),

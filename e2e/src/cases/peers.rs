@@ -19,6 +19,8 @@ use crate::rig::wait::eventually;
 
 /// Seconds that n2 waits for a frame in these cases.
 const SILENCE: u64 = 2;
+/// Seconds that n2 gives the kernel of a sending peer.
+const KERNEL: u64 = 6;
 
 /// The cases of this file.
 pub fn cases() -> Vec<Case> {
@@ -26,6 +28,7 @@ pub fn cases() -> Vec<Case> {
         Case::new("6-late", "a transfer that comes late, of an older run, is refused", late),
         Case::new("13-midframe", "a peer that stops in mid-frame: a typed error, no partial data", midframe),
         Case::new("13-trickle", "a peer that trickles: ended in bounded time", trickle),
+        Case::new("13-alive", "a peer that says for ever that its kernel reads: ended at the bound", alive),
         Case::new("13-bomb", "a stream that grows without bound: refused in bounded memory", bomb),
         Case::new("job-receiver-is-owner", "a job whose target has the same Filesystem as an owner: ReceiverIsOwner", receiver_is_owner),
     ]
@@ -125,7 +128,7 @@ fn fresh_id() -> String {
 /// n2 starts again with less patience, so that the case is short.
 async fn impatient(t: &Test) -> Result<()> {
     let mut args = t.rig.processes.args("n2")?;
-    args.extend(["--peer-silence".into(), SILENCE.to_string()]);
+    args.extend(["--peer-silence".into(), SILENCE.to_string(), "--kernel-silence".into(), KERNEL.to_string()]);
     t.rig.processes.set_args("n2", args)?;
     t.rig.restart("n2").await
 }
@@ -175,6 +178,24 @@ async fn trickle(t: Arc<Test>) -> Result<()> {
     let took = start.elapsed().as_secs_f64();
     refused(transfer.verdict().await, "Timeout")?;
     ensure!((3.0..12.0).contains(&took), "ended after {took:.1} s");
+    copy.unharmed().await
+}
+
+async fn alive(t: Arc<Test>) -> Result<()> {
+    impatient(&t).await?;
+    let copy = Copy::new(&t, "128Mi").await?;
+    let mut transfer = copy.peer.offer(copy.offer(&fresh_id())).await?;
+    let start = Instant::now();
+    // A byte now and then, so that it isn't all the same; three times as long as silence alone would be borne.
+    for byte in stream::opening(true).into_iter().cycle() {
+        if transfer.alive().await.is_err() || transfer.data(&[byte]).await.is_err() || start.elapsed() > STEP {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(400)).await;
+    }
+    let took = start.elapsed().as_secs_f64();
+    refused(transfer.verdict().await, "Timeout: the sender says that it reads")?;
+    ensure!((5.0..12.0).contains(&took), "ended after {took:.1} s");
     copy.unharmed().await
 }
 

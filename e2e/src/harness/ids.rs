@@ -1,7 +1,7 @@
 //! The ids of the table of failures that must have a test by now, row by row; the runner prints those without one.
 
 /// (id, what must happen).
-pub const WANTED: [(&str, &str); 73] = [
+pub const WANTED: [(&str, &str); 74] = [
     ("1-create", "a Dot deleted while it is being created goes"),
     ("1-commit", "a Dot deleted during a commit goes"),
     ("1-push", "a Dot deleted while its owner sends goes, on both nodes"),
@@ -47,6 +47,7 @@ pub const WANTED: [(&str, &str); 73] = [
     ("13-garbage", "garbage from a peer: a typed refusal"),
     ("13-midframe", "a peer that stops in mid-frame: a typed error, no partial data"),
     ("13-trickle", "a peer that trickles: ended in bounded time"),
+    ("13-alive", "a peer that says for ever that its kernel reads: ended at the bound"),
     ("13-bomb", "a stream that grows without bound: refused in bounded memory"),
     ("14-expired", "an expired certificate is refused"),
     ("14-revoked", "a certificate whose fingerprint is revoked is refused"),

@@ -255,6 +255,11 @@ impl Transfer {
         Ok(self.frames.send(request(Message::Data(bytes.into()))).await?)
     }
 
+    /// Says that our kernel reads and has nothing yet; an error if the other side has ended it.
+    pub async fn alive(&self) -> Result<()> {
+        Ok(self.frames.send(request(Message::Alive(wire::Alive {}))).await?)
+    }
+
     /// Says that the stream is complete.
     pub async fn end(&self, stream: &[u8]) -> Result<()> {
         let end = wire::End { bytes: stream.len() as u64, digest: blake3::hash(stream).as_bytes().to_vec() };

@@ -240,6 +240,9 @@ pub enum Event {
     UnpinOrigin(FsId),
     /// Bytes of a running send: the absolute offset, and where it went on from.
     Progress(OpId, u64, u64),
+    /// A running send has no byte to show, but lives: for so many milliseconds the kernel's stream gave none
+    /// ([`crate::run::RunEvent::Alive`]).
+    Alive(OpId, u64),
     /// The sender waits for the receiver's verdict.
     Verifying(OpId),
     /// A receive has made a checkpoint, durable on disk; the task waits for [`Answer::Checkpointed`].

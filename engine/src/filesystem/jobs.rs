@@ -190,6 +190,12 @@ impl Filesystem {
         }
     }
 
+    pub(super) fn on_alive(&mut self, op: OpId, silent_ms: u64, ctx: &Ctx, out: &mut Out) {
+        if let Some((uid, seq)) = self.run_seq(op) {
+            self.tell(uid, RunEvent::Alive { seq, silent_ms }, ctx, out);
+        }
+    }
+
     pub(super) fn on_verifying(&mut self, op: OpId, ctx: &Ctx, out: &mut Out) {
         if let Some((uid, seq)) = self.run_seq(op) {
             self.tell(uid, RunEvent::Verifying { seq }, ctx, out);

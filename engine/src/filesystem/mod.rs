@@ -280,6 +280,7 @@ impl Filesystem {
             Event::PinOrigin(req, by, commit) => self.handle_pin_origin(req, by, commit, out),
             Event::UnpinOrigin(by) => self.on_unpin_origin(by, out),
             Event::Progress(op, bytes, from) => self.on_progress(op, bytes, from, ctx, out),
+            Event::Alive(op, silent_ms) => self.on_alive(op, silent_ms, ctx, out),
             Event::Verifying(op) => self.on_verifying(op, ctx, out),
             Event::Checkpoint(op, req, row) => self.on_checkpoint(op, req, *row, out),
             Event::Done(op, result) => self.on_done(op, *result, ctx, out),

@@ -60,6 +60,8 @@ pub(super) struct StepBytes {
     pub(super) resumed_from: Option<u64>,
     /// The send has ended: what it put on the wire is part of `Run::sent`.
     pub(super) closed: bool,
+    /// How long the kernel's stream had given no byte when that was last said; `None`: bytes flow.
+    pub(super) silent_ms: Option<u64>,
 }
 
 impl StepBytes {
@@ -179,6 +181,7 @@ impl Run {
                 self.on_estimated(seq, step, bytes, now, out);
             }
             RunEvent::Progress { seq, bytes, resumed_from } => self.on_progress(seq, bytes, resumed_from, now),
+            RunEvent::Alive { seq, silent_ms } => self.on_alive(seq, silent_ms, now),
             RunEvent::Verifying { seq } => self.on_verifying(seq, now, out),
             RunEvent::SendDone { seq, result } => self.on_send_done(seq, result, now, out),
             RunEvent::CursorMoved { seq } => self.on_cursor_moved(seq, now, out),

@@ -32,6 +32,8 @@ pub use state::{ItemState, State, StepState};
 
 /// No byte and no message for that long while listing, sending or moving the cursor is a `Timeout`.
 pub const PROGRESS_MS: u64 = 60_000;
+/// A stream that gives no byte for less than that is not worth a word in the report.
+pub const SILENT_MS: u64 = 10_000;
 /// The same while the receiver verifies and makes a commit durable: a full disk flush can take minutes.
 pub const VERIFY_MS: u64 = 300_000;
 /// The first step waits that long for its estimate, then goes without.
@@ -141,7 +143,7 @@ pub enum RunEffectKind {
         /// Its target.
         to: CommitId,
     },
-    /// Send; answered by any number of `Progress`, at most one `Verifying`, and one [`RunEvent::SendDone`].
+    /// Send; answered by any number of `Progress` and `Alive`, at most one `Verifying`, and one [`RunEvent::SendDone`].
     Send(SendStep),
     /// Stop the send of this `seq`; it still answers `SendDone`, within [`STOP_MS`].
     CancelSend,
@@ -247,6 +249,14 @@ pub enum RunEvent {
         bytes: u64,
         /// Length of the resumed prefix; 0 if the step started at its beginning.
         resumed_from: u64,
+    },
+    /// No byte, but proof of life: the sender's kernel reads on, or the receiver says that it works. Counts as progress for the
+    /// deadline and for nothing else; whoever tells it bounds how long it is told.
+    Alive {
+        /// Of the send.
+        seq: u64,
+        /// Milliseconds since the kernel's stream last gave a byte; 0: it is not the stream that is waited for.
+        silent_ms: u64,
     },
     /// All bytes are on the receiver, which verifies them.
     Verifying {

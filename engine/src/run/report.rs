@@ -86,6 +86,7 @@ impl Run {
             resumed: self.step_bytes.prefix() > 0,
             expected: self.estimate(step),
             replicated: self.step_bytes.replicated,
+            silent_seconds: self.step_bytes.silent_ms.filter(|_| matches!(self.phase, Phase::Sending { .. })).map(|ms| ms / 1_000),
         })
     }
 

@@ -3,7 +3,7 @@
 use super::attempt::is_final;
 use super::machine::{Out, Phase, Run, StepBytes, Stop};
 use super::plan::PlanStep;
-use super::{Outcome, PROGRESS_MS, RunEffectKind, SendOutcome, SendStep, VERIFY_MS};
+use super::{Outcome, PROGRESS_MS, RunEffectKind, SILENT_MS, SendOutcome, SendStep, VERIFY_MS};
 use crate::ids::Timestamp;
 use crate::model::{Problem, Reason};
 
@@ -69,15 +69,32 @@ impl Run {
         let before = self.step_bytes.sent();
         self.step_bytes.resumed_from.get_or_insert(resumed_from.min(bytes));
         self.step_bytes.replicated = self.step_bytes.replicated.max(bytes);
+        if self.step_bytes.sent() > before {
+            self.step_bytes.silent_ms = None;
+        }
         self.rate.add(self.step_bytes.sent().saturating_sub(before), now);
         if !stopping {
-            let verifying = matches!(self.phase, Phase::Sending { verifying: true, .. });
-            self.wake_at = Some(now.plus_ms(if verifying { VERIFY_MS } else { PROGRESS_MS }));
+            self.put_off(now);
         }
+    }
+
+    /// A send that is told to stop stays so, and one that is verified has its own bound: there is no more to read.
+    pub(super) fn on_alive(&mut self, seq: u64, silent_ms: u64, now: Timestamp) {
+        if matches!(self.phase, Phase::Sending { seq: s, verifying: false } if s == seq) {
+            self.step_bytes.silent_ms = Some(silent_ms).filter(|ms| *ms >= SILENT_MS);
+            self.put_off(now);
+        }
+    }
+
+    /// The deadline of a send counts anew from `now`.
+    fn put_off(&mut self, now: Timestamp) {
+        let verifying = matches!(self.phase, Phase::Sending { verifying: true, .. });
+        self.wake_at = Some(now.plus_ms(if verifying { VERIFY_MS } else { PROGRESS_MS }));
     }
 
     pub(super) fn on_verifying(&mut self, seq: u64, now: Timestamp, out: Out) {
         if matches!(self.phase, Phase::Sending { seq: s, .. } if s == seq) {
+            self.step_bytes.silent_ms = None;
             self.enter(Phase::Sending { seq, verifying: true }, Some(VERIFY_MS), now, out);
         }
     }

@@ -45,6 +45,8 @@ pub struct Offer {
 pub enum Frame {
     /// Stream bytes.
     Data(Bytes),
+    /// None yet, but the sender's kernel reads.
+    Alive,
     /// The end: length and BLAKE3 of the whole stream, prefix included.
     End {
         /// Bytes in all.

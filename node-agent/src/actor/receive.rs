@@ -16,7 +16,8 @@ use crate::stream::{Applier, ApplierState, ContentClass, Limits, StreamError};
 
 /// A checkpoint at the latest after so many bytes: an interrupted transfer re-sends less than 64 MiB (design §7).
 const CHECKPOINT_EVERY: u64 = 48 << 20;
-/// No frame for so long ends the transfer; what has come is kept as a checkpoint.
+/// No frame, not even [`Frame::Alive`], for so long ends the transfer; what has come is kept as a checkpoint. The pump ends it earlier
+/// (`peer::progress`); this is for a pump that does not.
 const FRAME_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Runs a receive to its end. The verdict goes to the peer by the actor, once it is journaled.
@@ -79,6 +80,7 @@ impl Receive {
                         self.checkpoint(&mut applier)?;
                     }
                 }
+                Next::Frame(Frame::Alive) => {}
                 Next::Frame(Frame::End { bytes, digest }) => return self.finish(applier, bytes, digest),
                 Next::Gone => {
                     // A mere disconnect: what is here is worth keeping to the last command.

@@ -15,6 +15,7 @@ pub mod ioctl;
 mod loopdev;
 mod meta;
 pub(crate) mod mounts;
+mod pause;
 mod pool;
 mod quota;
 mod readahead;

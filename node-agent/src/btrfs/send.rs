@@ -13,6 +13,7 @@ use rustix::pipe::PipeFlags;
 use super::BtrfsPool;
 use super::fsx::{Context, fail};
 use super::ioctl::{self, SendHow};
+use super::pause::Pause;
 use super::readahead::{self, Job, Progress};
 use crate::driver::DriverError;
 
@@ -41,6 +42,7 @@ pub struct SendStream {
     ahead: Option<JoinHandle<()>>,
     progress: Arc<Progress>,
     failed: Option<Errno>,
+    pause: Pause,
 }
 
 impl BtrfsPool {
@@ -63,7 +65,7 @@ impl BtrfsPool {
             skip_compressed: options.compressed,
         };
         let how = SendHow { base: base.map(|b| b.id), version: options.version, compressed: options.compressed };
-        let mut stream = SendStream { pipe: Some(reader), sender: None, ahead: None, progress, failed: None };
+        let mut stream = SendStream { pipe: Some(reader), sender: None, ahead: None, progress, failed: None, pause: Pause::default() };
         // `writer` moves into the thread and is closed with it: that is the end of the stream.
         let send = move || ioctl::send(&target.fd, &writer, how);
         stream.sender = Some(std::thread::Builder::new().name("send".to_owned()).spawn(send).doing(what)?);
@@ -121,6 +123,7 @@ impl Read for SendStream {
         match rustix::io::retry_on_intr(|| rustix::io::read(pipe, &mut *buf))? {
             0 => self.end(),
             n => {
+                self.pause.before_handing_over(self.progress.sent.load(Ordering::Relaxed), n as u64);
                 let before = self.progress.sent.fetch_add(n as u64, Ordering::Relaxed);
                 if let Some(ahead) = self.ahead.as_ref().filter(|_| before >> 20 != (before + n as u64) >> 20) {
                     ahead.thread().unpark();

@@ -15,6 +15,7 @@ use std::time::Duration;
 use dotgraft_engine::filesystem::Handoff;
 use dotgraft_engine::ids::{FsId, JobUid, NodeName};
 use dotgraft_engine::model::{Problem, Reason, Versions};
+use dotgraft_engine::run::{PROGRESS_MS, VERIFY_MS};
 use dotgraft_proto::agent::v1 as wire;
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
@@ -26,9 +27,10 @@ use tonic::transport::{Channel, Endpoint, Uri};
 use wire::peer_client::PeerClient as Stub;
 
 use super::directory::Fingerprint;
+use super::server::KERNEL_SILENCE;
 use super::status::problem_of;
 use super::tls::{PeerIdentity, TlsContext, is_denial};
-use super::transfer::{Opened, start};
+use super::transfer::{Opened, Patience, start};
 use super::{H2_FRAME, KEEPALIVE, KEEPALIVE_TIMEOUT, WINDOW, convert, unix_now};
 use crate::actor::handle::Offer;
 
@@ -41,6 +43,10 @@ pub struct ClientSettings {
     pub versions_timeout: Duration,
     /// A transfer: no byte and no message for that long is an error (replication.md §3).
     pub progress_timeout: Duration,
+    /// After the end of a transfer, until the peer says that it is stored; also how long a peer that works may take no byte.
+    pub verify_timeout: Duration,
+    /// Our kernel may give no byte of a stream for that long.
+    pub kernel_silence: Duration,
     /// A certificate that is not listed (yet) is tried again that often …
     pub denied_retries: u32,
     /// … after a change of the directory, at the latest after that long: both sides' views of a renewal lag a little.
@@ -54,7 +60,9 @@ impl Default for ClientSettings {
         Self {
             connect_timeout: Duration::from_secs(5),
             versions_timeout: Duration::from_secs(30),
-            progress_timeout: Duration::from_secs(60),
+            progress_timeout: Duration::from_millis(PROGRESS_MS),
+            verify_timeout: Duration::from_millis(VERIFY_MS),
+            kernel_silence: KERNEL_SILENCE,
             denied_retries: 2,
             denied_pause: Duration::from_secs(2),
             idle: Duration::from_secs(120),
@@ -93,6 +101,11 @@ impl PeerClient {
     /// A pool without connections.
     pub fn new(context: TlsContext, settings: ClientSettings) -> Self {
         Self { inner: Arc::new(Inner { context, settings, slots: Mutex::default() }) }
+    }
+
+    /// How long our kernel may give no byte of a stream.
+    pub fn kernel_silence(&self) -> Duration {
+        self.inner.settings.kernel_silence
     }
 
     /// Where `node` listens, if the directory knows it.
@@ -161,7 +174,8 @@ impl PeerClient {
     }
 
     async fn open_on(&self, connection: &Arc<Connection>, fs: FsId, offer: &Offer) -> Result<Opened, Problem> {
-        start(Arc::clone(connection), self.inner.context.clone(), self.inner.settings.progress_timeout, fs, offer).await
+        let ClientSettings { progress_timeout: progress, verify_timeout: verify, .. } = self.inner.settings;
+        start(Arc::clone(connection), self.inner.context.clone(), Patience { progress, verify }, fs, offer).await
     }
 
     /// The pooled connection, if it is still good, else a new one; whether it was there before.

@@ -1,6 +1,8 @@
 //! Messages of agent.proto ↔ the engine's nouns. Everything that a peer says is bounded and parsed here, before anything
 //! else sees it; what does not fit is `Invalid` (security.md, "Input"; failures.md row 13).
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use dotgraft_engine::ids::{CommitId, Epoch, FsId, JobUid, NodeName, Timestamp};
 use dotgraft_engine::model::{Commit, FORMAT_VERSION, Problem, Reason, ResumeToken, Versions, VersionsRole};
@@ -18,6 +20,10 @@ pub const MAX_KEY: usize = 253;
 pub const MAX_VALUE: usize = 1024;
 /// Largest payload of one Data frame, bytes.
 pub const MAX_FRAME: usize = 4 << 20;
+/// A sender with nothing to send says so at least that often …
+pub const ALIVE_EVERY: Duration = Duration::from_secs(10);
+/// … and no more often than that, whatever the receiver wants.
+const ALIVE_SHORTEST: Duration = Duration::from_millis(50);
 /// Longest kernel release (`uname -r`), bytes.
 const MAX_KERNEL: usize = 128;
 /// A listing larger than that goes without messages and metadata: a plan is made from ids, parents and times.
@@ -174,6 +180,7 @@ pub fn frame_from_wire(m: wire::ReceiveRequest) -> Result<Frame, Problem> {
     match m.message {
         Some(M::Data(data)) if data.is_empty() => Err(invalid("an empty frame")),
         Some(M::Data(data)) => within("a frame", data.len(), MAX_FRAME).map(|()| Frame::Data(data)),
+        Some(M::Alive(wire::Alive {})) => Ok(Frame::Alive),
         Some(M::End(end)) => Ok(Frame::End { bytes: end.bytes, digest: digest(&end.digest)? }),
         Some(M::Offer(_)) => Err(invalid("a second offer in one stream")),
         None => Err(invalid("an empty message")),
@@ -193,11 +200,34 @@ pub fn data_to_wire(data: Bytes) -> wire::ReceiveRequest {
     wire::ReceiveRequest { message: Some(wire::receive_request::Message::Data(data)) }
 }
 
+/// A sign of life, for a receiver that asked for it ([`alive_wanted`]).
+pub fn alive_to_wire() -> wire::ReceiveRequest {
+    wire::ReceiveRequest { message: Some(wire::receive_request::Message::Alive(wire::Alive {})) }
+}
+
+/// Says in an `Accepted` that this receiver takes `Alive`, and how often it wants one. Other answers stay as they are.
+pub fn want_alive(answer: &mut wire::ReceiveResponse, every: Duration) {
+    if let Some(wire::receive_response::Message::Accepted(accepted)) = &mut answer.message {
+        accepted.alive_ms = u64::try_from(every.as_millis()).unwrap_or(u64::MAX).max(1);
+    }
+}
+
+/// How often the receiver wants an `Alive`, within what is sensible; `None`: it must not be sent one. A receiver that does not know
+/// `Alive` takes it for an empty message and ends the stream for good.
+pub fn alive_wanted(answer: &wire::ReceiveResponse) -> Option<Duration> {
+    match &answer.message {
+        Some(wire::receive_response::Message::Accepted(a)) if a.alive_ms > 0 => {
+            Some(Duration::from_millis(a.alive_ms).clamp(ALIVE_SHORTEST, ALIVE_EVERY))
+        }
+        _ => None,
+    }
+}
+
 /// An answer of the actor: a message, or the problem that ends the stream.
 pub fn reply_to_wire(reply: Reply) -> Result<wire::ReceiveResponse, Problem> {
     use wire::receive_response::Message as M;
     let message = match reply {
-        Reply::Accepted { offset } => M::Accepted(wire::Accepted { offset }),
+        Reply::Accepted { offset } => M::Accepted(wire::Accepted { offset, alive_ms: 0 }),
         Reply::Durable { offset } => M::Durable(wire::Durable { offset }),
         Reply::Stored { commit, already } => M::Stored(wire::Stored { commit: commit.to_string(), already }),
         Reply::Refused(problem) => return Err(problem),

@@ -47,6 +47,10 @@ pub(super) struct Pump {
     held: Option<Frame>,
     /// The last time the actor took a frame or said something.
     actor_seen: Instant,
+    /// What was last said to be durable; `None`: the actor has not accepted the offer yet, and the peer rightly waits.
+    durable: Option<u64>,
+    /// The last time the peer was told something.
+    said: Instant,
 }
 
 /// What the pump woke up for.
@@ -81,8 +85,9 @@ impl Pump {
         actor_patience: Duration,
     ) -> Self {
         let Ends { frames, replies, out } = ends;
-        let (frames, held, actor_seen) = (Some(frames), None, Instant::now());
-        Self { context, peer, frames, replies, out, progress, changes, actor_patience, held, actor_seen }
+        let (frames, held, now) = (Some(frames), None, Instant::now());
+        let (actor_seen, said, durable) = (now, now, None);
+        Self { context, peer, frames, replies, out, progress, changes, actor_patience, held, actor_seen, durable, said }
     }
 
     /// Runs to the end. Dropping the frame channel without `End` is how the actor learns that it was no good end.
@@ -129,12 +134,22 @@ impl Pump {
         let peer = if self.frames.is_some() { self.progress.deadline() } else { None };
         let expires = u64::try_from(self.peer.leaf.not_after.saturating_sub(unix_now()).saturating_add(1)).unwrap_or(0).min(60);
         let expires = Instant::now() + Duration::from_secs(expires);
-        minute.min(actor).min(peer.unwrap_or(minute)).min(expires)
+        let life = self.life_due().unwrap_or(minute);
+        minute.min(actor).min(peer.unwrap_or(minute)).min(expires).min(life)
     }
 
-    /// Only while the actor owes something: room for a frame, or the answer after `End`.
+    /// Whether the actor owes something: the answer to the offer, room for a frame, or the answer after `End`.
+    fn actor_owes(&self) -> bool {
+        self.durable.is_none() || self.held.is_some() || self.frames.is_none()
+    }
+
     fn actor_deadline(&self) -> Option<Instant> {
-        (self.held.is_some() || self.frames.is_none()).then(|| self.actor_seen + self.actor_patience)
+        self.actor_owes().then(|| self.actor_seen + self.actor_patience)
+    }
+
+    /// When the peer is to hear that we live although nothing moves: while our actor works, which may be a flush of minutes.
+    fn life_due(&self) -> Option<Instant> {
+        (self.actor_owes() && self.durable.is_some()).then(|| self.said + self.progress.alive_every())
     }
 
     fn apply(&mut self, wake: Wake) -> Result<Flow, Problem> {
@@ -165,13 +180,30 @@ impl Pump {
             return Err(Problem::new(Reason::Busy, "the Filesystem's owner restarted; try again"));
         };
         let last = matches!(reply, Reply::Stored { .. });
-        let message = convert::reply_to_wire(reply)?;
+        let accepted = matches!(reply, Reply::Accepted { .. });
+        if let Reply::Accepted { offset } | Reply::Durable { offset } = &reply {
+            self.durable = Some(*offset);
+        }
+        let mut message = convert::reply_to_wire(reply)?;
         if last {
             return Ok(Flow::Stored(message));
         }
-        // A peer that does not read loses a `Durable`; the next one says more. `Accepted` is the first and finds room.
-        let _ = self.out.try_send(Ok(message));
+        if accepted {
+            if self.progress.takes_alive() {
+                convert::want_alive(&mut message, self.progress.alive_every());
+            }
+            if self.held.is_none() {
+                self.progress.on_wait(self.actor_seen);
+            }
+        }
+        self.say(message);
         Ok(Flow::On)
+    }
+
+    /// A peer that does not read loses a `Durable`; the next one says more. `Accepted` is the first and finds room.
+    fn say(&mut self, message: wire::ReceiveResponse) {
+        self.said = Instant::now();
+        let _ = self.out.try_send(Ok(message));
     }
 
     fn on_room(&mut self, end: bool) -> Flow {
@@ -190,22 +222,39 @@ impl Pump {
         let message = message.ok_or_else(|| Problem::new(Reason::Invalid, "the stream ended without End"))?;
         let frame = convert::frame_from_wire(message)?;
         let now = Instant::now();
+        if let (Frame::Alive, Some(frames)) = (&frame, &self.frames) {
+            self.progress.on_alive(now);
+            let _ = frames.try_send(frame); // an actor without room for it has frames enough
+            return self.on_stall(now);
+        }
         self.actor_seen = now;
         self.progress.on_frame(now, if let Frame::Data(data) = &frame { data.len() } else { 0 });
         self.held = Some(frame);
         Ok(Flow::On)
     }
 
-    fn on_timer(&self) -> Result<Flow, Problem> {
+    fn on_timer(&mut self) -> Result<Flow, Problem> {
         self.on_recheck()?;
         let now = Instant::now();
+        if let (Some(offset), true) = (self.durable, self.life_due().is_some_and(|at| now >= at)) {
+            self.say(convert::reply_to_wire(Reply::Durable { offset })?);
+        }
         if self.actor_deadline().is_some_and(|at| now >= at) {
             return Err(Problem::new(Reason::Timeout, "the receiver's owner or disk made no progress"));
         }
+        if self.frames.is_some() { self.on_stall(now) } else { Ok(Flow::On) }
+    }
+
+    fn on_stall(&self, now: Instant) -> Result<Flow, Problem> {
+        let timeout = |what: String| Err(Problem::new(Reason::Timeout, what));
         match self.progress.check(now) {
-            Some(Stall::Silent) if self.frames.is_some() => Err(Problem::new(Reason::Timeout, "no frame came in time")),
-            Some(Stall::Trickle) if self.frames.is_some() => Err(Problem::new(Reason::Timeout, "the sender is too slow to ever end")),
-            _ => Ok(Flow::On),
+            None => Ok(Flow::On),
+            Some(Stall::Silent) => timeout("no frame came in time".into()),
+            Some(Stall::Trickle) => timeout("the sender is too slow to ever end".into()),
+            Some(Stall::Kernel(took)) => timeout(format!(
+                "the sender says that it reads, but brought next to nothing in {} s (--kernel-silence here)",
+                took.as_secs()
+            )),
         }
     }
 }

@@ -2,11 +2,12 @@
 //! is decided here but who may speak and how much at once.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use dotgraft_engine::filesystem::Handoff;
 use dotgraft_engine::ids::{FsId, NodeName};
 use dotgraft_engine::model::{Problem, Reason};
+use dotgraft_engine::run::VERIFY_MS;
 use dotgraft_proto::agent::v1 as wire;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -31,6 +32,9 @@ const FRAMES: usize = 4;
 /// Answers between an actor and the network.
 const REPLIES: usize = 16;
 
+/// How long a kernel that sends may give no byte, on either side, unless the agent is told otherwise (`--kernel-silence`).
+pub const KERNEL_SILENCE: Duration = Duration::from_secs(30 * 60);
+
 /// Bounds of the Peer service.
 #[derive(Debug, Clone, Copy)]
 pub struct ServerSettings {
@@ -38,7 +42,7 @@ pub struct ServerSettings {
     pub accept: AcceptSettings,
     /// Silence and trickle of a sending peer. A sender with a bandwidth limit sends small frames rather than late ones.
     pub expectation: Expectation,
-    /// An actor that takes no frame and says nothing for that long ends the stream.
+    /// An actor that takes no frame and says nothing for that long ends the stream: as long as the sender's engine waits for a flush.
     pub actor_patience: Duration,
     /// A listing takes at most that long.
     pub versions_timeout: Duration,
@@ -49,13 +53,14 @@ pub struct ServerSettings {
 }
 
 impl ServerSettings {
-    /// The usual bounds, for peers that may say nothing for `silence`, and must send 16 KiB in twice that time.
-    pub fn with_silence(silence: Duration) -> Self {
-        let expectation = Expectation { silence, window: silence * 2, min_bytes: 16 << 10 };
+    /// The usual bounds, for peers that may say nothing for `silence`, and must send 16 KiB in twice that time, not counted up to
+    /// `kernel` in which they say that their kernel reads.
+    pub fn with_silence(silence: Duration, kernel: Duration) -> Self {
+        let expectation = Expectation { silence, window: silence * 2, min_bytes: 16 << 10, kernel: Some(kernel) };
         Self {
             accept: AcceptSettings::default(),
             expectation,
-            actor_patience: Duration::from_secs(120),
+            actor_patience: Duration::from_millis(VERIFY_MS),
             versions_timeout: Duration::from_secs(30),
             streams_per_node: 16,
             streams: 64,
@@ -65,7 +70,7 @@ impl ServerSettings {
 
 impl Default for ServerSettings {
     fn default() -> Self {
-        Self::with_silence(Duration::from_secs(30))
+        Self::with_silence(Duration::from_secs(30), KERNEL_SILENCE)
     }
 }
 
@@ -174,7 +179,7 @@ impl Service {
         let (actor_replies, replies) = mpsc::channel(REPLIES);
         let (out, responses) = mpsc::channel(REPLIES);
         let ends = Ends { frames, replies, out };
-        let progress = Progress::new(self.settings.expectation, Instant::now());
+        let progress = Progress::new(self.settings.expectation);
         let changes = self.context.directory.changed();
         let pump = Pump::new(self.context.clone(), peer, ends, progress, changes, self.settings.actor_patience);
         handle.receive(offer, actor_frames, actor_replies)?;

@@ -44,10 +44,20 @@ pub struct Stored {
     pub already: bool,
 }
 
+/// How long a peer is waited for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Patience {
+    /// No word for that long is an error.
+    pub progress: Duration,
+    /// The peer may take no byte for that long although it says that it lives; and say nothing once it has all bytes.
+    pub verify: Duration,
+}
+
 /// What the listener has heard so far.
 #[derive(Debug, Clone)]
 struct Heard {
     accepted: Option<u64>,
+    alive: Option<Duration>,
     durable: u64,
     outcome: Option<Result<Stored, Problem>>,
     /// When something was heard.
@@ -62,7 +72,9 @@ pub struct Transfer {
     pub offset: u64,
     requests: Option<mpsc::Sender<wire::ReceiveRequest>>,
     heard: watch::Receiver<Heard>,
-    timeout: Duration,
+    /// How often the peer wants to hear that we live; `None`: never.
+    alive: Option<Duration>,
+    patience: Patience,
     listener: JoinHandle<()>,
     connection: Arc<Connection>,
     context: TlsContext,
@@ -78,7 +90,7 @@ impl Drop for Transfer {
 pub(super) async fn start(
     connection: Arc<Connection>,
     context: TlsContext,
-    timeout: Duration,
+    patience: Patience,
     fs: FsId,
     offer: &Offer,
 ) -> Result<Opened, Problem> {
@@ -89,22 +101,22 @@ pub(super) async fn start(
     sent.map_err(|_| Problem::new(Reason::Internal, "a new queue is full"))?;
     let changes = context.directory.changed();
     let mut stub = connection.stub();
-    let answers = tokio::time::timeout(timeout, stub.receive(ReceiverStream::new(outgoing)))
+    let answers = tokio::time::timeout(patience.progress, stub.receive(ReceiverStream::new(outgoing)))
         .await
         .map_err(|_| timed_out("no answer to the offer"))?
         .map_err(|status| connection.problem(&status))?
         .into_inner();
-    let (tell, heard) = watch::channel(Heard { accepted: None, durable: 0, outcome: None, at: Instant::now() });
+    let (tell, heard) = watch::channel(Heard { accepted: None, alive: None, durable: 0, outcome: None, at: Instant::now() });
     let ears = Listener { connection: Arc::clone(&connection), context: context.clone(), changes, target, tell };
     let listener = tokio::spawn(ears.run(answers));
-    let transfer = Transfer { offset: 0, requests: Some(requests), heard, timeout, listener, connection, context };
+    let transfer = Transfer { offset: 0, requests: Some(requests), heard, alive: None, patience, listener, connection, context };
     transfer.accepted().await
 }
 
 impl Transfer {
     async fn accepted(mut self) -> Result<Opened, Problem> {
         let answer = self.heard.wait_for(|h| h.accepted.is_some() || h.outcome.is_some());
-        let heard = match tokio::time::timeout(self.timeout, answer).await {
+        let heard = match tokio::time::timeout(self.patience.progress, answer).await {
             Ok(Ok(heard)) => heard.clone(),
             Ok(Err(_)) => return Err(listener_gone()),
             Err(_) => return Err(timed_out("the offer was neither accepted nor refused")),
@@ -113,6 +125,7 @@ impl Transfer {
             (Some(outcome), _) => outcome.map(Opened::Stored),
             (None, Some(offset)) => {
                 self.offset = offset;
+                self.alive = heard.alive;
                 Ok(Opened::Accepted(self))
             }
             (None, None) => Err(listener_gone()),
@@ -122,6 +135,33 @@ impl Transfer {
     /// Stream bytes that survive a crash of the peer.
     pub fn durable(&self) -> u64 {
         self.heard.borrow().durable.max(self.offset)
+    }
+
+    /// How often the peer wants to hear that we live while we have nothing to send; `None`: it does not know the word.
+    pub fn alive_every(&self) -> Option<Duration> {
+        self.alive
+    }
+
+    /// Tells the peer that what it waits for is our kernel. Nothing is said to one that does not know the word.
+    pub async fn alive(&mut self) -> Result<(), Problem> {
+        match self.alive {
+            Some(_) => self.push(convert::alive_to_wire()).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Waits for the peer to end the transfer early; why. For a sender that has nothing to send meanwhile.
+    pub async fn ended(&self) -> Problem {
+        let mut heard = self.heard.clone();
+        match heard.wait_for(|h| h.outcome.is_some()).await {
+            Ok(heard) => heard.outcome.clone().map_or_else(listener_gone, early),
+            Err(_) => listener_gone(),
+        }
+    }
+
+    /// Tells when the peer was last heard, also while the transfer is busy.
+    pub fn ears(&self) -> Ears {
+        Ears(self.heard.clone())
     }
 
     /// Sends payload, in frames of at most [`FRAME`] bytes; returns when the last is on its way. The peer's refusal comes
@@ -158,13 +198,14 @@ impl Transfer {
             since = since.max(heard.at);
             tokio::select! {
                 changed = self.heard.changed() => changed.map_err(|_| listener_gone())?,
-                () = tokio::time::sleep_until(since + self.timeout) => return Err(timed_out("the peer has all bytes but does not say that they are stored")),
+                () = tokio::time::sleep_until(since + self.patience.verify) => return Err(timed_out("the peer has all bytes but does not say that they are stored")),
             }
         }
     }
 
     async fn push(&mut self, request: wire::ReceiveRequest) -> Result<(), Problem> {
-        let mut since = Instant::now();
+        let start = Instant::now();
+        let mut since = start;
         loop {
             // Also here, not only by the listener: no byte goes out after a revocation was seen.
             still_good(&self.context, &self.connection)?;
@@ -181,7 +222,9 @@ impl Transfer {
                     Err(_) => return Err(listener_gone()),
                 },
                 room = requests.reserve() => room.ok(),
-                () = tokio::time::sleep_until(since + self.timeout) => return Err(timed_out("the peer takes no more bytes")),
+                () = tokio::time::sleep_until((since + self.patience.progress).min(start + self.patience.verify)) => {
+                    return Err(timed_out("the peer takes no more bytes"));
+                }
             };
             if let Some(room) = room {
                 room.send(request);
@@ -199,6 +242,17 @@ impl Transfer {
             Ok(Ok(heard)) => heard.outcome.clone().map_or_else(listener_gone, early),
             _ => listener_gone(),
         }
+    }
+}
+
+/// When a peer was last heard.
+#[derive(Debug)]
+pub struct Ears(watch::Receiver<Heard>);
+
+impl Ears {
+    /// That.
+    pub fn last_heard(&self) -> Instant {
+        self.0.borrow().at
     }
 }
 
@@ -264,9 +318,11 @@ impl Listener {
     }
 
     fn hear(&self, message: wire::ReceiveResponse) -> Result<Option<Stored>, Problem> {
+        let alive = convert::alive_wanted(&message);
         match convert::reply_from_wire(message)? {
             Reply::Accepted { offset } => self.tell.send_modify(|h| {
                 h.at = Instant::now();
+                h.alive = h.alive.or(alive);
                 h.accepted = Some(h.accepted.unwrap_or(offset));
             }),
             Reply::Durable { offset } => self.tell.send_modify(|h| {

@@ -20,7 +20,7 @@ use crate::raw;
 use crate::support::*;
 
 /// Node b that lists a certificate of node a, which the test holds.
-async fn victim(settings: ServerSettings) -> (Node, (String, String), Node) {
+pub async fn victim(settings: ServerSettings) -> (Node, (String, String), Node) {
     let ca = Ca::new("ca");
     let (a, b) = pair(&ca, settings).await;
     let identity = ca.issue(&Leaf::of("a"));
@@ -30,16 +30,16 @@ async fn victim(settings: ServerSettings) -> (Node, (String, String), Node) {
     (b, identity, a)
 }
 
-async fn still_serves(from: &Node, to: &Node) {
+pub async fn still_serves(from: &Node, to: &Node) {
     let fs = actor(to, Act::Store).fs;
     soon(from.client().versions(&to.name, fs, job())).await.unwrap();
 }
 
-fn message(message: Message) -> wire::ReceiveRequest {
+pub fn message(message: Message) -> wire::ReceiveRequest {
     wire::ReceiveRequest { message: Some(message) }
 }
 
-fn good_offer(fs: FsId) -> wire::Offer {
+pub fn good_offer(fs: FsId) -> wire::Offer {
     dotgraft_agent::peer::convert::offer_to_wire(fs, &offer(fs, 3))
 }
 

@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)] // a test may end by them
 
+mod alive;
 mod certificates;
 mod csr;
 mod hostile;

@@ -106,7 +106,8 @@ impl Drop for Node {
 
 /// Short deadlines, so that tests end.
 pub fn quick() -> ServerSettings {
-    let expectation = Expectation { silence: Duration::from_millis(400), window: Duration::from_millis(1200), min_bytes: 1000 };
+    let kernel = Some(3 * SECOND);
+    let expectation = Expectation { silence: Duration::from_millis(400), window: Duration::from_millis(1200), min_bytes: 1000, kernel };
     ServerSettings { expectation, ..ServerSettings::default() }
 }
 
@@ -171,6 +172,8 @@ pub enum Act {
     Hang,
     /// Accepts at an offset.
     Resume(u64),
+    /// Like `Store`, but works that long on each thing: the offer, the first frame, the end.
+    Slow(Duration),
 }
 
 /// What an actor saw.
@@ -179,6 +182,8 @@ pub struct Seen {
     pub from: Option<NodeName>,
     pub bytes: u64,
     pub frames: u64,
+    /// Words that the sender's kernel reads.
+    pub alive: u64,
     pub ended: bool,
     /// The frame channel was closed without End.
     pub abandoned: bool,
@@ -288,6 +293,8 @@ async fn receive(offer: Offer, mut frames: mpsc::Receiver<Frame>, replies: mpsc:
         Act::Resume(offset) => *offset,
         _ => 0,
     };
+    let work = if let Act::Slow(work) = act { work } else { Duration::ZERO };
+    tokio::time::sleep(work).await;
     replies.send(Reply::Accepted { offset }).await.unwrap();
     if matches!(act, Act::Hang) {
         replies.closed().await;
@@ -295,7 +302,10 @@ async fn receive(offer: Offer, mut frames: mpsc::Receiver<Frame>, replies: mpsc:
     }
     while let Some(frame) = frames.recv().await {
         match frame {
+            Frame::Alive => seen.lock().unwrap().alive += 1,
             Frame::Data(data) => {
+                let first = seen.lock().unwrap().frames == 0;
+                tokio::time::sleep(if first { work } else { Duration::ZERO }).await;
                 let total = {
                     let mut seen = seen.lock().unwrap();
                     seen.bytes += data.len() as u64;
@@ -311,6 +321,7 @@ async fn receive(offer: Offer, mut frames: mpsc::Receiver<Frame>, replies: mpsc:
                 let _ = replies.send(Reply::Durable { offset: offset + total }).await;
             }
             Frame::End { bytes, .. } => {
+                tokio::time::sleep(work).await;
                 let total = {
                     let mut seen = seen.lock().unwrap();
                     seen.ended = true;

@@ -122,7 +122,7 @@ fn seconds(from: Timestamp, to: Timestamp) -> u64 {
 }
 
 /// `90` → `1m30s`: two units, as kubectl shows ages.
-fn spell(seconds: u64) -> String {
+pub(super) fn spell(seconds: u64) -> String {
     let two = |big: u64, unit: &str, small: u64, small_unit: &str| {
         if small == 0 { format!("{big}{unit}") } else { format!("{big}{unit}{small}{small_unit}") }
     };
@@ -168,7 +168,7 @@ fn lag(judged: &[Judged], now: &Time) -> Option<String> {
 }
 
 /// Fewer digits as it grows, so that a lag that only ages isn't written again and again.
-fn coarse(seconds: u64) -> u64 {
+pub(super) fn coarse(seconds: u64) -> u64 {
     match seconds {
         0..60 => seconds - seconds % 5,
         60..3600 => seconds - seconds % 60,

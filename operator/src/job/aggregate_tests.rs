@@ -64,6 +64,26 @@ fn a_run_in_hand_shows_progress_rate_and_time_left() {
 }
 
 #[test]
+fn a_send_without_a_byte_says_what_it_waits_for_and_is_no_trouble() {
+    let silent = |seconds: Option<u64>| {
+        let r = report("Working", |r| {
+            let current = json!({"from": null, "to": C1, "state": "Sending", "resumed": false, "expected": null, "replicated": 4});
+            r["current"] = current;
+            if let Some(seconds) = seconds {
+                r["current"]["silentSeconds"] = json!(seconds);
+            }
+        });
+        let s = status(&job("j", "n2", 1), vec![item("db", Some(r))], &at(2000));
+        assert_eq!((ready(&s), is_true(&s, "Degraded")), (("False", "Running"), false));
+        s.report.unwrap().items[0].blocked_on.clone()
+    };
+    assert_eq!(silent(None), None, "as an older agent says it, too");
+    assert!(silent(Some(20)).unwrap().ends_with("no bytes for 20s"));
+    assert_eq!(silent(Some(125)), silent(Some(170)), "a status is not written for every second");
+    assert!(silent(Some(125)).unwrap().ends_with("no bytes for 2m"));
+}
+
+#[test]
 fn a_copy_that_is_being_made_is_no_trouble_and_one_that_never_comes_is() {
     let waiting = |attempt: u32| {
         let r = report("PlanningError", |r| {

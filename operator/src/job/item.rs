@@ -7,6 +7,7 @@ use dotgraft_engine::model::{self, RunReport};
 use dotgraft_engine::run::PLACING_ATTEMPTS;
 use k8s_openapi::jiff::Timestamp;
 
+use super::aggregate::{coarse, spell};
 use crate::conditions::Block;
 
 /// What is known of one source of a job.
@@ -93,6 +94,11 @@ pub fn judge(item: Item, job: &ReplicationJob) -> Judged {
     Judged { item, state: report.state.clone(), report: Some(report), stage, problem }
 }
 
+/// A send that brings no byte and is none the worse for it. Coarse: a new text is a new status.
+fn silent(seconds: u64) -> String {
+    format!("the kernel of the owner's node: it reads what may have changed, no bytes for {}", spell(coarse(seconds)))
+}
+
 /// The target's agent makes the copy when it sees its object: the first attempts of a first push may come before that.
 fn is_being_placed(report: &RunReport, problem: &model::Problem) -> bool {
     problem.reason == model::Reason::NotPlaced && report.attempt <= PLACING_ATTEMPTS && report.finished_at.is_none()
@@ -122,7 +128,7 @@ impl Judged {
             (Ok(_), Some(r)) if r.problem.as_ref().is_some_and(|p| is_being_placed(r, p)) => {
                 Some("the copy that the target's agent makes".to_owned())
             }
-            _ => None,
+            (Ok(_), Some(r)) => r.current.as_ref().filter(|_| !self.ended()).and_then(|c| c.silent_seconds).map(silent),
         };
         ItemReport {
             name: clip(&self.item.name, 253),
