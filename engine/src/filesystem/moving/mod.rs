@@ -51,8 +51,12 @@ pub(super) struct MoveState {
     give_up: Option<Problem>,
     /// Who has the head mounted, for people.
     waits: Option<String>,
-    /// The importer could not be reached since.
+    /// Since the run of the frozen head first failed without a byte after it.
     stalled: Option<Timestamp>,
+    /// Bytes that it had sent when it last brought any.
+    brought: u64,
+    /// Since the importer first didn't answer an `Export`.
+    unheard: Option<Timestamp>,
     /// Bytes that were sent before the fence.
     precopied: u64,
     /// The last one that ended.
@@ -169,6 +173,7 @@ impl Filesystem {
         self.moving = MoveState { live: true, last: self.moving.last.take(), ..MoveState::default() };
         self.save_move("mig-begin", row, out);
         self.apply_job_specs(ctx, out);
+        self.advance_begun(ctx, out); // without a commit to send first nothing else would call, until some event comes by
     }
 
     fn advance_begun(&mut self, ctx: &Ctx, out: &mut Out) {
@@ -236,11 +241,12 @@ impl Filesystem {
             Some(Err(problem)) => self.give_up(problem, ctx, out),
             None => {
                 let report = self.jobs.get(&job_of(row.mig)).and_then(|j| j.report(ctx.now));
+                let bytes = report.as_ref().map_or(0, |r| r.replicated_bytes);
                 let waits = report.filter(|r| matches!(r.state.as_str(), "WorkingWait" | "PlanningError"));
                 // A target that is full doesn't get less so while the head stands frozen.
                 match waits.as_ref().and_then(|r| r.problem.clone()).filter(|p| p.reason == Reason::NoSpace) {
                     Some(full) => self.give_up(full, ctx, out),
-                    None => self.watch_stall(waits.is_some(), ctx, out),
+                    None => self.watch_stall(waits.is_some(), bytes, ctx, out),
                 }
             }
         }
@@ -252,10 +258,13 @@ impl Filesystem {
         self.advance_pending(ctx, out);
     }
 
-    /// A frozen head doesn't wait for ever for an importer that is gone.
-    fn watch_stall(&mut self, waits: bool, ctx: &Ctx, out: &mut Out) {
-        if !waits {
+    /// A frozen head doesn't wait for ever for an importer that is gone. Only bytes are progress: each attempt looks alive at first.
+    fn watch_stall(&mut self, waits: bool, bytes: u64, ctx: &Ctx, out: &mut Out) {
+        if bytes != self.moving.brought {
+            self.moving.brought = bytes;
             self.moving.stalled = None;
+        }
+        if !waits {
             return;
         }
         let since = *self.moving.stalled.get_or_insert(ctx.now);
@@ -363,14 +372,14 @@ impl Filesystem {
         match result {
             Ok(_) => {
                 self.moving.acked = true;
-                self.moving.stalled = None;
+                self.moving.unheard = None;
                 if row.phase == MigrationPhase::Pending && self.is_move_wanted(&row) {
                     self.save_move("mig-export", MigrationRow { phase: MigrationPhase::Exported, ..row }, out);
                 }
             }
             Err(problem) if problem.reason.is_permanent() => self.give_up_exported(problem, out),
             Err(problem) => {
-                let since = *self.moving.stalled.get_or_insert(ctx.now);
+                let since = *self.moving.unheard.get_or_insert(ctx.now);
                 if ctx.now.since_ms(since) >= STALLED_MS {
                     self.give_up_exported(problem, out);
                 }
