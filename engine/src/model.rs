@@ -67,6 +67,7 @@ pub struct Origin {
 
 /// The object that a Filesystem belongs to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Claim {
     /// `Dot` or `Branch`.
     pub kind: String,

@@ -12,6 +12,7 @@ use crate::data::digest::{same_trees, tree_digest};
 use crate::data::tree as source;
 use crate::harness::test::{STEP, text};
 use crate::harness::{Case, Test};
+use crate::rig::kube::conditions;
 use crate::rig::wait::eventually;
 
 /// All cases.
@@ -21,6 +22,11 @@ pub fn cases() -> Vec<Case> {
             "reset-dot",
             "a Dot becomes a commit again, once nobody has it mounted; what it held is kept, and replicas follow",
             whole,
+        ),
+        Case::new(
+            "7-commit/reset",
+            "a commit that is read and being sent: a volume is reset to it meanwhile, and its deletion waits for both, by name",
+            read_meanwhile,
         ),
         Case::new("reset-branch", "a Branch becomes what it began with, or is reset by kubectl dot reset", branch),
         Case::new("reset-refused", "a reset to what is not there is refused, by name, and changes nothing", refused),
@@ -84,6 +90,56 @@ async fn whole(t: Arc<Test>) -> Result<()> {
     for path in [&here, &there, &head] {
         t.unmount(path).await?;
     }
+    Ok(())
+}
+
+async fn read_meanwhile(t: Arc<Test>) -> Result<()> {
+    let fs_id = t.dot("d", "n1").await?;
+    let head = t.mount("n1", &fs_id).await?;
+    std::fs::write(head.join("a"), super::deletion::noise(24 << 20))?;
+    let commit = t.commit("c1", "d").await?;
+    let reader = t.mount_commit("n1", &fs_id, &commit).await?;
+    let first = tree_digest(&reader)?;
+    std::fs::write(head.join("b"), b"in no commit yet")?;
+    t.unmount(&head).await?;
+    let limits = json!({"bandwidth": "1Mi"});
+    let spec = json!({"direction": "Push", "source": {"names": ["d"]}, "target": {"node": "n2"}, "limits": limits});
+    t.create("ReplicationJob", "j", &spec).await?;
+    eventually("the transfer to begin", STEP, || async {
+        let sent = t.object("ReplicationJob", "j").await?["status"]["progress"]["replicatedBytes"].as_u64().unwrap_or_default();
+        ensure!(sent > 0, "nothing is sent");
+        Ok(())
+    })
+    .await?;
+    reset(&t, "r", &json!({"name": "d"}), Some("c1")).await?;
+    eventually("the reset", STEP, || done(&t, "r")).await?;
+    let head = t.mount("n1", &fs_id).await?;
+    ensure!(
+        tree_digest(&head)? == first && tree_digest(&reader)? == first,
+        "the head is not what it was, or the reader's commit has changed"
+    );
+
+    t.kube().delete("Commit", &t.namespace, "c1").await?;
+    let waits = async |words: &str| {
+        eventually("the Commit to say why it stays", STEP, || async {
+            let said = conditions(&t.object("Commit", "c1").await?);
+            ensure!(said.contains("Pinned") && said.contains(words), "{said}");
+            Ok(())
+        })
+        .await
+    };
+    waits("a replication job that is sending it").await?;
+    t.kube().patch("ReplicationJob", &t.namespace, "j", "", &json!({"spec": {"limits": null}})).await?;
+    t.condition("ReplicationJob", "j", "Ready", "True", Some("Completed")).await?;
+    waits(&reader.to_string_lossy()).await?;
+    ensure!(tree_digest(&reader)? == first, "the reader's commit has changed");
+    t.unmount(&reader).await?;
+    t.kube().gone("Commit", &t.namespace, "c1", STEP).await?;
+    let second = t.commit("c2", "d").await?;
+    t.trigger("j", "again").await?;
+    t.arrived(&fs_id, &second, "n2", STEP).await?;
+    let there = t.mount_commit("n2", &fs_id, &second).await?;
+    ensure!(tree_digest(&there)? == first, "the copy is not what the head was reset to");
     Ok(())
 }
 
@@ -258,7 +314,7 @@ impl Operation for Reset {
         done(t, &format!("r{n}")).await?;
         let object = t.object("Dot", &name(n)).await?;
         let ready = crate::rig::kube::condition_of(&object, "Ready").is_some_and(|c| c["status"] == "True");
-        ensure!(ready, "{}", crate::rig::kube::conditions(&object));
+        ensure!(ready, "{}", conditions(&object));
         Ok(Some(text(&object, "/status/fsId")?))
     }
     async fn check(&self, t: &Test, n: usize) -> Result<()> {

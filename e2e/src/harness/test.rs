@@ -156,7 +156,8 @@ impl Test {
     async fn mount_at(&self, node: &str, fs_id: &str, commit: Option<&str>) -> Result<PathBuf> {
         let path = {
             let mut mounts = self.mounts.lock().unwrap_or_else(PoisonError::into_inner);
-            let path = self.dir.join(format!("mnt{}", mounts.len()));
+            let free = |path: &PathBuf| !mounts.iter().any(|(_, taken)| taken == path);
+            let path = (0..=mounts.len()).map(|n| self.dir.join(format!("mnt{n}"))).find(free).unwrap_or_default();
             mounts.push((node.to_owned(), path.clone()));
             path
         };

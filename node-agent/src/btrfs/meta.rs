@@ -97,7 +97,7 @@ mod tests {
             pool: id(2),
             role: FsRole::Owner,
             state: FsState::Active,
-            claim: Some(Claim { kind: "Dot".into(), namespace: "shop".into(), name: "db".into(), csi_name: Some("pvc-1".into()) }),
+            claim: Some(Claim { kind: "Dot".into(), namespace: "shop".into(), name: "db".into(), csi_name: None }),
             capacity: 1 << 30,
             history_limit: 2 << 30,
             fencing: "Proof".into(),
@@ -131,6 +131,15 @@ mod tests {
         assert_eq!(String::from_utf8(encode("x", &commit()).unwrap()).unwrap(), COMMIT_GOLDEN);
         assert_eq!(decode::<FsMeta>("x", FS_GOLDEN.as_bytes()).unwrap(), meta());
         assert_eq!(decode::<Commit>("x", COMMIT_GOLDEN.as_bytes()).unwrap(), commit());
+    }
+
+    #[test]
+    fn the_name_of_a_csi_call_is_kept_where_there_is_one() {
+        let mut meta = meta();
+        meta.claim.as_mut().unwrap().csi_name = Some("pvc-1".into());
+        let bytes = encode("x", &meta).unwrap();
+        assert!(String::from_utf8_lossy(&bytes).contains("\"csiName\": \"pvc-1\""));
+        assert_eq!(decode::<FsMeta>("x", &bytes).unwrap(), meta);
     }
 
     #[test]

