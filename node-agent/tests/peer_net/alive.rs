@@ -100,7 +100,7 @@ async fn a_peer_that_says_nothing_else_is_cut_at_the_bound_with_the_reason() {
     let (b, identity, a) = victim(patient()).await;
     for every in [Some(Duration::from_millis(100)), None] {
         let (problem, took) = only_alive(&b, &identity, every).await;
-        // One that floods may lose its connection before that.
+        // One that floods may lose its connection before that: h2 bounds small frames that wait (`too_many_data_frames`).
         if every.is_none() && problem.reason == Reason::Unreachable {
             assert!(took < 8 * SECOND, "after {took:?}");
             continue;
