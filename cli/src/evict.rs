@@ -73,12 +73,15 @@ impl<'a> Evictor<'a> {
         }
         let impatient = connect_impatient(common).await?;
         let me = Self { client, impatient, source, which, first: RefCell::new(true), asked: RefCell::default() };
-        me.pods().await.context("--evict looks for the volume's pods; nothing was done")?;
+        me.pods(&me.status().await?).await.context("--evict looks for the volume's pods; nothing was done")?;
         Ok(me)
     }
 
-    async fn pods(&self) -> Result<Vec<Pod>> {
-        Ok(Api::<Pod>::default_namespaced(self.client.clone()).list(&ListParams::default()).await?.items)
+    /// Those on the owner's node: others don't have the volume mounted.
+    async fn pods(&self, dot: &DotStatus) -> Result<Vec<Pod>> {
+        let Some(owner) = &dot.owner else { return Ok(Vec::new()) };
+        let there = ListParams::default().fields(&format!("spec.nodeName={owner}"));
+        Ok(Api::<Pod>::default_namespaced(self.client.clone()).list(&there).await?.items)
     }
 
     /// The Dot's or Branch's status.
@@ -107,7 +110,8 @@ impl<'a> Evictor<'a> {
     }
 
     async fn turn(&self) -> Result<()> {
-        let (status, pods) = (self.status().await?, self.pods().await?);
+        let status = self.status().await?;
+        let pods = self.pods(&status).await?;
         let first = self.first.replace(false);
         for pod in pods.iter().filter(|p| is_to_leave(p, &status, first, self.which)) {
             self.asked.borrow_mut().entry(pod.uid().unwrap_or_default()).or_insert_with(|| (pod.name_any(), Asked::default()));

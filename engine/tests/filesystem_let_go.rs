@@ -4,11 +4,11 @@
 
 mod support;
 
-use dotgraft_engine::filesystem::{Event, FilesystemStatus, Intent, MountWhat, Present, RequestState, Role, WantedCommit};
+use dotgraft_engine::filesystem::{Desired, Event, FilesystemStatus, Intent, MountWhat, Present, RequestState, Role, WantedCommit};
 use dotgraft_engine::ids::{CommitId, FsId, RequestUid, Timestamp};
 use dotgraft_engine::model::Reason;
 use support::sim::Asked;
-use support::user::present;
+use support::user::{is_send, present, wanted};
 use support::{Sim, Two};
 
 /// An owner with `n` commits and a copy that has them, without faults; the commits' wishes.
@@ -43,15 +43,7 @@ fn status(sim: &Sim, n: usize) -> FilesystemStatus {
 fn remove_on(sim: &mut Sim, n: usize, uid: RequestUid) {
     sim.ledger.removals.insert(uid);
     let id = sim.ledger.ids.get(&uid).copied();
-    let want = WantedCommit {
-        uid,
-        message: String::new(),
-        metadata: std::collections::BTreeMap::new(),
-        id,
-        remove: true,
-        reset_to: None,
-        hold: false,
-    };
+    let want = WantedCommit { id, remove: true, ..wanted(uid) };
     sim.edit(n, |p| {
         p.commits.retain(|c| c.uid != uid);
         p.commits.push(want);
@@ -154,6 +146,33 @@ fn a_mount_keeps_it_as_before() {
 }
 
 #[test]
+fn a_send_that_runs_keeps_it_until_it_ends() {
+    let mut trace = Vec::new();
+    let (mut sim, _) = pair(1, &mut trace);
+    let uid = sim.wish();
+    for _ in 0..400 {
+        if sim.nodes[0].tasks.values().any(|d| is_send(&d.task)) {
+            break;
+        }
+        sim.run_for(2);
+    }
+    let id = sim.ledger.ids[&uid];
+    sim.ledger.removals.insert(uid);
+    let want = WantedCommit { id: Some(id), remove: true, ..wanted(uid) };
+    let Some(Intent::Present(mut p)) = sim.nodes[0].wanted.clone() else { panic!("no Replica") };
+    p.commits = vec![want];
+    sim.nodes[0].wanted = Some(Intent::Present(p.clone()));
+    sim.nodes[0].generation += 1;
+    let generation = sim.nodes[0].generation;
+    sim.handle(0, Event::Desired(Desired { generation, intent: Intent::Present(p) }));
+    let shown = status(&sim, 0).requests.remove(0);
+    assert!(shown.problem.is_some_and(|p| p.reason == Reason::Pinned && p.message.contains("sending it")));
+    sim.run_for(10_000);
+    assert_eq!(status(&sim, 0).requests[0].state, Some(RequestState::Removed));
+    assert!(on_disk(&sim, 0, uid) && on_disk(&sim, 1, uid), "it has arrived, and is what they have in common");
+}
+
+#[test]
 fn it_goes_with_the_last_job() {
     let mut trace = Vec::new();
     let (mut sim, uids) = pair(1, &mut trace);
@@ -176,13 +195,21 @@ fn it_is_known_after_a_crash_and_what_arrives_meanwhile_is_given_up() {
     assert_eq!(status(&sim, 0).commits, 0, "it is shown again");
     // The copy is cut off in the middle of the next one, which is deleted then.
     let second = sim.wish();
-    sim.run_for(100);
+    let partial = |sim: &Sim| sim.nodes[1].journal.0.contains_key("partial");
+    for _ in 0..200 {
+        if partial(&sim) {
+            break;
+        }
+        sim.run_for(5);
+    }
     sim.partition = true;
     sim.run_for(200_000);
+    assert!(partial(&sim) && !on_disk(&sim, 1, second), "it is not in the middle of it");
     remove_on(&mut sim, 0, second);
     remove_on(&mut sim, 1, second);
     let states: Vec<_> = (0..2).map(|n| status(&sim, n).requests.iter().find(|r| r.uid == second).and_then(|r| r.state)).collect();
     assert_eq!(states, [Some(RequestState::Removed); 2]);
+    assert!(!partial(&sim), "it still waits for the rest");
     sim.partition = false;
     let third = made(&mut sim);
     sim.run_for(60_000);

@@ -1,4 +1,5 @@
-//! A handoff whose importer is gone while the head stands frozen: given up after a minute without a byte, however often it was tried.
+//! Nobody but the handoff thaws the head that it has frozen: given up after a minute without a byte if the importer is gone, however often it
+//! was tried; and never ended beside a fence that is still under way.
 #![allow(clippy::unwrap_used, clippy::expect_used)] // its helpers too are tests
 
 mod support;
@@ -64,4 +65,30 @@ fn a_cut_of_less_than_a_minute_ends_no_handoff() {
     sim.partition = false;
     busy(&mut sim, 2 * MINUTE);
     assert_eq!((sim.api.owner, sim.api.attempt), (1, attempt));
+}
+
+#[test]
+fn a_run_that_fails_beside_the_fence_leaves_no_head_frozen() {
+    // The only commit goes at some moment of the first run: then there is nothing to send first, and the run has nothing to send at all.
+    for delay in (0..400).step_by(4) {
+        let mut trace = Vec::new();
+        let mut sim = Sim::new(1, Two::WithReplica, &mut trace);
+        sim.faults = false;
+        for (n, role) in [(0, Role::Owner), (1, Role::Replica)] {
+            sim.want(n, Some(Intent::Present(Box::new(support::user::present(role)))));
+        }
+        sim.run_for(3_000);
+        let uid = sim.wish();
+        sim.run_for(3_000);
+        sim.no_space = true;
+        let to = sim.nodes[1].place.clone();
+        sim.edit(0, |p| p.move_to = Some(to));
+        sim.run_for(delay);
+        sim.ledger.removals.insert(uid);
+        sim.edit(0, |p| p.commits[0].remove = true);
+        sim.run_for(2_000);
+        sim.no_space = false;
+        busy(&mut sim, 3 * MINUTE);
+        assert!(sim.api.owner == 1 || !is_frozen(&sim), "frozen for good, {delay} ms after the beginning");
+    }
 }

@@ -107,6 +107,8 @@ async fn deleted_base(t: Arc<Test>) -> Result<()> {
     ensure!(owner["status"]["commitCount"] == 0, "the owner shows it: {}", owner["status"]);
     let there = &copy["status"]["recentCommits"][0];
     ensure!(there["id"] == *first && there["deleted"] == true, "what the copy has is not told: {there}");
+    let log = super::cli::dot(&t, &["log", "d"]).await?;
+    ensure!(log.contains("(deleted; the next increment starts from it)"), "{log}");
     let refused = t.local("n1")?.mount(&fs_id, &t.dir.join("deleted"), Some(&first)).await;
     let said = refused.err().map(|e| format!("{e:#}")).unwrap_or_default();
     ensure!(said.contains("not on this node"), "it can be mounted: {said}");

@@ -228,32 +228,8 @@ impl Filesystem {
             let row = RequestRow { state: RequestState::Removing, problem: None, ..row };
             return self.put_request("remove-intent", row, out);
         }
-        if let Some(commit) = self.commits.get(&id) {
-            if commit.is_let_go() {
-                if row.state != RequestState::Removed || !self.requests.contains_key(&want.uid) {
-                    self.put_request("removed", RequestRow { state: RequestState::Removed, problem: None, id, ..row }, out);
-                }
-                return;
-            }
-            if let Some(holder) = self.needed_by(id) {
-                let problem = Problem::new(Reason::Pinned, format!("commit {id} is pinned by {holder}; it goes when that lets go"));
-                if row.problem.as_ref() != Some(&problem) || row.state != RequestState::Removing {
-                    self.put_request("remove-pinned", RequestRow { state: RequestState::Removing, problem: Some(problem), id, ..row }, out);
-                }
-                return;
-            }
-            if self.is_base(id) {
-                let commit = Commit { kept: Some(want.uid), transient: true, ..commit.clone() };
-                out.records.push(Record::Commit("commit-let-go", Box::new(commit.clone())));
-                self.commits.insert(id, commit);
-                self.put_request("removed", RequestRow { state: RequestState::Removed, problem: None, id, ..row }, out);
-                return;
-            }
-            self.commits.remove(&id);
-            self.removing.insert(id);
-            out.records.push(Record::CommitRemoving(id));
-            out.records.push(Record::CommitGone(id));
-            self.put_request("remove-intent", RequestRow { state: RequestState::Removing, problem: None, id, ..row }, out);
+        if self.commits.contains_key(&id) {
+            self.remove_known(&RequestRow { id, ..row }, out);
         } else if row.state != RequestState::Removed && self.stops_receiving(id, out) {
             // It may just have arrived.
         } else if !self.removing.contains(&id) && row.state != RequestState::Removed {
@@ -261,6 +237,39 @@ impl Filesystem {
         } else if !self.requests.contains_key(&want.uid) {
             self.put_request("remove-intent", RequestRow { state: RequestState::Removing, problem: None, id, ..row }, out);
         }
+    }
+
+    /// Removes a commit that is here, or lets go of it, or says who needs it.
+    fn remove_known(&mut self, row: &RequestRow, out: &mut Out) {
+        let Some(commit) = self.commits.get(&row.id) else { return };
+        let id = commit.id;
+        let recorded = self.requests.contains_key(&row.uid);
+        if commit.is_let_go() {
+            if row.state != RequestState::Removed || !recorded {
+                self.put_request("removed", RequestRow { state: RequestState::Removed, problem: None, ..row.clone() }, out);
+            }
+        } else if let Some(holder) = self.needed_by(id) {
+            let problem = Problem::new(Reason::Pinned, format!("commit {id} is pinned by {holder}; it goes when that lets go"));
+            if row.problem.as_ref() != Some(&problem) || row.state != RequestState::Removing {
+                self.put_request("remove-pinned", RequestRow { state: RequestState::Removing, problem: Some(problem), ..row.clone() }, out);
+            }
+        } else if self.is_base(id) {
+            let commit = Commit { kept: Some(row.uid), transient: true, ..commit.clone() };
+            out.records.push(Record::Commit("commit-let-go", Box::new(commit.clone())));
+            self.commits.insert(id, commit);
+            self.put_request("removed", RequestRow { state: RequestState::Removed, problem: None, ..row.clone() }, out);
+        } else {
+            self.drop_commit(id, out);
+            self.put_request("remove-intent", RequestRow { state: RequestState::Removing, problem: None, ..row.clone() }, out);
+        }
+    }
+
+    /// Its subvolume goes next.
+    pub(super) fn drop_commit(&mut self, id: CommitId, out: &mut Out) {
+        self.commits.remove(&id);
+        self.removing.insert(id);
+        out.records.push(Record::CommitRemoving(id));
+        out.records.push(Record::CommitGone(id));
     }
 
     fn kept_by(&self, uid: RequestUid) -> Option<CommitId> {

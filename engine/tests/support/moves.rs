@@ -1,12 +1,10 @@
 //! Authority goes from node to node while everything fails: each write must be on top of the last one that was acknowledged.
 
-use std::collections::BTreeMap;
-
 use dotgraft_engine::filesystem::{Event, Intent, MountWhat, Present, RequestState, Role, WantedCommit};
 use dotgraft_engine::ids::Timestamp;
 
 use super::sim::{Asked, Phase, Sim, Two, short};
-use super::user::present;
+use super::user::{present, wanted};
 
 /// What the operator knows of a run.
 #[derive(Debug, Default)]
@@ -106,9 +104,9 @@ impl Sim<'_> {
 
     /// A person resets the volume to a commit that the owner shows.
     fn reset(&mut self, world: &mut World) {
-        let wanted = |uid| self.ledger.ids.contains_key(&uid) && !self.ledger.removals.contains(&uid);
+        let live = |uid| self.ledger.ids.contains_key(&uid) && !self.ledger.removals.contains(&uid);
         let shown = |(c, _): &&(dotgraft_engine::model::Commit, u64)| {
-            c.kept.is_some_and(|uid| wanted(uid) && self.ledger.ids.get(&uid) == Some(&c.id))
+            c.kept.is_some_and(|uid| live(uid) && self.ledger.ids.get(&uid) == Some(&c.id))
         };
         let commits: Vec<_> = self.nodes[self.api.owner].disk.commits.values().filter(shown).map(|(c, _)| c.id).collect();
         let made: Vec<_> = commits.into_iter().filter(|id| self.ledger.made.contains(id)).collect();
@@ -117,15 +115,7 @@ impl Sim<'_> {
         self.ledger.resets.insert(uid);
         let reset_to = Some(dotgraft_engine::model::Origin { fs_id: self.id, commit });
         let hold = self.rng.permille(500);
-        world.wishes.push(WantedCommit {
-            uid,
-            message: "before".into(),
-            metadata: BTreeMap::new(),
-            id: None,
-            remove: false,
-            reset_to,
-            hold,
-        });
+        world.wishes.push(WantedCommit { message: "before".into(), reset_to, hold, ..wanted(uid) });
     }
 
     /// A person deletes a commit that was made, and that no reset waits for.
@@ -216,15 +206,7 @@ impl Sim<'_> {
             0 | 1 => world.goal = n,
             3 | 4 if world.wishes.len() < 6 => {
                 let uid = self.fresh_request();
-                world.wishes.push(WantedCommit {
-                    uid,
-                    message: "m".into(),
-                    metadata: BTreeMap::new(),
-                    id: None,
-                    remove: false,
-                    reset_to: None,
-                    hold: false,
-                });
+                world.wishes.push(wanted(uid));
             }
             5 | 6 => self.pod(n, true),
             2 | 7..=9 => self.pod(n, false),

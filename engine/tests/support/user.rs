@@ -30,6 +30,11 @@ pub fn present(role: Role) -> Present {
     }
 }
 
+/// The wish for a commit.
+pub fn wanted(uid: RequestUid) -> WantedCommit {
+    WantedCommit { uid, message: "m".into(), metadata: BTreeMap::new(), id: None, remove: false, reset_to: None, hold: false }
+}
+
 impl Sim<'_> {
     /// Changes what is wanted of node `n`, if it is wanted at all.
     pub fn edit(&mut self, n: usize, change: impl FnOnce(&mut Present)) {
@@ -39,19 +44,9 @@ impl Sim<'_> {
         }
     }
 
-    pub fn wish(&mut self) -> dotgraft_engine::ids::RequestUid {
+    pub fn wish(&mut self) -> RequestUid {
         let uid = self.fresh_request();
-        self.edit(0, |p| {
-            p.commits.push(WantedCommit {
-                uid,
-                message: "m".into(),
-                metadata: BTreeMap::new(),
-                id: None,
-                remove: false,
-                reset_to: None,
-                hold: false,
-            });
-        });
+        self.edit(0, |p| p.commits.push(wanted(uid)));
         uid
     }
 
@@ -63,7 +58,7 @@ impl Sim<'_> {
         self.ledger.resets.insert(uid);
         let reset_to = Some(Origin { fs_id: self.id, commit });
         let hold = self.rng.permille(500);
-        let want = WantedCommit { uid, message: "before".into(), metadata: BTreeMap::new(), id: None, remove: false, reset_to, hold };
+        let want = WantedCommit { message: "before".into(), reset_to, hold, ..wanted(uid) };
         self.edit(0, |p| p.commits.push(want));
     }
 
@@ -94,8 +89,7 @@ impl Sim<'_> {
             let there: Vec<_> = self.removed_on(1).into_iter().map(|(uid, _)| uid).collect();
             let asked: Vec<_> = gone.extract_if(.., |(uid, _)| !there.contains(uid)).collect();
             for (uid, id) in asked.into_iter().filter(|(uid, _)| !copy.commits.iter().any(|c| c.uid == *uid)) {
-                let want =
-                    WantedCommit { uid, message: String::new(), metadata: BTreeMap::new(), id, remove: true, reset_to: None, hold: false };
+                let want = WantedCommit { id, remove: true, ..wanted(uid) };
                 self.edit(1, |p| p.commits.push(want));
             }
         }

@@ -8,8 +8,8 @@ use std::time::Duration;
 use dotgraft_api::common::MANAGER_AGENT;
 use dotgraft_api::{Filesystem, FilesystemPhase};
 use dotgraft_engine::filesystem::{AuthorityView, Swap};
-use dotgraft_engine::ids::{BootId, CommitId, Epoch, FsId, MigId};
-use dotgraft_engine::model::{Claim, Origin, Place, Problem, Reason};
+use dotgraft_engine::ids::{BootId, Epoch, FsId, MigId};
+use dotgraft_engine::model::{Place, Problem, Reason};
 use kube::api::{Api, DynamicObject, PostParams};
 use kube::core::ApiResource;
 use kube::{Client, ResourceExt};
@@ -39,10 +39,6 @@ pub struct View {
     pub phase: FilesystemPhase,
     /// Who may write; `None`: `AuthorityUnknown`, or not given yet.
     pub authority: Option<Authority>,
-    /// The Dot or Branch.
-    pub claim: Claim,
-    /// What it started from.
-    pub origin: Option<Origin>,
     /// Version of the object; `None` if the server's isn't a number.
     pub resource_version: Option<u64>,
 }
@@ -398,21 +394,7 @@ fn view(object: &DynamicObject) -> Result<View, ClusterError> {
             },
         }),
     };
-    let origin = match &fs.spec.origin {
-        None => None,
-        Some(o) => Some(Origin {
-            fs_id: o.fs_id.parse().map_err(|e| malformed(&e))?,
-            commit: o.commit.parse::<CommitId>().map_err(|e| malformed(&e))?,
-        }),
-    };
-    let claim = &fs.spec.claim_ref;
-    Ok(View {
-        phase: status.phase,
-        authority,
-        claim: Claim { kind: claim.kind.as_str().to_owned(), namespace: claim.namespace.clone(), name: claim.name.clone(), csi_name: None },
-        origin,
-        resource_version: fs.resource_version().and_then(|v| v.parse().ok()),
-    })
+    Ok(View { phase: status.phase, authority, resource_version: fs.resource_version().and_then(|v| v.parse().ok()) })
 }
 
 #[cfg(test)]

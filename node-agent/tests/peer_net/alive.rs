@@ -162,14 +162,7 @@ async fn a_receiver_that_only_says_that_it_lives_is_given_up() {
     let settings = ClientSettings { progress_timeout: 2 * SILENCE, verify_timeout: 2 * SECOND, ..quick_client() };
     let mut transfer = open(&PeerClient::new(a.context.clone(), settings), &b, actor.fs).await.unwrap();
     let start = Instant::now();
-    let problem = soon(async {
-        loop {
-            if let Err(problem) = transfer.data(bytes(1 << 20)).await {
-                return problem;
-            }
-        }
-    })
-    .await;
+    let problem = until_refused(&mut transfer).await;
     assert_eq!((problem.reason, problem.message.as_str()), (Reason::Timeout, "the peer takes no more bytes"));
     assert!(start.elapsed() >= 2 * SECOND && start.elapsed() < 5 * SECOND, "after {:?}", start.elapsed());
 }

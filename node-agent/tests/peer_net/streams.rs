@@ -86,14 +86,7 @@ async fn a_refusal_in_the_middle_ends_the_sender_at_once_and_is_the_error_report
         actor.seen.lock().unwrap().bytes = 0;
         let mut transfer = open(&client, &b, actor.fs).await.unwrap();
         let start = Instant::now();
-        let problem = soon(async {
-            loop {
-                if let Err(problem) = transfer.data(bytes(1 << 20)).await {
-                    return problem;
-                }
-            }
-        })
-        .await;
+        let problem = until_refused(&mut transfer).await;
         assert_eq!(problem, refusal, "round {round}");
         assert!(start.elapsed() < 3 * SECOND, "round {round} took {:?}", start.elapsed());
     }

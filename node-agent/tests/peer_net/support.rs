@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use dotgraft_agent::actor::handle::{Frame, FsHandle, MAILBOX, Offer, Reply, Request};
 use dotgraft_agent::actor::registry::Registry;
+use dotgraft_agent::peer::Transfer;
 use dotgraft_agent::peer::client::{ClientSettings, PeerClient};
 use dotgraft_agent::peer::directory::{Fingerprint, PeerDirectory, PeerInfo};
 use dotgraft_agent::peer::identity::IdentityStore;
@@ -35,6 +36,18 @@ pub fn now() -> i64 {
 /// Ends a test that hangs.
 pub async fn soon<T>(what: impl Future<Output = T>) -> T {
     tokio::time::timeout(20 * SECOND, what).await.expect("the test hangs")
+}
+
+/// Sends bytes until it is told to stop.
+pub async fn until_refused(transfer: &mut Transfer) -> Problem {
+    soon(async {
+        loop {
+            if let Err(problem) = transfer.data(bytes(1 << 20)).await {
+                return problem;
+            }
+        }
+    })
+    .await
 }
 
 pub struct Ca(CertifiedIssuer<'static, KeyPair>);

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use dotgraft_api::common::ANNOTATION_CSI_NAME;
-use dotgraft_api::{Branch, ClaimKind, CopyRole, Dot, Filesystem, FilesystemPhase, ReplicaStatus, condition};
+use dotgraft_api::{
+    Branch, ClaimKind, CommitState, CopyRole, Dot, Filesystem, FilesystemPhase, ReplicaCommitStatus, ReplicaStatus, condition,
+};
 use kube::{Api, Resource, ResourceExt};
 use tokio::time::Instant;
 
@@ -95,9 +97,10 @@ pub fn amount(bytes: u64) -> String {
 /// more than it lists (ids are UUIDv7, so they sort by time).
 pub fn holds(copy: &ReplicaStatus, commit: &str) -> bool {
     let recent = &copy.recent_commits;
-    let wished = copy.commits.iter().any(|c| c.id.as_deref() == Some(commit));
+    let is_there = |c: &&ReplicaCommitStatus| matches!(c.state, CommitState::Done | CommitState::Pinned);
+    let wished = copy.commits.iter().filter(is_there).any(|c| c.id.as_deref() == Some(commit));
     let before = recent.last().is_some_and(|c| commit < c.id.as_str()) && u64::try_from(recent.len()).is_ok_and(|n| n < copy.commit_count);
-    matches!(copy.role, CopyRole::Owner | CopyRole::Replica) && (wished || before || recent.iter().any(|c| c.id == commit))
+    matches!(copy.role, CopyRole::Owner | CopyRole::Replica) && (wished || before || recent.iter().any(|c| c.id == commit && !c.deleted))
 }
 
 #[cfg(test)]
@@ -141,6 +144,13 @@ mod tests {
         assert!(holds(&s, "01-b") && !holds(&s, "01-a") && !holds(&s, "01-d"));
         s.commit_count = 9;
         assert!(holds(&s, "01-a") && !holds(&s, "01-d"), "a newer one has not arrived");
+        s.recent_commits[0].deleted = true;
+        assert!(holds(&s, "01-b") && !holds(&s, "01-c"), "nobody can mount it any more");
+        let answer = |state| vec![ReplicaCommitStatus { id: Some("01-e".into()), state, ..ReplicaCommitStatus::default() }];
+        s.commits = answer(CommitState::Done);
+        assert!(holds(&s, "01-e"));
+        s.commits = answer(CommitState::Removed);
+        assert!(!holds(&s, "01-e"));
         s.role = CopyRole::Deleting;
         assert!(!holds(&s, "01-b"));
     }

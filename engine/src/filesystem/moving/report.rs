@@ -65,10 +65,7 @@ impl Filesystem {
         let old: Vec<CommitId> =
             self.commits.values().filter(|c| c.transient && has_had_its_time(c)).map(|c| c.id).filter(|id| !self.is_pinned(*id)).collect();
         for id in old {
-            self.commits.remove(&id);
-            self.removing.insert(id);
-            out.records.push(Record::CommitRemoving(id));
-            out.records.push(Record::CommitGone(id));
+            self.drop_commit(id, out);
         }
     }
 
