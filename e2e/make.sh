@@ -113,13 +113,14 @@ counted() {
 }
 
 unit_tests() {
-  local log status
+  local log status line
   log=$(mktemp)
   step "unit and property tests"
   cargo test --locked --workspace --no-fail-fast 2>&1 | tee "$log" | grep --line-buffered -Ev '^test .* \.\.\. (ok|ignored.*)$|^$|^running '
   status=${PIPESTATUS[0]}
   # shellcheck disable=SC2046 # three numbers
   counted "unit and property tests" $(awk '/^test result:/ {p += $4; f += $6; i += $8} END {print p + 0, f + 0, i + 0}' "$log") "$status"
+  while read -r line; do failures+=("$line"); done < <(sed -nE 's/^test (.*) \.\.\. FAILED$/\1/p' "$log")
   rm -f "$log"
 }
 
@@ -161,7 +162,7 @@ part() {
 
 # All parts at once: most cases wait most of the time.
 e2e_tests() {
-  local dir status=0 one pids=()
+  local dir status=0 one line pids=()
   dir=$(mktemp -d)
   step "end-to-end tests"
   for one in pods own rest; do
@@ -172,6 +173,7 @@ e2e_tests() {
   grep -hEq '^ +(ok|FAIL) |^skipped: ' "$dir"/* || { say "no case's id starts with: ${CASES:-}"; status=1; }
   # shellcheck disable=SC2046 # three numbers
   counted "end-to-end tests" $(awk '/^[0-9]+ passed, [0-9]+ failed, [0-9]+ skipped$/ {p += $1; f += $3; s += $5} END {print p + 0, f + 0, s + 0}' "$dir"/*) $status
+  while read -r line; do failures+=("$line"); done < <(sed -n 's/^failed: //p' "$dir"/*)
   rm -rf "$dir"
 }
 

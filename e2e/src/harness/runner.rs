@@ -47,7 +47,8 @@ fn part_of(case: &Case) -> Part {
 #[derive(Default)]
 struct Counts {
     passed: usize,
-    failed: Vec<String>,
+    /// Each with its reason.
+    failed: Vec<(String, String)>,
     skipped: Vec<String>,
 }
 
@@ -105,8 +106,8 @@ fn close(counts: &Counts, plan: &Plan, ids: &BTreeSet<String>, took: Duration) {
     for id in &counts.skipped {
         println!("skipped: {id} (needs operator and agents)");
     }
-    for id in &counts.failed {
-        println!("failed: {id}");
+    for (id, why) in &counts.failed {
+        println!("failed: {id}: {why}");
     }
     println!("\n{} s", took.as_secs());
     println!("{} passed, {} failed, {} skipped", counts.passed, counts.failed.len(), counts.skipped.len());
@@ -139,7 +140,7 @@ async fn on_one_rig(cases: &[Case], options: &Options, counts: &mut Counts) {
                 }
                 Err(e) => {
                     println!("FAIL  {}: the rig did not start: {e:#}", case.id);
-                    counts.failed.push(case.id.clone());
+                    counts.failed.push((case.id.clone(), brief(&e.context("the rig did not start"))));
                     continue;
                 }
             };
@@ -158,10 +159,16 @@ async fn on_one_rig(cases: &[Case], options: &Options, counts: &mut Counts) {
                     println!("{}", diagnosis.lines().map(|l| format!("        | {l}")).collect::<Vec<_>>().join("\n"));
                     rig = None; // the next case starts on a fresh one
                 }
-                counts.failed.push(case.id.clone());
+                counts.failed.push((case.id.clone(), brief(&e)));
             }
         }
     }
+}
+
+/// The reason on one line, for the closing lines: who sees only the end of a long output must see why.
+fn brief(e: &anyhow::Error) -> String {
+    let line = format!("{e:#}").split_whitespace().collect::<Vec<_>>().join(" ");
+    line.chars().take(600).collect()
 }
 
 async fn one(case: &Case, rig: Arc<Rig>) -> Result<()> {
