@@ -134,7 +134,10 @@ fn judge(report: &Value) -> Result<()> {
             ("skipped", Some((end, _))) => _ = skipped.insert(*end),
             ("pending", None) => {}
             ("passed", Some(_)) => wrong.push(format!("passed, and is listed as skipped: {name}")),
-            (state, _) => wrong.push(format!("{state}: {name}: {}", message.lines().next().unwrap_or_default())),
+            (state, _) => {
+                let message: Vec<&str> = message.split_whitespace().collect(); // its first line is only "Unexpected error:"
+                wrong.push(format!("{state}: {name}: {}", message.join(" ").chars().take(1_500).collect::<String>()));
+            }
         }
     }
     if !wrong.is_empty() {

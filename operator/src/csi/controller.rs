@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use dotgraft_proto::csi::v1 as wire;
 use tonic::{Code, Request, Response, Status};
@@ -42,13 +42,18 @@ pub struct Controller {
     pub attach_limit: usize,
 }
 
+/// Longest wait for the caches: of a program that just starts, or whose watch has just failed (`BROKEN_FOR`). A refusal would cost the sidecars'
+/// back-off. With [`publish`]'s own wait it stays below the attacher's timeout.
+const FILLED: Duration = Duration::from_secs(11);
+
 type Answer<T> = Result<Response<T>, Status>;
 
 impl Controller {
-    /// Runs one call: refused while the caches aren't filled, counted by its code.
+    /// Runs one call once the caches are filled and counts it by its code; refused if that takes too long.
     async fn call<T>(&self, method: &'static str, work: impl Future<Output = Result<T, CsiError>>) -> Answer<T> {
         let begin = Instant::now();
-        let result = if self.ctx.caches.fresh() {
+        let filled = find::until(FILLED, || self.ctx.caches.fresh().then_some(())).await;
+        let result = if filled.is_some() {
             work.await
         } else {
             Err(CsiError::Unavailable("the operator's watches aren't filled yet: again".into()))

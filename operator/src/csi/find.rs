@@ -17,6 +17,8 @@ use crate::context::Ctx;
 /// Longest that a call waits for controllers and agents; then it answers `ABORTED` and the caller comes back.
 pub const PATIENCE: Duration = Duration::from_secs(8);
 const POLL: Duration = Duration::from_millis(20);
+/// Tries to win a compare-and-swap.
+pub const TRIES: u32 = 8;
 
 /// Waits until `look` finds something, at most `limit`. `look` reads caches only: cheap.
 pub async fn until<T>(limit: Duration, mut look: impl FnMut() -> Option<T>) -> Option<T> {

@@ -1,19 +1,23 @@
 //! `ControllerExpandVolume` and `ControllerModifyVolume`: fields of the Dot's or Branch's spec. The agents do the rest, online.
 
 use std::collections::HashMap;
+use std::fmt::Debug;
 use std::time::Duration;
 
 use dotgraft_api::{Branch, ClaimKind, Dot};
 use dotgraft_proto::csi::v1 as wire;
-use kube::{Api, ResourceExt};
+use kube::core::NamespaceResourceScope;
+use kube::{Api, Resource, ResourceExt};
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::error::CsiError;
-use super::find::{self, amount, until};
+use super::find::{self, TRIES, amount, until};
 use super::ids;
 use super::params::{Mutable, Sizes};
 use crate::claim::ClaimView;
 use crate::context::Ctx;
+use crate::error::Kind;
 use crate::names;
 use crate::write;
 
@@ -95,22 +99,29 @@ fn change(claim: &ClaimView, mutable: &Mutable) -> Value {
     spec
 }
 
-/// Guarded by the version that is there now: what someone else just wrote is not undone.
+/// Guarded by the version that is there now: what someone else just wrote is not undone. A write in between, such as that of a status, is
+/// no reason to make the caller ask again.
 async fn patch(claim: &ClaimView, patch: Value, ctx: &Ctx) -> Result<(), CsiError> {
-    let same = |uid: Option<String>| uid.as_ref() == Some(&claim.uid);
     match claim.kind {
-        ClaimKind::Dot => {
-            let api: Api<Dot> = Api::namespaced(ctx.client.clone(), &claim.namespace);
-            let dot = api.get_opt(&claim.name).await?.filter(|d| same(d.uid())).ok_or_else(|| ids::no_volume(&claim.name))?;
-            write::guarded(&api, &dot, patch).await?;
-        }
-        ClaimKind::Branch => {
-            let api: Api<Branch> = Api::namespaced(ctx.client.clone(), &claim.namespace);
-            let branch = api.get_opt(&claim.name).await?.filter(|b| same(b.uid())).ok_or_else(|| ids::no_volume(&claim.name))?;
-            write::guarded(&api, &branch, patch).await?;
+        ClaimKind::Dot => patch_latest::<Dot>(claim, &patch, ctx).await,
+        ClaimKind::Branch => patch_latest::<Branch>(claim, &patch, ctx).await,
+    }
+}
+
+async fn patch_latest<K>(claim: &ClaimView, patch: &Value, ctx: &Ctx) -> Result<(), CsiError>
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Debug,
+{
+    let api: Api<K> = Api::namespaced(ctx.client.clone(), &claim.namespace);
+    for _ in 0..TRIES {
+        let object = api.get_opt(&claim.name).await?.filter(|o| o.uid().as_ref() == Some(&claim.uid));
+        let object = object.ok_or_else(|| ids::no_volume(&claim.name))?;
+        match write::guarded(&api, &object, patch.clone()).await {
+            Err(e) if e.kind() == Kind::Conflict => {}
+            done => return done.map(|_| ()).map_err(CsiError::from),
         }
     }
-    Ok(())
+    Err(CsiError::InProgress(format!("others are writing {}; again", claim.name)))
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::capability::{self, Use};
 use super::error::CsiError;
-use super::find::{self, until};
+use super::find::{self, TRIES, until};
 use super::ids::{self, Handle, required};
 use crate::context::Ctx;
 use crate::error::{Error, Kind};
@@ -21,8 +21,6 @@ use crate::write;
 /// Longest wait for authority to arrive, then `ABORTED` with progress: a move goes on without us. Under the attacher's `--timeout=60s`, and
 /// long, because each `ABORTED` doubles the pause of kube-controller-manager's own next try, up to two minutes (ADR 6).
 const PATIENCE: Duration = Duration::from_secs(45);
-/// Tries to win a compare-and-swap.
-const TRIES: u32 = 8;
 /// Most nodes in `publishedTo` (the CRD's bound).
 const MOST: usize = 64;
 

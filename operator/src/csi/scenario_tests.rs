@@ -10,7 +10,7 @@ use wire::volume_capability::access_mode::Mode;
 use super::capability::tests::mount;
 use super::error::CsiError;
 use super::params::Parameters;
-use super::{create, delete, publish};
+use super::{create, delete, modify, publish};
 use crate::context::Ctx;
 use crate::pools::tests::pool_id;
 use crate::testing::scenario::{Call, call, conflict, list, missing, play};
@@ -155,6 +155,32 @@ async fn publish_writes_the_node_guarded_and_again_after_a_conflict() {
     ];
     let fill = seen(vec![made()], published(&[("n1", false)]));
     play(fill, script, |ctx| async move { publish::publish(&publication("n1"), 500, &ctx).await }).await.unwrap();
+}
+
+#[tokio::test]
+async fn expand_writes_the_size_guarded_and_again_after_a_conflict() {
+    let bigger = |version: &str| {
+        let mut d = made();
+        d.metadata.resource_version = Some(version.into());
+        d
+    };
+    let script = vec![
+        call("GET", format!("/filesystems/{FS}"), active()),
+        call("GET", "/dots/db", bigger("1")),
+        call("GET", "/dots/db", bigger("1")),
+        conflict("PATCH", "/dots/db"),
+        call("GET", "/dots/db", bigger("2")),
+        call("PATCH", "/dots/db", bigger("3")).with(|b| {
+            assert_eq!((&b["metadata"]["resourceVersion"], &b["spec"]["capacity"]), (&json!("2"), &json!("2Gi")));
+        }),
+    ];
+    let request = wire::ControllerExpandVolumeRequest {
+        volume_id: FS.into(),
+        capacity_range: Some(wire::CapacityRange { required_bytes: 2 << 30, limit_bytes: 0 }),
+        ..wire::ControllerExpandVolumeRequest::default()
+    };
+    let done = play(seen(vec![made()], active()), script, |ctx| async move { modify::expand(&request, &ctx).await }).await.unwrap();
+    assert_eq!((done.bytes, done.done), (2 << 30, false), "no agent has raised its limit");
 }
 
 #[tokio::test]
