@@ -106,6 +106,9 @@ pub struct Desired {
     /// Keep this copy close behind, as the owner's node is about to be left; only on the owner's Replica.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub precopy_to: Option<Place>,
+    /// The claim is deleted, and only commits are kept (phase `Headless`): the head goes.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub headless: bool,
     /// Jobs that this copy sends for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(min = 1, max = 32), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["uid"]))]

@@ -111,6 +111,9 @@ pub struct FsMeta {
     pub attempt: u64,
     /// Boot in which the owner opened `epoch`, if it did.
     pub opened: Option<BootId>,
+    /// Only its commits are kept: there is no head, or soon none.
+    #[serde(default)]
+    pub headless: bool,
 }
 
 /// Role in `fs.json`.
@@ -252,7 +255,7 @@ pub trait Driver: Send + Sync + 'static {
     fn write_commit_meta(&self, commit: &Commit) -> Result<(), DriverError>;
     /// Removes commits; durable (fsync of the parent).
     fn delete_commit(&self, fs: FsId, commit: CommitId) -> Result<(), DriverError>;
-    /// Removes the head of what this node doesn't own any more, under its fence; durable. Refuses with `Mounted` while anyone has it mounted.
+    /// Removes the head and what is nested in it, commits stay; durable. With something nested the limits go until they are set again. Refuses with `Mounted` while anyone has it mounted.
     fn drop_head(&self, fs: FsId) -> Result<(), DriverError>;
     /// Removes everything of a Filesystem, nested subvolumes depth-first, its qgroup and directory. Refuses with `Mounted` while anyone has any of it mounted. Durable.
     fn destroy(&self, fs: FsId, qgroup: u64) -> Result<(), DriverError>;

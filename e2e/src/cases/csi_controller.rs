@@ -152,7 +152,8 @@ impl Sidecar {
         answer.snapshot.ok_or_else(|| Status::internal("no snapshot in the answer"))
     }
 
-    async fn snapshot(&self, name: &str, volume: &str) -> Result<csi::Snapshot> {
+    /// `CreateSnapshot`, again until it is made.
+    pub async fn snapshot(&self, name: &str, volume: &str) -> Result<csi::Snapshot> {
         eventually("the snapshot to be made", STEP, || async { Ok(self.try_snapshot(name, volume).await?) }).await
     }
 
@@ -320,9 +321,19 @@ async fn snapshot(t: Arc<Test>) -> Result<()> {
     ensure!(shot.ready_to_use && shot.size_bytes == SIZE && shot.source_volume_id == volume, "{shot:?}");
     ensure!(csi.snapshot("s", &volume).await?.snapshot_id == shot.snapshot_id, "made once");
     write(&t, "n1", &volume, "a", "after").await?;
+    let path = t.mount("n1", &volume).await?;
+    std::fs::write(path.join("big"), super::deletion::noise(32 << 20))?;
+    t.unmount(&path).await?;
     csi.delete(&volume).await?;
     let phase = || async { anyhow::Ok(t.object("Filesystem", &volume).await?["status"]["phase"].clone()) };
     ensure!(phase().await? == "Headless", "without a head: {}", phase().await?);
+    eventually("the head's space to come back", STEP, || async {
+        super::killpoints::headless(&t, &volume).await?;
+        let bytes = t.replica(&volume, "n1").await?["status"]["bytes"].as_u64();
+        ensure!(bytes.is_some_and(|b| b < 16 << 20), "{bytes:?} bytes are in use");
+        Ok(())
+    })
+    .await?;
     refused(csi.publish(&volume, "n1", false).await, Code::NotFound, &volume)?;
 
     // A volume of the same name is another one, restored from what the first one was.

@@ -12,10 +12,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
+use super::csi_controller::Sidecar;
 use super::deletion::{left_of, noise, on_disk};
 use crate::data::digest::same_trees;
 use crate::harness::test::{STEP, text};
 use crate::harness::{Case, Test};
+use crate::rig::kube::{condition_of, conditions};
 use crate::rig::wait::eventually;
 
 /// All cases.
@@ -37,6 +39,9 @@ pub fn cases() -> Vec<Case> {
         }),
         Case::new("5-delete/replica", "killed at every journal record of a replica's deletion, nothing stays", |t| {
             everywhere(t, Delete("n2"))
+        }),
+        Case::new("5-delete/head", "killed at every journal record of the end of a head whose snapshots are kept, it ends the same", |t| {
+            everywhere(t, Head)
         }),
     ]
 }
@@ -389,6 +394,58 @@ impl Operation for LetGo {
         })
         .await
     }
+}
+
+/// The deletion of a volume with a snapshot.
+struct Head;
+
+impl Head {
+    async fn fs_id(t: &Test, n: usize) -> Result<String> {
+        let all = t.kube().list("Filesystem", "").await?;
+        let found = all.iter().find(|f| f["spec"]["claimRef"]["namespace"] == t.namespace && f["spec"]["claimRef"]["name"] == name(n));
+        text(found.with_context(|| format!("no Filesystem of {}", name(n)))?, "/metadata/name")
+    }
+}
+
+impl Operation for Head {
+    fn node(&self) -> &'static str {
+        "n1"
+    }
+    fn has(&self) -> &'static [&'static str] {
+        &["headless", "head-dropped"]
+    }
+    async fn prepare(&self, t: &Test, n: usize) -> Result<()> {
+        let csi = Sidecar::new(t).await?;
+        let volume = csi.volume(&csi.request(&name(n), "n1")).await?.volume_id;
+        write(t, &volume, "a", b"one").await?;
+        csi.snapshot(&name(n), &volume).await.map(drop)
+    }
+    async fn begin(&self, t: &Test, n: usize) -> Result<()> {
+        t.kube().delete("Dot", &t.namespace, &name(n)).await
+    }
+    async fn ended(&self, t: &Test, n: usize) -> Result<Option<String>> {
+        let fs_id = Self::fs_id(t, n).await?;
+        headless(t, &fs_id).await?;
+        Ok(Some(fs_id))
+    }
+    async fn check(&self, t: &Test, n: usize) -> Result<()> {
+        let fs_id = Self::fs_id(t, n).await?;
+        eventually("only the snapshot to be there", STEP, || headless(t, &fs_id)).await?;
+        let commit = text(&t.replica(&fs_id, "n1").await?, "/status/recentCommits/0/id")?;
+        let path = t.mount_commit("n1", &fs_id, &commit).await?;
+        ensure!(std::fs::read(path.join("a"))? == b"one", "what the snapshot had");
+        t.unmount(&path).await
+    }
+}
+
+/// The owner, n1, keeps only commits, and says so.
+pub async fn headless(t: &Test, fs_id: &str) -> Result<()> {
+    let disk = on_disk(t, "n1", fs_id)?.context("nothing is on its disk")?;
+    ensure!(!disk.iter().any(|d| d == "head") && disk.iter().any(|d| d == "commits/*"), "{disk:?}");
+    let replica = t.replica(fs_id, "n1").await?;
+    let ready = condition_of(&replica, "Ready").cloned().unwrap_or_default();
+    ensure!(ready["status"] == "True" && ready["reason"] == "Headless", "{}", conditions(&replica));
+    Ok(())
 }
 
 /// An increment that is big enough for a checkpoint.

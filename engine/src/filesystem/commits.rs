@@ -6,7 +6,7 @@
 
 use super::event::{Answer, Ctx, Note, Out, ReqId, Role, Task, TaskDone, WantedCommit};
 use super::record::{Record, RequestRow, RequestState};
-use super::{Filesystem, Opening, Slot};
+use super::{Filesystem, Opening, Slot, headless};
 use crate::ids::{CommitId, RequestUid, Timestamp};
 use crate::model::{Commit, FORMAT_VERSION, Origin, Problem, Reason};
 
@@ -50,7 +50,12 @@ impl Filesystem {
         if self.may_write() || (self.half_fenced || self.must_fence()) && self.role() == Some(Role::Owner) {
             self.advance_fence(ctx, out);
         }
-        if self.undo_fence && self.role() == Some(Role::Owner) && !self.is_superseded() && !self.is_running(Slot::Head) {
+        if self.undo_fence
+            && self.role() == Some(Role::Owner)
+            && !self.is_superseded()
+            && !self.is_headless()
+            && !self.is_running(Slot::Head)
+        {
             self.start(Slot::Head, Task::Thaw, out);
         } else if self.may_write() && !self.is_running(Slot::Head) {
             self.advance_wanted(ctx, out);
@@ -278,7 +283,7 @@ impl Filesystem {
 
     /// Whether increments start from it, or it is on its way: on the owner what a job pins, on a copy the newest that it has.
     fn is_base(&self, id: CommitId) -> bool {
-        self.is_between(id) || self.role() == Some(Role::Replica) && self.newest_lasting() == Some(id)
+        self.is_between(id) || self.role() == Some(Role::Replica) && self.newest_lasting() == Some(id) && !self.wants_no_head()
     }
 
     /// Nothing may remove it now.
@@ -407,7 +412,7 @@ impl Filesystem {
             out.answers.push((req, Answer::Plain(Err(Problem::new(Reason::Busy, text)))));
         } else if self.is_resetting() {
             out.answers.push((req, Answer::Plain(Err(self.not_owner()))));
-        } else if self.is_active() && self.role() == Some(Role::Owner) && !self.is_running(Slot::Head) {
+        } else if self.is_active() && self.role() == Some(Role::Owner) && !self.is_headless() && !self.is_running(Slot::Head) {
             self.thaw_for = Some(req);
             self.start(Slot::Head, Task::Thaw, out);
         } else {
@@ -418,6 +423,9 @@ impl Filesystem {
     fn not_owner(&self) -> Problem {
         if !self.is_active() {
             return self.not_here();
+        }
+        if self.is_headless() {
+            return Problem::new(Reason::NotOwner, headless::GONE);
         }
         if self.is_resetting() {
             return Problem::new(Reason::Busy, "the head is being reset; it is there again in a moment");

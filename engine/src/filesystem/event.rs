@@ -78,6 +78,8 @@ pub struct Present {
     pub move_to: Option<Place>,
     /// The copy to keep close behind, as this node is about to be left.
     pub precopy_to: Option<Place>,
+    /// Its claim is deleted, and only its commits are kept: the head goes.
+    pub headless: bool,
 }
 
 /// One entry of `desired.commits`.
@@ -269,6 +271,8 @@ pub enum Task {
     },
     /// Quorum GET: is the Filesystem `Deleting`?
     CheckDeleting,
+    /// Quorum GET: is the Filesystem `Headless`?
+    CheckHeadless,
     /// Ask the origin's owner on this node to pin the commit.
     PinOrigin(Origin),
     /// Tell it that we are gone.
@@ -313,7 +317,8 @@ pub enum Task {
         /// What leaves.
         handoff: Box<Handoff>,
     },
-    /// Remove the fenced head of what this node doesn't own any more; refused while something has it mounted.
+    /// Remove the head of what this node doesn't own any more, or that a reset replaces, or that only keeps its commits; refused while
+    /// something has it mounted.
     DropHead,
     /// Look for holders in all mount namespaces, then remove everything.
     Destroy {
@@ -401,6 +406,8 @@ pub enum TaskDone {
     },
     /// For `CheckDeleting`.
     Deleting(bool),
+    /// For `CheckHeadless`.
+    Headless(bool),
     /// For `Swap`: what authority says now.
     Authority(Box<AuthorityView>),
     /// For `Commit`.

@@ -5,6 +5,7 @@
 //! - Replica, new: `AllocateQgroup` → *create-intent* → `Prepare` → *created*
 //! - Owner, known: `Open` once per boot → `WriteMeta` → *auth-open*
 //! - Reset: *reset-begun* → `DropHead` → `CreateHead` → *reset-done* ([`super::reset`])
+//! - Headless: `CheckHeadless` → *headless* → `WriteMeta` → `DropHead` → *head-dropped* ([`super::headless`])
 //! - Deletion: (`CheckDeleting`) → *delete-intent* → cancel and await all → `WriteMeta` → `Destroy` → *deleted* → `UnpinOrigin` →
 //!   *forget*
 
@@ -196,11 +197,15 @@ impl Filesystem {
             self.start(Slot::Life, Task::DropHead, out);
             return;
         }
+        if self.advance_headless(&base, out) {
+            return;
+        }
         // A wish of an earlier epoch says nothing: this copy won authority after it, and needs no operator to serve.
         let wanted_elsewhere = self.present().is_some_and(|p| p.role == Role::Replica && p.epoch >= base.epoch);
         let must_open = base.role == Role::Owner
             && !self.is_fenced()
             && !base.superseded
+            && !base.headless
             && self.head
             && !wanted_elsewhere
             && (self.opening == Opening::Closed || seen > base.epoch);
@@ -339,10 +344,14 @@ impl Filesystem {
                 if !self.is_resetting() {
                     self.save_base("head-dropped", |b| b.frozen = None, out);
                 }
+                if self.is_headless() {
+                    self.on_head_let_go(out);
+                }
                 self.usage_due = Timestamp(0);
             }
             (Task::WriteMeta(written), Ok(_)) => self.on_meta_written(&written, out),
             (Task::CheckDeleting, Ok(TaskDone::Deleting(yes))) => self.on_deleting_checked(yes, out),
+            (Task::CheckHeadless, Ok(TaskDone::Headless(yes))) => self.on_headless_checked(yes, out),
             (Task::Destroy { .. }, Ok(_)) => self.on_destroyed(out),
             (Task::UnpinOrigin(_), Ok(_)) if self.unpin.take().is_some() => {
                 self.save_base("origin-unpinned", |b| b.origin = None, out);
@@ -363,7 +372,7 @@ impl Filesystem {
             Task::PinOrigin(_) => "OriginMissing",
             Task::DropHead => "StaleHead",
             Task::Destroy { .. } if problem.reason == Reason::Mounted => "Mounted",
-            Task::Destroy { .. } | Task::CheckDeleting => "DeletionBlocked",
+            Task::Destroy { .. } | Task::CheckDeleting | Task::CheckHeadless => "DeletionBlocked",
             _ => "Degraded",
         };
         // A directory that is half gone may have no place for fs.json any more: the journal has the intent.
@@ -500,7 +509,7 @@ impl Filesystem {
         if self.head && self.base.as_ref().is_some_and(|b| b.head_from.is_some()) {
             self.save_base("head-made", |b| b.head_from = None, out); // it was made, and not recorded
         }
-        let made_anew = self.is_resetting() || self.base.as_ref().is_some_and(|b| b.head_from.is_some());
+        let made_anew = self.is_resetting() || self.base.as_ref().is_some_and(|b| b.head_from.is_some() || b.headless);
         if self.life() == Some(Life::Active) && self.role() == Some(Role::Owner) && !self.head && !made_anew {
             let text =
                 "the journal names a head that is not in the pool: nothing is created in its place; restore the disk or accept the loss";
@@ -517,7 +526,9 @@ impl Filesystem {
     /// elsewhere under it: it stays until someone thaws.
     fn reconcile_fence(&mut self, on_disk: bool, journal_lost: bool, out: &mut Out) {
         let recorded = self.base.as_ref().is_some_and(|b| b.frozen.is_some());
-        if on_disk && !recorded {
+        if self.is_headless() {
+            // It goes, fenced or not.
+        } else if on_disk && !recorded {
             self.half_fenced = true;
             self.undo_fence = !journal_lost && !self.is_superseded();
             self.opening = Opening::Closed;
@@ -556,6 +567,7 @@ pub(super) fn blank(id: crate::ids::FsId, role: Role) -> Base {
         head_from: None,
         reset_to: None,
         superseded: false,
+        headless: false,
     }
 }
 

@@ -11,9 +11,11 @@
 //! - `moving`: handing authority over and taking it  - `precopy`: a copy close behind, before that
 //! - `senders`: whose word counts for a copy
 //! - `mounts`: mounts and origins                  - `status`: what people see
+//! - `reset`: replacing the head                   - `headless`: only commits are kept
 
 mod commits;
 mod event;
+mod headless;
 mod jobs;
 mod life;
 mod mounts;
@@ -444,6 +446,7 @@ impl Filesystem {
             && self.head
             && !self.is_fenced()
             && !self.is_superseded()
+            && !self.is_headless()
     }
 
     /// The head is, or may be, read-only on disk.
@@ -458,7 +461,7 @@ impl Filesystem {
 
     fn is_refusal(&self, done: &TaskDone) -> bool {
         match done {
-            TaskDone::Deleting(yes) => !yes,
+            TaskDone::Deleting(yes) | TaskDone::Headless(yes) => !yes,
             TaskDone::Opened { new, .. } => !new && self.life() == Some(Life::Creating),
             _ => false,
         }

@@ -67,6 +67,9 @@ pub struct Base {
     /// Authority went elsewhere without this copy's doing: what it has is kept aside, fenced, until a person drops it.
     #[serde(default)]
     pub superseded: bool,
+    /// *headless*: the claim was deleted and only commits are kept, so the head goes, or has gone.
+    #[serde(default)]
+    pub headless: bool,
 }
 
 /// `AuthOpen` of migration.md §2.

@@ -263,10 +263,12 @@ impl Filesystem {
             (Some(Life::Active), Some(Role::Owner)) if self.may_write() => {
                 (true, "Open", "this node owns the Filesystem and may write it".to_owned())
             }
+            (Some(Life::Active), Some(Role::Owner)) if self.has_only_commits() => (true, "Headless", super::headless::GONE.to_owned()),
             (Some(Life::Active), Some(Role::Owner)) => {
                 let why = self
                     .troubles
                     .get("HeadMissing")
+                    .or_else(|| self.troubles.get("StaleHead"))
                     .or_else(|| self.troubles.get("AuthorityUnknown"))
                     .or_else(|| self.troubles.get("EpochRegression"))
                     .or_else(|| self.troubles.get("PendingLost"))
@@ -275,6 +277,7 @@ impl Filesystem {
                     .map_or_else(|| self.write_refusal().message, |p| p.message.clone());
                 let reason = match () {
                     () if self.is_superseded() => "Superseded",
+                    () if self.is_headless() => "Headless",
                     () if self.is_moving_fenced() => "Migrating",
                     () if self.is_fenced() => "Fenced",
                     () => "Closed",

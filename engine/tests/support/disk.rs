@@ -34,7 +34,7 @@ impl Disk {
         let base = self.meta.clone().map(|meta| {
             let life = match meta.life {
                 Life::Deleting | Life::Gone => Life::Deleting,
-                _ if meta.role == Role::Owner && self.head.is_none() => Life::Creating,
+                _ if meta.role == Role::Owner && self.head.is_none() && !meta.headless => Life::Creating,
                 _ => Life::Active,
             };
             Base { life, frozen: None, ..meta }

@@ -22,6 +22,7 @@ pub fn uuid(n: u64) -> Uuid {
 pub enum Phase {
     New,
     Active,
+    Headless,
     Deleting,
 }
 

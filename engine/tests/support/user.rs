@@ -10,6 +10,7 @@ use dotgraft_engine::model::{Commit, FORMAT_VERSION, Origin, Place, Problem, Rea
 use dotgraft_engine::run::{Initial, Intermediate, JobSpec, OnConflict, Outcome, Retry, RunParams};
 
 use super::sim::{Asked, Phase, Sim, Two, short, uuid};
+use super::watch::Ledger;
 
 pub fn present(role: Role) -> Present {
     Present {
@@ -27,6 +28,7 @@ pub fn present(role: Role) -> Present {
         jobs: Vec::new(),
         move_to: None,
         precopy_to: None,
+        headless: false,
     }
 }
 
@@ -46,6 +48,9 @@ impl Sim<'_> {
 
     pub fn wish(&mut self) -> RequestUid {
         let uid = self.fresh_request();
+        if self.api.phase == Phase::Headless {
+            return uid; // nobody can, without a claim
+        }
         self.edit(0, |p| p.commits.push(wanted(uid)));
         uid
     }
@@ -53,7 +58,7 @@ impl Sim<'_> {
     /// A reset to some commit of the owner.
     pub fn wish_reset(&mut self) {
         let shown: Vec<CommitId> = self.ledger.made.iter().copied().filter(|id| self.nodes[0].disk.commits.contains_key(id)).collect();
-        let Some(commit) = self.rng.pick(&shown).copied() else { return };
+        let Some(commit) = self.rng.pick(&shown).copied().filter(|_| self.api.phase != Phase::Headless) else { return };
         let uid = self.fresh_request();
         self.ledger.resets.insert(uid);
         let reset_to = Some(Origin { fs_id: self.id, commit });
@@ -110,6 +115,25 @@ impl Sim<'_> {
         WantedJob {
             spec: JobSpec { uid: self.job, generation: 1, suspend: false, trigger: None, on_commit: true, params },
             bandwidth: None,
+        }
+    }
+
+    /// Deletes the claim and keeps its commits: phase first, then the Replicas. Jobs and resets go with the claim.
+    pub fn behead(&mut self) {
+        if self.api.phase != Phase::Active {
+            return;
+        }
+        self.say("HEADLESS".into());
+        self.api.phase = Phase::Headless;
+        for n in 0..self.nodes.len() {
+            let made = self.ledger.made.clone();
+            let ids = self.ledger.ids.clone();
+            let begun = move |uid| ids.get(&uid).is_some_and(|id| made.contains(id));
+            self.edit(n, |p| {
+                p.headless = true;
+                p.jobs.clear();
+                p.commits.retain(|w| w.reset_to.is_none() || w.remove || begun(w.uid));
+            });
         }
     }
 
@@ -381,6 +405,11 @@ impl Sim<'_> {
 
 /// A node alone: an owner, of a Branch or not, or a replica that nobody sends to.
 pub fn alone(seed: u64, trace: &mut Vec<String>) -> u64 {
+    alone_until(seed, None, trace).0
+}
+
+/// The same; at that turn its claim is deleted, and its commits are kept. Steps, and heads that went.
+pub fn alone_until(seed: u64, headless_at: Option<u64>, trace: &mut Vec<String>) -> (u64, u64) {
     let mut sim = Sim::new(seed, Two::Alone, trace);
     let mut p = present(Role::Owner);
     if sim.rng.permille(300) {
@@ -395,29 +424,34 @@ pub fn alone(seed: u64, trace: &mut Vec<String>) -> u64 {
         if turn == delete_at {
             sim.delete();
         }
+        if Some(turn) == headless_at {
+            sim.behead();
+        }
         if turn == lose_at && sim.nodes[0].up && sim.nodes[0].disk.meta.is_some() && sim.api.phase == Phase::Active {
             sim.lose_journal(0);
         }
         sim.act();
     }
     if sim.rng.permille(80) && sim.api.phase != Phase::Deleting {
-        return orphan(&mut sim);
+        return (orphan(&mut sim), sim.ledger.beheaded);
     }
     sim.calm_down();
     sim.watch_end();
-    sim.steps
+    (sim.steps, sim.ledger.beheaded)
 }
 
 /// The object goes for good, and nobody said that the data may.
 fn orphan(sim: &mut Sim) -> u64 {
     let before: Vec<CommitId> = sim.ledger.made.iter().copied().filter(|id| sim.nodes[0].disk.commits.contains_key(id)).collect();
-    // A reset in hand makes the new one all the same.
-    let resets = sim.nodes[0].journal.load().base.is_some_and(|b| b.reset_to.is_some());
+    // A reset in hand makes the new one all the same, and one that has lost its claim goes on losing its head.
+    let base = sim.nodes[0].journal.load().base;
+    let resets = base.as_ref().is_some_and(|b| b.reset_to.is_some());
     let head = sim.nodes[0].disk.head.is_some() || resets;
     sim.want(0, None);
     sim.calm_down();
     sim.watch_end();
-    assert_eq!(sim.nodes[0].disk.head.is_some(), head, "an orphan keeps its head");
+    let ends = base.is_some_and(|b| b.headless) || sim.api.phase == Phase::Headless;
+    assert!(ends || sim.nodes[0].disk.head.is_some() == head, "an orphan keeps its head");
     if let Some(fs) = &sim.nodes[0].fs {
         let status = fs.status(Timestamp(sim.now));
         assert!(!status.managed && status.base.is_some());
@@ -433,6 +467,12 @@ fn orphan(sim: &mut Sim) -> u64 {
 
 /// An owner with a job, and a replica.
 pub fn together(seed: u64, trace: &mut Vec<String>) -> (u64, u64) {
+    let (steps, ledger) = together_until(seed, None, trace);
+    (steps, ledger.resumes)
+}
+
+/// The same; at that turn its claim is deleted, and its commits are kept.
+pub fn together_until(seed: u64, headless_at: Option<u64>, trace: &mut Vec<String>) -> (u64, Ledger) {
     let mut sim = Sim::new(seed, Two::WithReplica, trace);
     let job = sim.job();
     let owner = Present { jobs: vec![job], ..present(Role::Owner) };
@@ -448,6 +488,9 @@ pub fn together(seed: u64, trace: &mut Vec<String>) -> (u64, u64) {
         if turn == delete_at {
             sim.delete();
         }
+        if Some(turn) == headless_at {
+            sim.behead();
+        }
         if turn == drop_at {
             sim.drop_replica();
         }
@@ -462,10 +505,10 @@ pub fn together(seed: u64, trace: &mut Vec<String>) -> (u64, u64) {
     sim.wish();
     sim.calm_down();
     sim.watch_end();
-    if sim.api.phase != Phase::Deleting && sim.nodes[1].fs.is_some() {
+    if matches!(sim.api.phase, Phase::New | Phase::Active) && sim.nodes[1].fs.is_some() {
         sim.watch_replicated();
     }
-    (sim.steps, sim.ledger.resumes)
+    (sim.steps, std::mem::take(&mut sim.ledger))
 }
 
 impl Sim<'_> {

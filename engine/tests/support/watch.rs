@@ -26,6 +26,8 @@ pub struct Ledger {
     pub steals: u64,
     /// Wishes that replace the head.
     pub resets: BTreeSet<RequestUid>,
+    /// Heads that went with their claim.
+    pub beheaded: u64,
     /// Heads that were replaced.
     pub heads_replaced: u64,
     /// What the owner's head holds since it was replaced, until somebody has taken note.
@@ -43,6 +45,7 @@ fn slot_of(task: &Task) -> Option<(&'static str, Option<JobUid>)> {
         | Task::AllocateQgroup
         | Task::Open { .. }
         | Task::CheckDeleting
+        | Task::CheckHeadless
         | Task::PinOrigin(_)
         | Task::UnpinOrigin(_)
         | Task::Prepare(_)
@@ -198,6 +201,12 @@ impl Sim<'_> {
         if base.reset_to.is_some() {
             return self.watch_reset(n, base.frozen);
         }
+        if base.headless {
+            assert!(matches!(self.api.phase, Phase::Headless | Phase::Deleting), "the head goes and the Filesystem is not Headless");
+            assert!(self.nodes[n].disk.meta.as_ref().is_some_and(|m| m.headless), "the head goes before fs.json says why");
+            self.ledger.beheaded += 1;
+            return;
+        }
         assert!(base.role == dotgraft_engine::filesystem::Role::Replica, "an owner's head goes");
         assert!(self.api.owner != n || self.api.epoch > base.epoch, "the head of the owner goes");
         let Some(content) = self.nodes[n].disk.head.as_ref().map(|h| h.content) else { return };
@@ -221,8 +230,9 @@ impl Sim<'_> {
         let unproven = |uid: &RequestUid| self.ledger.resets.contains(uid) && !self.ledger.made.contains(&id);
         assert!(kept.is_none_or(|uid| self.ledger.removals.contains(&uid) || unproven(&uid)), "{id} goes and nobody asked for it");
         let lasts = |c: &Commit| !c.transient || c.is_let_go();
+        let beheaded = matches!(self.api.phase, Phase::Headless | Phase::Deleting); // nothing newer comes
         let replica = !self.ledger.moves && self.journal_base(n).is_some_and(|b| b.role == Role::Replica);
-        if let Some(commit) = self.nodes[n].disk.commits.get(&id).map(|(c, _)| c).filter(|c| replica && lasts(c)) {
+        if let Some(commit) = self.nodes[n].disk.commits.get(&id).map(|(c, _)| c).filter(|c| replica && lasts(c) && !beheaded) {
             let newer = |c: &Commit| lasts(c) && (c.time, c.id) > (commit.time, id) && !self.is_doomed(n, c.id);
             assert!(self.nodes[n].disk.commits.values().any(|(c, _)| newer(c)), "the newest that a copy has goes: {id}");
         }
@@ -325,6 +335,10 @@ impl Sim<'_> {
         assert_eq!((meta.epoch, meta.capacity, meta.life), (base.epoch, base.capacity, base.life), "fs.json is behind the journal");
         if n != 0 {
             return;
+        }
+        if p.headless {
+            let mounted = !self.nodes[n].disk.mounts.is_empty();
+            assert!(mounted || self.nodes[n].disk.head.is_none(), "the head is there, and nobody has it mounted");
         }
         for wish in &p.commits {
             let shown = status.requests.iter().find(|r| r.uid == wish.uid).expect("each wish is shown");

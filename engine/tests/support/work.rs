@@ -102,6 +102,7 @@ impl Sim<'_> {
             Task::AllocateQgroup => return Ok(TaskDone::Qgroup(1 + self.rng.below(1_000))),
             Task::Open { seen } => return self.open(n, *seen),
             Task::CheckDeleting => return Ok(TaskDone::Deleting(self.api.phase == Phase::Deleting)),
+            Task::CheckHeadless => return Ok(TaskDone::Headless(self.api.phase == Phase::Headless)),
             Task::Usage { .. } => return Ok(TaskDone::Usage { bytes: self.usage.0, limit: self.usage.1 }),
             Task::Estimate { from, to, .. } => return Ok(TaskDone::Estimated(Some(super::wire::size_of(*from, *to)))),
             Task::PinOrigin(_) => self.origin_pinned = true,

@@ -87,6 +87,11 @@ impl ClusterApi {
         self.authority.is_deleting(fs).await.map_err(|e| e.problem())
     }
 
+    /// Is only its history kept (`Headless`)? By a quorum read.
+    pub async fn is_headless(&self, fs: FsId) -> Result<bool, Problem> {
+        self.authority.is_headless(fs).await.map_err(|e| e.problem())
+    }
+
     /// A copy's status, to its Replica object, if there is one.
     pub fn publish(&self, status: &FilesystemStatus, now: Timestamp) {
         let mut known = self.known();

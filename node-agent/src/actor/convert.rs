@@ -30,10 +30,12 @@ pub fn meta_of(base: &Base, pool: PoolId) -> FsMeta {
         epoch: base.epoch,
         attempt: base.attempt,
         opened: base.opened.map(|o| o.boot),
+        headless: base.headless,
     }
 }
 
-/// What comes from disk when the journal knows nothing. An owner without a head is one whose creation did not end.
+/// What comes from disk when the journal knows nothing. An owner without a head is one whose creation did not end, or one that
+/// only keeps its commits.
 pub fn base_of(meta: &FsMeta, head: bool) -> Result<Base, Problem> {
     if meta.version > FORMAT_VERSION {
         return Err(Problem::new(
@@ -47,7 +49,7 @@ pub fn base_of(meta: &FsMeta, head: bool) -> Result<Base, Problem> {
     };
     let life = match meta.state {
         FsState::Deleting => Life::Deleting,
-        FsState::Active if role == Role::Owner && !head => Life::Creating,
+        FsState::Active if role == Role::Owner && !head && !meta.headless => Life::Creating,
         FsState::Active => Life::Active,
     };
     Ok(Base {
@@ -69,5 +71,6 @@ pub fn base_of(meta: &FsMeta, head: bool) -> Result<Base, Problem> {
         head_from: None,
         reset_to: None,
         superseded: false,
+        headless: meta.headless,
     })
 }

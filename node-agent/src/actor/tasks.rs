@@ -71,6 +71,7 @@ async fn carry_out(ctx: &TaskCtx, task: Task, transfer: Option<Transfer>) -> Res
         Task::AllocateQgroup => ctx.blocking(Driver::allocate_qgroup).await.map(TaskDone::Qgroup),
         Task::Open { seen } => ctx.node.api.open(fs, seen).await,
         Task::CheckDeleting => ctx.node.api.is_deleting(fs).await.map(TaskDone::Deleting),
+        Task::CheckHeadless => ctx.node.api.is_headless(fs).await.map(TaskDone::Headless),
         Task::PinOrigin(origin) => pin_origin(ctx, origin).await,
         Task::UnpinOrigin(origin) => {
             ctx.node.order(origin.fs_id, Order::UnpinOrigin(fs));

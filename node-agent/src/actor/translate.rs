@@ -62,6 +62,7 @@ fn parse(replica: &Replica) -> Result<(FsId, Desired), IdError> {
             jobs: d.jobs.iter().map(wanted_job).collect::<Result<_, _>>()?,
             move_to: d.move_to.as_ref().map(place).transpose()?,
             precopy_to: d.precopy_to.as_ref().map(place).transpose()?,
+            headless: d.headless,
         })),
     };
     Ok((fs, Desired { generation, intent }))

@@ -6,6 +6,7 @@ use dotgraft_engine::ids::FsId;
 use rustix::fs::AtFlags;
 
 use super::fsx::{self, Context, What};
+use super::subvol::Subvol;
 use super::{BtrfsPool, ioctl, layout, locked, meta, mounts, quota, subvol};
 use crate::driver::{DriverError, Holder};
 
@@ -35,10 +36,7 @@ impl BtrfsPool {
                     self.unfreeze(&head)?;
                     return Err(held);
                 }
-                if subvol::first_nested(self.root(), &head)?.is_some() {
-                    fsx::gone_is_fine(quota::set_limit(&self.root, qgroup, 0))?;
-                    self.unfreeze(&head)?;
-                }
+                self.open_to_nested(&head, &[qgroup])?;
             }
             self.remove_subvolumes(&dir)?;
             self.remove_rest(fs, &dir)?;
@@ -47,12 +45,25 @@ impl BtrfsPool {
         self.remove_qgroups(qgroup)
     }
 
-    /// See [`crate::driver::Driver::drop_head`]. Whether something has it mounted is looked at under the fence, right before (storage.md §3).
+    /// Deleting what is nested writes in the head: its fence and the limits go.
+    fn open_to_nested(&self, head: &Subvol, groups: &[u64]) -> Result<(), DriverError> {
+        if subvol::first_nested(self.root(), head)?.is_some() {
+            for group in groups {
+                fsx::gone_is_fine(quota::set_limit(&self.root, *group, 0))?;
+            }
+            self.unfreeze(head)?;
+        }
+        Ok(())
+    }
+
+    /// See [`crate::driver::Driver::drop_head`]. Whether something has it mounted is looked at as in [`Self::destroy_fs`], twice (storage.md §3).
     pub(super) fn drop_head_of(&self, fs: FsId) -> Result<(), DriverError> {
         let Some(dir) = fsx::maybe(self.fs_dir(fs))? else { return Ok(()) };
         let Some(head) = subvol::find(&dir, layout::HEAD)? else { return Ok(()) };
+        mounts::nobody(&self.holders_of_head(fs)?)?;
         self.freeze(&head)?;
         mounts::nobody(&self.holders_of_head(fs)?)?;
+        self.open_to_nested(&head, &quota::groups_of(self.root(), head.info.id)?)?;
         drop(head);
         subvol::remove(self, &dir, layout::HEAD)?;
         ioctl::commit_transaction(&self.root).doing(|| "commit the transaction".to_owned())?;

@@ -107,6 +107,7 @@ mod tests {
             epoch: Epoch(5),
             attempt: 6,
             opened: Some(id(7)),
+            headless: false,
         }
     }
 

@@ -179,6 +179,11 @@ impl AuthorityClient {
         Ok(self.get(fs).await?.is_some_and(|v| v.phase == FilesystemPhase::Deleting))
     }
 
+    /// Whether a quorum shows it in phase `Headless`: the head may go.
+    pub async fn is_headless(&self, fs: FsId) -> Result<bool, ClusterError> {
+        Ok(self.get(fs).await?.is_some_and(|v| v.phase == FilesystemPhase::Headless))
+    }
+
     /// Rule R0: opens `fs` for writing at `me` for this `boot`, if `me` owns it with nothing pending.
     ///
     /// The first mount must turn writable within [`OPEN_COUNTS_FOR`] of [`Won::sent`].

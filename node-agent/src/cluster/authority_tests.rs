@@ -225,13 +225,13 @@ async fn a_refusal_is_final_and_silence_ends_at_the_deadline() {
 }
 
 #[tokio::test]
-async fn a_missing_filesystem_is_neither_opened_nor_deleting() {
+async fn a_missing_filesystem_is_neither_opened_nor_deleting_nor_headless() {
     let client = AuthorityClient::new(fake::client(|_| Answer::error(404, "NotFound")));
     assert_eq!(client.open(fs(), &me(), boot(), seen(0)).await, OpenOutcome::Missing);
     assert_eq!(client.get(fs()).await, Ok(None));
-    assert_eq!(client.is_deleting(fs()).await, Ok(false));
+    assert_eq!((client.is_deleting(fs()).await, client.is_headless(fs()).await), (Ok(false), Ok(false)));
     let broken = AuthorityClient::new(fake::client(|_| Answer::Broken));
-    assert!(broken.is_deleting(fs()).await.is_err(), "no answer is not a no");
+    assert!(broken.is_deleting(fs()).await.is_err() && broken.is_headless(fs()).await.is_err(), "no answer is not a no");
 }
 
 /// Every sequence of up to four faults: it opens only by an answered swap from an object that names us as owner.

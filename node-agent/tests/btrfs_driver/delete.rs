@@ -88,6 +88,35 @@ fn a_nested_subvolume_in_a_full_volume_goes_with_a_destroy() {
 }
 
 #[test]
+fn a_head_goes_alone_with_what_is_nested_in_it_also_in_a_full_volume_and_never_under_a_mount() {
+    let t = TestPool::new(1024);
+    let v = t.volume(24);
+    let c = v.next(None);
+    fs::write(t.head(v.fs).join("kept"), noise(0, 1 << 20)).unwrap();
+    t.commit(v.n, &c).unwrap();
+    run("btrfs", &["subvolume", "create", t.head(v.fs).join("n").to_str().unwrap()]);
+    let mut n = 0;
+    while fs::write(t.head(v.fs).join(format!("n/{n}")), noise(n, 100_000)).is_ok() {
+        rustix::fs::syncfs(fs::File::open(t.head(v.fs)).unwrap()).unwrap();
+        n += 1;
+    }
+    let target = t.target("pod");
+    t.mount(v.fs, MountWhat::Head, &target, false).unwrap();
+    assert!(matches!(t.drop_head(v.fs), Err(DriverError::Mounted(_))));
+    fs::remove_file(target.join("kept")).expect("a pod that has it mounted is not fenced");
+    t.unmount(&target).unwrap();
+    for _ in 0..2 {
+        t.drop_head(v.fs).unwrap();
+    }
+    let found = t.inspect(v.fs).unwrap();
+    assert!(!found.head && found.commits == [c.clone()]);
+    assert_eq!(fs::read(t.path(v.fs, &format!("commits/{}/kept", c.id))).unwrap(), noise(0, 1 << 20));
+    eventually("the space to come back", || t.used(&v) < 4 * MIB);
+    t.destroy(v.fs, v.n).unwrap();
+    assert_eq!(t.list().unwrap(), []);
+}
+
+#[test]
 fn an_immutable_root_directory_does_not_stop_a_destroy() {
     let t = TestPool::new(1024);
     let v = t.volume(100);

@@ -112,6 +112,7 @@ impl TestPool {
             epoch: Epoch(1),
             attempt: 0,
             opened: None,
+            headless: false,
         }
     }
     pub fn used(&self, v: &Volume) -> u64 {

@@ -38,6 +38,7 @@ impl Copy {
             jobs: vec![],
             move_to: None,
             precopy_to: None,
+            headless: false,
         };
         let mut copy = Self { fs: Filesystem::recover(id, here(place(at)), 1, Recovered::default()), wanted, records: 0, asked: 0 };
         copy.handle(Event::Start);

@@ -82,7 +82,8 @@ impl Plan {
             || self.writes.iter().any(|w| match w {
                 Write::Update(spec, _) => {
                     let name = names::replica_name(&spec.fs_id, &spec.pool);
-                    view.replicas.iter().any(|r| r.name_any() == name && r.spec.desired.state != spec.desired.state)
+                    let changes = |old: &Desired| old.state != spec.desired.state || old.headless != spec.desired.headless;
+                    view.replicas.iter().any(|r| r.name_any() == name && changes(&r.spec.desired))
                 }
                 _ => true,
             })
@@ -257,6 +258,7 @@ fn base(view: &View, authority: &Authority) -> Option<Desired> {
         origin: view.fs.spec.origin.clone(),
         capacity,
         history_limit,
+        headless: view.claim.is_none() && view.fs.status.as_ref().is_some_and(|s| s.phase == FilesystemPhase::Headless),
         ..Desired::default()
     })
 }

@@ -285,6 +285,10 @@ fn without_a_head_everything_stays_until_the_last_snapshot_goes() {
     v.snapshots = 1;
     assert_eq!(plan(&v), Plan::default(), "its Dot is going");
     v.claim = None;
+    let gone = plan(&v);
+    assert!(matches!(gone.writes.as_slice(), [Write::Update(s, _)] if s.desired.headless), "its Dot is gone, and the head goes: {gone:?}");
+    assert!(gone.is_critical(&v), "decided by what the API server says");
+    converge(&mut v);
     assert_eq!(plan(&v), Plan::default());
     v.commits = vec![Arc::new(testing::deleted(testing::recorded(commit("c", 1))))];
     converge(&mut v);

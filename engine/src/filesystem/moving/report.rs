@@ -56,7 +56,8 @@ impl Filesystem {
     /// is not transient, or no job that would send it. Nothing that is in use.
     pub(in super::super) fn expire_transients(&mut self, ctx: &Ctx, out: &mut Out) {
         let newest = self.own_transients().max_by_key(|c| (c.time, c.id)).map(|c| c.id);
-        let lasting = self.newest_lasting();
+        // Without a head nothing newer comes.
+        let lasting = self.newest_lasting().filter(|_| !self.wants_no_head());
         let alone = self.role() == Some(Role::Owner) && !self.has_jobs();
         let has_had_its_time = |c: &Commit| {
             let aged = Some(c.id) != newest || ctx.now.since_ms(c.time) >= TRANSIENT_MS;
