@@ -16,6 +16,7 @@ use serde_json::json;
 
 use crate::Common;
 use crate::output::{self, Table};
+use crate::wait::is_of;
 
 /// Moves at the same time: as many as a node takes part in (migration.md §3).
 const AT_ONCE: usize = 4;
@@ -231,12 +232,13 @@ where
     K: kube::Resource + Clone + std::fmt::Debug + serde::de::DeserializeOwned,
 {
     loop {
-        let status = facts(&api.get(name).await?).1.unwrap_or_default();
+        let object = api.get(name).await?;
+        let status = facts(&object).1.unwrap_or_default();
         let is = |kind| condition(&status.conditions, kind).filter(|c| c.status == "True");
         if status.owner.as_deref() == Some(to) && is("Ready").is_some() {
             return Ok(());
         }
-        if let Some(refused) = is("PlacementRefused") {
+        if let Some(refused) = is("PlacementRefused").filter(|_| is_of(object.meta().generation, status.observed_generation)) {
             bail!("{}", refused.message);
         }
         if Instant::now() >= end {

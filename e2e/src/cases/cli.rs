@@ -33,7 +33,7 @@ pub async fn dot_as(t: &Test, kubeconfig: &Path, args: &[&str]) -> Result<String
     let output = tokio::process::Command::new(t.rig.program("kubectl-dot")?)
         .arg("--kubeconfig")
         .arg(kubeconfig)
-        .args(["--namespace", &t.namespace, "--timeout", "30"])
+        .args(["--namespace", &t.namespace, "--timeout", "180"])
         .args(args)
         .stdin(Stdio::null())
         .kill_on_drop(true)

@@ -60,10 +60,14 @@ async fn spare(t: Arc<Test>) -> Result<()> {
     place(&t, "d", "n2").await?;
     owned_by(&t, "d", "n2").await?;
     gone(&t, &fs_id, "n1").await?;
-    let events = t.kubectl(&["get", "events", "-o", "yaml"]).await?;
-    ensure!(events.contains("SpareCopyDeleted") && events.contains("the copy on node n1 is deleted"), "nobody was told: {events}");
-    let dot = t.object("Dot", "d").await?;
-    ensure!(dot["status"]["replicas"].as_array().is_some_and(|r| r.len() == 1), "{}", dot["status"]["replicas"]);
+    eventually("people to be told, and the Dot to say so", STEP, || async {
+        let events = t.kubectl(&["get", "events", "-o", "yaml"]).await?;
+        ensure!(events.contains("SpareCopyDeleted") && events.contains("the copy on node n1 is deleted"), "nobody was told: {events}");
+        let dot = t.object("Dot", "d").await?;
+        ensure!(dot["status"]["replicas"].as_array().is_some_and(|r| r.len() == 1), "{}", dot["status"]["replicas"]);
+        Ok(())
+    })
+    .await?;
     let head = t.mount("n2", &fs_id).await?;
     ensure!(crate::data::digest::tree_digest(&head)? == digest, "the volume has changed");
     t.unmount(&head).await?;
@@ -122,9 +126,12 @@ async fn readers(t: Arc<Test>) -> Result<()> {
     ensure!(read(&t, "n1", &fs_id, "word").await? == "second", "the volume itself has changed");
     // To read the head itself where it isn't: at once, and no copy is made for it.
     refused(csi.publish(&fs_id, "n2", true).await, why, "ro/")?;
-    let jobs = t.kube().names("ReplicationJob", &t.namespace, |_| true).await?;
-    ensure!(jobs.is_empty(), "jobs are left: {jobs:?}");
-    Ok(())
+    eventually("no job to be left", STEP, || async {
+        let jobs = t.kube().names("ReplicationJob", &t.namespace, |_| true).await?;
+        ensure!(jobs.is_empty(), "{jobs:?}");
+        Ok(())
+    })
+    .await
 }
 
 async fn word(t: &Test, pod: &str) -> Result<String> {
@@ -135,6 +142,7 @@ async fn pods_read(t: Arc<Test>) -> Result<()> {
     pods::claim(&t, "data", "64Mi").await?;
     csi_pvc::pod(&t, "writer", "data", "n1", "echo first > /data/word; sync; sleep 1000").await?;
     csi_pvc::started(&t, "writer").await?;
+    csi_pvc::says(&t, "writer", "/data/word", "first").await?;
     let id = pods::fs_id(&t, "data").await?;
     let commit = t.commit("c1", "data").await?;
     read_only(&t, "old", &format!("ro/{id}@{commit}")).await?;
@@ -158,10 +166,10 @@ async fn pods_read(t: Arc<Test>) -> Result<()> {
     for pod in ["old", "new", "writer"] {
         csi_pvc::stop(&t, pod).await?;
     }
-    t.kubectl(&["delete", "pvc", "old", "new", "--timeout=30s"]).await?;
+    t.kubectl(&["delete", "pvc", "old", "new", "--timeout=180s"]).await?;
     for name in ["old", "new"] {
-        t.kube().kubectl(&["delete", "pv", &format!("{}-{name}", t.namespace), "--timeout=30s"]).await?;
+        t.kube().kubectl(&["delete", "pv", &format!("{}-{name}", t.namespace), "--timeout=180s"]).await?;
     }
-    t.kubectl(&["delete", "pvc", "data", "--timeout=30s"]).await?;
+    t.kubectl(&["delete", "pvc", "data", "--timeout=180s"]).await?;
     pods::nothing(&t, &id).await
 }

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use crate::harness::test::{STEP, text};
 use crate::harness::{Case, Test};
+use crate::rig::process::ENDS;
 use crate::rig::programs::{OPERATOR, http_get};
 use crate::rig::source_root;
 use crate::rig::wait::{eventually, throughout};
@@ -30,7 +31,7 @@ pub fn cases() -> Vec<Case> {
 
 /// Politely: it gives its Lease back, so that the next one leads at once.
 fn stop_operator(t: &Test) -> Result<()> {
-    t.rig.processes.end(OPERATOR, Signal::TERM, Duration::from_secs(10)).map(drop)
+    t.rig.processes.end(OPERATOR, Signal::TERM, ENDS).map(drop)
 }
 
 async fn crd(t: &Test, plural: &str) -> Result<Value> {

@@ -18,6 +18,7 @@ use tonic::{Code, Status};
 
 use super::csi_pvc;
 use super::deletion::{nothing_left, on_disk};
+use super::moving::owned_by;
 use crate::harness::test::STEP;
 use crate::harness::{Case, Test};
 use crate::rig::wait::eventually;
@@ -530,13 +531,14 @@ async fn dot_in_pod(t: Arc<Test>) -> Result<()> {
     ensure!(pv["spec"]["csi"]["volumeHandle"] == *fs_id, "that very Filesystem: {}", pv["spec"]["csi"]);
     csi_pvc::pod(&t, "p", "data", "n2", "echo written > /data/word; sync; sleep 1000").await?;
     csi_pvc::started(&t, "p").await?;
-    ensure!(t.ready("Dot", "d").await?["status"]["owner"] == "n2", "it has followed its pod");
+    csi_pvc::says(&t, "p", "/data/word", "written").await?;
+    owned_by(&t, "d", "n2").await.context("it has followed its pod")?;
     csi_pvc::stop(&t, "p").await?;
     csi_pvc::pod(&t, "next", "data", "n3", "sleep 1000").await?;
     csi_pvc::started(&t, "next").await?;
     ensure!(t.kubectl(&["exec", "next", "--", "cat", "/data/word"]).await? == "written\n", "what the first pod wrote");
     csi_pvc::stop(&t, "next").await?;
-    t.kubectl(&["delete", "pvc", "data", "--timeout=60s"]).await?;
+    t.kubectl(&["delete", "pvc", "data", "--timeout=180s"]).await?;
     eventually("the PersistentVolume to go", STEP, || async {
         let left = t.kube().kubectl(&["get", "pv", "-o", "name"]).await?;
         ensure!(!left.contains(&fs_id), "{left}");

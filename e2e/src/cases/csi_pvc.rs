@@ -6,12 +6,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use serde_json::Value;
 
+use super::moving::owned_by;
 use crate::harness::Case;
 use crate::harness::test::Test;
 use crate::rig::wait::eventually;
 
 /// Longest that one step with a pod may take.
-const STEP: Duration = Duration::from_secs(60);
+const STEP: Duration = Duration::from_secs(180);
 
 /// The cases of this file.
 pub fn cases() -> Vec<Case> {
@@ -83,7 +84,7 @@ pub async fn pod(t: &Test, name: &str, claim: &str, node: &str, script: &str) ->
 /// Waits until a pod is ready; says what its events say if it isn't.
 pub async fn started(t: &Test, name: &str) -> Result<()> {
     let start = Instant::now();
-    if let Err(e) = t.kubectl(&["wait", "--for=condition=Ready", "pod", name, "--timeout=60s"]).await {
+    if let Err(e) = t.kubectl(&["wait", "--for=condition=Ready", "pod", name, "--timeout=180s"]).await {
         let events = t.kubectl(&["get", "events", "--sort-by=.lastTimestamp"]).await?;
         return Err(e.context(events));
     }
@@ -91,9 +92,19 @@ pub async fn started(t: &Test, name: &str) -> Result<()> {
     Ok(())
 }
 
+/// Waits until a file in a pod says that: a pod is ready before its script has written anything.
+pub async fn says(t: &Test, pod: &str, file: &str, want: &str) -> Result<()> {
+    eventually(&format!("{pod} to have written {want:?}"), STEP, || async {
+        let said = t.kubectl(&["exec", pod, "--", "cat", file]).await?;
+        ensure!(said.trim() == want, "{file} says {said:?}");
+        Ok(())
+    })
+    .await
+}
+
 /// Deletes a pod and waits until it is gone.
 pub async fn stop(t: &Test, name: &str) -> Result<()> {
-    t.kubectl(&["delete", "pod", name, "--timeout=60s"]).await?;
+    t.kubectl(&["delete", "pod", name, "--timeout=180s"]).await?;
     Ok(())
 }
 
@@ -105,7 +116,7 @@ async fn same_node(t: Arc<Test>) -> Result<()> {
     claim(&t, "data").await?;
     pod(&t, "first", "data", "n2", "echo written > /data/word; sync; sleep 1000").await?;
     started(&t, "first").await?;
-    ensure!(read(&t, "first").await? == "written", "what the pod wrote");
+    says(&t, "first", "/data/word", "written").await?;
     let dot = t.ready("Dot", "data").await?;
     ensure!(dot.pointer("/status/owner").and_then(Value::as_str) == Some("n2"), "the Dot is on the pod's node: {}", dot["status"]);
     stop(&t, "first").await?;
@@ -113,7 +124,7 @@ async fn same_node(t: Arc<Test>) -> Result<()> {
     started(&t, "second").await?;
     ensure!(read(&t, "second").await? == "written", "what the first pod wrote");
     stop(&t, "second").await?;
-    t.kubectl(&["delete", "pvc", "data", "--timeout=60s"]).await?;
+    t.kubectl(&["delete", "pvc", "data", "--timeout=180s"]).await?;
     t.kube().gone("Dot", &t.namespace, "data", STEP).await
 }
 
@@ -121,18 +132,18 @@ async fn moved(t: Arc<Test>) -> Result<()> {
     claim(&t, "data").await?;
     pod(&t, "first", "data", "n1", "echo written > /data/word; sync; sleep 1000").await?;
     started(&t, "first").await?;
+    says(&t, "first", "/data/word", "written").await?;
     for (name, node) in [("second", "n3"), ("third", "n1")] {
         let before = if name == "second" { "written" } else { "second" };
-        t.kubectl(&["delete", "pod", "--all", "--timeout=60s"]).await?;
+        t.kubectl(&["delete", "pod", "--all", "--timeout=180s"]).await?;
         pod(&t, name, "data", node, &format!("cp /data/word /data/before; echo {name} > /data/word; sync; sleep 1000")).await?;
         started(&t, name).await?;
-        let seen = t.kubectl(&["exec", name, "--", "cat", "/data/before"]).await?;
-        ensure!(seen.trim() == before, "on {node} the pod found {seen:?}");
-        let dot = t.ready("Dot", "data").await?;
-        ensure!(dot.pointer("/status/owner").and_then(Value::as_str) == Some(node), "the owner is not {node}: {}", dot["status"]);
+        says(&t, name, "/data/word", name).await?;
+        says(&t, name, "/data/before", before).await?;
+        owned_by(&t, "data", node).await?;
     }
-    t.kubectl(&["delete", "pod", "--all", "--timeout=60s"]).await?;
-    t.kubectl(&["delete", "pvc", "data", "--timeout=60s"]).await?;
+    t.kubectl(&["delete", "pod", "--all", "--timeout=180s"]).await?;
+    t.kubectl(&["delete", "pvc", "data", "--timeout=180s"]).await?;
     t.kube().gone("Dot", &t.namespace, "data", STEP).await
 }
 
@@ -140,6 +151,7 @@ async fn copies(t: Arc<Test>) -> Result<()> {
     claim(&t, "data").await?;
     pod(&t, "first", "data", "n1", "echo written > /data/word; sync; sleep 1000").await?;
     started(&t, "first").await?;
+    says(&t, "first", "/data/word", "written").await?;
     let class = format!("{}-class", t.namespace);
     t.apply(&format!(
         "apiVersion: snapshot.storage.k8s.io/v1\nkind: VolumeSnapshotClass\nmetadata: {{name: {class}}}\ndriver: csi.dotgraft.dev\n\
@@ -147,7 +159,7 @@ async fn copies(t: Arc<Test>) -> Result<()> {
          spec: {{volumeSnapshotClassName: {class}, source: {{persistentVolumeClaimName: data}}}}\n"
     ))
     .await?;
-    t.kubectl(&["wait", "--for=jsonpath={.status.readyToUse}=true", "volumesnapshot", "s", "--timeout=60s"]).await?;
+    t.kubectl(&["wait", "--for=jsonpath={.status.readyToUse}=true", "volumesnapshot", "s", "--timeout=180s"]).await?;
     t.kubectl(&["exec", "first", "--", "sh", "-c", "echo later > /data/word; sync"]).await?;
     claim_from(&t, "restored", "apiGroup: snapshot.storage.k8s.io, kind: VolumeSnapshot, name: s").await?;
     claim_from(&t, "cloned", "kind: PersistentVolumeClaim, name: data").await?;
@@ -164,10 +176,10 @@ async fn copies(t: Arc<Test>) -> Result<()> {
     })
     .await?;
     t.kubectl(&["exec", "first", "--", "dd", "if=/dev/urandom", "of=/data/big", "bs=1M", "count=300"]).await?;
-    t.kubectl(&["delete", "pod", "--all", "--timeout=60s"]).await?;
-    t.kubectl(&["delete", "pvc", "data", "--timeout=60s"]).await?;
-    t.kubectl(&["delete", "volumesnapshot", "s", "--timeout=60s"]).await?;
-    t.kubectl(&["delete", "pvc", "--all", "--timeout=60s"]).await?;
+    t.kubectl(&["delete", "pod", "--all", "--timeout=180s"]).await?;
+    t.kubectl(&["delete", "pvc", "data", "--timeout=180s"]).await?;
+    t.kubectl(&["delete", "volumesnapshot", "s", "--timeout=180s"]).await?;
+    t.kubectl(&["delete", "pvc", "--all", "--timeout=180s"]).await?;
     t.kubectl(&["delete", "volumesnapshotclass", &class]).await?;
     for name in ["data", "restored", "cloned"] {
         t.kube().gone("Dot", &t.namespace, name, STEP).await?;
@@ -201,8 +213,8 @@ async fn killed(t: Arc<Test>) -> Result<()> {
     ensure!(t.kubectl(&["logs", "p"]).await?.trim().is_empty(), "a write failed");
     pod(&t, "second", "other", "n2", "sleep 1000").await?;
     started(&t, "second").await?;
-    t.kubectl(&["delete", "pod", "--all", "--timeout=60s"]).await?;
-    t.kubectl(&["delete", "pvc", "--all", "--timeout=60s"]).await?;
+    t.kubectl(&["delete", "pod", "--all", "--timeout=180s"]).await?;
+    t.kubectl(&["delete", "pvc", "--all", "--timeout=180s"]).await?;
     t.kube().gone("Dot", &t.namespace, "data", STEP).await
 }
 
@@ -210,7 +222,7 @@ async fn reboot(t: Arc<Test>) -> Result<()> {
     claim(&t, "data").await?;
     pod(&t, "p", "data", "n3", "[ -e /data/word ] || echo written > /data/word; sync; sleep 1000").await?;
     started(&t, "p").await?;
-    ensure!(read(&t, "p").await? == "written", "what the pod wrote");
+    says(&t, "p", "/data/word", "written").await?;
     t.rig.power_off("n3")?;
     t.rig.node_lost("n3", STEP).await?;
     let start = Instant::now();
@@ -225,6 +237,6 @@ async fn reboot(t: Arc<Test>) -> Result<()> {
     .await?;
     println!("        boot to the pod with its data: {:.1} s", start.elapsed().as_secs_f64());
     stop(&t, "p").await?;
-    t.kubectl(&["delete", "pvc", "data", "--timeout=60s"]).await?;
+    t.kubectl(&["delete", "pvc", "data", "--timeout=180s"]).await?;
     t.kube().gone("Dot", &t.namespace, "data", STEP).await
 }

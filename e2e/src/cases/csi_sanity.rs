@@ -15,6 +15,7 @@ use serde_json::Value;
 use tokio::process::Command;
 
 use super::csi_controller::Sidecar;
+use crate::harness::test::STEP;
 use crate::harness::{Case, Test};
 use crate::rig::Options;
 use crate::rig::wait::eventually;
@@ -100,7 +101,7 @@ async fn sanity(t: Arc<Test>) -> Result<()> {
 /// Waits until the operator has heard of the pool: csi-sanity begins at once and doesn't ask again, as a provisioner would.
 async fn room(t: &Test) -> Result<()> {
     let client = Sidecar::new(t).await?.client;
-    eventually("room for volumes", Duration::from_secs(60), || async {
+    eventually("room for volumes", STEP, || async {
         let asked = client.clone().get_capacity(csi::GetCapacityRequest::default()).await?;
         ensure!(asked.into_inner().available_capacity > 0, "the operator knows of no pool that is ready");
         Ok(())

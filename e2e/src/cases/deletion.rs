@@ -178,8 +178,14 @@ async fn other_namespace(t: Arc<Test>) -> Result<()> {
     // A process with a mount namespace of its own keeps the mount that its parent gives up.
     let mut holder =
         tokio::process::Command::new("unshare").args(["--mount", "--propagation", "private", "sleep", "300"]).kill_on_drop(true).spawn()?;
-    let mounts = format!("/proc/{}/mounts", holder.id().context("the holder has ended")?);
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    let holds = holder.id().context("the holder has ended")?;
+    let mounts = format!("/proc/{holds}/mounts");
+    eventually("the holder to have a namespace and to sleep", STEP, || async {
+        let name = std::fs::read_to_string(format!("/proc/{holds}/comm"))?;
+        ensure!(name.trim() == "sleep", "it is {name:?}");
+        Ok(())
+    })
+    .await?;
     t.unmount(&head).await?;
     let held = std::fs::read_to_string(&mounts)?.contains(&*head.to_string_lossy());
     ensure!(held, "the test's own setup: the holder has no mount");
@@ -328,12 +334,13 @@ async fn node_gone(t: Arc<Test>) -> Result<()> {
         Ok(())
     })
     .await?;
-    throughout("the node's absence", Duration::from_secs(1), || async {
+    let tombstone = || async {
         let replica = t.replica(&fs_id, "n2").await?;
         ensure!(replica["spec"]["desired"]["state"] == "Absent", "{}", replica["spec"]["desired"]);
         Ok(())
-    })
-    .await?;
+    };
+    eventually("the other one to be wanted Absent", STEP, tombstone).await?;
+    throughout("the node's absence", Duration::from_secs(1), tombstone).await?;
     ensure!(on_disk(&t, "n2", &fs_id)?.is_some(), "the test's own setup: nothing was on the dead node");
     t.rig.restart("n2").await?;
     for (kind, name) in [("Dot", "d"), ("ReplicationJob", "j"), ("Commit", "c")] {

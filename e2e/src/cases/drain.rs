@@ -6,6 +6,7 @@ use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
 use super::cli::dot;
+use super::moving::owned_by;
 use crate::data::digest::tree_digest;
 use crate::harness::test::STEP;
 use crate::harness::{Case, Test};
@@ -49,11 +50,15 @@ async fn drained(t: Arc<Test>) -> Result<()> {
     .await?;
     let asked = dot(&t, &["node", "drain", "n1", "--dry-run"]).await?;
     ensure!(asked.contains("would move") && asked.contains("its Dot is gone"), "{asked}");
-    let left = dot(&t, &["node", "drain", "n1", "--timeout", "8"]).await.err().map(|e| e.to_string()).unwrap_or_default();
-    ensure!(left.contains("2 of 4 volumes are still on node n1"), "{left}");
+    // On a machine that does much else its time may be up before all that can has moved: then it is said of fewer, once more.
+    eventually("all but two to have moved", STEP * 2, || async {
+        let left = dot(&t, &["node", "drain", "n1", "--timeout", "8"]).await.err().map(|e| e.to_string()).unwrap_or_default();
+        ensure!(left.contains("2 of ") && left.contains("volumes are still on node n1"), "{left}");
+        Ok(())
+    })
+    .await?;
     for (name, fs_id, digest) in [("plain", &plain, &plain_digest), ("copied", &copied, &copied_digest)] {
-        let object = t.object("Dot", name).await?;
-        ensure!(object["status"]["owner"] == "n2", "{name} is owned by {}", object["status"]["owner"]);
+        let object = owned_by(&t, name, "n2").await?;
         ensure!(object.pointer("/spec/placement/node").is_none(), "{name} is bound to a node now: {}", object["spec"]);
         let head = t.mount("n2", fs_id).await?;
         ensure!(tree_digest(&head)? == *digest, "{name} came with other data");
@@ -63,8 +68,12 @@ async fn drained(t: Arc<Test>) -> Result<()> {
     ensure!(owner["status"]["owner"] == "n1" && owner.pointer("/spec/placement/node").is_none(), "{owner}");
     std::fs::write(head.join("still"), b"writable")?;
     t.unmount(&head).await?;
-    let rest = dot(&t, &["node", "drain", "n1", "--timeout", "20"]).await.err().map(|e| e.to_string()).unwrap_or_default();
-    ensure!(rest.contains("1 of 2 volumes"), "with its user gone it moves too: {rest}");
+    eventually("all but one to have moved, as the user is gone", STEP * 2, || async {
+        let rest = dot(&t, &["node", "drain", "n1", "--timeout", "8"]).await.err().map(|e| e.to_string()).unwrap_or_default();
+        ensure!(rest.contains("1 of ") && rest.contains("volumes are still on node n1"), "{rest}");
+        Ok(())
+    })
+    .await?;
     t.kube().delete("Filesystem", "", &kept).await?;
     eventually("the node to own nothing", STEP, || async {
         let said = dot(&t, &["node", "drain", "n1"]).await?;

@@ -8,13 +8,13 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 
 use super::away::{WRITER, filesystem, grows, lines, written};
-use super::csi_pvc::{claim, pod, started, stop};
+use super::csi_pvc::{claim, pod, says, started, stop};
 use crate::harness::{Case, Test};
 use crate::rig::kube::{condition_of, conditions};
 use crate::rig::wait::{eventually, throughout};
 
 /// Longest that one step with a pod may take.
-const STEP: Duration = Duration::from_secs(60);
+const STEP: Duration = Duration::from_secs(180);
 /// Writes a word, once.
 const WORD: &str = "[ -e /data/word ] || echo written > /data/word; sync; sleep 1000";
 
@@ -50,7 +50,7 @@ pub fn cases() -> Vec<Case> {
 }
 
 async fn gone(t: &Test) -> Result<()> {
-    t.kubectl(&["delete", "pod,pvc", "--all", "--timeout=60s"]).await?;
+    t.kubectl(&["delete", "pod,pvc", "--all", "--timeout=180s"]).await?;
     t.kube().gone("Dot", &t.namespace, "data", STEP).await
 }
 
@@ -83,6 +83,7 @@ async fn unreached(t: Arc<Test>) -> Result<()> {
     pod(&t, "first", "data", "n1", WRITER).await?;
     started(&t, "first").await?;
     let fs_id = filesystem(&t, "data").await?;
+    grows(&t, "n1", &fs_id, "log").await?;
     t.commit("c", "data").await?;
     let (n1, n2) = (t.rig.machine("n1")?, t.rig.machine("n2")?);
     n2.refuse(&n1.address())?;
@@ -116,15 +117,17 @@ async fn stray(t: Arc<Test>) -> Result<()> {
     claim(&t, "data").await?;
     pod(&t, "p", "data", "n3", WORD).await?;
     started(&t, "p").await?;
+    says(&t, "p", "/data/word", "written").await?;
     let fs_id = filesystem(&t, "data").await?;
     let (machine, target) = (t.rig.machine("n3")?, target(&t, "p").await?);
     machine.run("umount", &[&target.to_string_lossy()])?;
     let file = machine.outside(&target)?.join("stray");
     std::fs::write(&file, "stray").with_context(|| format!("writing {}", file.display()))?;
     t.kubectl(&["delete", "pod", "p", "--wait=false"]).await?;
+    let at = target.to_string_lossy().into_owned();
     eventually("its container to have ended", STEP, || async {
         let log = std::fs::read_to_string(t.rig.processes.log("n3"))?;
-        ensure!(log.contains("left alone"), "nobody has asked to unpublish it");
+        ensure!(log.lines().any(|l| l.contains("left alone") && l.contains(&at)), "nobody has asked to unpublish it");
         Ok(())
     })
     .await?;
@@ -135,11 +138,16 @@ async fn stray(t: Arc<Test>) -> Result<()> {
     .await?;
     ensure!(written(&t, "n3", &fs_id, "word")? == "written\n", "the volume's own file");
     std::fs::remove_file(&file)?;
-    t.kubectl(&["wait", "--for=delete", "pod/p", "--timeout=60s"]).await?;
+    t.kubectl(&["wait", "--for=delete", "pod/p", "--timeout=180s"]).await?;
     ensure!(!machine.outside(&target)?.exists(), "the directory stayed");
     pod(&t, "next", "data", "n3", "cat /data/word; sleep 1000").await?;
     started(&t, "next").await?;
-    ensure!(t.kubectl(&["logs", "next"]).await? == "written\n", "what the first pod wrote");
+    eventually("it to read what the first pod wrote", STEP, || async {
+        let said = t.kubectl(&["logs", "next"]).await?;
+        ensure!(said == "written\n", "it says {said:?}");
+        Ok(())
+    })
+    .await?;
     gone(&t).await
 }
 
@@ -147,14 +155,14 @@ async fn no_disk(t: Arc<Test>) -> Result<()> {
     claim(&t, "data").await?;
     pod(&t, "p", "data", "n3", WORD).await?;
     started(&t, "p").await?;
+    says(&t, "p", "/data/word", "written").await?;
     let files = t.rig.node("n3")?.files.clone();
     let elsewhere = files.pool_file.with_extension("away");
     t.rig.power_off("n3")?;
     std::fs::rename(&files.pool_file, &elsewhere)?;
     t.rig.boot("n3").await?;
-    let says = |status: &'static str| t.kube().until_condition(("NodePool", "", "n3"), ("Ready", status, None), STEP);
-    let missing = says("False").await?.to_string();
-    ensure!(missing.contains("PoolMissing"), "another reason: {missing}");
+    let pool = |status: &'static str, reason| t.kube().until_condition(("NodePool", "", "n3"), ("Ready", status, reason), STEP);
+    pool("False", Some("PoolMissing")).await?;
     t.rig.nodes_ready(STEP).await?;
     throughout("the pod waiting for its volume", Duration::from_secs(5), || async {
         let ready = t.kubectl(&["get", "pod", "p", "-o", "jsonpath={.status.containerStatuses[0].state.running}"]).await?;
@@ -165,7 +173,7 @@ async fn no_disk(t: Arc<Test>) -> Result<()> {
     })
     .await?;
     std::fs::rename(&elsewhere, &files.pool_file)?;
-    says("True").await?;
+    pool("True", None).await?;
     eventually("the pod to run with what it had", STEP, || async {
         let restarts = t.kubectl(&["get", "pod", "p", "-o", "jsonpath={.status.containerStatuses[0].restartCount}"]).await?;
         ensure!(restarts.trim() != "0", "it was not started again");

@@ -13,7 +13,7 @@ use tokio::io::AsyncWriteExt;
 use crate::harness::{Case, test::Test};
 use crate::rig::wait::eventually;
 
-const STEP: Duration = Duration::from_secs(30);
+const STEP: Duration = Duration::from_secs(90);
 
 /// The cases of this file.
 pub fn cases() -> Vec<Case> {

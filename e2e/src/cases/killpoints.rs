@@ -67,8 +67,10 @@ pub trait Operation: Send + Sync + 'static {
 }
 
 const FAILPOINT: &str = "DOTGRAFT_FAILPOINT";
-/// What an operation writes after its end is visible, it has written by then.
+/// What an operation writes after its end is visible, it has mostly written by then.
 const AFTERMATH: Duration = Duration::from_millis(400);
+/// Longest that a record may come after the end where it must come.
+const LATE: Duration = Duration::from_secs(60);
 
 /// Runs it undisturbed, then kills the agent at each record that it had, before and after.
 pub async fn everywhere(t: Arc<Test>, operation: impl Operation) -> Result<()> {
@@ -106,7 +108,7 @@ async fn arm(t: &Test, node: &str, point: Option<&String>) -> Result<()> {
 async fn until_ended(t: &Test, operation: &impl Operation, n: usize, points: &mut VecDeque<String>) -> Result<Option<String>> {
     let node = operation.node();
     let (mut since, mut ended) = (Instant::now(), None);
-    let (start, mut nudges) = (Instant::now(), 0);
+    let (start, mut nudges, all) = (Instant::now(), 0, points.len());
     loop {
         if start.elapsed().as_secs() > nudges {
             nudges += 1;
@@ -117,8 +119,10 @@ async fn until_ended(t: &Test, operation: &impl Operation, n: usize, points: &mu
             arm(t, node, points.front()).await?;
             (since, ended) = (Instant::now(), None);
         }
+        // The first point is of a record that every operation has.
+        let aftermath = if points.len() == all { LATE } else { AFTERMATH };
         match operation.ended(t, n).await {
-            Ok(fs_id) if ended.get_or_insert_with(Instant::now).elapsed() > AFTERMATH => return Ok(fs_id),
+            Ok(fs_id) if ended.get_or_insert_with(Instant::now).elapsed() > aftermath => return Ok(fs_id),
             Err(e) if since.elapsed() > STEP => return Err(e).context(format!("not done after {STEP:?}, armed: {:?}", points.front())),
             _ => tokio::time::sleep(Duration::from_millis(20)).await,
         }
@@ -134,7 +138,23 @@ async fn records(t: &Test, operation: &impl Operation) -> Result<VecDeque<String
     let from = std::fs::metadata(t.rig.processes.log(node))?.len();
     operation.begin(t, 0).await?;
     eventually("the undisturbed operation", STEP, || operation.ended(t, 0)).await?;
+    let all = || async {
+        let names = logged(t, node, from)?;
+        for must in operation.has() {
+            ensure!(names.iter().any(|n| n == must), "no record {must} among {names:?}");
+        }
+        Ok(())
+    };
+    eventually("all of its records", LATE, all).await?;
     tokio::time::sleep(AFTERMATH).await;
+    let names = logged(t, node, from)?;
+    println!("        before and after {}", names.join(", "));
+    t.rig.processes.set_env(node, "RUST_LOG", None)?;
+    Ok(names.iter().flat_map(|name| [format!("before:{name}"), format!("after:{name}")]).collect())
+}
+
+/// The records in an agent's log from that byte on, each once.
+fn logged(t: &Test, node: &str, from: u64) -> Result<Vec<String>> {
     let log = std::fs::read(t.rig.processes.log(node))?;
     let log = String::from_utf8_lossy(log.get(usize::try_from(from)?..).unwrap_or_default()).into_owned();
     let mut names: Vec<String> = Vec::new();
@@ -144,12 +164,7 @@ async fn records(t: &Test, operation: &impl Operation) -> Result<VecDeque<String
             names.push(name.to_owned());
         }
     }
-    for must in operation.has() {
-        ensure!(names.iter().any(|n| n == must), "no record {must} among {names:?}");
-    }
-    println!("        before and after {}", names.join(", "));
-    t.rig.processes.set_env(node, "RUST_LOG", None)?;
-    Ok(names.iter().flat_map(|name| [format!("before:{name}"), format!("after:{name}")]).collect())
+    Ok(names)
 }
 
 /// How a copy looks to its agent and on disk, without what differs from one to the next.
@@ -337,9 +352,13 @@ impl Operation for Remove {
         Ok(Some(fs_id_of(t, n).await?))
     }
     async fn check(&self, t: &Test, n: usize) -> Result<()> {
-        let status = t.replica(&fs_id_of(t, n).await?, "n1").await?;
-        ensure!(status.pointer("/status/head").is_none_or(Value::is_null), "no commit must be left: {}", status["status"]);
-        Ok(())
+        let fs_id = fs_id_of(t, n).await?;
+        eventually("no commit to be left", STEP, || async {
+            let status = t.replica(&fs_id, "n1").await?;
+            ensure!(status.pointer("/status/head").is_none_or(Value::is_null), "{}", status["status"]);
+            Ok(())
+        })
+        .await
     }
 }
 

@@ -11,7 +11,7 @@ use crate::rig::control_plane::NODE_GRACE;
 use crate::rig::wait::eventually;
 
 /// Longest that one step with a pod may take.
-const STEP: Duration = Duration::from_secs(60);
+const STEP: Duration = Duration::from_secs(180);
 
 /// The cases of this file.
 pub fn cases() -> Vec<Case> {
@@ -37,8 +37,22 @@ async fn pods(t: &Test, nodes: &[&str]) -> Result<()> {
         // The controller manager makes a new namespace's ServiceAccount in its own time.
         eventually("the pod to be taken", STEP, || t.apply(&yaml)).await?;
     }
-    t.kubectl(&["wait", "--for=condition=Ready", "pod", "--all", "--timeout=60s"]).await?;
+    t.kubectl(&["wait", "--for=condition=Ready", "pod", "--all", "--timeout=180s"]).await?;
+    // A pod runs before its program serves.
+    for node in nodes {
+        serves(t, &format!("b-{node}"), "127.0.0.1", &format!("b-{node}")).await?;
+    }
     Ok(())
+}
+
+/// Waits until a pod is answered at that address by the pod `who`.
+async fn serves(t: &Test, from: &str, address: &str, who: &str) -> Result<()> {
+    eventually(&format!("{from} to be answered by {who} at {address}"), STEP, || async {
+        let said = fetch(t, from, address).await?;
+        ensure!(said.trim() == who, "{said:?} answers");
+        Ok(())
+    })
+    .await
 }
 
 async fn pod_address(t: &Test, pod: &str) -> Result<String> {
@@ -46,7 +60,7 @@ async fn pod_address(t: &Test, pod: &str) -> Result<String> {
 }
 
 async fn fetch(t: &Test, from: &str, address: &str) -> Result<String> {
-    let get = format!("printf 'GET / HTTP/1.0\\r\\n\\r\\n' | timeout 2 nc {address} 8080 | tail -n 1");
+    let get = format!("printf 'GET / HTTP/1.0\\r\\n\\r\\n' | timeout 5 nc {address} 8080 | tail -n 1");
     let body = t.kubectl(&["exec", from, "--", "sh", "-c", &get]).await?;
     ensure!(!body.trim().is_empty(), "no answer from {address}");
     Ok(body)
@@ -62,14 +76,19 @@ async fn nodes(t: Arc<Test>) -> Result<()> {
     took("three pods started", start);
     for node in ["n1", "n2", "n3"] {
         let pod = format!("b-{node}");
-        ensure!(t.kubectl(&["logs", &pod]).await?.trim() == "started", "the log of {pod}");
+        eventually(&format!("the log of {pod}"), STEP, || async {
+            let said = t.kubectl(&["logs", &pod]).await?;
+            ensure!(said.trim() == "started", "it says {said:?}");
+            Ok(())
+        })
+        .await?;
         ensure!(t.kubectl(&["exec", &pod, "--", "hostname"]).await?.trim() == pod, "exec in {pod}");
         for other in ["n1", "n2", "n3"] {
             let address = pod_address(&t, &format!("b-{other}")).await?;
-            ensure!(fetch(&t, &pod, &address).await?.trim() == format!("b-{other}"), "{pod} reaches {other}");
+            serves(&t, &pod, &address, &format!("b-{other}")).await?;
         }
     }
-    let api = ["exec", "b-n3", "--", "sh", "-c", "echo | timeout 2 nc $KUBERNETES_SERVICE_HOST $KUBERNETES_SERVICE_PORT && echo reached"];
+    let api = ["exec", "b-n3", "--", "sh", "-c", "echo | timeout 10 nc $KUBERNETES_SERVICE_HOST $KUBERNETES_SERVICE_PORT && echo reached"];
     ensure!(t.kubectl(&api).await?.contains("reached"), "the API's service address from a pod");
     Ok(())
 }
@@ -81,7 +100,7 @@ async fn cut(t: Arc<Test>) -> Result<()> {
     let start = Instant::now();
     machine.cut()?;
     ensure!(fetch(&t, "b-n1", &there).await.is_err(), "a pod on a cut node was reached");
-    t.rig.node_lost("n2", NODE_GRACE * 3).await?;
+    t.rig.node_lost("n2", STEP).await?;
     took("cut to NotReady", start);
     let start = Instant::now();
     machine.join()?;
@@ -98,12 +117,12 @@ async fn one_way(t: Arc<Test>) -> Result<()> {
     let machine = t.rig.machine("n2")?;
     machine.refuse(&here)?;
     ensure!(fetch(&t, "b-n1", &there).await.is_err(), "n2 refuses the pod on n1");
-    ensure!(fetch(&t, "b-n3", &there).await?.trim() == "b-n2", "n3 still reaches n2");
+    serves(&t, "b-n3", &there, "b-n2").await.context("n3 still reaches n2")?;
     tokio::time::sleep(NODE_GRACE + Duration::from_secs(2)).await;
-    t.rig.nodes_ready(Duration::from_secs(1)).await.context("n2 still reaches the API")?;
+    // A node that doesn't reach the API would be NotReady by now, and would stay so.
+    t.rig.nodes_ready(STEP).await.context("n2 still reaches the API")?;
     machine.heal()?;
-    ensure!(fetch(&t, "b-n1", &there).await?.trim() == "b-n2", "healed");
-    Ok(())
+    serves(&t, "b-n1", &there, "b-n2").await.context("healed")
 }
 
 async fn slow(t: Arc<Test>) -> Result<()> {
@@ -120,8 +139,8 @@ async fn slow(t: Arc<Test>) -> Result<()> {
     t.kubectl(&read).await?;
     let slow = start.elapsed();
     took("4 MiB at 8 Mbit/s", start);
-    ensure!(slow > Duration::from_secs(3) && slow < Duration::from_secs(12), "4 MiB took {slow:?} at 8 Mbit/s ({fast:?} without)");
-    ensure!(fast < Duration::from_secs(2), "4 MiB took {fast:?} without a limit");
+    // No upper bound: a machine that does much else takes longer, with and without.
+    ensure!(slow > Duration::from_secs(3) && slow > fast, "4 MiB took {slow:?} at 8 Mbit/s, {fast:?} without");
     t.rig.machine("n2")?.limit(None)
 }
 
@@ -131,7 +150,7 @@ async fn frozen(t: Arc<Test>) -> Result<()> {
     let machine = t.rig.machine("n2")?;
     let start = Instant::now();
     machine.freeze()?;
-    t.rig.node_lost("n2", NODE_GRACE * 3).await?;
+    t.rig.node_lost("n2", STEP).await?;
     took("frozen to NotReady", start);
     let start = Instant::now();
     machine.thaw()?;
@@ -147,7 +166,7 @@ async fn reboot(t: Arc<Test>) -> Result<()> {
     let start = Instant::now();
     t.rig.power_off("n3")?;
     took("power off", start);
-    t.rig.node_lost("n3", NODE_GRACE * 3).await?;
+    t.rig.node_lost("n3", STEP).await?;
     took("power off to NotReady", start);
     let start = Instant::now();
     t.rig.boot("n3").await?;
@@ -172,7 +191,7 @@ async fn killed(t: Arc<Test>) -> Result<()> {
     t.rig.kill9("n2-kubelet")?;
     t.rig.kill9("n2-containerd")?;
     let there = pod_address(&t, "b-n2").await?;
-    ensure!(fetch(&t, "b-n1", &there).await?.trim() == "b-n2", "the pod lives on");
+    serves(&t, "b-n1", &there, "b-n2").await.context("the pod lives on")?;
     t.rig.heal().await?;
     t.rig.nodes_ready(STEP).await?;
     eventually("exec to work again", STEP, || async { t.kubectl(&["exec", "b-n2", "--", "hostname"]).await }).await?;

@@ -1,7 +1,6 @@
 //! The life of a Dot when nothing goes wrong: the smallest cases, which the others build on.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use serde_json::json;
@@ -31,12 +30,12 @@ async fn commit_push(t: Arc<Test>) -> Result<()> {
     std::os::unix::fs::symlink("a", head.join("link"))?;
     let first = t.commit("c1", "d").await?;
     t.push("j", "d", "n2").await?;
-    t.arrived(&fs_id, &first, "n2", Duration::from_secs(30)).await?;
+    t.arrived(&fs_id, &first, "n2", STEP).await?;
     std::fs::hard_link(head.join("a"), head.join("b"))?;
     std::fs::remove_file(head.join("link"))?;
     let second = t.commit("c2", "d").await?;
     t.trigger("j", "again").await?;
-    t.arrived(&fs_id, &second, "n2", Duration::from_secs(30)).await?;
+    t.arrived(&fs_id, &second, "n2", STEP).await?;
     for commit in [&first, &second] {
         let (here, there) = (t.mount_commit("n1", &fs_id, commit).await?, t.mount_commit("n2", &fs_id, commit).await?);
         same_trees(&here, &there)?;
@@ -54,7 +53,7 @@ async fn database(t: Arc<Test>) -> Result<()> {
         let acknowledged = writer.progress()?;
         let commit = t.commit(name, "d").await?;
         t.trigger("j", name).await?;
-        t.arrived(&fs_id, &commit, "n2", Duration::from_secs(30)).await?;
+        t.arrived(&fs_id, &commit, "n2", STEP).await?;
         let there = t.mount_commit("n2", &fs_id, &commit).await?;
         sqlite::check(&there.join("x.db"), &t.dir.join("check"), acknowledged)?;
     }
@@ -88,7 +87,7 @@ async fn on_commit(t: Arc<Test>) -> Result<()> {
     t.create("ReplicationJob", "j", &spec).await?;
     for name in ["c1", "c2"] {
         let commit = t.commit(name, "d").await?;
-        t.arrived(&fs_id, &commit, "n2", Duration::from_secs(30)).await?;
+        t.arrived(&fs_id, &commit, "n2", STEP).await?;
     }
     Ok(())
 }
@@ -147,7 +146,7 @@ async fn replicas(t: Arc<Test>) -> Result<()> {
     let head = t.mount("n1", &fs_id).await?;
     std::fs::write(head.join("a"), b"one")?;
     let commit = t.commit("c1", "d").await?;
-    t.arrived(&fs_id, &commit, "n2", Duration::from_secs(30)).await?;
+    t.arrived(&fs_id, &commit, "n2", STEP).await?;
     let there = t.mount_commit("n2", &fs_id, &commit).await?;
     ensure!(std::fs::read(there.join("a"))? == b"one", "the copy must hold what was committed");
     Ok(())

@@ -141,9 +141,14 @@ async fn waits(t: Arc<Test>) -> Result<()> {
     let notes = t.dir.join("notes");
     let mut writer = SqliteWriter::start(&head.join("db"), &notes).await?;
     place(&t, "d", "n2").await?;
-    let dot = t.condition("Dot", "d", "Migrating", "True", Some("WaitingForPods")).await?;
-    let message = condition_of(&dot, "Migrating").and_then(|c| c["message"].as_str()).unwrap_or_default().to_owned();
-    ensure!(message.contains("pid"), "who holds it is not named: {message}");
+    eventually("the move to wait, and to name who holds it", STEP, || async {
+        let dot = t.object("Dot", "d").await?;
+        let migrating = condition_of(&dot, "Migrating").context("it doesn't move")?;
+        let named = migrating["message"].as_str().is_some_and(|m| m.contains("pid"));
+        ensure!(migrating["status"] == "True" && migrating["reason"] == "WaitingForPods" && named, "{}", conditions(&dot));
+        Ok(())
+    })
+    .await?;
     let before = writer.progress()?;
     eventually("the writer to go on while the move waits", STEP, || {
         let now = writer.progress();
@@ -186,6 +191,14 @@ async fn taken_back(t: Arc<Test>) -> Result<()> {
     place(&t, "d", "n2").await?;
     t.condition("Dot", "d", "Migrating", "True", Some("WaitingForPods")).await?;
     place(&t, "d", "n1").await?;
+    // Its agent has heard of it, by way of the operator; else it would rightly go on once nobody holds the head.
+    eventually("the move to be taken back", STEP, || async {
+        let replica = t.replica(&fs_id, "n1").await?;
+        let (wish, told) = (&replica["spec"]["desired"]["moveTo"], &replica["status"]["migration"]);
+        ensure!(wish.is_null() && told["phase"] == "Cancelled", "wanted: {wish}, told: {told}");
+        Ok(())
+    })
+    .await?;
     t.unmount(&head).await?;
     throughout("authority to stay", Duration::from_secs(3), || async {
         let a = authority(&t, &fs_id).await?;
@@ -256,8 +269,12 @@ async fn diverged(t: Arc<Test>) -> Result<()> {
     })
     .await?;
     println!("        it says: {said}");
-    let replica = t.replica(&fs_id, "n1").await?;
-    ensure!(condition_of(&replica, "MoveBlocked").is_some_and(|c| c["reason"] == "Diverged"), "{}", conditions(&replica));
+    eventually("its owner's copy to say so, too", STEP, || async {
+        let replica = t.replica(&fs_id, "n1").await?;
+        ensure!(condition_of(&replica, "MoveBlocked").is_some_and(|c| c["reason"] == "Diverged"), "{}", conditions(&replica));
+        Ok(())
+    })
+    .await?;
     let head = t.mount("n1", &fs_id).await?;
     throughout("the volume being served where it was", Duration::from_secs(3), || async {
         std::fs::write(head.join("b"), b"written meanwhile")?;
@@ -315,7 +332,7 @@ impl Operation for Move {
         Ok(None)
     }
     async fn check(&self, t: &Test, n: usize) -> Result<()> {
-        let dot = is_owned_by(t, &Self::name(n), "n2").await?;
+        let dot = owned_by(t, &Self::name(n), "n2").await?;
         ensure!(dot["status"]["epoch"] == 2, "it moved {} times", dot["status"]["epoch"]);
         let fs_id = text(&dot, "/status/fsId")?;
         let head = t.mount("n2", &fs_id).await?;

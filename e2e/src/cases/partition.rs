@@ -16,7 +16,7 @@ use crate::rig::machine::network::CONTROL_PLANE;
 use crate::rig::wait::{eventually, throughout};
 
 /// Longest that one step with pods may take.
-const STEP: Duration = Duration::from_secs(60);
+const STEP: Duration = Duration::from_secs(180);
 /// The next pod: keeps what it found, and writes a log of its own.
 const NEXT: &str =
     "cp -a /data /tmp/found; n=0; while n=$((n+1)); echo line $n >> /data/new && sync; do usleep 20000; done; echo failed; sleep 1000";
@@ -71,7 +71,7 @@ async fn taken(t: &Test, fs_id: &str) -> Result<()> {
     Ok(())
 }
 
-/// n1's copy is fenced, says so, and keeps `least` lines of what only it has.
+/// n1's copy says that it is superseded, is fenced then, and keeps `least` lines of what only it has.
 async fn fenced(t: &Test, fs_id: &str, least: usize) -> Result<()> {
     eventually("the old owner's copy to say Superseded", STEP, || async {
         let replica = t.replica(fs_id, "n1").await?;
@@ -81,8 +81,13 @@ async fn fenced(t: &Test, fs_id: &str, least: usize) -> Result<()> {
     .await?;
     let head = t.rig.node("n1")?.files.state.join("pool/fs").join(fs_id).join("head");
     let head = t.rig.machine("n1")?.outside(&head)?;
-    let late = std::fs::write(head.join("late"), b"x").and_then(|()| std::fs::File::open(head.join("late"))?.sync_all());
-    ensure!(late.is_err(), "the old owner's head takes writes");
+    // The agent says so as soon as it knows, and fences then.
+    eventually("the old owner's head to be fenced", STEP, || async {
+        let late = std::fs::write(head.join("late"), b"x").and_then(|()| std::fs::File::open(head.join("late"))?.sync_all());
+        ensure!(late.is_err(), "it takes writes");
+        Ok(())
+    })
+    .await?;
     let kept = lines(&written(t, "n1", fs_id, "log")?)?;
     ensure!(kept >= least, "of {least} lines {kept} are kept");
     Ok(())
@@ -104,6 +109,7 @@ async fn partition(t: Arc<Test>) -> Result<()> {
     }
     let (proof, manual) = (filesystem(&t, "proof").await?, filesystem(&t, "manual").await?);
     for (name, id) in [("proof", &proof), ("manual", &manual)] {
+        grows(&t, "n1", id, "log").await?; // a pod runs before it has written
         copied(&t, name, id).await?;
     }
     t.rig.machine("n1")?.refuse(CONTROL_PLANE)?;
@@ -167,7 +173,7 @@ async fn done(t: &Test, claims: &[&str]) -> Result<()> {
         let said = t.kubectl(&["logs", &format!("next-{name}")]).await?;
         ensure!(said.trim().is_empty(), "a write of next-{name} failed: {said}");
     }
-    t.kubectl(&["delete", "pod,pvc", "--all", "--timeout=90s"]).await?;
+    t.kubectl(&["delete", "pod,pvc", "--all", "--timeout=180s"]).await?;
     for name in claims {
         t.kube().gone("Dot", &t.namespace, name, STEP).await?;
     }
@@ -187,7 +193,13 @@ async fn paused(t: Arc<Test>) -> Result<()> {
         started(&t, name).await?;
     }
     let (open, moving) = (filesystem(&t, "open").await?, filesystem(&t, "moving").await?);
-    eventually("its first lines", STEP, || async { written(&t, "n1", &moving, "log").and_then(|l| lines(&l)) }).await?;
+    grows(&t, "n1", &open, "log").await?;
+    eventually("the first lines of the other", STEP, || async {
+        let now = lines(&written(&t, "n1", &moving, "log")?)?;
+        ensure!(now == 3, "there are {now}");
+        Ok(())
+    })
+    .await?;
     for (name, id) in [("open", &open), ("moving", &moving)] {
         copied(&t, name, id).await?;
     }
@@ -224,7 +236,7 @@ async fn into_a_move(t: &Test, fs_id: &str) -> Result<()> {
     let ready = ["exec", "moving", "--", "ls", "/data/ready"];
     eventually("it to have written", STEP, || t.kubectl(&ready)).await?;
     t.rig.machine("n1")?.limit(Some("40mbit"))?;
-    t.kubectl(&["delete", "pod", "moving", "--timeout=60s"]).await?;
+    t.kubectl(&["delete", "pod", "moving", "--timeout=180s"]).await?;
     pod(t, "next-moving", "moving", "n2", NEXT).await?;
     eventually("the handoff to be pending", STEP, || async {
         let a = authority(t, fs_id).await?;

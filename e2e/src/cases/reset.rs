@@ -231,7 +231,12 @@ async fn holds(t: Arc<Test>) -> Result<()> {
                 let status = t.object("DotOperation", name).await?["status"].clone();
                 let message = status["message"].as_str().unwrap_or_default();
                 let until = status["reset"]["holdUntil"].as_str().unwrap_or("?");
-                ensure!(status["reset"]["holding"] == true && message.contains("mounted") && message.contains(&until[..16]), "{status}");
+                ensure!(
+                    status["reset"]["holding"] == true
+                        && message.contains("mounted")
+                        && until.get(..16).is_some_and(|until| message.contains(until)),
+                    "{status}"
+                );
                 Ok(())
             })
             .await

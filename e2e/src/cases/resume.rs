@@ -37,7 +37,7 @@ async fn killed(t: Arc<Test>, victim: &'static str) -> Result<()> {
     std::fs::write(head.join("a"), noise(usize::try_from(SIZE)?))?;
     t.unmount(&head).await?;
     let commit = t.commit("c", "d").await?;
-    let job = json!({"direction": "Push", "source": {"names": ["d"]}, "target": {"node": "n2"}, "limits": {"bandwidth": "40Mi"}});
+    let job = json!({"direction": "Push", "source": {"names": ["d"]}, "target": {"node": "n2"}, "limits": {"bandwidth": "20Mi"}});
     t.create("ReplicationJob", "j", &job).await?;
     let durable = eventually("most of it to be safe on n2", STEP, || async {
         let status = t.local("n2")?.status(&fs_id).await?;

@@ -2,7 +2,6 @@
 //! what it waits for, and it has a bound.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
@@ -18,7 +17,7 @@ const PAUSE: &str = "DOTGRAFT_SEND_PAUSE";
 
 /// The cases of this file.
 pub fn cases() -> Vec<Case> {
-    let goes = "a kernel that gives no byte for ten times the receiver's patience: pushed at the first attempt, and the job says so";
+    let goes = "a kernel that gives no byte for five times the receiver's patience: pushed at the first attempt, and the job says so";
     let ends = "a kernel that gives no byte for longer than its bound: a Timeout that says so, and once it gives some the push completes";
     vec![Case::new("job-silent-kernel", goes, silent_kernel), Case::new("job-kernel-bound", ends, kernel_bound)]
 }
@@ -50,7 +49,7 @@ async fn restart_with(t: &Test, node: &str, more: &[&str], pause: Option<&str>) 
 }
 
 async fn silent_kernel(t: Arc<Test>) -> Result<()> {
-    restart_with(&t, "n2", &["--peer-silence", "2"], None).await?;
+    restart_with(&t, "n2", &["--peer-silence", "4"], None).await?;
     let (fs_id, _) = copied(&t).await?;
     // In the middle of a frame, so that a part of it waits with the sender.
     restart_with(&t, "n1", &[], Some("1500000:20")).await?;
@@ -81,7 +80,7 @@ async fn kernel_bound(t: Arc<Test>) -> Result<()> {
     ensure!(said.contains("gave no byte for") && said.contains("--kernel-silence"), "it says {said:?}");
     t.rig.restart_with_env("n1", PAUSE, None).await?;
     t.arrived(&fs_id, &second, "n2", STEP).await?;
-    eventually("the job to be out of trouble", Duration::from_secs(20), || async {
+    eventually("the job to be out of trouble", STEP, || async {
         let job = t.object("ReplicationJob", "j").await?;
         ensure!(job.pointer("/status/problem").is_none_or(Value::is_null), "{}", job["status"]["problem"]);
         Ok(())

@@ -19,7 +19,7 @@ use crate::rig::kube::conditions;
 use crate::rig::wait::eventually;
 
 /// For a run that sleeps between two tries, and for the kernel's cleaner.
-const AGAIN: Duration = Duration::from_secs(90);
+const AGAIN: Duration = Duration::from_secs(240);
 /// Data of each push.
 const SIZE: usize = 160 << 20;
 
@@ -143,7 +143,7 @@ async fn full_target(t: Arc<Test>) -> Result<()> {
 async fn filled(t: Arc<Test>, increment: bool) -> Result<()> {
     let fs_id = t.dot("d", "n1").await?;
     let mut first = None;
-    t.create("ReplicationJob", "j", &job("n2", "64Mi")).await?;
+    t.create("ReplicationJob", "j", &job("n2", "32Mi")).await?;
     if increment {
         write(&t, "n1", &fs_id, "a", 8 << 20).await?;
         let commit = t.commit("c1", "d").await?;
@@ -162,7 +162,11 @@ async fn filled(t: Arc<Test>, increment: bool) -> Result<()> {
         Ok(())
     })
     .await?;
-    fill(&head)?;
+    // The sender stands still meanwhile, or all might be there before the pool is full.
+    t.rig.pause("n1")?;
+    let full = fill(&head);
+    t.rig.resume("n1")?;
+    full?;
     says_no_space(&t).await?;
     let replica = t.replica(&fs_id, "n2").await?;
     let newest = replica.pointer("/status/head").and_then(Value::as_str).map(str::to_owned);

@@ -33,7 +33,7 @@ impl SqliteWriter {
             .spawn()
             .context("starting the SQLite writer")?;
         let mut writer = Self { child, notes: notes.into() };
-        eventually("the SQLite writer's first transaction", Duration::from_secs(20), || {
+        eventually("the SQLite writer's first transaction", Duration::from_secs(90), || {
             let result = writer.progress();
             async move {
                 match result? {

@@ -189,7 +189,7 @@ async fn one(case: &Case, rig: Arc<Rig>) -> Result<()> {
     };
     match result {
         Ok(()) => {
-            tokio::time::timeout(Duration::from_secs(120), test.end()).await.context("cleaning up took 2 min")?.context("left behind")
+            tokio::time::timeout(Duration::from_secs(300), test.end()).await.context("cleaning up took 5 min")?.context("left behind")
         }
         failed => failed, // what it left is evidence; the rig goes
     }

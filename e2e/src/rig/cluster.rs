@@ -18,7 +18,7 @@ use super::{Rig, sandbox};
 /// What every machine can start pods from.
 const IMAGES: [&str; 2] = ["image-pause", "image-busybox"];
 /// How long a node may take from boot to `Ready`.
-const NODE_READY: Duration = Duration::from_secs(60);
+const NODE_READY: Duration = Duration::from_secs(180);
 
 /// Makes the network, and turns on a machine for each name, which sees the directories of `archives`.
 pub fn machines(dir: &Path, names: &[String], tools: &Tools, archives: &[PathBuf]) -> Result<(Option<Network>, Vec<Arc<Machine>>)> {

@@ -120,7 +120,7 @@ impl ControlPlane {
 
     async fn ready(&self, tools: &Tools, processes: &Processes) -> Result<()> {
         let kube = Kube::new(&tools.path("kubectl"), &self.admin).await?;
-        eventually("the API server to be ready", Duration::from_secs(60), || async {
+        eventually("the API server to be ready", Duration::from_secs(180), || async {
             if !processes.running("apiserver") {
                 bail!("it has ended:\n{}", processes.tail("apiserver", 20));
             }

@@ -36,22 +36,22 @@ impl Rig {
     /// `helm install` of this source's chart, and waits until all of it is ready. What it printed, and seconds.
     pub async fn helm_install(&self) -> Result<(String, f64)> {
         let (chart, start) = (chart(), Instant::now());
-        let said = self.helm(&["install", RELEASE, &chart, "--create-namespace", "--wait", "--timeout=2m"], &VALUES).await?;
+        let said = self.helm(&["install", RELEASE, &chart, "--create-namespace", "--wait", "--timeout=5m"], &VALUES).await?;
         Ok((said, start.elapsed().as_secs_f64()))
     }
 
     /// `helm upgrade` with other values on top, and waits until all is ready and rolled. Seconds.
     pub async fn helm_upgrade(&self, settings: &[&str]) -> Result<f64> {
         let (chart, start) = (chart(), Instant::now());
-        self.helm(&["upgrade", RELEASE, &chart, "--reuse-values", "--wait", "--timeout=2m"], settings).await?;
+        self.helm(&["upgrade", RELEASE, &chart, "--reuse-values", "--wait", "--timeout=5m"], settings).await?;
         Ok(start.elapsed().as_secs_f64())
     }
 
     /// `helm uninstall`, and waits until its pods are gone. Seconds.
     pub async fn helm_uninstall(&self) -> Result<f64> {
         let start = Instant::now();
-        self.helm(&["uninstall", RELEASE, "--wait", "--timeout=1m"], &[]).await?;
-        self.kube.kubectl(&["-n", NAMESPACE, "wait", "--for=delete", "pod", "--all", "--timeout=60s"]).await?;
+        self.helm(&["uninstall", RELEASE, "--wait", "--timeout=3m"], &[]).await?;
+        self.kube.kubectl(&["-n", NAMESPACE, "wait", "--for=delete", "pod", "--all", "--timeout=180s"]).await?;
         Ok(start.elapsed().as_secs_f64())
     }
 }

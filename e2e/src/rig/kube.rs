@@ -37,7 +37,7 @@ impl Kube {
     pub async fn new(kubectl: &Path, kubeconfig: &Path) -> Result<Self> {
         let file = Kubeconfig::read_from(kubeconfig).with_context(|| format!("reading {}", kubeconfig.display()))?;
         let mut config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await?;
-        config.connect_timeout = Some(Duration::from_secs(2));
+        config.connect_timeout = Some(Duration::from_secs(10));
         config.read_timeout = Some(Duration::from_secs(30));
         Ok(Self { client: Client::try_from(config)?, kubectl: kubectl.into(), kubeconfig: kubeconfig.into() })
     }

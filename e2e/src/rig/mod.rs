@@ -106,6 +106,9 @@ pub struct Rig {
     _network: Option<Network>,
 }
 
+/// Longest that a program may take to be ready once it is started.
+const READY: Duration = Duration::from_secs(180);
+
 static COUNT: AtomicU32 = AtomicU32::new(1);
 
 impl Rig {
@@ -166,7 +169,7 @@ impl Rig {
             rig.serve_webhook(address).await?;
         }
         rig.start_programs(&options, webhook.as_deref())?;
-        rig.ready(Duration::from_secs(60)).await?;
+        rig.ready(READY).await?;
         rig.seconds = start.elapsed().as_secs_f64();
         Ok(rig)
     }
@@ -231,7 +234,7 @@ impl Rig {
             self.kill9(name)?;
         }
         self.start(name)?;
-        self.ready(Duration::from_secs(60)).await
+        self.ready(READY).await
     }
 
     /// Kills an agent or the operator and starts it with a variable set, or removed by `None`; waits until it is
@@ -243,7 +246,7 @@ impl Rig {
         }
         self.start(name)?;
         match value {
-            None => self.ready(Duration::from_secs(60)).await,
+            None => self.ready(READY).await,
             Some(_) => Ok(()),
         }
     }
@@ -295,7 +298,7 @@ impl Rig {
                 self.resume(&name)?;
             }
         }
-        self.ready(Duration::from_secs(60)).await
+        self.ready(READY).await
     }
 
     fn still_running(&self, name: &str) -> Result<()> {
@@ -341,7 +344,7 @@ impl Rig {
             self.kube.kubectl(&["apply", "--server-side", "-f", &file.to_string_lossy()]).await?;
         }
         if !crds.is_empty() {
-            self.kube.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=30s"]).await?;
+            self.kube.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=120s"]).await?;
         }
         Ok(())
     }

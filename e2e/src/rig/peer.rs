@@ -29,10 +29,10 @@ use wire::receive_request::Message;
 use super::Rig;
 
 /// Nothing here waits longer for an answer than that.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A key with its chain, as an agent keeps them.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Identity(String);
 
 impl Identity {
@@ -141,7 +141,7 @@ impl Impostor {
                 match acceptor.accept(tcp).await {
                     // Who believes us goes on to wait for our first bytes; who doesn't sends an alert or hangs up.
                     Ok(mut stream) => {
-                        let closed = tokio::time::timeout(Duration::from_secs(1), stream.read_exact(&mut [0; 1])).await;
+                        let closed = tokio::time::timeout(Duration::from_secs(10), stream.read_exact(&mut [0; 1])).await;
                         let field = if matches!(closed, Ok(Err(_))) { &count.left } else { &count.spoke };
                         field.fetch_add(1, Ordering::Relaxed);
                     }

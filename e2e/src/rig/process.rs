@@ -14,6 +14,11 @@ use rustix::process::{Pid, Signal};
 use super::machine::Machine;
 use crate::sandbox::child_of;
 
+/// Longest from nsenter to what it starts.
+const STARTS: Duration = Duration::from_secs(30);
+/// Longest that a program may take to end; the kernel finishes what it does for it first, also on a busy disk.
+pub const ENDS: Duration = Duration::from_secs(60);
+
 /// How to start one program; kept, so that it can be started again as it was.
 #[derive(Clone)]
 pub struct Spec {
@@ -180,11 +185,11 @@ impl Processes {
         if !on_machine {
             return Ok(pid);
         }
-        let until = Instant::now() + Duration::from_secs(2);
+        let until = Instant::now() + STARTS;
         loop {
             match child_of(pid.as_raw_nonzero().get().cast_unsigned()) {
                 Some(inner) => return Ok(inner),
-                None if Instant::now() > until => bail!("{name} was not started on its machine within 2 s"),
+                None if Instant::now() > until => bail!("{name} was not started on its machine within {STARTS:?}"),
                 None => std::thread::sleep(Duration::from_millis(2)),
             }
         }
@@ -207,7 +212,7 @@ impl Processes {
 
     /// `kill -9`, and waits until it is gone.
     pub fn kill9(&self, name: &str) -> Result<()> {
-        self.end(name, Signal::KILL, Duration::from_secs(10)).map(|_| ())
+        self.end(name, Signal::KILL, ENDS).map(|_| ())
     }
 
     /// Ends it politely (SIGTERM), and by SIGKILL after `patience`. Returns how it ended.

@@ -103,7 +103,7 @@ pub fn operator(binaries: &Binaries, kubeconfig: &Path, http: &str, csi: Option<
     Spec::new(OPERATOR, &binaries.path("dotgraft-operator"), args)
 }
 
-/// `GET` over plain HTTP; (status, body). 2 s at most.
+/// `GET` over plain HTTP; (status, body). 10 s at most.
 pub async fn http_get(address: &str, path: &str) -> Result<(u16, String)> {
     let exchange = async {
         let mut stream = TcpStream::connect(address).await?;
@@ -112,7 +112,7 @@ pub async fn http_get(address: &str, path: &str) -> Result<(u16, String)> {
         stream.read_to_end(&mut answer).await?;
         anyhow::Ok(String::from_utf8_lossy(&answer).into_owned())
     };
-    let answer = tokio::time::timeout(Duration::from_secs(2), exchange).await.context("no answer in 2 s")??;
+    let answer = tokio::time::timeout(Duration::from_secs(10), exchange).await.context("no answer in 10 s")??;
     let status = answer.split(' ').nth(1).and_then(|s| s.parse().ok()).context("not an HTTP answer")?;
     Ok((status, answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default()))
 }

@@ -14,8 +14,9 @@ use super::ids::{Handle, no_volume};
 use crate::claim::{ClaimObject, ClaimView};
 use crate::context::Ctx;
 
-/// Longest that a call waits for controllers and agents; then it answers `ABORTED` and the caller comes back.
-pub const PATIENCE: Duration = Duration::from_secs(8);
+/// Longest that a call waits for controllers and agents; then it answers `ABORTED` and the caller comes back. Well under the sidecars'
+/// `--timeout=60s`, and long, as each `ABORTED` makes their next pause longer, and csi-sanity doesn't come back at all.
+pub const PATIENCE: Duration = Duration::from_secs(25);
 const POLL: Duration = Duration::from_millis(20);
 /// Tries to win a compare-and-swap.
 pub const TRIES: u32 = 8;

@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::fmt::Debug;
-use std::time::Duration;
 
 use dotgraft_api::{Branch, ClaimKind, Dot};
 use dotgraft_proto::csi::v1 as wire;
@@ -12,7 +11,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::error::CsiError;
-use super::find::{self, TRIES, amount, until};
+use super::find::{self, PATIENCE, TRIES, amount, until};
 use super::ids;
 use super::params::{Mutable, Sizes};
 use crate::claim::ClaimView;
@@ -20,9 +19,6 @@ use crate::context::Ctx;
 use crate::error::Kind;
 use crate::names;
 use crate::write;
-
-/// Longest wait for the owner's agent to have raised its limit.
-const PATIENCE: Duration = Duration::from_secs(8);
 
 /// What became of an expansion.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -157,7 +157,7 @@ async fn publish_writes_the_node_guarded_and_again_after_a_conflict() {
     play(fill, script, |ctx| async move { publish::publish(&publication("n1"), 500, &ctx).await }).await.unwrap();
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn expand_writes_the_size_guarded_and_again_after_a_conflict() {
     let bigger = |version: &str| {
         let mut d = made();

@@ -90,7 +90,7 @@ where
     let ctx = Ctx::new(client, "dotgraft-system".into(), "test".into(), Arc::new(Metrics::default()));
     fill(&ctx);
     let server = tokio::spawn(answer(handle, script.into()));
-    let done = tokio::time::timeout(std::time::Duration::from_secs(10), Box::pin(work(Arc::new(ctx)))).await;
+    let done = tokio::time::timeout(std::time::Duration::from_secs(60), Box::pin(work(Arc::new(ctx)))).await;
     // The script is over when the client is dropped; a panic of the server is the better message.
     let served = tokio::time::timeout(std::time::Duration::from_secs(10), server).await;
     if let Err(e) = served.expect("the client is still held") {

@@ -61,7 +61,7 @@ async fn waits(t: &Test, (kind, name): (&str, &str), words: &[&str]) -> Result<(
 async fn commit(t: Arc<Test>) -> Result<()> {
     claim(&t, "data", "64Mi").await?;
     csi_pvc::pod(&t, "writer", "data", "n1", "echo first > /data/word; sync; sleep 1000").await?;
-    ready(&t, "writer", "").await?;
+    csi_pvc::says(&t, "writer", "/data/word", "first").await?;
     let id = fs_id(&t, "data").await?;
     let commit = t.commit("c", "data").await?;
     t.kubectl(&["exec", "writer", "--", "sh", "-c", "echo second > /data/word; sync"]).await?;
@@ -76,7 +76,7 @@ async fn commit(t: Arc<Test>) -> Result<()> {
     reads(&t, "reader").await?;
 
     // The volume goes to another node with its writer; the reader stays where it is and reads on, though the owner's copy is elsewhere.
-    t.kubectl(&["delete", "pod", "writer", "--timeout=30s"]).await?;
+    t.kubectl(&["delete", "pod", "writer", "--timeout=180s"]).await?;
     csi_pvc::pod(&t, "writer", "data", "n3", "sleep 1000").await?;
     ready(&t, "writer", "").await?;
     let word = t.kubectl(&["exec", "writer", "--", "cat", "/data/word"]).await?;
@@ -85,19 +85,19 @@ async fn commit(t: Arc<Test>) -> Result<()> {
     waits(&t, ("Commit", "c"), &["Pinned"]).await?;
 
     // The volume is deleted: that waits for the reader's claim, by name.
-    t.kubectl(&["delete", "pod", "writer", "--timeout=30s"]).await?;
-    t.kubectl(&["delete", "pvc", "data", "--timeout=30s"]).await?;
+    t.kubectl(&["delete", "pod", "writer", "--timeout=180s"]).await?;
+    t.kubectl(&["delete", "pvc", "data", "--timeout=180s"]).await?;
     waits(&t, ("Dot", "data"), &["ClaimBound", "/reader"]).await?;
     throughout("the deletion that waits", std::time::Duration::from_secs(1), || reads(&t, "reader")).await?;
     let filesystem = t.kube().get("Filesystem", "", &id).await?;
     ensure!(filesystem.as_ref().map(|f| &f["metadata"]["name"]).is_some_and(Value::is_string), "the Filesystem is gone under its reader");
-    t.kubectl(&["delete", "pod", "reader", "--timeout=30s"]).await.context("the reader can't go")?;
-    t.kubectl(&["delete", "pvc", "reader", "--timeout=30s"]).await?;
+    t.kubectl(&["delete", "pod", "reader", "--timeout=180s"]).await.context("the reader can't go")?;
+    t.kubectl(&["delete", "pvc", "reader", "--timeout=180s"]).await?;
     super::nothing(&t, &id).await?;
     t.kube().gone("Commit", &t.namespace, "c", STEP).await?;
     left(&t, &id).await?;
     clear(&t, &[]).await?;
     let volume = format!("{}-reader", t.namespace);
-    t.kube().kubectl(&["delete", "pv", &volume, "--timeout=30s"]).await?;
+    t.kube().kubectl(&["delete", "pv", &volume, "--timeout=180s"]).await?;
     Ok(())
 }

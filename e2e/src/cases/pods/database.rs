@@ -1,7 +1,7 @@
 //! A `StatefulSet` of three `PostgreSQL` databases on volumes of ours, under load: copied, expanded, and moved in every way there is.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
@@ -11,7 +11,6 @@ use super::timeline::Timeline;
 use super::{STEP, clear, fs_id, make_notes, node_of, notes, postgres, ready, took, uid};
 use crate::harness::test::text;
 use crate::harness::{Case, Test};
-use crate::rig::control_plane::NODE_GRACE;
 use crate::rig::kube::condition_of;
 use crate::rig::programs::http_get;
 use crate::rig::wait::eventually;
@@ -25,7 +24,7 @@ pub fn cases() -> Vec<Case> {
             database,
         )
         .kubelets()
-        .within(Duration::from_secs(240)),
+        .within(STEP * 5),
     ]
 }
 
@@ -72,8 +71,12 @@ async fn started(t: &Test) -> Result<()> {
     let (mut bound, mut started) = (0.0f64, 0.0f64);
     for i in 0..3 {
         let (pvc, pod) = (format!("pvc/data-db-{i}"), format!("pod/db-{i}"));
-        bound = bound.max(timeline.between((&pvc, "made"), (&pvc, "bound"))?);
-        started = started.max(timeline.between((&pod, "scheduled"), (&pod, "started"))?);
+        // It looks by itself, so it may see a moment later what we have seen.
+        let seen = || async {
+            anyhow::Ok((timeline.between((&pvc, "made"), (&pvc, "bound"))?, timeline.between((&pod, "scheduled"), (&pod, "started"))?))
+        };
+        let seen = eventually("the timeline to have seen all", STEP, seen).await?;
+        (bound, started) = (bound.max(seen.0), started.max(seen.1));
     }
     println!(
         "        three PVCs made to bound: {bound:.2} s at most (CreateVolume {:.2} s each); scheduled to container started: {started:.2} s at \
@@ -113,7 +116,7 @@ async fn copies(t: &Test) -> Result<()> {
     let acked = acknowledged(t, POD)?;
     let start = Instant::now();
     t.apply(&snapshot.to_string()).await?;
-    t.kubectl(&["wait", "--for=jsonpath={.status.readyToUse}=true", "volumesnapshot", "s", "--timeout=60s"]).await?;
+    t.kubectl(&["wait", "--for=jsonpath={.status.readyToUse}=true", "volumesnapshot", "s", "--timeout=180s"]).await?;
     took("VolumeSnapshot under load, to readyToUse", start);
     let at_most = newest(t, POD).await?;
     let (start, cloned_from) = (Instant::now(), acknowledged(t, POD)?);
@@ -129,8 +132,8 @@ async fn copies(t: &Test) -> Result<()> {
         ensure!(name != "restored" || found <= at_most, "the snapshot holds {found}; when it was ready the database had {at_most}");
     }
     took("snapshot and clone, to two databases that have recovered", start);
-    t.kubectl(&["delete", "pod", "restored", "cloned", "--timeout=60s"]).await?;
-    t.kubectl(&["delete", "volumesnapshot", "s", "--timeout=60s"]).await?;
+    t.kubectl(&["delete", "pod", "restored", "cloned", "--timeout=180s"]).await?;
+    t.kubectl(&["delete", "volumesnapshot", "s", "--timeout=180s"]).await?;
     t.kubectl(&["delete", "volumesnapshotclass", &class]).await?;
     Ok(())
 }
@@ -155,8 +158,12 @@ async fn arrived(t: &Test, how: &str, (old, from): (&str, &str), start: Instant)
     ensure!(node != from, "it is on {from} again");
     let acked = acknowledged(t, POD)?;
     check(t, POD, acked).await?;
-    let migration = t.object("Dot", CLAIM).await?["status"]["migration"].clone();
-    ensure!(migration["to"] == *node, "the last move was {migration}");
+    let migration = eventually("the move to be told of", STEP, || async {
+        let migration = t.object("Dot", CLAIM).await?["status"]["migration"].clone();
+        ensure!(migration["to"] == *node && migration["phase"] == "Done", "the last move was {migration}");
+        Ok(migration)
+    })
+    .await?;
     let (frozen, sent) = (&migration["frozenMs"], migration["bytes"].as_u64().unwrap_or_default() >> 10);
     println!("        {how}: {from} → {node}, to a database that answers: {seconds:.1} s; frozen {frozen} ms, {sent} KiB sent");
     goes_on(t, POD, 50).await?;
@@ -166,7 +173,7 @@ async fn arrived(t: &Test, how: &str, (old, from): (&str, &str), start: Instant)
 async fn drained(t: &Test) -> Result<()> {
     let (old, from) = (uid(t, POD).await?, node_of(t, POD).await?);
     let start = Instant::now();
-    t.kube().kubectl(&["drain", &from, "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=60s"]).await?;
+    t.kube().kubectl(&["drain", &from, "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=180s"]).await?;
     arrived(t, "kubectl drain", (&old, &from), start).await?;
     t.kube().kubectl(&["uncordon", &from]).await?;
     Ok(())
@@ -203,7 +210,7 @@ async fn died(t: &Test) -> Result<()> {
     goes_on(t, POD, 50).await?;
     t.rig.power_off(&from)?;
     let (start, acked) = (Instant::now(), acknowledged(t, POD)?);
-    t.rig.node_lost(&from, NODE_GRACE * 3).await?;
+    t.rig.node_lost(&from, STEP).await?;
     took("power off to NotReady", start);
     t.kube().kubectl(&["taint", "node", &from, "node.kubernetes.io/out-of-service=nodeshutdown:NoExecute"]).await?;
     let node = ready(t, POD, &old).await?;

@@ -21,8 +21,7 @@ pub fn cases() -> Vec<Case> {
             "reset --evict: a PodDisruptionBudget is named and nothing changes; without it the set's next pod has the commit; deleted, it holds nobody",
             reset,
         )
-        .kubelets()
-        .within(Duration::from_secs(180)),
+        .kubelets(),
         Case::new(
             "reset-evict-successor",
             "reset --evict: a Deployment's next pod is there before the old one has left, and waits for the reset all the same",
@@ -93,9 +92,15 @@ async fn reset(t: Arc<Test>) -> Result<()> {
     controller(&t, "StatefulSet", 1, "").await?;
     let (pod, first) = runs(&t, "").await?;
     let node = node_of(&t, &pod).await?;
+    csi_pvc::says(&t, &pod, "/data/word", "first").await?;
     t.commit("c1", "data").await?;
     write(&t, &pod, "second").await?;
-    ensure!(t.object("Dot", "data").await?["status"]["claims"][0] == "data", "its claim is not shown");
+    eventually("its claim to be shown", STEP, || async {
+        let claims = t.object("Dot", "data").await?["status"]["claims"].clone();
+        ensure!(claims[0] == "data", "{claims}");
+        Ok(())
+    })
+    .await?;
 
     t.apply(
         "apiVersion: policy/v1\nkind: PodDisruptionBudget\nmetadata: {name: keep, namespace: NAMESPACE}\n\
@@ -108,14 +113,18 @@ async fn reset(t: Arc<Test>) -> Result<()> {
         Ok(())
     })
     .await?;
-    let said = dot(&t, &["reset", "data", "--evict", "--timeout", "6"]).await.err().map(|e| e.to_string()).unwrap_or_default();
+    let said = dot(&t, &["reset", "data", "--evict", "--timeout", "15"]).await.err().map(|e| e.to_string()).unwrap_or_default();
     ensure!(said.contains("disruption budget keep") && said.contains("delete dotoperation"), "{said}");
     ensure!(uid(&t, &pod).await? == first && word(&t, &pod).await? == "second", "something changed");
 
     // What the command has left waits, and says that it holds; a new pod on the node waits for it, until it is deleted.
-    let operation = waiting(&t).await?;
-    let message = text(&operation, "/status/message")?;
-    ensure!(message.contains("Mounted") && message.contains("no new pod gets the volume"), "{message}");
+    let operation = eventually("it to say that it holds", STEP, || async {
+        let operation = waiting(&t).await?;
+        let message = text(&operation, "/status/message")?;
+        ensure!(message.contains("Mounted") && message.contains("no new pod gets the volume"), "{message}");
+        Ok(operation)
+    })
+    .await?;
     csi_pvc::pod(&t, "other", "data", &node, "sleep 1000").await?;
     eventually("the new pod to say for what it waits", STEP, || async {
         let events = t.kubectl(&["get", "events", "--field-selector=involvedObject.name=other", "-o", "json"]).await?;
@@ -134,7 +143,7 @@ async fn reset(t: Arc<Test>) -> Result<()> {
     ready(&t, "other", "").await?;
     took("the operation deleted until the pod that waited is ready", start);
     ensure!(word(&t, "other").await? == "second" && uid(&t, &pod).await? == first, "something changed");
-    t.kubectl(&["delete", "pod", "other", "--timeout=30s"]).await?;
+    t.kubectl(&["delete", "pod", "other", "--timeout=180s"]).await?;
     t.kubectl(&["delete", "pdb", "keep"]).await?;
 
     let (pod, next) = evicting(&t, &first, "c1", "first").await?;
@@ -149,15 +158,16 @@ async fn reset(t: Arc<Test>) -> Result<()> {
 async fn successor(t: Arc<Test>) -> Result<()> {
     controller(&t, "Deployment", 6, "n2").await?;
     let (pod, first) = runs(&t, "").await?;
+    csi_pvc::says(&t, &pod, "/data/word", "first").await?;
     t.commit("c1", "data").await?;
     write(&t, &pod, "second").await?;
     let (pod, next) = evicting(&t, &first, "c1", "first").await?;
     // The staging mount was taken away for that; now it is there again, and the volume can be used as ever.
     write(&t, &pod, "third").await?;
-    t.kubectl(&["delete", "pod", &pod, "--timeout=30s"]).await?;
+    t.kubectl(&["delete", "pod", &pod, "--timeout=180s"]).await?;
     let (pod, _) = runs(&t, &next).await?;
     ensure!(word(&t, &pod).await? == "third", "what was written after the reset is lost");
-    t.kubectl(&["delete", "deployment", "w", "--timeout=60s"]).await?;
+    t.kubectl(&["delete", "deployment", "w", "--timeout=180s"]).await?;
     clear(&t, &["data"]).await
 }
 
@@ -166,6 +176,7 @@ async fn moved(t: Arc<Test>) -> Result<()> {
     let (pod, first) = runs(&t, "").await?;
     let from = node_of(&t, &pod).await?;
     let to = if from == "n2" { "n3" } else { "n2" };
+    csi_pvc::says(&t, &pod, "/data/word", "first").await?; // or it would come after what is written next
     write(&t, &pod, "taken along").await?;
     let start = Instant::now();
     dot(&t, &["move", "data", "--to", to, "--evict"]).await?;

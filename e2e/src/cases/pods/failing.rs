@@ -44,7 +44,7 @@ async fn failing(t: Arc<Test>) -> Result<()> {
     let hit = Writer::start(&t, "hit", "hit", "n2").await?;
     let other = Writer::start(&t, "other", "other", "n1").await?;
     csi_pvc::pod(&t, "read", "read", "n2", "echo precious > /data/word; sync; sleep 1000").await?;
-    super::ready(&t, "read", "").await?;
+    csi_pvc::says(&t, "read", "/data/word", "precious").await?;
     t.commit("kept", "read").await?;
     let agent = t.rig.processes.pid("n2")?;
     let file = t.rig.node("n2")?.files.pool_file.clone();
@@ -91,12 +91,12 @@ async fn while_failing(t: &Test, other: &Writer) -> Result<()> {
     ensure!(read.trim() == "precious", "a pod on the failing disk reads {read:?}");
     other.goes_on(t, 50).await?;
     // Its last pod can be deleted, and another starts: it reads, and is told that it can't write.
-    t.kubectl(&["delete", "pod", "read", "--timeout=30s"]).await.context("a pod on the failing disk can't go")?;
+    t.kubectl(&["delete", "pod", "read", "--timeout=180s"]).await.context("a pod on the failing disk can't go")?;
     super::left(t, &fs_id(t, "read").await?).await?;
     csi_pvc::pod(t, "again", "read", "n2", "sleep 1000").await?;
     super::ready(t, "again", "").await?;
     let said = t.kubectl(&["exec", "again", "--", "sh", "-c", "(cat /data/word; echo more > /data/more) 2>&1 || true"]).await?;
     ensure!(said.starts_with("precious") && said.contains("Read-only file system"), "it is told {said:?}");
-    t.kubectl(&["delete", "pod", "again", "--timeout=30s"]).await?;
+    t.kubectl(&["delete", "pod", "again", "--timeout=180s"]).await?;
     other.goes_on(t, 50).await
 }

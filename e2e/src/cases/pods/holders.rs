@@ -114,7 +114,7 @@ async fn holders(t: Arc<Test>) -> Result<()> {
     .await?;
     // Somebody takes the mount away by force; the descriptor stays.
     machine.run("umount", &["--lazy", &path])?;
-    t.kubectl(&["wait", "--for=delete", "pod", "w", "--timeout=60s"]).await?;
+    t.kubectl(&["wait", "--for=delete", "pod", "w", "--timeout=180s"]).await?;
     let acknowledged = writer.noted(&t)?.newest;
     let next = Writer::named("w2", "n3");
     next.apply(&t, "data").await?;

@@ -29,7 +29,7 @@ use crate::harness::{Case, Test};
 use crate::rig::wait::{eventually, eventually_quiet};
 
 /// Longest that one step with a pod may take.
-const STEP: Duration = Duration::from_secs(60);
+const STEP: Duration = Duration::from_secs(180);
 
 /// All cases.
 pub fn cases() -> Vec<Case> {
@@ -124,7 +124,7 @@ async fn clear(t: &Test, claims: &[&str]) -> Result<()> {
         all.push(fs_id(t, claim).await?);
     }
     let kinds = "statefulset,pod,volumesnapshot,pvc";
-    t.kubectl(&["delete", kinds, "--all", "--timeout=90s"]).await?;
+    t.kubectl(&["delete", kinds, "--all", "--timeout=180s"]).await?;
     for id in &all {
         nothing(t, id).await?;
     }

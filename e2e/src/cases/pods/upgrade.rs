@@ -12,6 +12,7 @@ use super::{STEP, claim, clear, fs_id};
 use crate::data::synced::{self, BLOCK};
 use crate::harness::{Case, Test};
 use crate::rig::command;
+use crate::rig::process::ENDS;
 
 /// The cases of this file.
 pub fn cases() -> Vec<Case> {
@@ -59,7 +60,7 @@ async fn upgraded(t: Arc<Test>) -> Result<()> {
     let (start, first) = (Instant::now(), writer.noted(&t)?.newest);
     for round in 0..ROUNDS {
         if round % 2 == 0 {
-            let status = t.rig.processes.end("n2", Signal::TERM, Duration::from_secs(10))?;
+            let status = t.rig.processes.end("n2", Signal::TERM, ENDS)?;
             ensure!(status.success(), "the agent was asked to end and said {status}");
         } else {
             t.rig.kill9("n2")?;

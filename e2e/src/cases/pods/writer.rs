@@ -83,6 +83,10 @@ impl Writer {
 
     /// The pid of the writing process, as the sandbox sees it.
     pub async fn pid(&self, t: &Test) -> Result<u32> {
+        eventually(&format!("the process of {}", self.pod), STEP, || self.pid_now(t)).await
+    }
+
+    async fn pid_now(&self, t: &Test) -> Result<u32> {
         let uid = uid(t, &self.pod).await?;
         for entry in std::fs::read_dir("/proc")?.flatten() {
             let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse().ok()) else { continue };

@@ -101,7 +101,7 @@ impl Machine {
             .stdout(log.try_clone()?)
             .stderr(log);
         let mut unshare = unshare.spawn().context("starting unshare")?;
-        let until = Instant::now() + Duration::from_secs(10);
+        let until = Instant::now() + Duration::from_secs(60);
         while !ready.exists() {
             if Instant::now() > until || unshare.try_wait()?.is_some() {
                 let said = fs::read_to_string(self.place.dir.join("machine.log")).unwrap_or_default();

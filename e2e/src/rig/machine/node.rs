@@ -123,7 +123,7 @@ fn kubelet_settings(pki: &Path, address: &str, index: u8) -> serde_json::Value {
 
 /// Waits until a machine's containerd answers.
 pub async fn containerd_ready(machine: &Machine) -> Result<()> {
-    eventually(&format!("containerd on {}", machine.name()), Duration::from_secs(30), || async {
+    eventually(&format!("containerd on {}", machine.name()), Duration::from_secs(120), || async {
         let socket = machine.outside(Path::new(CONTAINERD))?;
         std::os::unix::net::UnixStream::connect(&socket).context("its socket")?;
         Ok(())
