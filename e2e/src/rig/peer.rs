@@ -141,7 +141,7 @@ impl Impostor {
                 match acceptor.accept(tcp).await {
                     // Who believes us goes on to wait for our first bytes; who doesn't sends an alert or hangs up.
                     Ok(mut stream) => {
-                        let closed = tokio::time::timeout(Duration::from_secs(10), stream.read_exact(&mut [0; 1])).await;
+                        let closed = tokio::time::timeout(Duration::from_secs(1), stream.read_exact(&mut [0; 1])).await;
                         let field = if matches!(closed, Ok(Err(_))) { &count.left } else { &count.spoke };
                         field.fetch_add(1, Ordering::Relaxed);
                     }
