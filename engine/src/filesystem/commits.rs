@@ -332,7 +332,7 @@ impl Filesystem {
         if self.running.values().any(|r| r.task == Task::Thaw) {
             let problem = Problem::new(Reason::Busy, "the head is being thawed; fence it after that");
             out.answers.push((req, Answer::Fenced(Err(problem))));
-        } else if self.is_resetting() {
+        } else if self.is_resetting() || self.is_headless() {
             out.answers.push((req, Answer::Fenced(Err(self.not_owner()))));
         } else if let Some(id) = self.base.as_ref().and_then(|b| b.frozen).filter(|_| self.is_active()) {
             out.answers.push((req, Answer::Fenced(Ok((id, 0)))));
@@ -542,7 +542,7 @@ impl Filesystem {
             if self.removing.contains(&commit.id) || self.commits.contains_key(&commit.id) {
                 continue;
             }
-            if commit.transient && !journal_lost {
+            if commit.transient && !commit.is_let_go() && !journal_lost {
                 self.drop_fence_commit(commit.id, out);
                 continue;
             }

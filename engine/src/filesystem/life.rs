@@ -527,7 +527,10 @@ impl Filesystem {
     fn reconcile_fence(&mut self, on_disk: bool, journal_lost: bool, out: &mut Out) {
         let recorded = self.base.as_ref().is_some_and(|b| b.frozen.is_some());
         if self.is_headless() {
-            // It goes, fenced or not.
+            // It goes, fenced or not; or it has gone, and that was not recorded.
+            if recorded && !self.head {
+                self.save_base("head-dropped", |b| b.frozen = None, out);
+            }
         } else if on_disk && !recorded {
             self.half_fenced = true;
             self.undo_fence = !journal_lost && !self.is_superseded();

@@ -257,7 +257,7 @@ impl Sim<'_> {
     }
 
     /// Faults stop, pods end: authority gets where it should be, and the data with it.
-    fn settle(&mut self, world: &World) {
+    fn settle(&mut self, world: &mut World) {
         self.say("CALM".into());
         (self.faults, self.partition, self.no_space) = (false, false, false);
         for _ in 0..12 {
@@ -266,12 +266,14 @@ impl Sim<'_> {
                 self.nodes[n].disk.mounts.remove("/foreign");
                 self.pod(n, false);
             }
+            self.note_deleted(world);
             self.operate(world);
         }
         self.run_for(120_000);
         self.drop_superseded(world);
         for _ in 0..12 {
             self.run_for(20_000);
+            self.note_deleted(world);
             self.operate(world);
         }
     }
@@ -334,7 +336,7 @@ pub fn moving(seed: u64, steals: bool, trace: &mut Vec<String>) -> Did {
         sim.watch_end();
     } else {
         world.leaving = false;
-        sim.settle(&world);
+        sim.settle(&mut world);
         sim.watch_settled(&mut world);
     }
     did

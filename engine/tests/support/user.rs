@@ -249,9 +249,12 @@ impl Sim<'_> {
         self.edit(0, |p| p.jobs = jobs.into_iter().map(|j| WantedJob { spec: JobSpec { generation, ..j.spec }, ..j }).collect());
     }
 
-    /// A state directory is lost: journal gone, disk there. Not in the middle of a reset: that leaves commits and no head (ADR 7).
+    /// A state directory is lost: journal gone, disk there. Not in the middle of a reset: that leaves commits and no head (ADR 7). Nor that of a
+    /// copy which keeps what was let go and the owner has no more: it would see that as a commit again, and the histories part (ADR 11).
     pub fn lose_journal(&mut self, n: usize) {
-        if self.nodes[n].journal.load().base.is_some_and(|b| b.reset_to.is_some()) {
+        let rows = self.nodes[n].journal.load();
+        let alone = |id: &CommitId| n != 0 && !self.nodes[0].disk.commits.contains_key(id);
+        if rows.base.is_some_and(|b| b.reset_to.is_some()) || rows.commits.iter().any(|c| c.is_let_go() && alone(&c.id)) {
             return;
         }
         self.say(format!("n{n} LOSES ITS JOURNAL"));
