@@ -5,7 +5,7 @@ mod support;
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use dotgraft_engine::filesystem::{Event, FilesystemStatus, Intent, MountWhat, Present, RequestState, Role, WantedCommit};
+use dotgraft_engine::filesystem::{Event, FilesystemStatus, Intent, MountWhat, Present, RequestState, Role, Task, WantedCommit};
 use dotgraft_engine::ids::{CommitId, RequestUid, Timestamp};
 use support::sim::{Asked, Phase};
 use support::user::{present, wanted};
@@ -124,6 +124,37 @@ fn it_waits_for_who_has_the_head_mounted_and_for_a_commit_that_was_asked_for() {
     sim.handle(0, Event::Unmount(req, "/pods/0".into()));
     sim.run_for(5_000);
     assert!(sim.nodes[0].disk.head.is_none() && says(&sim, "StaleHead").is_none());
+}
+
+#[test]
+fn a_handoff_comes_to_its_end_first() {
+    let mut trace = Vec::new();
+    let (mut sim, _) = pair(1, &mut trace);
+    let to = sim.nodes[1].place.clone();
+    sim.edit(0, |p| p.move_to = Some(to));
+    while sim.api.pending.is_none() {
+        sim.run_for(5);
+    }
+    sim.behead();
+    sim.edit(0, |p| p.move_to = None);
+    sim.run_for(60_000);
+    assert_eq!((sim.api.owner, &sim.api.pending), (0, &None), "it is taken back");
+    assert!(sim.nodes[0].disk.head.is_none() && status(&sim, 0).conditions[0].reason == "Headless", "{:?}", status(&sim, 0).conditions);
+}
+
+#[test]
+fn a_mount_that_is_being_made_comes_first() {
+    let mut trace = Vec::new();
+    let (mut sim, _) = pair(1, &mut trace);
+    sim.behead();
+    while !sim.nodes[0].tasks.values().any(|d| matches!(d.task, Task::CheckHeadless)) {
+        sim.run_for(1);
+    }
+    let req = sim.req(0, Asked::Mount(MountWhat::Head));
+    sim.slow = Some("Mount");
+    sim.handle(0, Event::Mount(req, MountWhat::Head, "/pods/0".into(), false));
+    sim.run_for(30_000);
+    assert!(sim.nodes[0].disk.is_mounted(MountWhat::Head) == sim.nodes[0].disk.head.is_some(), "what is mounted has no head");
 }
 
 #[test]

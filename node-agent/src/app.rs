@@ -87,6 +87,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     let metrics = Metrics::new();
     let ready = Readiness::default();
     ready.wait("pool", "not opened yet");
+    ready.wait("services", "not started yet");
     let probes = TcpListener::bind(settings.http).await.with_context(|| format!("--http {}", settings.http))?;
     let asked = ready.clone();
     tokio::spawn(http::serve(probes, metrics.clone(), Arc::new(move || asked.troubles())));
@@ -142,11 +143,11 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     let listener = TcpListener::bind(settings.listen).await.with_context(|| format!("--listen {}", settings.listen))?;
     let bounds = ServerSettings::with_silence(settings.peer_silence, settings.kernel_silence);
     spawn_logged("peer service", server::serve(listener, context, registry.clone(), bounds, stop.clone()));
-    let (socket, local_stop) = (settings.socket.clone(), stop.clone());
-    spawn_logged("local socket", async move { local::serve(&socket, registry, local_stop).await });
+    spawn_logged("local socket", local::serve(&settings.socket, registry, stop.clone())?);
     if let Some(csi) = csi {
-        spawn_logged("CSI service", csi.serve());
+        spawn_logged("CSI service", csi.serve()?);
     }
+    ready.done("services");
     tokio::spawn(lease::beat(client, settings.namespace.clone(), settings.node.clone()));
     info!(node = %settings.node, pool = %info.id, listen = %settings.listen, "the agent runs");
     supervisor.run(events, stop).await;

@@ -1,7 +1,8 @@
-//! A push in whose middle a program is killed: it goes on by itself, re-sends less than 64 MiB, and the result is identical.
+//! A push in whose middle a program is killed: it goes on by itself, re-sends less than 64 MiB, and the result is identical. And one whose
+//! limit is changed in its middle.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
@@ -27,6 +28,7 @@ pub fn cases() -> Vec<Case> {
         Case::new("push-kill-sender", "the sender's agent is killed: the push goes on where it was", |t| killed(t, "n1")),
         Case::new("push-kill-receiver", "the receiver's agent is killed: the push goes on where it was", |t| killed(t, "n2")),
         Case::new("push-kill-operator", "the operator is killed: the push does not stop", |t| killed(t, "operator")),
+        Case::new("push-bandwidth", "a job's limit holds for all that it sends at once, and a change reaches what is being sent", limited),
         Case::new("push-kill-apiserver", "the API server is killed: the push does not stop", |t| killed(t, "apiserver")),
     ]
 }
@@ -62,5 +64,41 @@ async fn killed(t: Arc<Test>, victim: &'static str) -> Result<()> {
     ensure!(sent <= most, "{sent} bytes were sent, at most {most} need be; {durable} were safe");
     let (here, there) = (t.mount_commit("n1", &fs_id, &commit).await?, t.mount_commit("n2", &fs_id, &commit).await?);
     same_trees(&here, &there)?;
+    Ok(())
+}
+
+/// Bytes per second of a job whose two Dots would take four minutes.
+const SLOW: u64 = 64 << 10;
+
+async fn limited(t: Arc<Test>) -> Result<()> {
+    let mut commits = Vec::new();
+    for name in ["d", "e"] {
+        let fs_id = t.dot(name, "n1").await?;
+        let head = t.mount("n1", &fs_id).await?;
+        std::fs::write(head.join("a"), noise(8 << 20))?;
+        t.unmount(&head).await?;
+        commits.push((t.commit(&format!("c-{name}"), name).await?, fs_id));
+    }
+    let job = json!({"direction": "Push", "source": {"names": ["d", "e"]}, "target": {"node": "n2"}, "limits": {"bandwidth": "64Ki"}});
+    let start = Instant::now();
+    t.create("ReplicationJob", "j", &job).await?;
+    let sent = || async {
+        let sent = t.object("ReplicationJob", "j").await?["status"]["progress"]["replicatedBytes"].as_u64().unwrap_or_default();
+        let most = SLOW * (start.elapsed().as_secs() + 2);
+        ensure!(sent <= most, "{sent} bytes after {:?}, over {SLOW} per second", start.elapsed());
+        anyhow::Ok(sent)
+    };
+    let both = eventually("both to be under way", STEP, || async {
+        let items = t.object("ReplicationJob", "j").await?["status"]["report"]["items"].as_array().map_or(0, Vec::len);
+        let bytes = sent().await?;
+        ensure!(items == 2 && bytes > 4 * SLOW, "{bytes} bytes of {items}");
+        Ok(bytes)
+    })
+    .await?;
+    println!("        {both} bytes of two Dots in {:.1} s at 64Ki", start.elapsed().as_secs_f64());
+    t.kube().patch("ReplicationJob", &t.namespace, "j", "", &json!({"spec": {"limits": null}})).await?;
+    for (commit, fs_id) in &commits {
+        t.arrived(fs_id, commit, "n2", STEP).await?;
+    }
     Ok(())
 }

@@ -125,6 +125,8 @@ pub struct Sim<'a> {
     pub sessions: BTreeMap<u64, Session>,
     /// Tasks whose debug form begins like this fail, before they do anything.
     pub failing: Option<&'static str>,
+    /// Tasks whose debug form begins like this take seconds.
+    pub slow: Option<&'static str>,
     /// Bytes and limit of every qgroup.
     pub usage: (u64, u64),
     /// Faults happen.
@@ -180,6 +182,7 @@ impl<'a> Sim<'a> {
             api: Api { phase: Phase::New, owner: 0, epoch: Epoch(1), opened: None, attempt: 1, pending: None },
             sessions: BTreeMap::new(),
             failing: None,
+            slow: None,
             usage: (1, 0),
             faults: true,
             partition: false,

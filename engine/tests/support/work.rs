@@ -26,7 +26,8 @@ impl Sim<'_> {
             Task::Send { .. } => self.start_send(n, op, task),
             Task::Receive { .. } => self.start_receive(n, op, task),
             _ => {
-                let most = if self.fault(30) { 8_000 } else { 60 };
+                let slow = self.slow.is_some_and(|name| format!("{task:?}").starts_with(name));
+                let most = if slow || self.fault(30) { 8_000 } else { 60 };
                 self.later(most, What::Finish(n, life, op));
             }
         }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dotgraft_engine::filesystem::{
-    Answer, CheckpointRow, Ctx, Desired, Event, Filesystem, FilesystemStatus, MountWhat, Out, ReceiveOffer, Recovered, ReqId, Row,
+    Answer, CheckpointRow, Ctx, Desired, Event, Filesystem, FilesystemStatus, Intent, MountWhat, Out, ReceiveOffer, Recovered, ReqId, Row,
 };
 use dotgraft_engine::ids::{FsId, NodeName, OpId, Timestamp};
 use dotgraft_engine::model::{Problem, Reason};
@@ -189,6 +189,9 @@ impl FsActor {
     fn on_order(&mut self, order: Order) -> Next {
         if matches!(order, Order::Desired(_) | Order::Vanished) {
             self.desired = Some(order.clone());
+        }
+        if let Order::Desired(Desired { intent: Intent::Present(present), .. }) = &order {
+            present.jobs.iter().for_each(|job| self.node.limits.set(job.spec.uid, job.bandwidth));
         }
         Next::Event(match order {
             Order::Desired(d) => Event::Desired(d),

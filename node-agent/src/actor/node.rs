@@ -15,7 +15,7 @@ use super::registry::Registry;
 use crate::driver::Driver;
 use crate::journal::Journal;
 use crate::metrics::Metrics;
-use crate::peer::PeerClient;
+use crate::peer::{Limits, PeerClient};
 
 /// Shared by all actors.
 pub struct Node {
@@ -33,6 +33,8 @@ pub struct Node {
     pub metrics: Metrics,
     /// Who lives here.
     pub registry: Registry,
+    /// How fast its jobs may send.
+    pub limits: Limits,
     orders: Mutex<BTreeMap<FsId, mpsc::UnboundedSender<Order>>>,
     generation: AtomicU64,
 }
@@ -48,7 +50,18 @@ impl Node {
         metrics: Metrics,
         registry: Registry,
     ) -> Self {
-        Self { here, driver, journal, peers, api, metrics, registry, orders: Mutex::default(), generation: AtomicU64::new(0) }
+        Self {
+            here,
+            driver,
+            journal,
+            peers,
+            api,
+            metrics,
+            registry,
+            limits: Limits::default(),
+            orders: Mutex::default(),
+            generation: AtomicU64::new(0),
+        }
     }
 
     /// Node and pool.

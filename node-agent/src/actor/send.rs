@@ -111,7 +111,7 @@ fn offer(ctx: &TaskCtx, plan: &Plan, resume: Option<ResumeToken>) -> Offer {
 }
 
 async fn pump(ctx: &TaskCtx, plan: &Plan, mut source: Source, mut transfer: Transfer) -> Result<u64, Problem> {
-    let bucket = Bandwidth::new(plan.bandwidth);
+    let bucket = ctx.node.limits.of(plan.job, plan.bandwidth);
     let start = transfer.offset;
     let mut offset = start;
     let mut told = Instant::now();

@@ -78,28 +78,33 @@ impl Csi {
         Arc::new(Self { settings, node, pool_dev, own, ready, metrics, inflight, stop, writable: Mutex::default() })
     }
 
-    /// Serves both sockets until cancelled; their files stay.
+    /// Listens at both sockets at once; what it returns serves them until cancelled. Their files stay.
     ///
     /// # Errors
     /// If a socket can't be made.
-    pub async fn serve(self: Arc<Self>) -> Result<(), SocketError> {
+    pub fn serve(self: Arc<Self>) -> Result<impl Future<Output = Result<(), SocketError>> + use<>, SocketError> {
+        let transport = |path: PathBuf| move |source| SocketError::Transport { path, source };
         let (path, cancel) = (self.settings.socket.clone(), self.stop.clone());
         let incoming = connections(&path, cancel.clone())?;
         let driver = server().serve_with_incoming_shutdown(service::Both::new(self.clone()), incoming, cancel.clone().cancelled_owned());
-        let transport = |path: &Path| {
-            let path = path.to_owned();
-            move |source| SocketError::Transport { path, source }
-        };
-        let Some(registry) = &self.settings.registry else {
-            return driver.await.map_err(transport(&path));
-        };
         // The driver's socket is there by now: the kubelet asks it as soon as it knows of it.
-        let at = registration::socket(registry);
-        let incoming = connections(&at, cancel.clone())?;
-        let service = RegistrationServer::new(registration::Registration::new(path.clone(), self.ready.clone()));
-        let registration = server().serve_with_incoming_shutdown(service, incoming, cancel.cancelled_owned());
-        tokio::try_join!(async { driver.await.map_err(transport(&path)) }, async { registration.await.map_err(transport(&at)) })?;
-        Ok(())
+        let registration = match &self.settings.registry {
+            None => None,
+            Some(registry) => {
+                let at = registration::socket(registry);
+                let incoming = connections(&at, cancel.clone())?;
+                let service = RegistrationServer::new(registration::Registration::new(path.clone(), self.ready.clone()));
+                let server = server().serve_with_incoming_shutdown(service, incoming, cancel.cancelled_owned());
+                Some(async move { server.await.map_err(transport(at)) })
+            }
+        };
+        let driver = async move { driver.await.map_err(transport(path)) };
+        Ok(async move {
+            match registration {
+                None => driver.await,
+                Some(registration) => tokio::try_join!(driver, registration).map(|_| ()),
+            }
+        })
     }
 }
 

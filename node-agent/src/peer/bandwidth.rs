@@ -1,8 +1,11 @@
 //! A limit on payload bytes per second, shared by all steps of a job (replication.md §3): a token bucket with debts. The
 //! core is pure and takes `now`; the handle sleeps.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+use dotgraft_engine::ids::JobUid;
 
 const NANOS: u128 = 1_000_000_000;
 
@@ -94,9 +97,48 @@ impl Bandwidth {
     }
 }
 
+/// The limits of all jobs that send from this node: the transfers of a job share one, of whichever Filesystem, and a change of it reaches
+/// those that run.
+#[derive(Debug, Default)]
+pub struct Limits(Mutex<BTreeMap<JobUid, Bandwidth>>);
+
+impl Limits {
+    /// The limit of a job that begins a transfer, at that rate from now on.
+    pub fn of(&self, job: JobUid, rate: Option<u64>) -> Bandwidth {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|_, limit| Arc::strong_count(&limit.bucket) > 1); // of jobs that send nothing now
+        let limit = all.entry(job).or_insert_with(|| Bandwidth::new(rate)).clone();
+        limit.set(rate);
+        limit
+    }
+
+    /// The job's limit has been changed, or not: said each time that it is heard of.
+    pub fn set(&self, job: JobUid, rate: Option<u64>) {
+        if let Some(limit) = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&job) {
+            limit.set(rate);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn all_transfers_of_a_job_share_its_limit_and_a_change_reaches_those_that_run() {
+        let limits = Limits::default();
+        let [one, other] = [1, 2].map(|n| JobUid::from_uuid(uuid::Uuid::from_u128(n)));
+        let waits = async |limit: &Bandwidth, n| tokio::time::timeout(Duration::from_millis(100), limit.take(n)).await.is_err();
+        let (first, second) = (limits.of(one, Some(1000)), limits.of(one, Some(1000)));
+        assert!(waits(&first, 100_000).await);
+        assert!(waits(&second, 1).await, "what the first took, the second waits for");
+        assert!(!waits(&limits.of(other, Some(1000)), 1).await, "it is another job's");
+        limits.set(one, None);
+        assert!(!waits(&first, 1).await && !waits(&second, 1).await, "it is lifted");
+        drop((first, second));
+        let _third = limits.of(other, None);
+        assert_eq!(limits.0.lock().unwrap().len(), 1, "jobs that send nothing are forgotten");
+    }
 
     #[test]
     fn a_full_bucket_gives_its_burst_and_then_the_rate() {

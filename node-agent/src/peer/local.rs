@@ -29,17 +29,24 @@ const MAX_PATH: usize = 4095;
 /// Largest request, bytes.
 const MAX_REQUEST: usize = 16 << 10;
 
-/// Serves `Local` at `path` until cancelled. The socket file stays, for the next agent to replace.
-pub async fn serve(path: &Path, registry: Registry, cancel: CancellationToken) -> Result<(), SocketError> {
+/// Listens at `path` at once; what it returns serves `Local` there until cancelled. The socket file stays, for the next agent to replace.
+///
+/// # Errors
+/// If the socket can't be made.
+pub fn serve(
+    path: &Path,
+    registry: Registry,
+    cancel: CancellationToken,
+) -> Result<impl Future<Output = Result<(), SocketError>> + use<>, SocketError> {
     let listener = bind(path)?;
+    let path = path.to_owned();
     let incoming = ReceiverStream::new(accept(listener, cancel.clone())).map(|c| c.map(HostlessStream::new));
     let service = LocalServer::new(Service { registry, targets: Arc::default() }).max_decoding_message_size(MAX_REQUEST);
-    tonic::transport::Server::builder()
+    let server = tonic::transport::Server::builder()
         .max_concurrent_streams(64)
         .http2_max_header_list_size(16 << 10)
-        .serve_with_incoming_shutdown(service, incoming, cancel.cancelled_owned())
-        .await
-        .map_err(|source| SocketError::Transport { path: path.to_owned(), source })
+        .serve_with_incoming_shutdown(service, incoming, cancel.cancelled_owned());
+    Ok(async move { server.await.map_err(|source| SocketError::Transport { path, source }) })
 }
 
 struct Service {

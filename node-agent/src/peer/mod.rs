@@ -22,7 +22,7 @@ pub mod status;
 pub mod tls;
 pub mod transfer;
 
-pub use bandwidth::Bandwidth;
+pub use bandwidth::{Bandwidth, Limits};
 pub use client::{ClientSettings, PeerClient};
 pub use csr::Renewer;
 pub use directory::{Fingerprint, PeerDirectory, PeerInfo};

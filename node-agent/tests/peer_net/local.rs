@@ -19,14 +19,9 @@ use crate::support::*;
 async fn served() -> (Node, PathBuf) {
     let node = Node::start("b", Ca::new("ca").issue(&Leaf::of("b")), ServerSettings::default()).await;
     let path = node.tls_dir.path().join("run/agent.sock");
-    let (registry, cancel, socket) = (node.registry.clone(), node.cancel.clone(), path.clone());
-    tokio::spawn(async move { local::serve(&socket, registry, cancel).await.unwrap() });
-    soon(async {
-        while UnixStream::connect(&path).await.is_err() {
-            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-        }
-    })
-    .await;
+    let service = local::serve(&path, node.registry.clone(), node.cancel.clone()).unwrap();
+    tokio::spawn(async move { service.await.unwrap() });
+    UnixStream::connect(&path).await.expect("it listens from the call on");
     (node, path)
 }
 
