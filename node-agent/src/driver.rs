@@ -112,7 +112,7 @@ pub struct FsMeta {
     /// Boot in which the owner opened `epoch`, if it did.
     pub opened: Option<BootId>,
     /// Only its commits are kept: there is no head, or soon none.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub headless: bool,
 }
 

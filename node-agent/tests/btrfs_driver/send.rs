@@ -121,7 +121,7 @@ fn a_dropped_stream_ends_the_send_and_its_commit_can_be_deleted_at_once() {
         stream.read_exact(&mut some).unwrap();
         let started = Instant::now();
         drop(stream);
-        assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+        assert!(started.elapsed() < Duration::from_secs(15), "{:?}", started.elapsed());
     }
     let mut stream = t.send(v.fs, None, c.id, 2).unwrap();
     stream.read_exact(&mut [0; 100]).unwrap(); // so that the kernel has begun

@@ -164,5 +164,5 @@ async fn a_receiver_that_only_says_that_it_lives_is_given_up() {
     let start = Instant::now();
     let problem = until_refused(&mut transfer).await;
     assert_eq!((problem.reason, problem.message.as_str()), (Reason::Timeout, "the peer takes no more bytes"));
-    assert!(start.elapsed() >= 2 * SECOND && start.elapsed() < 5 * SECOND, "after {:?}", start.elapsed());
+    assert!(start.elapsed() >= 2 * SECOND && start.elapsed() < 15 * SECOND, "after {:?}", start.elapsed());
 }

@@ -88,7 +88,7 @@ async fn a_refusal_in_the_middle_ends_the_sender_at_once_and_is_the_error_report
         let start = Instant::now();
         let problem = until_refused(&mut transfer).await;
         assert_eq!(problem, refusal, "round {round}");
-        assert!(start.elapsed() < 3 * SECOND, "round {round} took {:?}", start.elapsed());
+        assert!(start.elapsed() < 15 * SECOND, "round {round} took {:?}", start.elapsed());
     }
 }
 
@@ -255,7 +255,7 @@ async fn a_peer_that_nobody_answers_for_is_unreachable_within_the_connect_timeou
     let start = Instant::now();
     let problem = soon(a.client().versions(&b.name, actor(&b, Act::Store).fs, job())).await.unwrap_err();
     assert_eq!(problem.reason, Reason::Unreachable, "{problem}");
-    assert!(start.elapsed() < 4 * SECOND);
+    assert!(start.elapsed() < 15 * SECOND);
     let unknown = soon(a.client().versions(&node("nobody"), FsId::from_uuid(uuid::Uuid::now_v7()), job())).await.unwrap_err();
     assert_eq!(unknown.reason, Reason::Unreachable, "{unknown}");
 }

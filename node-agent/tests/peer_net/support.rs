@@ -35,7 +35,7 @@ pub fn now() -> i64 {
 
 /// Ends a test that hangs.
 pub async fn soon<T>(what: impl Future<Output = T>) -> T {
-    tokio::time::timeout(20 * SECOND, what).await.expect("the test hangs")
+    tokio::time::timeout(60 * SECOND, what).await.expect("the test hangs")
 }
 
 /// Sends bytes until it is told to stop.
