@@ -283,7 +283,7 @@ impl Filesystem {
 
     /// Whether increments start from it, or it is on its way: on the owner what a job pins, on a copy the newest that it has.
     fn is_base(&self, id: CommitId) -> bool {
-        self.is_between(id) || self.role() == Some(Role::Replica) && self.newest_lasting() == Some(id) && !self.wants_no_head()
+        self.is_between(id) || self.role() == Some(Role::Replica) && self.newest_lasting() == Some(id)
     }
 
     /// Nothing may remove it now.

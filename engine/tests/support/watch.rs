@@ -182,7 +182,7 @@ impl Sim<'_> {
                 assert!(!self.nodes[n].tasks.values().any(|d| uses(&d.task)), "the head goes beside what uses it");
                 assert!(!self.nodes[n].journal.0.contains_key("migration"), "the head goes in the middle of a handoff");
             }
-            Task::Open { .. } => assert!(base.is_none_or(|b| b.frozen.is_none()), "opens what it has fenced"),
+            Task::Open { .. } => assert!(base.is_none_or(|b| b.frozen.is_none() && !b.headless), "opens what it has fenced, or let go"),
             _ => {}
         }
     }
@@ -344,6 +344,7 @@ impl Sim<'_> {
         if p.headless {
             let mounted = !self.nodes[n].disk.mounts.is_empty();
             assert!(mounted || self.nodes[n].disk.head.is_none(), "the head is there, and nobody has it mounted");
+            assert!(mounted || status.frozen.is_none(), "a fence without a head");
         }
         for wish in &p.commits {
             let shown = status.requests.iter().find(|r| r.uid == wish.uid).expect("each wish is shown");

@@ -26,7 +26,9 @@ pub async fn delete(volume_id: &str, ctx: &Ctx) -> Result<(), CsiError> {
     if csi_name(&dot).is_none() || dot.spec.fs_id.as_ref() != Some(&id) || dot.uid() != claim.uid {
         return Ok(());
     }
-    let nodes: Vec<&str> = fs.spec.published_to.iter().map(|p| p.node.as_str()).filter(|n| ctx.caches.nodes.get(n).is_some()).collect();
+    // Who reads, and perhaps by a handle of its own, holds the Dot by its claim or its mounts: those it names.
+    let writers = fs.spec.published_to.iter().filter(|p| !p.read_only);
+    let nodes: Vec<&str> = writers.map(|p| p.node.as_str()).filter(|n| ctx.caches.nodes.get(n).is_some()).collect();
     if !nodes.is_empty() {
         return Err(CsiError::InUse(format!("the volume is published to {}: unpublish it first", nodes.join(", "))));
     }

@@ -129,6 +129,14 @@ async fn a_published_volume_is_not_deleted_and_what_is_not_there_is() {
     play(|_| {}, vec![missing("GET", format!("/filesystems/{FS}"))], |ctx| async move { delete::delete(FS, &ctx).await }).await.unwrap();
 }
 
+#[tokio::test(start_paused = true)]
+async fn who_reads_holds_the_dot_itself_not_the_call() {
+    let fs = format!("/filesystems/{FS}");
+    let script = vec![call("GET", fs, published(&[("n1", true)])), call("GET", "/dots/db", made()), call("DELETE", "/dots/db", made())];
+    let result = play(seen(vec![made()], active()), script, |ctx| async move { delete::delete(FS, &ctx).await }).await;
+    assert_eq!(result.unwrap_err().code(), Code::Aborted, "it is on its way");
+}
+
 fn publication(node: &str) -> wire::ControllerPublishVolumeRequest {
     wire::ControllerPublishVolumeRequest {
         volume_id: FS.into(),
