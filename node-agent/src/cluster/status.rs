@@ -126,7 +126,8 @@ impl Book {
                 self.dirty.insert(fs);
             }
             Some(slot) => {
-                slot.due = None;
+                // Also when a write that failed had arrived after all: the next one doesn't wait for a try that will not come.
+                (slot.due, slot.failures) = (None, 0);
                 self.dirty.remove(&fs);
             }
             None => {

@@ -120,6 +120,28 @@ fn a_write_that_was_given_up_and_arrives_after_the_next_is_corrected() {
     assert_eq!(take(&mut book, now + PROGRESS_EVERY).expect("the API has the older status").status.role, CopyRole::Deleting);
 }
 
+/// 18-paused: the node was paused between a write and its answer, and awake the owner it had been was another's.
+#[test]
+fn after_a_write_that_was_given_up_and_had_arrived_the_next_is_written() {
+    for seen_before_its_end in [true, false] {
+        let (mut book, now) = written();
+        put(&mut book, status(CopyRole::Receiving, 1), now + SPACING);
+        let lost = take(&mut book, now + SPACING).unwrap();
+        let now = now + Duration::from_secs(16);
+        let seen = |book: &mut Book| observe(book, 20, Some(&status(CopyRole::Receiving, 1)), now);
+        if seen_before_its_end {
+            seen(&mut book);
+        }
+        book.done(&lost, Err(ClusterError::Unreachable { message: String::new() }), now);
+        if !seen_before_its_end {
+            seen(&mut book);
+        }
+        put(&mut book, status(CopyRole::Owner, 1), now);
+        let next = take(&mut book, now + SPACING).expect("nothing else would ever write it");
+        assert_eq!(next.status.role, CopyRole::Owner);
+    }
+}
+
 #[test]
 fn what_may_have_arrived_is_not_taken_for_what_was_there_before() {
     let (mut book, now) = written();
