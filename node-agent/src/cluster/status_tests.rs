@@ -192,3 +192,101 @@ fn a_late_answer_about_an_old_object_says_nothing_about_its_successor() {
     let sent = take(&mut book, now).unwrap();
     assert_eq!((sent.object.uid.as_str(), sent.status.role), ("new", CopyRole::Creating));
 }
+
+/// The API server and the way to it: writes arrive late or never, answers are lost, and the watch tells each change once, later, in order.
+struct Api {
+    book: Book,
+    now: Instant,
+    latest: Option<ReplicaStatus>,
+    version: u64,
+    there: Option<ReplicaStatus>,
+    /// The one whose answer the book waits for, and its version once it has arrived.
+    waits: Option<(Write, Option<u64>)>,
+    /// Given up by the book: may arrive yet.
+    late: Vec<Arc<ReplicaStatus>>,
+    watch: std::collections::VecDeque<(u64, ReplicaStatus)>,
+}
+
+impl Api {
+    fn arrives(&mut self, status: &ReplicaStatus) -> u64 {
+        self.version += 1;
+        self.there = Some(status.clone());
+        self.watch.push_back((self.version, status.clone()));
+        self.version
+    }
+
+    fn step(&mut self, what: u8) {
+        match what {
+            0 | 1 => {
+                let roles = [CopyRole::Owner, CopyRole::Replica, CopyRole::Receiving];
+                let next = status(roles[usize::from(what) + self.watch.len() % 2], self.version % 3);
+                self.latest = Some(next.clone());
+                put(&mut self.book, next, self.now);
+            }
+            2 => self.now += SPACING,
+            3 => self.now += PROGRESS_EVERY,
+            4 => {
+                if let Some(write) = self.waits.is_none().then(|| take(&mut self.book, self.now)).flatten() {
+                    self.waits = Some((write, None));
+                }
+            }
+            5 => {
+                if let Some((write, None)) = &self.waits {
+                    let version = self.arrives(&write.status.clone());
+                    self.waits.as_mut().unwrap().1 = Some(version);
+                } else if let Some(late) = self.late.pop() {
+                    self.arrives(&late);
+                }
+            }
+            6 => match self.waits.take() {
+                Some((write, Some(version))) => self.book.done(&write, Ok(Some(version)), self.now),
+                other => self.waits = other,
+            },
+            7 => {
+                if let Some((write, arrived)) = self.waits.take() {
+                    if arrived.is_none() {
+                        self.late.push(Arc::clone(&write.status));
+                    }
+                    self.book.done(&write, Err(ClusterError::Unreachable { message: String::new() }), self.now);
+                }
+            }
+            _ => {
+                if let Some((version, status)) = self.watch.pop_front() {
+                    observe(&mut self.book, version, Some(&status), self.now);
+                }
+            }
+        }
+    }
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::test_runner::Config::with_cases(2_000))]
+    /// Whatever gets lost or late on the way: in the end the API has the newest status.
+    #[test]
+    fn the_newest_status_gets_there(steps in proptest::collection::vec(0_u8..10, 0..60)) {
+        let mut api = Api {
+            book: Book::default(),
+            now: Instant::now(),
+            latest: None,
+            version: 0,
+            there: None,
+            waits: None,
+            late: Vec::new(),
+            watch: std::collections::VecDeque::new(),
+        };
+        for step in steps {
+            api.step(step);
+        }
+        // What is late arrives, then nothing gets lost any more.
+        while !api.late.is_empty() || api.waits.is_some() {
+            api.step(5);
+            api.step(6);
+        }
+        for _ in 0..200 {
+            for step in [8, 8, 3, 4, 5, 6] {
+                api.step(step);
+            }
+        }
+        proptest::prop_assert_eq!(&api.there, &api.latest);
+    }
+}
