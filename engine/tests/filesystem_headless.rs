@@ -5,11 +5,11 @@ mod support;
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use dotgraft_engine::filesystem::{Event, FilesystemStatus, Intent, MountWhat, Present, RequestState, Role, Task, WantedCommit};
-use dotgraft_engine::ids::{CommitId, RequestUid, Timestamp};
+use dotgraft_engine::filesystem::{Event, MountWhat, RequestState, Task, WantedCommit};
+use dotgraft_engine::ids::{CommitId, RequestUid};
+use support::Sim;
 use support::sim::{Asked, Phase};
-use support::user::{present, wanted};
-use support::{Sim, Two};
+use support::user::{pair, status, wanted};
 
 /// Seeds that found something once.
 const SAVED: &[u64] = &[387, 401, 14963];
@@ -30,28 +30,6 @@ fn two_nodes_keep_their_promises_when_the_head_goes() {
         heads.fetch_add(support::user::together_until(seed, Some(seed * 7 % 120), trace).1.beheaded, Relaxed);
     });
     assert!(heads.into_inner() > 40, "heads went");
-}
-
-/// An owner with `n` commits and a copy that has them, without faults; the commits' wishes.
-fn pair(n: usize, trace: &mut Vec<String>) -> (Sim<'_>, Vec<RequestUid>) {
-    let mut sim = Sim::new(1, Two::WithReplica, trace);
-    sim.faults = false;
-    let job = sim.job();
-    sim.want(0, Some(Intent::Present(Box::new(Present { jobs: vec![job], ..present(Role::Owner) }))));
-    sim.want(1, Some(Intent::Present(Box::new(present(Role::Replica)))));
-    sim.run_for(2_000);
-    let wishes = (0..n)
-        .map(|_| {
-            let uid = sim.wish();
-            sim.run_for(10_000);
-            uid
-        })
-        .collect();
-    (sim, wishes)
-}
-
-fn status(sim: &Sim, n: usize) -> FilesystemStatus {
-    sim.nodes[n].fs.as_ref().expect("an actor").status(Timestamp(sim.now))
 }
 
 fn id(sim: &Sim, uid: RequestUid) -> CommitId {
@@ -118,6 +96,8 @@ fn it_waits_for_who_has_the_head_mounted_and_for_a_commit_that_was_asked_for() {
     let last = sim.wish();
     sim.behead();
     sim.run_for(60_000);
+    mount(&mut sim, MountWhat::Head, "/pods/1");
+    assert_eq!(sim.nodes[0].disk.mounts.len(), 1, "nobody new gets what goes");
     assert!(sim.nodes[0].disk.commits.contains_key(&id(&sim, last)), "the last commit is made");
     assert!(sim.nodes[0].disk.head.is_some() && says(&sim, "StaleHead").is_some(), "{:?}", status(&sim, 0).conditions);
     let req = sim.req(0, Asked::Plain);
@@ -140,6 +120,30 @@ fn a_handoff_comes_to_its_end_first() {
     sim.run_for(60_000);
     assert_eq!((sim.api.owner, &sim.api.pending), (0, &None), "it is taken back");
     assert!(sim.nodes[0].disk.head.is_none() && status(&sim, 0).conditions[0].reason == "Headless", "{:?}", status(&sim, 0).conditions);
+}
+
+#[test]
+fn nothing_fences_or_thaws_a_head_that_has_gone() {
+    let mut trace = Vec::new();
+    let (mut sim, _) = pair(1, &mut trace);
+    sim.failing = Some("Fence"); // half of one is there
+    let req = sim.req(0, Asked::Fence);
+    sim.handle(0, Event::Fence(req, false));
+    sim.run_for(20);
+    sim.failing = Some("Thaw");
+    sim.run_for(5_000);
+    sim.behead();
+    sim.run_for(60_000);
+    assert!(sim.nodes[0].disk.head.is_none());
+    let thaws = |sim: &Sim| sim.trace.iter().filter(|line| line.contains("-> ") && line.ends_with(" Thaw")).count();
+    let before = thaws(&sim);
+    assert!(before > 0, "the half fence was never undone: nothing is tried here");
+    let (fence, thaw) = (sim.req(0, Asked::Fence), sim.req(0, Asked::Plain));
+    sim.handle(0, Event::Fence(fence, true));
+    sim.handle(0, Event::Thaw(thaw));
+    sim.run_for(120_000);
+    assert_eq!(thaws(&sim), before, "it is thawed");
+    assert!(status(&sim, 0).conditions[0].reason == "Headless" && sim.nodes[0].disk.commits.len() == 1);
 }
 
 #[test]

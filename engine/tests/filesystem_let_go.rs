@@ -4,40 +4,12 @@
 
 mod support;
 
-use dotgraft_engine::filesystem::{Desired, Event, FilesystemStatus, Intent, MountWhat, Present, RequestState, Role, WantedCommit};
-use dotgraft_engine::ids::{CommitId, FsId, RequestUid, Timestamp};
+use dotgraft_engine::filesystem::{Desired, Event, Intent, MountWhat, RequestState, WantedCommit};
+use dotgraft_engine::ids::{CommitId, FsId, RequestUid};
 use dotgraft_engine::model::Reason;
+use support::Sim;
 use support::sim::Asked;
-use support::user::{is_send, present, wanted};
-use support::{Sim, Two};
-
-/// An owner with `n` commits and a copy that has them, without faults; the commits' wishes.
-fn pair(n: usize, trace: &mut Vec<String>) -> (Sim<'_>, Vec<RequestUid>) {
-    let mut sim = Sim::new(1, Two::WithReplica, trace);
-    sim.faults = false;
-    let job = sim.job();
-    sim.want(0, Some(Intent::Present(Box::new(Present { jobs: vec![job], ..present(Role::Owner) }))));
-    sim.want(1, Some(Intent::Present(Box::new(present(Role::Replica)))));
-    sim.run_for(2_000);
-    let wishes = (0..n).map(|_| made(&mut sim)).collect();
-    (sim, wishes)
-}
-
-/// One more commit, on both.
-fn made(sim: &mut Sim) -> RequestUid {
-    let uid = sim.wish();
-    sim.run_for(10_000);
-    assert!(on_disk(sim, 0, uid) && on_disk(sim, 1, uid), "it is not on both");
-    uid
-}
-
-fn on_disk(sim: &Sim, n: usize, uid: RequestUid) -> bool {
-    sim.ledger.ids.get(&uid).is_some_and(|id| sim.nodes[n].disk.commits.contains_key(id))
-}
-
-fn status(sim: &Sim, n: usize) -> FilesystemStatus {
-    sim.nodes[n].fs.as_ref().expect("an actor").status(Timestamp(sim.now))
-}
+use support::user::{is_send, made, on_disk, pair, status, wanted};
 
 /// The object is deleted, and one node told.
 fn remove_on(sim: &mut Sim, n: usize, uid: RequestUid) {

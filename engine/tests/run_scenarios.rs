@@ -532,6 +532,8 @@ fn the_deadline_ends_the_run_in_every_state() {
     let mut rig = Rig::start(retry(None, Some(0)));
     rig.give(RunEvent::Timer);
     assert_eq!(*rig.outcome(), Outcome::ContextDone(CancelReason::DeadlinePassed));
+    let told = rig.run.report(rig.now).problem.expect("why it ended");
+    assert_eq!(told.reason, Reason::Timeout, "Cancelled is who was stopped, and is owed still");
 }
 
 #[test]

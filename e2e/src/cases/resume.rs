@@ -29,6 +29,7 @@ pub fn cases() -> Vec<Case> {
         Case::new("push-kill-receiver", "the receiver's agent is killed: the push goes on where it was", |t| killed(t, "n2")),
         Case::new("push-kill-operator", "the operator is killed: the push does not stop", |t| killed(t, "operator")),
         Case::new("push-bandwidth", "a job's limit holds for all that it sends at once, and a change reaches what is being sent", limited),
+        Case::new("push-suspended", "a push that is suspended in its middle goes on when it is resumed, and ends as any other", suspended),
         Case::new("push-kill-apiserver", "the API server is killed: the push does not stop", |t| killed(t, "apiserver")),
     ]
 }
@@ -101,4 +102,31 @@ async fn limited(t: Arc<Test>) -> Result<()> {
         t.arrived(fs_id, commit, "n2", STEP).await?;
     }
     Ok(())
+}
+
+async fn suspended(t: Arc<Test>) -> Result<()> {
+    let fs_id = t.dot("d", "n1").await?;
+    let head = t.mount("n1", &fs_id).await?;
+    std::fs::write(head.join("a"), noise(8 << 20))?;
+    t.unmount(&head).await?;
+    let commit = t.commit("c", "d").await?;
+    let job = json!({"direction": "Push", "source": {"names": ["d"]}, "target": {"node": "n2"}, "limits": {"bandwidth": "64Ki"}});
+    t.create("ReplicationJob", "j", &job).await?;
+    let status = || async { anyhow::Ok(t.object("ReplicationJob", "j").await?["status"].clone()) };
+    eventually("it to be under way", STEP, || async {
+        let status = status().await?;
+        ensure!(status["progress"]["replicatedBytes"].as_u64() > Some(0), "{status}");
+        Ok(())
+    })
+    .await?;
+    t.kube().patch("ReplicationJob", &t.namespace, "j", "", &json!({"spec": {"suspend": true}})).await?;
+    eventually("its run to be stopped, and still to be owed", STEP, || async {
+        let status = status().await?;
+        ensure!(status["state"] == "ContextDone" && status["finishedAt"].is_null(), "{status}");
+        Ok(())
+    })
+    .await?;
+    t.kube().patch("ReplicationJob", &t.namespace, "j", "", &json!({"spec": {"suspend": false, "limits": null}})).await?;
+    t.condition("ReplicationJob", "j", "Ready", "True", Some("Completed")).await?;
+    t.arrived(&fs_id, &commit, "n2", STEP).await
 }

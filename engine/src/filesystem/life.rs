@@ -518,31 +518,6 @@ impl Filesystem {
     }
 }
 
-impl Filesystem {
-    /// A fence is what disk and journal say together. Only on disk: it was not ended, or its end not recorded, and no commit is
-    /// proven to hold what the head holds. Only in the journal: it was thawed.
-    ///
-    /// With the journal whole, nobody was told of such a fence, so it is undone. With the journal lost, authority may have gone
-    /// elsewhere under it: it stays until someone thaws.
-    fn reconcile_fence(&mut self, on_disk: bool, journal_lost: bool, out: &mut Out) {
-        let recorded = self.base.as_ref().is_some_and(|b| b.frozen.is_some());
-        if self.is_headless() {
-            // It goes, fenced or not; or it has gone, and that was not recorded.
-            if recorded && !self.head {
-                self.save_base("head-dropped", |b| b.frozen = None, out);
-            }
-        } else if on_disk && !recorded {
-            self.half_fenced = true;
-            self.undo_fence = !journal_lost && !self.is_superseded();
-            self.opening = Opening::Closed;
-        } else if !on_disk && recorded && self.head && self.is_resetting() {
-            self.end_reset(out); // the new head was made, and not recorded
-        } else if !on_disk && recorded && self.head {
-            self.save_base("thawed", |b| b.frozen = None, out);
-        }
-    }
-}
-
 /// A Dot that started from a commit has a life of its own: once its head is there it needs that commit no more. A Branch keeps it, to
 /// be merged back. Asked once per start of the actor, for a crash may have come between; asking twice does no harm.
 fn is_clone(base: &Base) -> bool {

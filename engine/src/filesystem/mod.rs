@@ -11,10 +11,12 @@
 //! - `moving`: handing authority over and taking it  - `precopy`: a copy close behind, before that
 //! - `senders`: whose word counts for a copy
 //! - `mounts`: mounts and origins                  - `status`: what people see
+//! - `fence`: fence and thaw
 //! - `reset`: replacing the head                   - `headless`: only commits are kept
 
 mod commits;
 mod event;
+mod fence;
 mod headless;
 mod jobs;
 mod life;
@@ -182,7 +184,7 @@ pub struct Filesystem {
     backoff: BTreeMap<Slot, Backoff>,
     mounts: BTreeSet<(String, MountWhat)>,
     waiting_mounts: Vec<mounts::WaitingMount>,
-    fences: Vec<commits::FenceRequest>,
+    fences: Vec<fence::FenceRequest>,
     thaw_for: Option<ReqId>,
     /// The disk has a fence that the journal does not know: `Fence` has to end what was begun, as what its commit holds is not proven.
     half_fenced: bool,
@@ -446,7 +448,6 @@ impl Filesystem {
             && self.head
             && !self.is_fenced()
             && !self.is_superseded()
-            && !self.is_headless()
     }
 
     /// The head is, or may be, read-only on disk.

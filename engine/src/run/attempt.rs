@@ -164,6 +164,8 @@ impl Run {
         let error = match &outcome {
             Outcome::Completed { .. } => None,
             Outcome::Failed(problem) => Some(problem.clone()),
+            Outcome::ContextDone(CancelReason::DeadlinePassed) => Some(Problem::new(Reason::Timeout, "the run's deadline has passed")),
+            // Not its own end: who reads the reason knows that what was owed still is.
             Outcome::ContextDone(reason) => Some(Problem::new(Reason::Cancelled, format!("the run was stopped: {reason:?}"))),
         };
         let ended = Phase::Ended(outcome);

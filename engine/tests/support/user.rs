@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use dotgraft_engine::filesystem::{
-    Event, Handoff, Intent, Life, MountWhat, Present, ReceiveOffer, RequestState, Role, Task, TaskDone, WantedCommit, WantedJob,
+    Event, FilesystemStatus, Handoff, Intent, Life, MountWhat, Present, ReceiveOffer, RequestState, Role, Task, TaskDone, WantedCommit,
+    WantedJob,
 };
 use dotgraft_engine::ids::{CommitId, Epoch, FsId, MigId, OpId, RequestUid, Timestamp};
 use dotgraft_engine::model::{Commit, FORMAT_VERSION, Origin, Place, Problem, Reason};
@@ -30,6 +31,36 @@ pub fn present(role: Role) -> Present {
         precopy_to: None,
         headless: false,
     }
+}
+
+/// An owner with `n` commits and a copy that has them, without faults; the commits' wishes.
+pub fn pair(n: usize, trace: &mut Vec<String>) -> (Sim<'_>, Vec<RequestUid>) {
+    let mut sim = Sim::new(1, Two::WithReplica, trace);
+    sim.faults = false;
+    let job = sim.job();
+    sim.want(0, Some(Intent::Present(Box::new(Present { jobs: vec![job], ..present(Role::Owner) }))));
+    sim.want(1, Some(Intent::Present(Box::new(present(Role::Replica)))));
+    sim.run_for(2_000);
+    let wishes = (0..n).map(|_| made(&mut sim)).collect();
+    (sim, wishes)
+}
+
+/// One more commit, on both.
+pub fn made(sim: &mut Sim) -> RequestUid {
+    let uid = sim.wish();
+    sim.run_for(10_000);
+    assert!(on_disk(sim, 0, uid) && on_disk(sim, 1, uid), "it is not on both");
+    uid
+}
+
+/// Whether the commit of a wish is on a node's disk.
+pub fn on_disk(sim: &Sim, n: usize, uid: RequestUid) -> bool {
+    sim.ledger.ids.get(&uid).is_some_and(|id| sim.nodes[n].disk.commits.contains_key(id))
+}
+
+/// What a node shows.
+pub fn status(sim: &Sim, n: usize) -> FilesystemStatus {
+    sim.nodes[n].fs.as_ref().expect("an actor").status(Timestamp(sim.now))
 }
 
 /// The wish for a commit.

@@ -61,8 +61,14 @@ impl BtrfsPool {
         let Some(dir) = fsx::maybe(self.fs_dir(fs))? else { return Ok(()) };
         let Some(head) = subvol::find(&dir, layout::HEAD)? else { return Ok(()) };
         mounts::nobody(&self.holders_of_head(fs)?)?;
+        let was_fenced = ioctl::is_read_only(&head.fd).doing(|| "read flags of the head".to_owned())?;
         self.freeze(&head)?;
-        mounts::nobody(&self.holders_of_head(fs)?)?;
+        if let Err(held) = mounts::nobody(&self.holders_of_head(fs)?) {
+            if !was_fenced {
+                self.unfreeze(&head)?;
+            }
+            return Err(held);
+        }
         self.open_to_nested(&head, &quota::groups_of(self.root(), head.info.id)?)?;
         drop(head);
         subvol::remove(self, &dir, layout::HEAD)?;

@@ -179,13 +179,12 @@ fn keep(view: &View, phase: FilesystemPhase, authority: &Authority) -> Plan {
     let mut plan = Plan::default();
     let goal = moving::goal(view, authority).and_then(Result::ok).filter(|_| phase == FilesystemPhase::Active);
     let owner = &authority.owner;
-    let orders = view.replicas.iter().find(|r| place_of(r) == *owner).map(|r| r.spec.desired.jobs.as_slice()).unwrap_or_default();
     let placed: Vec<(Arc<ReplicationJob>, Place)> = view
         .jobs
         .iter()
         .filter_map(|j| {
             let copy = |p: &Place| has_copy(&view.replicas, p);
-            crate::job::resolve::resolve(j, Some(owner), &view.pools, &view.jobs, orders, copy).ok().map(|p| (j.clone(), p))
+            crate::job::resolve::resolve(j, Some(owner), &view.pools, &view.jobs, copy).ok().map(|p| (j.clone(), p))
         })
         .collect();
     let Some(base) = base(view, authority) else { return plan };

@@ -122,6 +122,21 @@ fn a_run_that_has_ended_is_ready_and_never_changes_again() {
 }
 
 #[test]
+fn a_run_that_was_stopped_from_outside_is_not_the_end() {
+    let stopped = |reason| {
+        let end = |r: &mut serde_json::Value| {
+            r["finishedAt"] = json!(1_001_000);
+            r["problem"] = json!({"reason": reason, "message": "stopped"});
+        };
+        status(&job("j", "n2", 1), vec![item("a", Some(report("ContextDone", end)))], &at(1))
+    };
+    let owed = stopped("Cancelled");
+    assert_eq!((owed.state.as_deref(), owed.finished_at.is_none()), (Some("ContextDone"), true));
+    assert_eq!(ready(&owed), ("False", "Pending"));
+    assert!(stopped("Timeout").finished_at.is_some(), "its deadline is its own end");
+}
+
+#[test]
 fn the_state_is_the_worst_of_those_that_still_run() {
     let of = |states: &[&str]| {
         let items = states.iter().enumerate().map(|(i, s)| item(&format!("d{i}"), Some(report(s, |_| {})))).collect();

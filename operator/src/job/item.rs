@@ -82,6 +82,9 @@ pub fn judge(item: Item, job: &ReplicationJob) -> Judged {
     let Some(report) = report else {
         return Judged { item, report: None, stage: Stage::Pending, state: "Planning".into(), problem: None };
     };
+    if was_stopped(&report) {
+        return Judged { item, state: report.state.clone(), report: Some(report), stage: Stage::Pending, problem: None };
+    }
     let stage = match (report.state.as_str(), &report.problem) {
         ("Completed" | "ContextDone", Some(_)) => Stage::Failed,
         ("Completed", None) => Stage::Completed,
@@ -92,6 +95,11 @@ pub fn judge(item: Item, job: &ReplicationJob) -> Judged {
     };
     let problem = report.problem.as_ref().filter(|p| !is_being_placed(&report, p)).map(problem);
     Judged { item, state: report.state.clone(), report: Some(report), stage, problem }
+}
+
+/// Stopped from outside, before its own end: suspended, without its order for a while, or its owner moved. The agent still owes it.
+fn was_stopped(report: &RunReport) -> bool {
+    report.state == "ContextDone" && report.problem.as_ref().is_some_and(|p| p.reason == model::Reason::Cancelled)
 }
 
 /// A send that brings no byte and is none the worse for it. Coarse: a new text is a new status.
@@ -107,7 +115,7 @@ fn is_being_placed(report: &RunReport, problem: &model::Problem) -> bool {
 impl Judged {
     /// Whether its run has come to its end.
     pub fn ended(&self) -> bool {
-        self.report.is_some() && matches!(self.state.as_str(), "Completed" | "ContextDone")
+        self.report.as_ref().is_some_and(|r| matches!(r.state.as_str(), "Completed" | "ContextDone") && !was_stopped(r))
     }
 
     /// Its line in the report.

@@ -63,10 +63,8 @@ fn gather_item(job: &ReplicationJob, kind: ClaimKind, namespace: &str, name: Str
     let replicas = ctx.caches.replicas.with(&fs.name_any());
     let has_copy =
         |p: &dotgraft_api::Place| replicas.iter().any(|r| r.spec.pool == p.pool && r.spec.desired.state == DesiredState::Present);
-    let owners = owner.and_then(|o| replicas.iter().find(|r| r.spec.pool == o.pool));
-    let orders = owners.map(|r| r.spec.desired.jobs.as_slice()).unwrap_or_default();
-    let target = resolve::resolve(job, owner, pools, &jobs_of(&claim, ctx), orders, has_copy);
-    let status = owners.and_then(|r| r.status.clone());
+    let target = resolve::resolve(job, owner, pools, &jobs_of(&claim, ctx), has_copy);
+    let status = owner.and_then(|o| replicas.iter().find(|r| r.spec.pool == o.pool)).and_then(|r| r.status.clone());
     let uid = job.uid().unwrap_or_default();
     let (reported, commits) = match status {
         Some(s) => (s.jobs.into_iter().find(|j| j.uid == uid), s.recent_commits),

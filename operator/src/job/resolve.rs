@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use dotgraft_api::{ClaimKind, JobWish, Place, ReplicationJob};
+use dotgraft_api::{ClaimKind, Place, ReplicationJob};
 use kube::ResourceExt;
 
 use crate::conditions::Block;
@@ -49,13 +49,6 @@ pub fn is_active(job: &ReplicationJob) -> bool {
     is_live(job) && !job.spec.suspend && !run_is_over(job)
 }
 
-/// The owner's agent has the order for the run that this job is in or asks for: another job's turn doesn't come before that has ended,
-/// or a run would be stopped that nobody ever starts again.
-fn has_its_turn(job: &ReplicationJob, orders: &[JobWish]) -> bool {
-    let uid = job.uid();
-    orders.iter().any(|o| Some(&o.uid) == uid.as_ref() && !o.suspend && o.trigger == job.spec.trigger)
-}
-
 /// Order in which jobs to one target get their turn: the older first, then by UID.
 pub fn turn(job: &ReplicationJob) -> (Option<i64>, String) {
     (job.creation_timestamp().map(|t| t.0.as_second()), job.uid().unwrap_or_default())
@@ -63,15 +56,14 @@ pub fn turn(job: &ReplicationJob) -> (Option<i64>, String) {
 
 /// Where a job brings one Filesystem, or why it can't.
 ///
-/// Of several active jobs from one Filesystem to one node the one that has begun keeps its turn (`orders` are what the owner's Replica wishes
-/// now), else the oldest gets it; the others wait with `TargetBusy` until it has ended, is suspended or goes (replication.md §2: one transfer to one copy at a time,
+/// Of several active jobs from one Filesystem to one node the oldest has its turn; the others wait with
+/// `TargetBusy` until it has ended, is suspended or goes (replication.md §2: one transfer to one copy at a time,
 /// and two jobs that keep one copy up to date would only fight over its cursor).
 pub fn resolve(
     job: &ReplicationJob,
     owner: Option<&Place>,
     pools: &[PoolView],
     rivals: &[Arc<ReplicationJob>],
-    orders: &[JobWish],
     has_copy: impl Fn(&Place) -> bool,
 ) -> Result<Place, Block> {
     let node = job.spec.target.node.as_str();
@@ -94,11 +86,10 @@ pub fn resolve(
         .place()
         .filter(|p| pool.ready || has_copy(p))
         .ok_or_else(|| Block::new("TargetNotReady", format!("the pool of node `{node}` is not ready: {}", pool.problem)))?;
-    let order = |j: &ReplicationJob| (!has_its_turn(j, orders), turn(j));
     let first = rivals
         .iter()
         .filter(|r| r.spec.target.node == node && r.uid() != job.uid() && is_active(r) && is_active(job))
-        .find(|r| order(r) < order(job));
+        .find(|r| turn(r) < turn(job));
     match first {
         Some(r) => Err(Block::new(
             "TargetBusy",
@@ -128,17 +119,17 @@ mod tests {
     fn each_way_in_which_a_target_is_wrong_has_its_reason() {
         let pools = [pool("n1", 1), pool("n2", 1)];
         let owner = place("n1");
-        let go = |node: &str, pools: &[PoolView]| reason(resolve(&job("j", node, 1), Some(&owner), pools, &[], &[], |_| false));
+        let go = |node: &str, pools: &[PoolView]| reason(resolve(&job("j", node, 1), Some(&owner), pools, &[], |_| false));
         assert_eq!(go("n2", &pools), "ok");
         assert_eq!(go("n1", &pools), "TargetIsOwner");
         assert_eq!(go("n9", &pools), "TargetNotFound");
         let mut down = pools.clone();
         down[1].ready = false;
         assert_eq!(go("n2", &down), "TargetNotReady");
-        assert_eq!(reason(resolve(&job("j", "n2", 1), Some(&owner), &down, &[], &[], |_| true)), "ok", "an existing copy keeps its job");
+        assert_eq!(reason(resolve(&job("j", "n2", 1), Some(&owner), &down, &[], |_| true)), "ok", "an existing copy keeps its job");
         down[1].node_exists = false;
         assert_eq!(go("n2", &down), "TargetNotFound");
-        assert_eq!(reason(resolve(&job("j", "n2", 1), None, &pools, &[], &[], |_| false)), "SourceNotReady");
+        assert_eq!(reason(resolve(&job("j", "n2", 1), None, &pools, &[], |_| false)), "SourceNotReady");
     }
 
     #[test]
@@ -146,7 +137,7 @@ mod tests {
         let (pools, owner) = ([pool("n1", 1), pool("n2", 1)], place("n1"));
         let (old, young) = (job("old", "n2", 1), job("young", "n2", 2));
         let rivals = [Arc::new(old.clone()), Arc::new(young.clone())];
-        let go = |j: &ReplicationJob, rivals: &[Arc<ReplicationJob>]| reason(resolve(j, Some(&owner), &pools, rivals, &[], |_| false));
+        let go = |j: &ReplicationJob, rivals: &[Arc<ReplicationJob>]| reason(resolve(j, Some(&owner), &pools, rivals, |_| false));
         assert_eq!(go(&old, &rivals), "ok");
         assert_eq!(go(&young, &rivals), "TargetBusy");
         let mut done = old.clone();
@@ -157,21 +148,5 @@ mod tests {
         let mut suspended = old;
         suspended.spec.suspend = true;
         assert_eq!(go(&young, &[Arc::new(suspended)]), "ok");
-    }
-
-    #[test]
-    fn a_job_that_has_begun_is_not_stopped_for_one_that_comes_before_it() {
-        let (pools, owner) = ([pool("n1", 1), pool("n2", 1)], place("n1"));
-        // Made in the same second: by its UID the second one would come first.
-        let (old, young) = (job("old", "n2", 1), job("young", "n2", 2));
-        let rivals = [Arc::new(old.clone()), Arc::new(young.clone())];
-        let go =
-            |j: &ReplicationJob, order: &JobWish| reason(resolve(j, Some(&owner), &pools, &rivals, std::slice::from_ref(order), |_| false));
-        let order = JobWish { uid: young.uid().unwrap(), ..JobWish::default() };
-        assert_eq!((go(&young, &order), go(&old, &order)), ("ok", "TargetBusy"));
-        let suspended = JobWish { suspend: true, ..order.clone() };
-        assert_eq!((go(&young, &suspended), go(&old, &suspended)), ("TargetBusy", "ok"));
-        let earlier = JobWish { trigger: Some("before".into()), ..order };
-        assert_eq!(go(&young, &earlier), "TargetBusy", "the order is of another run");
     }
 }

@@ -14,8 +14,8 @@ mod importer;
 mod judge;
 mod report;
 
-use super::commits::FenceRequest;
 use super::event::{Ctx, Handoff, Note, Out, Role, Swap, Task, TaskDone};
+use super::fence::FenceRequest;
 use super::jobs::WantedJob;
 use super::record::{MigrationPhase, MigrationRow, RequestState};
 use super::status::MigrationStatus;

@@ -1,7 +1,7 @@
 //! How a handoff is kept, ended and told of; and how long its transient commits stay.
 
-use super::super::commits::FenceRequest;
 use super::super::event::{Ctx, Note, Out, Role};
+use super::super::fence::FenceRequest;
 use super::super::record::{MigrationPhase, MigrationRow, Record};
 use super::super::status::MigrationStatus;
 use super::super::{Filesystem, JobLane, Slot};
