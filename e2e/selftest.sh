@@ -15,13 +15,15 @@ links=$(ip -o link | cut -d: -f2)
 
 # start [--kubelets]
 start() {
+  # Emptied here: the redirection below happens in the new process, and what the last run wrote is there until then.
+  : >"$BASE/out"
   "$DOTGRAFT_BIN_DIR/dotgraft-e2e" hold "$@" >"$BASE/out" 2>&1 &
   runner=$!
   for _ in $(seq 1200); do
     grep -q '^holding' "$BASE/out" && { names=$(cd "$BASE" && ls -d dotgraft-rig-*); return; }
     sleep 0.05
   done
-  echo "the sandbox did not come up:"; cat "$BASE/out"; exit 1
+  echo "the sandbox did not come up:"; cat "$BASE/out"; kill -INT "$runner" 2>/dev/null; gone; exit 1
 }
 guard() { cat "$BASE"/dotgraft-rig-*/guard.pid; }
 leftovers() {
@@ -32,10 +34,19 @@ leftovers() {
   [ "$(ip -o link | cut -d: -f2)" = "$links" ] || ip -o link | sed 's/^/network device /'
   find "$BASE" -mindepth 1 -maxdepth 3 -not -name out 2>/dev/null | head -5 | sed 's/^/file /'
 }
-# check WHAT: waits until nothing is left, 15 s at most.
+# gone: waits until the runner has ended, 90 s at most; then it says what still lives, and ends it.
+gone() {
+  for _ in $(seq 1800); do kill -0 "$runner" 2>/dev/null || { wait "$runner" 2>/dev/null; return 0; }; sleep 0.05; done
+  ps -e -o pid,ppid,stat,wchan:24,args | grep "$BASE/[d]otgraft-rig-\|^ *$runner " | cut -c1-150
+  # shellcheck disable=SC2046 # one or two pids
+  kill -KILL $(guard 2>/dev/null) "$runner"
+  wait "$runner" 2>/dev/null
+  return 1
+}
+# check WHAT: waits until the runner has ended and nothing is left, for which it has 15 s more.
 check() {
   local left
-  wait "$runner" 2>/dev/null
+  gone || { echo "  $1: THE RUNNER DOES NOT END"; bad=1; }
   for _ in $(seq 300); do left=$(leftovers); [ -z "$left" ] && break; sleep 0.05; done
   if [ -z "$left" ]; then echo "  $1: nothing left"; else echo "  $1: LEFT BEHIND"; echo "$left"; bad=1; fi
 }
@@ -45,7 +56,7 @@ kill -INT "$runner";                 check "Ctrl-C"
 start; kill -TERM "$runner";         check "SIGTERM of the runner"
 start; kill -KILL "$runner";         check "kill -9 of the runner"
 start; kill -KILL "$(guard)";        check "kill -9 of the guard"
-start; kill -KILL "$(guard)" "$runner"; wait "$runner" 2>/dev/null; sleep 1
+start; kill -KILL "$(guard)" "$runner"; gone || bad=1; sleep 1
 start; kill -INT "$runner";          check "kill -9 of both, then another run"
 start --kubelets; kill -INT "$runner";          check "Ctrl-C, with pods and a frozen node"
 start --kubelets; kill -KILL "$(guard)";        check "kill -9 of the guard, with pods and a frozen node"

@@ -434,7 +434,8 @@ pub fn source_root() -> PathBuf {
 }
 
 fn manifests(dir: &Path) -> Result<Vec<PathBuf>> {
-    let Ok(entries) = fs::read_dir(dir) else { return Ok(Vec::new()) };
+    let entries = fs::read_dir(dir)
+        .with_context(|| format!("listing the manifests of {} (DOTGRAFT_SOURCE_DIR names the repository)", dir.display()))?;
     let mut files: Vec<PathBuf> = entries.collect::<std::io::Result<Vec<_>>>()?.into_iter().map(|e| e.path()).collect();
     files.retain(|f| f.extension().is_some_and(|e| e == "yaml" || e == "yml"));
     files.sort();
