@@ -2,7 +2,13 @@
 //! mounts hold the head, the goal changes on the way (migration.md §4, §5: scenarios 1, 2, 6-16, 18, 22); and it is taken from owners that
 //! are lost or not (19 of failures.md, as far as the simple form goes). `DOTGRAFT_SIM_SEEDS` runs more.
 
+#![allow(clippy::expect_used)] // its helper too is a test
+
 mod support;
+
+use dotgraft_engine::filesystem::Role;
+use dotgraft_engine::ids::Epoch;
+use support::{Sim, user};
 
 /// Seeds that found something once, in the engine or in what is asserted here.
 const SAVED: &[u64] = &[49, 74, 1653, 2221];
@@ -33,4 +39,39 @@ fn the_simulation_really_moves_aborts_takes_and_resets() {
         moves > 40 && aborts > 5 && writes > 40 && steals > 5 && resets > 20,
         "too tame: {moves} moves, {aborts} aborts, {writes} writes, {steals} taken, {resets} resets"
     );
+}
+
+/// What a node says of having lost authority.
+fn said(sim: &Sim, n: usize) -> Option<String> {
+    let all = user::status(sim, n).conditions;
+    let ready = all.iter().find(|c| c.r#type == "Ready").expect("always there").clone();
+    let said = all.into_iter().find(|c| c.r#type == "Superseded" && c.status)?;
+    assert_eq!((ready.status, ready.reason.as_str(), &ready.message), (false, "Superseded", &said.message));
+    Some(said.message)
+}
+
+#[test]
+fn what_is_superseded_says_so_as_long_as_it_is_and_says_fenced_once_that_is_so() {
+    let mut trace = Vec::new();
+    let (mut sim, _) = user::pair(1, &mut trace);
+    assert_eq!(said(&sim, 0), None);
+    let owner = sim.nodes[1].place.clone();
+    (sim.api.owner, sim.api.epoch, sim.api.opened) = (1, Epoch(2), None);
+    sim.api.attempt += 1;
+    sim.lost.insert(0);
+    sim.failing = Some("Fence");
+    for (n, role) in [(0, Role::Replica), (1, Role::Owner)] {
+        sim.edit(n, |p| (p.role, p.epoch, p.owner) = (role, Epoch(2), Some(owner.clone())));
+    }
+    sim.run_for(20_000);
+    let text = said(&sim, 0).expect("it lost authority");
+    assert!(text.contains(&owner.node.to_string()) && text.contains("is being fenced"), "{text}");
+    sim.failing = None;
+    sim.run_for(60_000);
+    let fenced = said(&sim, 0).expect("still");
+    assert!(fenced.contains("is fenced and kept"), "{fenced}");
+    sim.crash(0, false);
+    sim.run_for(20_000);
+    assert_eq!(said(&sim, 0), Some(fenced), "after a restart too");
+    assert_eq!(said(&sim, 1), None);
 }

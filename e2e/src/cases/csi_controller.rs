@@ -19,6 +19,7 @@ use tonic::{Code, Status};
 use super::csi_pvc;
 use super::deletion::{nothing_left, on_disk};
 use super::moving::owned_by;
+use super::pods::commits::read_only_volume;
 use crate::harness::test::STEP;
 use crate::harness::{Case, Test};
 use crate::rig::wait::eventually;
@@ -386,13 +387,7 @@ async fn clone(t: Arc<Test>) -> Result<()> {
     nothing_left(&t, &copy).await
 }
 
-async fn lists(t: Arc<Test>) -> Result<()> {
-    let csi = Sidecar::new(&t).await?;
-    let mut ids = Vec::new();
-    for name in ["a", "b", "c"] {
-        ids.push(csi.volume(&csi.request(name, "n1")).await?.volume_id);
-    }
-    csi.publish(&ids[1], "n1", false).await?;
+async fn pages_of_two(csi: &Sidecar) -> Result<Vec<csi::list_volumes_response::Entry>> {
     let (mut token, mut seen) = (String::new(), Vec::new());
     loop {
         let request = csi::ListVolumesRequest { max_entries: 2, starting_token: token };
@@ -401,14 +396,34 @@ async fn lists(t: Arc<Test>) -> Result<()> {
         seen.extend(page.entries);
         token = page.next_token;
         if token.is_empty() {
-            break;
+            return Ok(seen);
         }
     }
+}
+
+async fn lists(t: Arc<Test>) -> Result<()> {
+    let csi = Sidecar::new(&t).await?;
+    let mut ids = Vec::new();
+    for name in ["a", "b", "c"] {
+        ids.push(csi.volume(&csi.request(name, "n1")).await?.volume_id);
+    }
+    csi.publish(&ids[1], "n1", false).await?;
+    let reading = format!("ro/{}", ids[1]);
+    let volume = read_only_volume(&t, "reader", &reading).await?;
+    ids.push(reading.clone());
+    let listed = |e: &csi::list_volumes_response::Entry, id: &str| e.volume.as_ref().is_some_and(|v| v.volume_id == id);
+    let seen = eventually("the operator to know the read-only handle", STEP, || async {
+        let seen = pages_of_two(&csi).await?;
+        ensure!(seen.iter().any(|e| listed(e, &reading)), "{reading} isn't in {seen:?}");
+        Ok(seen)
+    })
+    .await?;
+    let published = ids[1].clone();
     for id in &ids {
-        let found: Vec<_> = seen.iter().filter(|e| e.volume.as_ref().is_some_and(|v| v.volume_id == *id)).collect();
+        let found: Vec<_> = seen.iter().filter(|e| listed(e, id)).collect();
         ensure!(found.len() == 1, "{id} is there {} times", found.len());
         let nodes = found[0].status.as_ref().map(|s| s.published_node_ids.clone()).unwrap_or_default();
-        ensure!(nodes == if *id == ids[1] { vec!["n1".to_owned()] } else { vec![] }, "{id} on {nodes:?}");
+        ensure!(nodes == if id.ends_with(&published) { vec!["n1".to_owned()] } else { vec![] }, "{id} on {nodes:?}");
     }
     let bad = csi::ListVolumesRequest { max_entries: 0, starting_token: "bad".into() };
     refused(csi.client.clone().list_volumes(bad).await, Code::Aborted, "token")?;
@@ -421,6 +436,7 @@ async fn lists(t: Arc<Test>) -> Result<()> {
     let all = csi.client.clone().get_capacity(of("topology.dotgraft.dev/pool", "default")).await?.into_inner().available_capacity;
     let none = csi.client.clone().get_capacity(of("topology.dotgraft.dev/node", "n9")).await?.into_inner().available_capacity;
     ensure!(n1 > 0 && all > n1 && none == 0, "n1 {n1}, group {all}, n9 {none}");
+    t.kubectl(&["delete", "pv", &volume]).await?;
     csi.unpublish(&ids[1], "").await?;
     for id in &ids {
         csi.delete(id).await?;

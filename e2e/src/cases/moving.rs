@@ -17,6 +17,7 @@ use crate::data::tree as source;
 use crate::harness::test::{STEP, text};
 use crate::harness::{Case, Test};
 use crate::rig::kube::{condition_of, conditions};
+use crate::rig::programs::http_get;
 use crate::rig::wait::{eventually, throughout};
 
 /// All cases.
@@ -345,6 +346,18 @@ impl Operation for Move {
     }
 }
 
+/// A node's copy says that it is superseded, and that what only it has is fenced.
+pub async fn says_fenced(t: &Test, fs_id: &str, node: &str) -> Result<()> {
+    eventually("the old owner's copy to say that it is superseded and fenced", STEP, || async {
+        let replica = t.replica(fs_id, node).await?;
+        let said = condition_of(&replica, "Superseded").filter(|c| c["status"] == "True");
+        let fenced = said.is_some_and(|c| c["message"].as_str().is_some_and(|m| m.contains("is fenced and kept")));
+        ensure!(fenced, "{}", conditions(&replica));
+        Ok(())
+    })
+    .await
+}
+
 /// The out-of-service taint, on or off.
 pub async fn taint(t: &Test, node: &str, on: bool) -> Result<()> {
     let taints = if on {
@@ -379,12 +392,15 @@ async fn out_of_service(t: Arc<Test>) -> Result<()> {
             Ok(())
         })
         .await?;
-        eventually("its Replica to say why", STEP, || async {
-            let replica = t.replica(&fs_id, "n1").await?;
-            ensure!(condition_of(&replica, "Superseded").is_some_and(|c| c["status"] == "True"), "{}", conditions(&replica));
+        says_fenced(&t, &fs_id, "n1").await?;
+        t.rig.restart("n1").await?;
+        eventually("the restarted agent to count it still", STEP, || async {
+            let (_, text) = http_get(&t.rig.node("n1")?.http, "/metrics").await?;
+            ensure!(text.contains("dotgraft_condition{condition=\"Superseded\"} 1"), "{text}");
             Ok(())
         })
         .await?;
+        says_fenced(&t, &fs_id, "n1").await?;
         ensure!(std::fs::read(head.join("tail"))? == b"never replicated", "what only it has is kept");
         t.unmount(&head).await?;
         let unnamed = dot(&t, &["drop", &fs_id, "--yes"]).await.err().map(|e| e.to_string()).unwrap_or_default();

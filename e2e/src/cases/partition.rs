@@ -9,9 +9,8 @@ use anyhow::{Result, ensure};
 use super::away::{WRITER, filesystem, grows, lines, written};
 use super::csi_controller::Sidecar;
 use super::csi_pvc::{pod, started};
-use super::moving::{authority, taint};
+use super::moving::{authority, says_fenced, taint};
 use crate::harness::{Case, Test};
-use crate::rig::kube::{condition_of, conditions};
 use crate::rig::machine::network::CONTROL_PLANE;
 use crate::rig::wait::{eventually, throughout};
 
@@ -71,23 +70,13 @@ async fn taken(t: &Test, fs_id: &str) -> Result<()> {
     Ok(())
 }
 
-/// n1's copy says that it is superseded, is fenced then, and keeps `least` lines of what only it has.
+/// n1's copy says that it is superseded and fenced, which is so then, and keeps `least` lines of what only it has.
 async fn fenced(t: &Test, fs_id: &str, least: usize) -> Result<()> {
-    eventually("the old owner's copy to say Superseded", STEP, || async {
-        let replica = t.replica(fs_id, "n1").await?;
-        ensure!(condition_of(&replica, "Superseded").is_some_and(|c| c["status"] == "True"), "{}", conditions(&replica));
-        Ok(())
-    })
-    .await?;
+    says_fenced(t, fs_id, "n1").await?;
     let head = t.rig.node("n1")?.files.state.join("pool/fs").join(fs_id).join("head");
     let head = t.rig.machine("n1")?.outside(&head)?;
-    // The agent says so as soon as it knows, and fences then.
-    eventually("the old owner's head to be fenced", STEP, || async {
-        let late = std::fs::write(head.join("late"), b"x").and_then(|()| std::fs::File::open(head.join("late"))?.sync_all());
-        ensure!(late.is_err(), "it takes writes");
-        Ok(())
-    })
-    .await?;
+    let late = std::fs::write(head.join("late"), b"x").and_then(|()| std::fs::File::open(head.join("late"))?.sync_all());
+    ensure!(late.is_err(), "it takes writes");
     let kept = lines(&written(t, "n1", fs_id, "log")?)?;
     ensure!(kept >= least, "of {least} lines {kept} are kept");
     Ok(())

@@ -248,10 +248,12 @@ impl Filesystem {
 
     fn conditions(&self) -> Vec<Condition> {
         let mut all = vec![self.ready_condition()];
-        all.extend(self.troubles.iter().map(|(kind, p)| Condition {
-            r#type: (*kind).to_owned(),
+        let superseded = self.superseded();
+        let troubles = self.troubles.iter().map(|(kind, p)| (*kind, p)).chain(superseded.as_ref().map(|p| ("Superseded", p)));
+        all.extend(troubles.map(|(kind, p)| Condition {
+            r#type: kind.to_owned(),
             // `Opened` is a good thing that is missing; all others name a trouble that is there.
-            status: *kind != "Opened",
+            status: kind != "Opened",
             reason: format!("{:?}", p.reason),
             message: p.message.clone(),
         }));
@@ -272,9 +274,10 @@ impl Filesystem {
                     .or_else(|| self.troubles.get("AuthorityUnknown"))
                     .or_else(|| self.troubles.get("EpochRegression"))
                     .or_else(|| self.troubles.get("PendingLost"))
-                    .or_else(|| self.troubles.get("Superseded"))
-                    .or_else(|| self.troubles.get("Opened"))
-                    .map_or_else(|| self.write_refusal().message, |p| p.message.clone());
+                    .map(|p| p.message.clone())
+                    .or_else(|| self.superseded().map(|p| p.message))
+                    .or_else(|| self.troubles.get("Opened").map(|p| p.message.clone()))
+                    .unwrap_or_else(|| self.write_refusal().message);
                 let reason = match () {
                     () if self.is_superseded() => "Superseded",
                     () if self.is_headless() => "Headless",

@@ -17,7 +17,7 @@ pub const NAME_MAX: usize = 128;
 const READ_ONLY: &str = "ro/";
 
 /// A volume handle.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Handle {
     /// The Filesystem.
     pub fs: FsId,
@@ -31,13 +31,25 @@ impl Handle {
     /// `None`: not a handle that we ever gave out.
     pub fn parse(text: &str) -> Option<Self> {
         let Some(rest) = text.strip_prefix(READ_ONLY) else {
-            return Some(Self { fs: text.parse().ok()?, read_only: false, commit: None });
+            return text.parse().ok().map(Self::head);
         };
         let (fs, commit) = match rest.split_once('@') {
             Some((fs, commit)) => (fs, Some(commit.parse().ok()?)),
             None => (rest, None),
         };
         Some(Self { fs: fs.parse().ok()?, read_only: true, commit })
+    }
+
+    /// The writable head of a Filesystem.
+    pub const fn head(fs: FsId) -> Self {
+        Self { fs, read_only: false, commit: None }
+    }
+}
+
+impl fmt::Display for Handle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{}", if self.read_only { READ_ONLY } else { "" }, self.fs)?;
+        self.commit.map_or(Ok(()), |commit| write!(f, "@{commit}"))
     }
 }
 
@@ -94,10 +106,14 @@ mod tests {
     #[test]
     fn handles_are_read_as_they_are_written() {
         let head = Handle::parse(FS).unwrap();
-        assert!(!head.read_only && head.commit.is_none());
+        assert_eq!(head, Handle::head(head.fs));
         let ro = Handle::parse(&format!("ro/{FS}")).unwrap();
         assert!(ro.read_only && ro.commit.is_none());
-        assert!(Handle::parse(&format!("ro/{FS}@{FS}")).unwrap().commit.is_some());
+        let commit = format!("ro/{FS}@{FS}");
+        assert!(Handle::parse(&commit).unwrap().commit.is_some());
+        for text in [FS, &format!("ro/{FS}"), &commit] {
+            assert_eq!(Handle::parse(text).unwrap().to_string(), text);
+        }
         let snapshot = format!("{FS}@{FS}");
         assert_eq!(SnapshotId::parse(&snapshot).unwrap().to_string(), snapshot);
     }

@@ -1,6 +1,8 @@
 //! `ListVolumes`, `ControllerGetVolume`, `ListSnapshots`: from the watches' caches, in pages. A page token names the last id that was
 //! shown; ids grow with time, so what is made between two pages comes later, and what goes disturbs nothing.
 
+use std::collections::BTreeSet;
+
 use dotgraft_api::Filesystem;
 use dotgraft_engine::ids::FsId;
 use dotgraft_proto::csi::v1 as wire;
@@ -8,10 +10,11 @@ use kube::ResourceExt;
 
 use super::error::CsiError;
 use super::find::{self, Volume, is_usable};
-use super::ids::{self, SnapshotId};
+use super::ids::{self, Handle, SnapshotId};
 use super::{snapshot, topology};
 use crate::claim::{self, ClaimView};
-use crate::context::Ctx;
+use crate::context::{Ctx, fs_term};
+use crate::pvc::decide;
 
 /// Most entries of a page, so that an answer stays far below gRPC's 4 MiB.
 const PAGE: usize = 2_000;
@@ -27,21 +30,21 @@ fn page<T>(max_entries: i32, token: &str, parse: impl Fn(&str) -> Option<T>) -> 
     Ok((most, Some(after)))
 }
 
-/// `ListVolumes`: every Filesystem with a head that a Dot or Branch holds.
+/// `ListVolumes`: every Filesystem with a head that a Dot or Branch holds, by each handle it is known by.
 pub fn volumes(request: &wire::ListVolumesRequest, ctx: &Ctx) -> Result<wire::ListVolumesResponse, CsiError> {
-    let (most, after) = page(request.max_entries, &request.starting_token, |t| t.parse::<FsId>().ok())?;
+    let (most, after) = page(request.max_entries, &request.starting_token, Handle::parse)?;
     let mut list = Vec::new();
     for fs in ctx.caches.filesystems.all() {
         let Ok(id) = fs.name_any().parse::<FsId>() else { continue };
         let c = &fs.spec.claim_ref;
         if let Some(claim) = claim::cached(ctx, c.kind, &c.namespace, &c.name).filter(|claim| is_usable(&fs, claim)) {
-            list.push((id, (fs, claim)));
+            list.extend(handles(id, ctx).into_iter().map(|handle| (handle, (handle, fs.clone(), claim.clone()))));
         }
     }
-    list.sort_by_key(|(id, _)| *id);
+    list.sort_by_key(|(handle, _)| *handle);
     let (entries, next_token) = cut_page(list, most, after.as_ref());
-    let entries = entries.into_iter().map(|(fs, claim)| {
-        let volume = on_wire(&fs, &claim, ctx);
+    let entries = entries.into_iter().map(|(handle, fs, claim)| {
+        let volume = on_wire(&handle, &fs, &claim, ctx);
         let status = wire::list_volumes_response::VolumeStatus {
             published_node_ids: nodes(&fs),
             volume_condition: Some(condition(cached_trouble(&claim, ctx))),
@@ -49,6 +52,14 @@ pub fn volumes(request: &wire::ListVolumesRequest, ctx: &Ctx) -> Result<wire::Li
         wire::list_volumes_response::Entry { volume: Some(volume), status: Some(status) }
     });
     Ok(wire::ListVolumesResponse { entries: entries.collect(), next_token })
+}
+
+/// The handles of a Filesystem: its head's, and the read-only ones that `PersistentVolumes` name. What is attached and not found here
+/// the attacher publishes again each minute (`--reconcile-sync`).
+fn handles(id: FsId, ctx: &Ctx) -> BTreeSet<Handle> {
+    let volumes = ctx.caches.volumes.with(&fs_term(&id.to_string()));
+    let read_only = volumes.iter().filter_map(|pv| decide::handle_of(pv)).filter(|h| h.read_only);
+    read_only.chain([Handle::head(id)]).collect()
 }
 
 /// A page, and the token of the next one; empty if this is the last.
@@ -80,11 +91,11 @@ fn condition(trouble: Option<String>) -> wire::VolumeCondition {
     wire::VolumeCondition { abnormal: trouble.is_some(), message: trouble.unwrap_or_else(|| "Ready".into()) }
 }
 
-fn on_wire(fs: &Filesystem, claim: &ClaimView, ctx: &Ctx) -> wire::Volume {
+fn on_wire(handle: &Handle, fs: &Filesystem, claim: &ClaimView, ctx: &Ctx) -> wire::Volume {
     let owner = fs.status.as_ref().and_then(|s| s.authority.as_ref()).and_then(|a| ctx.caches.pools.get(&a.owner.node));
     wire::Volume {
         capacity_bytes: i64::try_from(claim.capacity.clone().unwrap_or_default()).unwrap_or(i64::MAX),
-        volume_id: fs.name_any(),
+        volume_id: handle.to_string(),
         accessible_topology: owner.iter().map(|p| topology::of_group(&p.spec.pool_group)).collect(),
         ..wire::Volume::default()
     }
@@ -92,9 +103,9 @@ fn on_wire(fs: &Filesystem, claim: &ClaimView, ctx: &Ctx) -> wire::Volume {
 
 /// `ControllerGetVolume`.
 pub async fn volume(volume_id: &str, ctx: &Ctx) -> Result<wire::ControllerGetVolumeResponse, CsiError> {
-    let Volume { fs, claim, trouble } = find::volume(&ids::volume(volume_id)?, ctx).await?;
-    let mut on_wire = on_wire(&fs, &claim, ctx);
-    volume_id.clone_into(&mut on_wire.volume_id);
+    let handle = ids::volume(volume_id)?;
+    let Volume { fs, claim, trouble } = find::volume(&handle, ctx).await?;
+    let on_wire = on_wire(&handle, &fs, &claim, ctx);
     let status =
         wire::controller_get_volume_response::VolumeStatus { published_node_ids: nodes(&fs), volume_condition: Some(condition(trouble)) };
     Ok(wire::ControllerGetVolumeResponse { volume: Some(on_wire), status: Some(status) })

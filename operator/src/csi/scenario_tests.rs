@@ -1,6 +1,6 @@
 //! Calls against a scripted API server: what each reads, writes, and leaves alone.
 
-use dotgraft_api::common::{ANNOTATION_CSI_NAME, ANNOTATION_INITIAL_NODE, TOPOLOGY_NODE};
+use dotgraft_api::common::{ANNOTATION_CSI_NAME, ANNOTATION_INITIAL_NODE, DRIVER_NAME, TOPOLOGY_NODE};
 use dotgraft_api::{Authority, Dot, Filesystem, FilesystemPhase, Place, Publication};
 use dotgraft_proto::csi::v1 as wire;
 use serde_json::json;
@@ -10,11 +10,11 @@ use wire::volume_capability::access_mode::Mode;
 use super::capability::tests::mount;
 use super::error::CsiError;
 use super::params::Parameters;
-use super::{create, delete, modify, publish};
+use super::{create, delete, list, modify, publish};
 use crate::context::Ctx;
 use crate::pools::tests::pool_id;
-use crate::testing::scenario::{Call, call, conflict, list, missing, play};
-use crate::testing::{FS, dot, filesystem, node_pool, with_pools};
+use crate::testing::scenario::{self, Call, call, conflict, missing, play};
+use crate::testing::{FS, dot, filesystem, node_pool, pv, with_pools};
 
 const NAME: &str = "pvc-1";
 
@@ -66,7 +66,7 @@ async fn a_new_volume_is_a_dot_with_the_name_of_its_claim() {
     let script = vec![
         missing("GET", "/namespaces/team/dots/db-"),
         missing("GET", "/namespaces/team/dots/db"),
-        call("GET", "/filesystems?&labelSelector=dotgraft.dev%2Fclaim%3D", list::<Filesystem>(&[], "Filesystem")),
+        call("GET", "/filesystems?&labelSelector=dotgraft.dev%2Fclaim%3D", scenario::list::<Filesystem>(&[], "Filesystem")),
         call("POST", "/namespaces/team/dots", made()).with(|b| {
             assert_eq!(b["metadata"]["name"], "db");
             assert_eq!(b["metadata"]["annotations"][ANNOTATION_CSI_NAME], NAME);
@@ -216,4 +216,33 @@ async fn unpublish_of_the_unknown_is_success_and_waits_for_no_node() {
     go(FS, vec![call("GET", &fs, published(&[("n2", false)]))]).await.unwrap();
     let gone = call("PATCH", &fs, active()).with(|b| assert_eq!(b["spec"]["publishedTo"], json!([])));
     go(FS, vec![call("GET", &fs, published(&[("n1", false)])), gone]).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_volume_is_listed_by_its_own_handle_and_by_each_that_is_only_to_read() {
+    let (newest, commit) = (format!("ro/{FS}"), format!("ro/{FS}@{FS}"));
+    let fill = {
+        let volumes = vec![
+            pv("head", DRIVER_NAME, FS),
+            pv("newest", DRIVER_NAME, &newest),
+            pv("newest-again", DRIVER_NAME, &newest),
+            pv("commit", DRIVER_NAME, &commit),
+            pv("foreign", "ebs.csi.aws.com", &newest),
+        ];
+        move |ctx: &Ctx| {
+            seen(vec![made()], published(&[("n1", false), ("n2", true)]))(ctx);
+            ctx.caches.volumes.fill(volumes);
+        }
+    };
+    let ask = |ctx: std::sync::Arc<Ctx>| async move {
+        let page = |token: String| list::volumes(&wire::ListVolumesRequest { max_entries: 2, starting_token: token }, &ctx).unwrap();
+        let first = page(String::new());
+        let second = page(first.next_token.clone());
+        assert_eq!(second.next_token, "", "the last page");
+        first.entries.into_iter().chain(second.entries).collect::<Vec<_>>()
+    };
+    let entries = play(fill, vec![], ask).await;
+    let handles: Vec<&str> = entries.iter().filter_map(|e| e.volume.as_ref()).map(|v| v.volume_id.as_str()).collect();
+    assert_eq!(handles, [FS, &newest, &commit]);
+    assert!(entries.iter().filter_map(|e| e.status.as_ref()).all(|s| s.published_node_ids == ["n1", "n2"]));
 }

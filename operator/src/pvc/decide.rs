@@ -7,6 +7,7 @@ use kube::ResourceExt;
 use serde_json::{Value, json};
 
 use crate::conditions::Block;
+use crate::csi::ids::Handle;
 use crate::names::FS_LABEL;
 
 /// What a PVC's `dataSourceRef` means.
@@ -120,16 +121,20 @@ pub fn volume(pvc: &PersistentVolumeClaim, v: &Volume<'_>) -> Value {
     })
 }
 
+/// The handle of a PV of this driver.
+pub fn handle_of(pv: &PersistentVolume) -> Option<Handle> {
+    let csi = pv.spec.as_ref()?.csi.as_ref().filter(|c| c.driver == DRIVER_NAME)?;
+    Handle::parse(&csi.volume_handle)
+}
+
 /// The Filesystem of a PV of this driver.
 pub fn filesystem_of(pv: &PersistentVolume) -> Option<String> {
-    let csi = pv.spec.as_ref()?.csi.as_ref().filter(|c| c.driver == DRIVER_NAME)?;
-    crate::csi::ids::Handle::parse(&csi.volume_handle).map(|h| h.fs.to_string())
+    handle_of(pv).map(|h| h.fs.to_string())
 }
 
 /// Of this driver, and with a handle that is only to read commits.
 pub fn is_read_only(pv: &PersistentVolume) -> bool {
-    let csi = pv.spec.as_ref().and_then(|s| s.csi.as_ref());
-    csi.and_then(|c| crate::csi::ids::Handle::parse(&c.volume_handle)).is_some_and(|h| h.read_only)
+    handle_of(pv).is_some_and(|h| h.read_only)
 }
 
 /// Made here, to be taken away here when its claim is gone: nobody else takes a `Retain` PV away, and the data is not its own.

@@ -149,8 +149,8 @@ async fn restore(pvc: &PersistentVolumeClaim, name: &str, access: &Access, class
 async fn bind(pvc: &PersistentVolumeClaim, volume: &Volume<'_>, what: &str, ctx: &Ctx) -> Result<Outcome, Error> {
     let rivals = ctx.caches.volumes.with(&fs_term(volume.fs_id));
     let name = decide::volume_name(volume.fs_id, volume.access.read_only);
-    let reads = |pv: &PersistentVolume| pv.spec.as_ref().and_then(|s| s.csi.as_ref()).is_some_and(|c| c.volume_handle.starts_with("ro/"));
-    if let Some(other) = rivals.iter().find(|pv| pv.name_any() != name && reads(pv) == volume.access.read_only) {
+    let is_rival = |pv: &PersistentVolume| pv.name_any() != name && decide::is_read_only(pv) == volume.access.read_only;
+    if let Some(other) = rivals.iter().find(|pv| is_rival(pv)) {
         return blocked("AlreadyClaimed", already(what, other));
     }
     let api: Api<PersistentVolume> = Api::all(ctx.client.clone());

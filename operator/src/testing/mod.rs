@@ -8,6 +8,7 @@ use dotgraft_api::{
     Authority, ClaimKind, ClaimRef, Commit, CommitSource, CommitSpec, CopyRole, DesiredState, Filesystem, FilesystemPhase, FilesystemSpec,
     FilesystemStatus, JobSource, JobTarget, Placement, Replica, ReplicaSpec, ReplicaStatus, ReplicationJob, ReplicationJobSpec, Time,
 };
+use k8s_openapi::api::core::v1::PersistentVolume;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::ObjectMeta;
 
@@ -140,6 +141,14 @@ pub fn dot() -> dotgraft_api::Dot {
     metadata.annotations = Some(BTreeMap::from([(names::ALLOCATED_ANNOTATION.to_owned(), CLAIM_UID.to_owned())]));
     let spec = dotgraft_api::DotSpec { capacity: "1Gi".into(), fs_id: Some(FS.into()), ..dotgraft_api::DotSpec::default() };
     dotgraft_api::Dot { metadata, spec, status: None }
+}
+
+/// A `PersistentVolume` of a driver.
+pub fn pv(name: &str, driver: &str, handle: &str) -> PersistentVolume {
+    serde_json::from_value(
+        serde_json::json!({ "metadata": { "name": name }, "spec": { "csi": { "driver": driver, "volumeHandle": handle } } }),
+    )
+    .unwrap()
 }
 
 /// A ready pool of `n<i>` and its Node.

@@ -14,7 +14,6 @@ use kube::ResourceExt;
 use super::review::{HOSTNAME, Pod, Term};
 use crate::claim;
 use crate::context::{Ctx, claim_term};
-use crate::csi::ids::Handle;
 use crate::filesystem::moving;
 use crate::pools::{self, PoolView};
 use crate::pvc::decide::{self, Source};
@@ -91,9 +90,8 @@ fn filesystem_of(pvc: &PersistentVolumeClaim, namespace: &str, ctx: &Ctx) -> Opt
     let spec = pvc.spec.as_ref()?;
     if let Some(name) = spec.volume_name.as_deref().filter(|n| !n.is_empty()) {
         let pv = ctx.caches.volumes.get(name)?;
-        let id = decide::filesystem_of(&pv)?;
-        let handle = Handle::parse(&pv.spec.as_ref()?.csi.as_ref()?.volume_handle)?;
-        return Some((id, handle.read_only));
+        let handle = decide::handle_of(&pv)?;
+        return Some((handle.fs.to_string(), handle.read_only));
     }
     let Ok(Source::Claim(kind, name)) = decide::source(pvc)? else { return None };
     let list = ctx.caches.filesystems.with(&claim_term(kind.as_str(), namespace, &name));

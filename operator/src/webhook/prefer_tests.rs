@@ -11,7 +11,7 @@ use super::*;
 use crate::filesystem::spare::Marks;
 use crate::pools::tests::pool_id;
 use crate::testing::scenario::play;
-use crate::testing::{FS, dot, filesystem, node_pool, replica};
+use crate::testing::{FS, dot, filesystem, node_pool, pv, replica};
 
 const FS2: &str = "0198c2a5-7f00-7000-8000-000000000002";
 
@@ -38,10 +38,6 @@ fn copy(fs: &str, node: &str, role: CopyRole, gib: u64) -> Replica {
 }
 fn pvc(name: &str, volume: &str) -> PersistentVolumeClaim {
     serde_json::from_value(json!({ "metadata": { "name": name, "namespace": "team" }, "spec": { "volumeName": volume } })).unwrap()
-}
-fn pv(name: &str, driver: &str, handle: &str) -> PersistentVolume {
-    serde_json::from_value(json!({ "metadata": { "name": name }, "spec": { "csi": { "driver": driver, "volumeHandle": handle } } }))
-        .unwrap()
 }
 
 impl World {

@@ -23,21 +23,27 @@ pub fn cases() -> Vec<Case> {
     ]
 }
 
-/// A volume for any number of readers: a commit on the nodes that have it.
-pub async fn read_only(t: &Test, name: &str, handle: &str) -> Result<()> {
+/// A `PersistentVolume` for any number of readers: a commit on the nodes that have it. Its name.
+pub async fn read_only_volume(t: &Test, name: &str, handle: &str) -> Result<String> {
     let volume = format!("{}-{name}", t.namespace);
-    let volume_object = json!({
+    let object = json!({
         "apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": volume},
         "spec": {
             "capacity": {"storage": "64Mi"}, "accessModes": ["ReadOnlyMany"], "persistentVolumeReclaimPolicy": "Retain",
             "csi": {"driver": "csi.dotgraft.dev", "volumeHandle": handle, "readOnly": true},
         },
     });
+    t.apply(&object.to_string()).await?;
+    Ok(volume)
+}
+
+/// The same, and a claim that gets it.
+pub async fn read_only(t: &Test, name: &str, handle: &str) -> Result<()> {
+    let volume = read_only_volume(t, name, handle).await?;
     let claim = json!({
         "apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": name, "namespace": "NAMESPACE"},
         "spec": {"storageClassName": "", "volumeName": volume, "accessModes": ["ReadOnlyMany"], "resources": {"requests": {"storage": "64Mi"}}},
     });
-    t.apply(&volume_object.to_string()).await?;
     t.apply(&claim.to_string()).await
 }
 

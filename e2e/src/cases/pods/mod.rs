@@ -2,7 +2,7 @@
 //!
 //! Every writer here notes outside its volume what was acknowledged to it; after each event nothing of that may be missing.
 
-mod commits;
+pub mod commits;
 mod database;
 mod evicted;
 mod failing;

@@ -1,7 +1,7 @@
 //! What follows from authority as the API server shows it: the only place where a handoff is decided, on either side.
 
-use super::super::event::{AuthorityView, Ctx, Out, Role};
-use super::super::record::{MigrationPhase, MigrationRow, Record, RequestState};
+use super::super::event::{AuthorityView, Ctx, Note, Out, Role};
+use super::super::record::{Life, MigrationPhase, MigrationRow, Record, RequestState};
 use super::super::{Backoff, Filesystem, Opening, Slot};
 use super::LOOK_AGAIN_MS;
 use crate::ids::Epoch;
@@ -113,14 +113,24 @@ impl Filesystem {
         self.meta_dirty = true;
         self.moving.doubt = false;
         self.forget_sending(out);
-        let text = format!(
-            "node {} owns it since epoch {epoch}; what this copy has beyond it is fenced and kept: take what you need, then `kubectl dot drop`",
-            view.owner.node
-        );
-        self.trouble("Superseded", Problem::new(Reason::NotOwner, text), out);
+        let text = format!("authority went to node {} in epoch {epoch}, without this one", view.owner.node);
+        out.notes.push(Note { warning: true, reason: "Superseded".into(), message: text });
         if self.migration.is_some() {
             self.end_move("mig-superseded", "Cancelled", "authority was taken by another node", ctx, out);
         }
+    }
+
+    /// What a superseded copy says, read off what is recorded: a restart doesn't silence it, and it says "fenced" once that is so.
+    pub(in crate::filesystem) fn superseded(&self) -> Option<Problem> {
+        let base = self.base.as_ref().filter(|b| b.superseded && b.life == Life::Active)?;
+        let owner = match self.present().and_then(|p| p.owner.as_ref()).filter(|o| **o != self.here.place) {
+            Some(owner) => format!("node {} owns it now", owner.node),
+            None => "another node owns it".to_owned(),
+        };
+        let kept =
+            if self.must_fence() { "is being fenced, and kept" } else { "is fenced and kept: take what you need, then `kubectl dot drop`" };
+        let text = format!("{owner}, in epoch {} or later; what this copy has beyond that {kept}", base.epoch);
+        Some(Problem::new(Reason::NotOwner, text))
     }
 
     pub(super) fn judge_unmoved(&mut self, view: &AuthorityView, ctx: &Ctx, out: &mut Out) {
@@ -131,7 +141,6 @@ impl Filesystem {
             Role::Owner if mine => {
                 self.moving.doubt = false;
                 if base.superseded && view.epoch > base.epoch {
-                    self.clear("Superseded");
                     self.undo_fence = self.is_fenced();
                     self.save_base("reinstated", |b| b.superseded = false, out);
                 } else {
