@@ -23,6 +23,7 @@ pub mod hostile;
 pub mod killpoints;
 pub mod kubelet;
 pub mod life;
+pub mod links;
 pub mod locality;
 pub mod moving;
 pub mod node;
@@ -82,6 +83,7 @@ pub fn all() -> Vec<Case> {
         scale::cases(),
         drained::cases(),
         away::cases(),
+        links::cases(),
         partition::cases(),
         held::cases(),
     ]

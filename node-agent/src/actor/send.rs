@@ -21,15 +21,15 @@ use super::handle::Offer;
 use super::tasks::TaskCtx;
 use crate::driver::{Driver, DriverError};
 use crate::peer::convert::ALIVE_EVERY;
-use crate::peer::{Bandwidth, Opened, Transfer};
+use crate::peer::{Bandwidth, FRAME, Opened, Transfer};
 
-/// Size of a frame (platform.md §4: transport is no limit with 1 MiB messages).
-const FRAME: usize = 1 << 20;
-/// Frames between the reading thread and the network.
+/// Bytes that are read at once.
+const CHUNK: usize = 1 << 20;
+/// Chunks between the reading thread and the network.
 const AHEAD: usize = 8;
-/// A frame that fills slowly is handed over after so long, full or not.
+/// A chunk that fills slowly is handed over after so long, full or not.
 const HOLD: Duration = Duration::from_secs(10);
-/// A frame that was waited for longer than that was late because of the kernel, and is announced so.
+/// A chunk that was waited for longer than that was late because of the kernel, and is announced so.
 const LATE: Duration = Duration::from_secs(1);
 /// How often progress is told.
 const TELL_EVERY: Duration = Duration::from_millis(250);
@@ -307,7 +307,7 @@ impl Read for Watched {
 fn read_all(mut stream: impl Read, tx: &mpsc::Sender<Result<Bytes, Problem>>, end: tokio::sync::oneshot::Sender<blake3::Hash>) {
     let mut hasher = blake3::Hasher::new();
     loop {
-        let mut frame = vec![0u8; FRAME];
+        let mut frame = vec![0u8; CHUNK];
         let (filled, over) = match fill(&mut stream, &mut frame, HOLD) {
             Ok(filled) => filled,
             Err(e) => {
@@ -404,7 +404,7 @@ mod tests {
         let (end_tx, _end) = tokio::sync::oneshot::channel();
         let reader = tokio::task::spawn_blocking(move || read_all(stream, &tx, end_tx));
         let first = chunks.recv().await.unwrap().unwrap();
-        assert_eq!(first.len(), FRAME);
+        assert_eq!(first.len(), CHUNK);
         sleep(Duration::from_millis(500)).await; // one frame in the channel, one in its hands
         assert!(!reading.load(Ordering::Relaxed));
         drop(chunks);

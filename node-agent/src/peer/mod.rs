@@ -33,14 +33,18 @@ pub use transfer::{Opened, Stored, Transfer};
 
 /// HTTP/2 window of a stream and of a connection, bytes (platform.md §4).
 pub const WINDOW: u32 = 16 << 20;
-/// HTTP/2 frame and payload of a Data message, bytes (platform.md §4).
-pub const FRAME: usize = 1 << 20;
-/// Same, as HTTP/2 wants it.
-const H2_FRAME: u32 = 1 << 20;
+/// Payload of a Data message at most, bytes. The receiver sees nothing of a message until it has all of it, so this over its patience for
+/// silence (30 s) is the slowest link: 4 KiB/s. Larger ones are no faster (`tests/peer_net/throughput.rs`); up to 4 MiB are taken.
+pub const FRAME: usize = 128 << 10;
+/// HTTP/2 frame, bytes. A ping waits until the one that is being written is out.
+const H2_FRAME: u32 = 32 << 10;
+/// What the kernel takes of a connection before it has sent it, bytes: a ping waits for that too, and what lies there counts as sent.
+const UNSENT: u32 = 64 << 10;
 /// Interval of HTTP/2 pings.
 const KEEPALIVE: std::time::Duration = std::time::Duration::from_secs(10);
-/// A ping unanswered for that long ends the connection.
-const KEEPALIVE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
+/// A ping unanswered for that long ends the connection. On a slow link it waits behind data: a frame, a TLS buffer of 64 KiB, [`UNSENT`]
+/// and what the link itself holds; from about 10 KB/s on it comes through.
+const KEEPALIVE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(20);
 
 /// Wall clock, Unix seconds: certificates are about that.
 fn unix_now() -> i64 {
@@ -50,4 +54,5 @@ fn unix_now() -> i64 {
 /// How both ends set a TCP connection up: answers are small and wanted at once. Slower without, not wrong.
 fn tune(tcp: &tokio::net::TcpStream) {
     let _ = tcp.set_nodelay(true);
+    let _ = socket2::SockRef::from(tcp).set_tcp_notsent_lowat(UNSENT);
 }

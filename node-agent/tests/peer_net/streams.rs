@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use dotgraft_agent::peer::Bandwidth;
 use dotgraft_agent::peer::client::{ClientSettings, PeerClient};
 use dotgraft_agent::peer::server::ServerSettings;
 use dotgraft_agent::peer::transfer::{Opened, Stored, Transfer};
+use dotgraft_agent::peer::{Bandwidth, FRAME};
 use dotgraft_engine::ids::FsId;
 use dotgraft_engine::model::{Problem, Reason};
 
@@ -36,7 +36,8 @@ async fn a_commit_goes_from_one_node_to_another() {
     let stored = soon(transfer.finish(5_000_000, [1; 32])).await.unwrap();
     assert_eq!(stored, Stored { commit: commit_id(3), already: false });
     let seen = actor.seen();
-    assert_eq!((seen.from, seen.bytes, seen.frames, seen.ended), (Some(node("a")), 5_000_000, 5, true));
+    let frames = 5_000_000_usize.div_ceil(FRAME);
+    assert_eq!((seen.from, seen.bytes, seen.frames, seen.ended), (Some(node("a")), 5_000_000, frames as u64, true));
 }
 
 #[tokio::test(flavor = "multi_thread")]
