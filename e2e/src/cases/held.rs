@@ -1,6 +1,7 @@
 //! Rows 3, 8, 17 and 24 of the table of failures with real pods: what holds a volume keeps it, a move that can't be waits, the kubelet's
 //! directories are only emptied by hand, and a node without its disk starts no pod on nothing.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +12,7 @@ use super::away::{WRITER, filesystem, grows, lines, written};
 use super::csi_pvc::{claim, pod, says, started, stop};
 use crate::harness::{Case, Test};
 use crate::rig::kube::{condition_of, conditions};
+use crate::rig::pools::NodeFiles;
 use crate::rig::wait::{eventually, throughout};
 
 /// Longest that one step with a pod may take.
@@ -43,6 +45,12 @@ pub fn cases() -> Vec<Case> {
             "24-no-disk/pods",
             "a node booted without its disk: PoolMissing, no pod on an empty volume; with it, all is there",
             no_disk,
+        )
+        .kubelets(),
+        Case::new(
+            "24-reinstalled/pods",
+            "a node reinstalled under its name, with a new disk: PoolMissing, no pod on an empty volume; with the old disk, all is there",
+            reinstalled,
         )
         .kubelets()
         .within(STEP * 3),
@@ -152,14 +160,31 @@ async fn stray(t: Arc<Test>) -> Result<()> {
 }
 
 async fn no_disk(t: Arc<Test>) -> Result<()> {
-    claim(&t, "data").await?;
-    pod(&t, "p", "data", "n3", WORD).await?;
-    started(&t, "p").await?;
-    says(&t, "p", "/data/word", "written").await?;
+    lost_and_found(&t, |_| Ok(())).await
+}
+
+/// As by an installer that knows nothing of what was there: no state, and a new disk in the old one's place.
+async fn reinstalled(t: Arc<Test>) -> Result<()> {
+    lost_and_found(&t, |files| {
+        std::fs::remove_dir_all(&files.state)?;
+        std::fs::File::create_new(&files.pool_file)?.set_len(1 << 30)?;
+        Ok(())
+    })
+    .await
+}
+
+/// n3 loses power, its disk, and what else is lost; its pod gets no empty volume. With its disk again, the pod has what it had.
+async fn lost_and_found(t: &Test, lose: impl FnOnce(&NodeFiles) -> Result<()>) -> Result<()> {
+    claim(t, "data").await?;
+    pod(t, "p", "data", "n3", WORD).await?;
+    started(t, "p").await?;
+    says(t, "p", "/data/word", "written").await?;
     let files = t.rig.node("n3")?.files.clone();
     let elsewhere = files.pool_file.with_extension("away");
     t.rig.power_off("n3")?;
     std::fs::rename(&files.pool_file, &elsewhere)?;
+    lose(&files)?;
+    let in_its_place = std::fs::metadata(&files.pool_file).ok().map(|m| m.blocks());
     t.rig.boot("n3").await?;
     let pool = |status: &'static str, reason| t.kube().until_condition(("NodePool", "", "n3"), ("Ready", status, reason), STEP);
     pool("False", Some("PoolMissing")).await?;
@@ -168,7 +193,8 @@ async fn no_disk(t: Arc<Test>) -> Result<()> {
         let ready = t.kubectl(&["get", "pod", "p", "-o", "jsonpath={.status.containerStatuses[0].state.running}"]).await?;
         let restarts = t.kubectl(&["get", "pod", "p", "-o", "jsonpath={.status.containerStatuses[0].restartCount}"]).await?;
         ensure!(ready.is_empty() || restarts.trim() == "0", "it was started without its volume");
-        ensure!(!files.pool_file.exists(), "something was made in the pool's place");
+        let there = std::fs::metadata(&files.pool_file).ok().map(|m| m.blocks());
+        ensure!(there == in_its_place, "something was made in the pool's place");
         Ok(())
     })
     .await?;
@@ -181,5 +207,5 @@ async fn no_disk(t: Arc<Test>) -> Result<()> {
         Ok(())
     })
     .await?;
-    gone(&t).await
+    gone(t).await
 }

@@ -197,6 +197,11 @@ fn allocate(file: &File, path: &Path, size: u64, expected: Option<PoolId>) -> Re
     if !meta.is_file() {
         return Err(PoolError::Refused(format!("{} is not a regular file: use --pool-device for a device", path.display())));
     }
+    if let Some(expected) = expected
+        && superblock_of(file, path)?.is_none_or(|sb| sb.id != expected)
+    {
+        return Ok(()); // not our pool: it is refused as it is, and takes no more space than it does
+    }
     // A size of less than asked means a first start that was interrupted, or another configured size: only the first may grow.
     let fresh = expected.is_none() && meta.len() < size && superblock_of(file, path)?.is_none();
     let want = if fresh { size } else { meta.len() };
