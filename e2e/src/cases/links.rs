@@ -14,7 +14,7 @@ use crate::rig::wait::eventually;
 /// Longest that one step may take.
 const STEP: Duration = Duration::from_secs(180);
 /// Seconds that the link needs at least for what is pushed: longer than a connection lives whose pings are not answered.
-const NEEDS: u64 = 35;
+const NEEDS: u64 = 32;
 
 /// The cases of this file.
 pub fn cases() -> Vec<Case> {
