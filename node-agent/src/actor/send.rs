@@ -307,8 +307,8 @@ impl Read for Watched {
 fn read_all(mut stream: impl Read, tx: &mpsc::Sender<Result<Bytes, Problem>>, end: tokio::sync::oneshot::Sender<blake3::Hash>) {
     let mut hasher = blake3::Hasher::new();
     loop {
-        let mut frame = vec![0u8; CHUNK];
-        let (filled, over) = match fill(&mut stream, &mut frame, HOLD) {
+        let mut chunk = vec![0u8; CHUNK];
+        let (filled, over) = match fill(&mut stream, &mut chunk, HOLD) {
             Ok(filled) => filled,
             Err(e) => {
                 let untyped =
@@ -318,9 +318,9 @@ fn read_all(mut stream: impl Read, tx: &mpsc::Sender<Result<Bytes, Problem>>, en
                 return;
             }
         };
-        frame.truncate(filled);
-        hasher.update(&frame);
-        if filled > 0 && tx.blocking_send(Ok(frame.into())).is_err() {
+        chunk.truncate(filled);
+        hasher.update(&chunk);
+        if filled > 0 && tx.blocking_send(Ok(chunk.into())).is_err() {
             return; // the sender was cancelled; dropping the stream ends the kernel's send
         }
         if over {
@@ -405,7 +405,7 @@ mod tests {
         let reader = tokio::task::spawn_blocking(move || read_all(stream, &tx, end_tx));
         let first = chunks.recv().await.unwrap().unwrap();
         assert_eq!(first.len(), CHUNK);
-        sleep(Duration::from_millis(500)).await; // one frame in the channel, one in its hands
+        sleep(Duration::from_millis(500)).await; // one chunk in the channel, one in its hands
         assert!(!reading.load(Ordering::Relaxed));
         drop(chunks);
         reader.await.unwrap();

@@ -19,7 +19,7 @@ pub const MAX_KEY: usize = 253;
 /// Largest metadata value, bytes.
 pub const MAX_VALUE: usize = 1024;
 /// Largest payload of one Data frame, bytes.
-pub const MAX_FRAME: usize = 4 << 20;
+pub const MAX_FRAME: usize = 1 << 20;
 /// A sender with nothing to send says so at least that often …
 pub const ALIVE_EVERY: Duration = Duration::from_secs(10);
 /// … and no more often than that, whatever the receiver wants.

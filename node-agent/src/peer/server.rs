@@ -27,8 +27,9 @@ use super::{H2_FRAME, KEEPALIVE, KEEPALIVE_TIMEOUT, WINDOW, convert, unix_now};
 use crate::actor::handle::FsHandle;
 use crate::actor::registry::Registry;
 
-/// Frames between the network and an actor: with [`super::FRAME`] 4 MiB per stream, beside the HTTP/2 window.
-const FRAMES: usize = 32;
+/// Frames between the network and an actor: 2 MiB of [`super::FRAME`] per stream, and 16 MiB of the largest ([`convert::MAX_FRAME`]), beside
+/// the HTTP/2 window.
+const FRAMES: usize = 16;
 /// Answers between an actor and the network.
 const REPLIES: usize = 16;
 

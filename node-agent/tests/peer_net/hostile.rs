@@ -151,7 +151,7 @@ async fn a_message_that_breaks_a_bound_is_invalid_and_ends_the_stream() {
         ("nothing first", vec![wire::ReceiveRequest { message: None }]),
         ("a second offer", vec![good(), good()]),
         ("an empty frame", vec![good(), message(Message::Data(Bytes::new()))]),
-        ("a frame over 4 MiB", vec![good(), message(Message::Data(bytes(MAX_FRAME + 1)))]),
+        ("a frame over 1 MiB", vec![good(), message(Message::Data(bytes(MAX_FRAME + 1)))]),
         ("a frame of 40 MiB", vec![good(), message(Message::Data(bytes(40 << 20)))]),
         ("a digest of 31 bytes", vec![good(), end(vec![0; 31])]),
         ("no id", changed(|_, t| t.id.clear())),
