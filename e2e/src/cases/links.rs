@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 
 use super::away::filesystem;
-use super::csi_pvc::{pod, started};
+use super::csi_pvc::{claim, pod, started};
 use crate::harness::{Case, Test};
 use crate::rig::wait::eventually;
 
@@ -26,11 +26,7 @@ pub fn cases() -> Vec<Case> {
 }
 
 async fn slow(t: Arc<Test>) -> Result<()> {
-    t.apply(
-        "apiVersion: v1\nkind: PersistentVolumeClaim\nmetadata: {name: d, namespace: NAMESPACE}\nspec:\n  \
-         storageClassName: dotgraft\n  accessModes: [ReadWriteOnce]\n  resources: {requests: {storage: 256Mi}}\n",
-    )
-    .await?;
+    claim(&t, "d").await?;
     let script = "dd if=/dev/urandom of=/data/f bs=1M count=2; sync; touch /data/ready; sleep 1000";
     pod(&t, "w", "d", "n1", script).await?;
     started(&t, "w").await?;

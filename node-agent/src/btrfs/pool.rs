@@ -197,13 +197,12 @@ fn allocate(file: &File, path: &Path, size: u64, expected: Option<PoolId>) -> Re
     if !meta.is_file() {
         return Err(PoolError::Refused(format!("{} is not a regular file: use --pool-device for a device", path.display())));
     }
-    if let Some(expected) = expected
-        && superblock_of(file, path)?.is_none_or(|sb| sb.id != expected)
-    {
+    let found = superblock_of(file, path)?.map(|sb| sb.id);
+    if expected.is_some() && found != expected {
         return Ok(()); // not our pool: it is refused as it is, and takes no more space than it does
     }
     // A size of less than asked means a first start that was interrupted, or another configured size: only the first may grow.
-    let fresh = expected.is_none() && meta.len() < size && superblock_of(file, path)?.is_none();
+    let fresh = expected.is_none() && meta.len() < size && found.is_none();
     let want = if fresh { size } else { meta.len() };
     if meta.len() == want && meta.blocks().saturating_mul(512) >= want {
         return Ok(());

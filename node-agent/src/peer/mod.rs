@@ -34,8 +34,8 @@ pub use transfer::{Opened, Stored, Transfer};
 /// HTTP/2 window of a stream and of a connection, bytes (platform.md §4).
 pub const WINDOW: u32 = 16 << 20;
 /// Payload of a Data message at most, bytes. The receiver sees nothing of a message until it has all of it, so this over its patience for
-/// silence (30 s) is the slowest link: 4 KiB/s. Those of 1 MiB, which older senders send, are a fifth faster over loopback, and
-/// faster than any disk either way (ADR 12).
+/// silence (30 s) is the slowest link: 4 KiB/s. Those of 1 MiB, which older senders send, are a fifth faster over loopback,
+/// where either is several times what a copy brings (ADR 12).
 pub const FRAME: usize = 128 << 10;
 /// HTTP/2 frame, bytes. A ping waits until the one that is being written is out.
 const H2_FRAME: u32 = 32 << 10;
@@ -44,7 +44,7 @@ const UNSENT: u32 = 64 << 10;
 /// Interval of HTTP/2 pings.
 const KEEPALIVE: std::time::Duration = std::time::Duration::from_secs(10);
 /// A ping unanswered for that long ends the connection. On a slow link it waits behind data: a frame, a TLS buffer of 64 KiB, [`UNSENT`]
-/// and what the link itself holds; from about 10 KB/s on it comes through.
+/// and what the link itself holds: by that sum it comes through from about 10 KB/s on.
 const KEEPALIVE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(20);
 
 /// Wall clock, Unix seconds: certificates are about that.

@@ -116,6 +116,7 @@ fn another_pool_or_none_under_the_recorded_id_is_missing_and_nothing_is_formatte
     let mut block = [1_u8; 4096];
     fs::File::open(place.file()).unwrap().read_exact_at(&mut block, 64 << 10).unwrap();
     assert_eq!(block, [0; 4096], "an empty file must stay empty");
+    assert_eq!(fs::metadata(place.file()).unwrap().blocks(), 0, "and take no space");
 
     let (pool, _) = place.open(None).unwrap();
     let real = pool.pool().id;

@@ -1,5 +1,6 @@
-//! `ListVolumes`, `ControllerGetVolume`, `ListSnapshots`: from the watches' caches, in pages. A page token names the last id that was
-//! shown; ids grow with time, so what is made between two pages comes later, and what goes disturbs nothing.
+//! `ListVolumes`, `ControllerGetVolume`, `ListSnapshots`: from the watches' caches, in pages. A page token names the last id or
+//! handle that was shown; ids grow with time, so what is made between two pages comes later, and what goes disturbs nothing. A read-only
+//! handle that comes meanwhile may be missed until the next listing.
 
 use std::collections::BTreeSet;
 
