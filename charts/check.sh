@@ -3,7 +3,8 @@
 #
 #   charts/check.sh
 #
-# Needs helm (e2e/tools.sh builds it); with promtool the alerts are tested, with DOTGRAFT_BIN_DIR and the sidecars' programs all flags.
+# With helm (`e2e/tools.sh DIR helm` builds it) what it renders is looked at, with promtool the alerts are tested, with DOTGRAFT_BIN_DIR and the
+# sidecars' programs all flags; without any of them, that metrics, alerts, values and versions are written down where they should be.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 TOOLS=${DOTGRAFT_TOOLS_DIR:-${DOTGRAFT_CACHE:-$HOME/.cache/dotgraft}/bin}
@@ -16,7 +17,6 @@ say()  { printf '  chart: %s\n' "$*"; }
 bad()  { printf '  chart: FAILED: %s\n' "$*" >&2; failed=1; }
 skip() { printf '  chart: skipped: %s\n' "$*"; }
 
-if [ ! -x "$HELM" ]; then skip "everything: helm is missing (e2e/tools.sh $TOOLS builds it)"; exit 0; fi
 SCRATCH=$(mktemp -d)
 trap 'rm -rf "$SCRATCH"' EXIT
 
@@ -115,7 +115,7 @@ check_webhook() {
 
 # Every flag that the chart gives is one that the program knows.
 check_flags() {
-  local program container help flag file unknown
+  local program container help flag unknown
   template --set pool.file.size=1Gi --set volumeSnapshotClass.create=true || return
   template --set pool.device=/dev/sdb --show-only templates/agent.yaml && cp "$SCRATCH/out" "$SCRATCH/device"
   template --set pool.file.size=1Gi --set volumeSnapshotClass.create=true
@@ -134,6 +134,11 @@ check_flags() {
     done
     [ "$unknown" = yes ] || say "flags of $container are known"
   done
+}
+
+# The chart starts the sidecars that the tests ran.
+check_sidecars() {
+  local file flag
   for file in csi-provisioner csi-attacher csi-resizer csi-snapshotter; do
     flag=$(sed -n "s/^ *\"$file [^ ]* [^ ]* \(v[0-9.]*\)\".*/\1/p" e2e/tools.sh)
     [ -z "$flag" ] || grep -q "sig-storage/$file, tag: $flag," $CHART/values.yaml || bad "values.yaml has another $file than e2e/tools.sh ($flag)"
@@ -154,7 +159,9 @@ check_alerts() {
     grep -qE "\"(${base}|${base%_bytes}|${base%_seconds})\"" node-agent/src/metrics.rs operator/src/metrics.rs || bad "no program has the metric $metric"
   done
   for metric in $(sed -n 's/.*- alert: //p' $CHART/files/alerts.yaml); do
-    grep -q "$metric" docs/runbook.md || bad "docs/runbook.md says nothing of the alert $metric"
+    grep -qF "<a id=\"${metric,,}\"></a>" docs/runbook.md || bad "docs/runbook.md has no place for the alert $metric"
+    awk -v a="$metric" '$0 ~ "- alert: " a "$" {on = 1; next} /- alert:/ {on = 0} on && /runbook_url:/ {found = 1} END {exit !found}' $CHART/files/alerts.yaml ||
+      bad "the alert $metric has no runbook_url"
   done
 }
 
@@ -170,11 +177,16 @@ check_readme() {
   done
 }
 
-check_values
-check_deploy
-check_package
-check_webhook
-check_flags
+if [ -x "$HELM" ]; then
+  check_values
+  check_deploy
+  check_package
+  check_webhook
+  check_flags
+else
+  skip "what helm renders: helm is missing (e2e/tools.sh $TOOLS helm builds it)"
+fi
+check_sidecars
 check_alerts
 check_readme
 exit $failed
