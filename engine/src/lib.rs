@@ -1,9 +1,11 @@
 //! Every decision of Dotgraft, as pure synchronous state machines: no tokio, kube, disk, clock or randomness.
 //!
 //! - [`ids`], [`model`]: the words.
+//! - [`authority`]: who may write, and every transition of that (migration.md §2).
 //! - [`filesystem`]: all state of one Filesystem on one node (design §4).
 //! - [`run`]: one execution of a ReplicationJob for one Filesystem (replication.md).
 
+pub mod authority;
 pub mod filesystem;
 pub mod ids;
 pub mod model;
