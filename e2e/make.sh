@@ -1,16 +1,20 @@
 #!/usr/bin/env bash
 # What the Makefile's targets do: say what is missing, install and build it, then test, demonstrate, measure or play.
 #
-#   e2e/make.sh test|demo|bench|measure|cluster|conformance|down
+#   e2e/make.sh check|test|demo|bench|measure|cluster|conformance|soak|mutants|release-dry-run|down
 #
-# Environment: DOTGRAFT_CACHE, CARGO_TARGET_DIR, DOTGRAFT_TOOLS_DIR (the Makefile sets them), KEEP, CASES, PROFILE, REPORT, MINUTES, FOCUS.
+# Environment: DOTGRAFT_CACHE, CARGO_TARGET_DIR, DOTGRAFT_TOOLS_DIR (the Makefile sets them), KEEP, CASES, PROFILE, REPORT, MINUTES, FOCUS, SEED.
 set -uo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit
 
 CARGO_DENY=0.20.2
-PROGRAMS=(mkfs.btrfs:btrfs-progs rsync:rsync cc:gcc cmake:cmake unshare:util-linux setpriv:util-linux ip:iproute2)
-# Of the nodes that run pods.
-PROGRAMS+=(containerd:containerd runc:runc /usr/lib/cni/bridge:containernetworking-plugins nft:nftables busybox:busybox-static jq:jq openssl:openssl)
+# Program and Debian package: to build, for a rig, for nodes that run pods, for the benchmarks.
+TO_BUILD=(cc:gcc cmake:cmake)
+RIG=(mkfs.btrfs:btrfs-progs unshare:util-linux setpriv:util-linux ip:iproute2)
+PODS=(containerd:containerd runc:runc /usr/lib/cni/bridge:containernetworking-plugins nft:nftables busybox:busybox-static jq:jq openssl:openssl)
+BENCH=(rsync:rsync)
+# What a rig runs of ours.
+OURS=(-p dotgraft-operator -p dotgraft-agent -p kubectl-dot -p dotgraft-e2e)
 passed=0 failed=0 skipped=0 failures=()
 
 say()  { printf '%s\n' "$*"; }
@@ -19,39 +23,51 @@ step() { printf '\n== %s\n' "$*"; }
 
 # --- what is needed -------------------------------------------------------------------------------------------------
 
+# need_root COMMAND WHAT: WHAT as in `prepare`.
 need_root() {
   [ "$(id -u)" = 0 ] && return
   say "This needs root: it makes namespaces, loop devices and btrfs mounts, and installs Debian packages that are missing."
   say "Needed: Rust (rustup reads rust-toolchain.toml), Go >= 1.26, and Debian packages:"
-  say "  $(printf '%s\n' "${PROGRAMS[@]##*:}" | sort -u | tr '\n' ' ')"
+  say "  $(programs_of "$2" | sed 's/.*://' | sort -u | tr '\n' ' ')"
   say "Run it in a root shell, or: sudo --preserve-env=PATH,HOME make $1"
   exit 1
 }
 
+# programs_of WHAT: demo (a control plane and agents), bench (that, and what is compared), pods (nodes that run pods), test (all).
+programs_of() {
+  printf '%s\n' "${TO_BUILD[@]}" "${RIG[@]}"
+  case $1 in
+    demo) ;;
+    bench) printf '%s\n' "${BENCH[@]}" ;;
+    pods|storage-e2e) printf '%s\n' "${PODS[@]}" ;;
+    *) printf '%s\n' "${PODS[@]}" "${BENCH[@]}" ;;
+  esac
+}
+
+# missing_packages WHAT
 missing_packages() {
   local entry
-  for entry in "${PROGRAMS[@]}"; do
+  for entry in $(programs_of "$1"); do
     PATH=$PATH:/usr/sbin:/sbin command -v "${entry%%:*}" >/dev/null || say "${entry##*:}"
   done | sort -u
 }
 
-missing_tools() { e2e/tools.sh "$DOTGRAFT_TOOLS_DIR" --missing | tr '\n' ' '; }
-
 deny_version() { "$DOTGRAFT_TOOLS_DIR/cargo-deny" --version 2>/dev/null | awk '{print $2}'; }
 
-# prepare [deny]: announces everything that is missing, then installs it.
+# prepare WHAT [deny]: says everything that is missing, installs packages, and begins to build the tools; `build` waits for them.
 prepare() {
-  local packages tools deny=
+  local packages tools deny='' what=$1
   command -v cargo >/dev/null || fail "cargo is missing: install Rust by rustup (https://rustup.rs)"
-  packages=$(missing_packages | tr '\n' ' ')
-  tools=$(missing_tools)
-  [ "${1:-}" = deny ] && [ "$(deny_version)" != $CARGO_DENY ] && deny=yes
+  packages=$(missing_packages "$what" | tr '\n' ' ')
+  [ "$what" != bench ] || what=demo
+  tools=$(e2e/tools.sh "$DOTGRAFT_TOOLS_DIR" --missing "$what" | tr '\n' ' ')
+  [ "${2:-}" = deny ] && [ "$(deny_version)" != $CARGO_DENY ] && deny=yes
   if [ -z "$packages$tools$deny" ]; then
     say "Nothing to install. Builds go to $CARGO_TARGET_DIR."
   else
     say "This will first"
     [ -n "$packages" ] && say "  - install Debian packages: $packages(apt-get)"
-    [ -n "$tools" ] && say "  - build, mostly from Go modules: $tools(once, about two minutes each on two cores; into $DOTGRAFT_TOOLS_DIR)"
+    [ -n "$tools" ] && say "  - build, mostly from Go modules: $tools(once, a minute or two each on two cores; into $DOTGRAFT_TOOLS_DIR)"
     [ -n "$deny" ] && say "  - build cargo-deny $CARGO_DENY from crates.io (once, a few minutes; into $DOTGRAFT_TOOLS_DIR)"
   fi
   if [ -n "$packages" ]; then
@@ -59,8 +75,10 @@ prepare() {
     apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $packages >/dev/null ||
       fail "could not install $packages"
   fi
-  if [ -n "$tools" ] || [ ! -e "$DOTGRAFT_TOOLS_DIR/etcd" ]; then command -v go >/dev/null || fail "Go >= 1.26 is missing (https://go.dev/dl)"; fi
-  e2e/tools.sh "$DOTGRAFT_TOOLS_DIR" || fail "could not build the control plane"
+  [ -z "$tools" ] || command -v go >/dev/null || fail "Go >= 1.26 is missing (https://go.dev/dl)"
+  # Beside our own build: either of them links, at times, on one core.
+  e2e/tools.sh "$DOTGRAFT_TOOLS_DIR" "$what" &
+  tools_pid=$!
   [ -n "$deny" ] && install_deny
   return 0
 }
@@ -76,12 +94,16 @@ install_deny() {
   rm -rf "$scratch"
 }
 
-# The programs, once, for everything that follows.
+# build CARGO-ARGUMENT...: our programs, once, for everything that follows; then all tools are there, too.
 build() {
   local profile=${PROFILE:-dev} flag=()
   [ "$profile" = release ] && flag=(--release)
   step "build"
-  cargo build --locked --workspace --bins "${flag[@]}" || fail "the build failed"
+  if ! cargo build --locked --bins "$@" "${flag[@]}"; then
+    kill "$tools_pid" 2>/dev/null
+    fail "the build failed"
+  fi
+  wait "$tools_pid" || fail "could not build the tools"
   DOTGRAFT_BIN_DIR=$CARGO_TARGET_DIR/$([ "$profile" = release ] && echo release || echo debug)
   export DOTGRAFT_BIN_DIR
 }
@@ -112,14 +134,16 @@ counted() {
   say "$1: $2 passed, $3 failed, $4 skipped"
 }
 
+# unit_tests TITLE CARGO-ARGUMENT...
 unit_tests() {
-  local log status line
+  local log status line title=$1
+  shift
   log=$(mktemp)
-  step "unit and property tests"
-  cargo test --locked --workspace --no-fail-fast 2>&1 | tee "$log" | grep --line-buffered -Ev '^test .* \.\.\. (ok|ignored.*)$|^$|^running '
+  step "$title"
+  cargo test --locked --no-fail-fast "$@" 2>&1 | tee "$log" | grep --line-buffered -Ev '^test .* \.\.\. (ok|ignored.*)$|^$|^running '
   status=${PIPESTATUS[0]}
   # shellcheck disable=SC2046 # three numbers
-  counted "unit and property tests" $(awk '/^test result:/ {p += $4; f += $6; i += $8} END {print p + 0, f + 0, i + 0}' "$log") "$status"
+  counted "$title" $(awk '/^test result:/ {p += $4; f += $6; i += $8} END {print p + 0, f + 0, i + 0}' "$log") "$status"
   while read -r line; do failures+=("$line"); done < <(sed -nE 's/^test (.*) \.\.\. FAILED$/\1/p' "$log")
   rm -f "$log"
 }
@@ -193,17 +217,23 @@ selftest_ends() {
 }
 
 all_tests() {
-  prepare deny
+  prepare test deny
   check "cargo fmt" cargo fmt --all --check
+  check "the documents point to what is there" docs/check.sh
+  check "one version everywhere" deploy/release/versions.sh
   check "cargo clippy" cargo clippy --locked --workspace --all-targets -- -D warnings
   supply_chain
-  build
+  build --workspace
   check "the CRDs in crds/ are what the types say" "$DOTGRAFT_BIN_DIR/crdgen" --check crds
   check "the chart and the plain manifests" chart_check
   selftest_begins
-  unit_tests
+  unit_tests "unit and property tests" --workspace
   check "the sandbox leaves nothing behind, whoever is killed" selftest_ends
   e2e_tests
+  summary
+}
+
+summary() {
   step "summary"
   local f
   for f in "${failures[@]}"; do say "failed: $f"; done
@@ -211,19 +241,51 @@ all_tests() {
   [ "$failed" = 0 ]
 }
 
+# --- make check -----------------------------------------------------------------------------------------------------
+
+# Tests beside the code, and of the others those whose first lines don't say that they need root.
+tests_without_root() {
+  local file name all=(--workspace --lib --bins)
+  for file in */tests/*.rs */tests/*/main.rs; do
+    name=${file%/main.rs} name=$(basename "$name" .rs)
+    if sed '/^\/\/!/!q' "$file" | grep -qiE '\bneeds? root\b'; then skip "$name: needs root; make test has it"; else all+=(--test "$name"); fi
+  done
+  unit_tests "unit and property tests that need no root" "${all[@]}"
+}
+
+# What needs neither root nor Go nor a cluster.
+quick_checks() {
+  command -v cargo >/dev/null || fail "cargo is missing: install Rust by rustup (https://rustup.rs)"
+  check "cargo fmt" cargo fmt --all --check
+  check "the documents point to what is there" docs/check.sh
+  check "one version everywhere" deploy/release/versions.sh
+  check "cargo clippy" cargo clippy --locked --workspace --all-targets -- -D warnings
+  check "the CRDs in crds/ are what the types say" cargo run --locked --quiet -p dotgraft-api --bin crdgen -- --check crds
+  check "the chart and the plain manifests" chart_check
+  tests_without_root
+  skip "cargo deny and the end-to-end tests: make test has them"
+  summary
+}
+
 # --- targets --------------------------------------------------------------------------------------------------------
 
 command=${1:-help}
 case $command in
-  test) need_root test; all_tests ;;
-  demo) need_root demo; prepare; build; e2e demo ;;
-  cluster) need_root cluster; prepare; build; e2e cluster ;;
+  check) quick_checks ;;
+  test) need_root test test; all_tests ;;
+  demo) need_root demo demo; prepare demo; build "${OURS[@]}"; e2e demo ;;
+  cluster) need_root cluster pods; prepare pods; build "${OURS[@]}"; e2e cluster ;;
   conformance)
-    need_root conformance; prepare; e2e/tools.sh "$DOTGRAFT_TOOLS_DIR" storage-e2e || fail "could not build the suite"
-    build; e2e conformance --to "${REPORT:-conformance-report}" ${MINUTES:+--minutes "$MINUTES"} ${FOCUS:+--focus "$FOCUS"} ;;
-  bench) need_root bench; prepare; PROFILE=release build; "$DOTGRAFT_BIN_DIR/dotgraft-bench" ;;
-  # shellcheck disable=SC2086 # CASES is a list of words
-  measure) need_root measure; prepare; PROFILE=release build; e2e test ${CASES:-measure-} ;;
-  down) need_root down; DOTGRAFT_BIN_DIR=$CARGO_TARGET_DIR/${PROFILE:-debug}; e2e down ;;
+    need_root conformance storage-e2e; prepare storage-e2e; build "${OURS[@]}"
+    e2e conformance --to "${REPORT:-conformance-report}" ${MINUTES:+--minutes "$MINUTES"} ${FOCUS:+--focus "$FOCUS"} ;;
+  bench) need_root bench bench; prepare bench; PROFILE=release build "${OURS[@]}" -p dotgraft-bench; "$DOTGRAFT_BIN_DIR/dotgraft-bench" ;;
+  measure)
+    need_root measure test; prepare test; PROFILE=release build "${OURS[@]}"
+    # shellcheck disable=SC2086 # CASES is a list of words
+    e2e test ${CASES:-measure-} ;;
+  soak) need_root soak test; prepare test; build --workspace; e2e/soak.sh ;;
+  mutants) e2e/mutants.sh ;;
+  release-dry-run) deploy/release/dry-run.sh "${CARGO_TARGET_DIR:-target}/release-dry-run" ;;
+  down) need_root down demo; DOTGRAFT_BIN_DIR=$CARGO_TARGET_DIR/${PROFILE:-debug}; e2e down ;;
   *) sed -n '2,6p' "$0"; exit 1 ;;
 esac

@@ -2,9 +2,14 @@
 # Builds what the rig runs and Debian doesn't have: from Go modules Kubernetes, etcd, Helm, the CSI sidecars and
 # csi-sanity; and the images its pods start from.
 #
-#   e2e/tools.sh OUTDIR                builds what is missing in OUTDIR
-#   e2e/tools.sh OUTDIR storage-e2e    that, and Kubernetes' own storage tests (storage-e2e, ginkgo, agnhost, two images)
-#   e2e/tools.sh OUTDIR --missing      only lists what is missing
+#   e2e/tools.sh OUTDIR [WHAT...]              builds what of it is missing in OUTDIR
+#   e2e/tools.sh OUTDIR --missing [WHAT...]    only lists what is missing
+#
+# WHAT is a program's name, or what somebody wants to do:
+#   demo           a control plane: etcd, kube-apiserver, kube-controller-manager, kubectl
+#   pods           that, and what nodes with pods need: scheduler, kubelet, CSI sidecars, Helm, two images
+#   test           that, csi-sanity and a PostgreSQL image; without WHAT it is this
+#   storage-e2e    pods, and Kubernetes' own storage tests (storage-e2e, ginkgo, agnhost, two images)
 #
 # Each program is built once per version and kept in OUTDIR; a second run does nothing. Go's build cache goes to
 # scratch and is removed (it grows to gigabytes), the results stay (about 700 MB).
@@ -34,19 +39,49 @@ POSTGRES=15-1        # of the PostgreSQL image: Debian's major version, and that
 
 say() { printf '  tools: %s\n' "$*" >&2; }
 
-# Everything that is to be had, a line each: name and version.
-wanted() {
+# The names that WHAT stands for.
+names_of() {
+  case $1 in
+    demo) echo etcd kube-apiserver kube-controller-manager kubectl ;;
+    pods) names_of demo; echo kube-scheduler kubelet csi-provisioner csi-attacher csi-resizer csi-snapshotter snapshot-controller \
+      snapshot-crds image-pause image-busybox helm ;;
+    test) names_of pods; echo csi-sanity image-postgres ;;
+    storage-e2e) names_of pods; echo storage-e2e ginkgo agnhost image-agnhost image-e2e-busybox ;;
+    *) echo "$1" ;;
+  esac
+}
+
+# The version of a name; fails where there is no such thing.
+version_of() {
   local p name version
-  printf 'snapshot-crds %s\nimage-pause %s\nimage-busybox %s\nimage-postgres %s\n' "$SNAPSHOT_CRDS" $IMAGES $IMAGES $POSTGRES
-  for p in "${PROGRAMS[@]}"; do echo "$p $K8S"; done
-  for p in "${MODULES[@]}"; do read -r name _ _ version <<<"$p"; echo "$name $version"; done
-  [ "$WHAT" != storage-e2e ] || printf '%s\n' "storage-e2e $K8S" "ginkgo $K8S" "agnhost $K8S" "image-agnhost $SUITE_IMAGES" "image-e2e-busybox $SUITE_IMAGES"
+  case $1 in
+    snapshot-crds) echo "$SNAPSHOT_CRDS"; return ;;
+    image-pause|image-busybox) echo $IMAGES; return ;;
+    image-postgres) echo $POSTGRES; return ;;
+    image-agnhost|image-e2e-busybox) echo "$SUITE_IMAGES"; return ;;
+    storage-e2e|ginkgo|agnhost) echo "$K8S"; return ;;
+  esac
+  for p in "${PROGRAMS[@]}"; do [ "$p" != "$1" ] || { echo "$K8S"; return; }; done
+  for p in "${MODULES[@]}"; do read -r name _ _ version <<<"$p"; [ "$name" != "$1" ] || { echo "$version"; return; }; done
+  echo "tools: there is no $1" >&2
+  return 1
+}
+
+# All that is wanted, a line each: name and version.
+wanted() {
+  local what name version
+  for what in "${WHAT[@]}"; do
+    for name in $(names_of "$what"); do
+      version=$(version_of "$name") || return 1
+      echo "$name $version"
+    done
+  done
 }
 missing() { wanted | while read -r name version; do [ -e "$OUT/$name-$version" ] || echo "$name"; done; }
 link() { wanted | while read -r name version; do ln -sfn "$name-$version" "$OUT/$name"; done; }
 
 # keep NAME VERSION: what was built as .NAME.new is whole now.
-keep() { rm -rf "${OUT:?}/$1-$2"; mv "$OUT/.$1.new" "$OUT/$1-$2"; }
+keep() { rm -rf "${OUT:?}/$1-$2"; mv "$OUT/.$1.new" "$OUT/$1-$2"; say "$1 is there ($SECONDS s since the start)"; }
 
 # go_mod NAME: an empty module to build in.
 go_mod() { mkdir -p "$SCRATCH/$1" && cd "$SCRATCH/$1" && go mod init "rig/$1" 2>/dev/null; }
@@ -68,17 +103,16 @@ kubernetes_mod() {
   done
 }
 
+# No `go mod tidy`: it would fetch what only the tests of all modules need. Together, so that one links while others compile.
 kubernetes() {
   local p base=k8s.io/component-base/version
   kubernetes_mod
-  { printf '//go:build tools\npackage tools\nimport (\n'
-    for p in "${PROGRAMS[@]}"; do printf ' _ "k8s.io/kubernetes/cmd/%s"\n' "$p"; done
-    echo ')'; } > tools.go
-  quiet go mod tidy
+  say "building $*"
+  mkdir "$SCRATCH/k8s-bin"
+  go build -ldflags "-s -w -X $base.gitVersion=v$K8S -X $base.gitMajor=1 -X $base.gitMinor=$(cut -d. -f2 <<<"$K8S")" \
+    -o "$SCRATCH/k8s-bin/" "${@/#/k8s.io/kubernetes/cmd/}"
   for p in "$@"; do
-    say "building $p"
-    go build -ldflags "-s -w -X $base.gitVersion=v$K8S -X $base.gitMajor=1 -X $base.gitMinor=$(cut -d. -f2 <<<"$K8S")" \
-      -o "$OUT/.$p.new" "k8s.io/kubernetes/cmd/$p"
+    mv "$SCRATCH/k8s-bin/$p" "$OUT/.$p.new"
     keep "$p" "$K8S"
   done
 }
@@ -183,8 +217,12 @@ build() {
 }
 
 OUT=$(mkdir -p "$1" && readlink -f "$1")
-WHAT=${2:-}
-if [ "$WHAT" = --missing ]; then missing; exit; fi
+shift
+only_list=no
+[ "${1:-}" != --missing ] || { only_list=yes; shift; }
+WHAT=("${@:-test}")
+wanted >/dev/null
+if [ $only_list = yes ]; then missing; exit; fi
 todo=$(missing | tr '\n' ' ')
 if [ -z "$todo" ]; then link; exit 0; fi
 command -v go >/dev/null || { echo "tools: Go >= 1.26 is needed to build $todo" >&2; exit 1; }
