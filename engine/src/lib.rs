@@ -2,10 +2,12 @@
 //!
 //! - [`ids`], [`model`]: the words.
 //! - [`authority`]: who may write, and every transition of that (migration.md §2).
+//! - [`copies`]: which copy holds which kept commit, and whether it may go.
 //! - [`filesystem`]: all state of one Filesystem on one node (design §4).
 //! - [`run`]: one execution of a ReplicationJob for one Filesystem (replication.md).
 
 pub mod authority;
+pub mod copies;
 pub mod filesystem;
 pub mod ids;
 pub mod model;

@@ -6,7 +6,8 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use serde_json::json;
 
-use super::csi_controller::{Sidecar, read, refused};
+use super::cli;
+use super::csi_controller::{Sidecar, read, refused, write};
 use super::deletion::on_disk;
 use super::moving::{owned_by, place};
 use super::pods::read_only;
@@ -23,6 +24,8 @@ const SPARE: u64 = 3;
 pub fn cases() -> Vec<Case> {
     vec![
         Case::new("copies-spare", "a copy that a move has left goes by itself; one that a user's job made stays", spare).own(soon()),
+        Case::new("copies-last", "the last copy of a snapshot goes neither by itself nor by a drop, and says which commits it keeps", last)
+            .own(soon()),
         Case::new("copies-readers", "a node on which a commit is read gets a copy, and loses it afterwards", readers).own(soon()),
         Case::new("csi-readers", "pods read a commit, and the newest, on nodes without a copy; a restart shows newer ones", pods_read)
             .kubelets(),
@@ -89,6 +92,42 @@ async fn spare(t: Arc<Test>) -> Result<()> {
     t.arrived(&e, &commit, "n2", STEP).await?;
     t.kube().patch("Dot", &t.namespace, "e", "", &json!({"spec": {"placement": {"replicas": 0}}})).await?;
     gone(&t, &e, "n2").await
+}
+
+/// A push that brings the newest commit only makes a copy; its node becomes the owner; the older ones are on the old node alone.
+async fn last(t: Arc<Test>) -> Result<()> {
+    let csi = Sidecar::new(&t).await?;
+    let fs_id = csi.volume(&csi.request("d", "n2")).await?.volume_id;
+    write(&t, "n2", &fs_id, "word", "kept").await?;
+    let shot = csi.snapshot("s2", &fs_id).await?;
+    t.commit("older", "d").await?;
+    write(&t, "n2", &fs_id, "word", "later").await?;
+    let newest = t.commit("newest", "d").await?;
+    t.push("j", "d", "n1").await?;
+    t.arrived(&fs_id, &newest, "n1", STEP).await?;
+    t.kube().delete("ReplicationJob", &t.namespace, "j").await?;
+    t.kube().gone("ReplicationJob", &t.namespace, "j", STEP).await?;
+    place(&t, "d", "n1").await?;
+    owned_by(&t, "d", "n1").await?;
+    let stays = async |span: u64| {
+        throughout("the last copy of a snapshot", Duration::from_secs(span), || async {
+            ensure!(t.replica(&fs_id, "n2").await?["spec"]["desired"]["state"] == "Present", "it is deleted");
+            Ok(())
+        })
+        .await
+    };
+    stays(3 * SPARE).await?;
+    let dot = t.condition("Dot", "d", "CopyStays", "True", Some("LastCopyOfCommit")).await?;
+    let told = dot["status"]["conditions"].to_string();
+    ensure!(told.contains("n2") && told.contains("`older`") && !told.contains("`newest`"), "{told}");
+    cli::dot(&t, &["drop", &fs_id, "--node", "n2", "--yes"]).await?;
+    stays(SPARE).await?;
+    ensure!(on_disk(&t, "n2", &fs_id)?.is_some(), "the disk of n2 has nothing");
+    // Nobody wants them any more.
+    csi.delete_snapshot(&shot.snapshot_id).await?;
+    t.kube().delete("Commit", &t.namespace, "older").await?;
+    gone(&t, &fs_id, "n2").await?;
+    t.condition("Dot", "d", "Ready", "True", None).await.map(drop)
 }
 
 async fn readers(t: Arc<Test>) -> Result<()> {

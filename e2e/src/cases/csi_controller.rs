@@ -159,7 +159,8 @@ impl Sidecar {
         eventually("the snapshot to be made", STEP, || async { Ok(self.try_snapshot(name, volume).await?) }).await
     }
 
-    async fn delete_snapshot(&self, id: &str) -> Result<()> {
+    /// `DeleteSnapshot`, again until it is done.
+    pub async fn delete_snapshot(&self, id: &str) -> Result<()> {
         let request = csi::DeleteSnapshotRequest { snapshot_id: id.into(), ..csi::DeleteSnapshotRequest::default() };
         let delete = || async { Ok(self.client.clone().delete_snapshot(request.clone()).await.map(|_| ())?) };
         eventually("the snapshot to be deleted", STEP, delete).await

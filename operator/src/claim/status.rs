@@ -12,7 +12,7 @@ use super::{ClaimObject, gather};
 use crate::conditions::{self, Block, Wanted, wanted};
 use crate::context::Ctx;
 use crate::error::Error;
-use crate::filesystem;
+use crate::filesystem::{self, kept::Stay};
 use crate::pools::{self, PoolView};
 use crate::pvc;
 use crate::write;
@@ -28,6 +28,8 @@ struct Input<'a> {
     replicas: &'a [Arc<Replica>],
     pools: &'a [PoolView],
     claims: Vec<String>,
+    /// Copies that stay although nothing needs them, and why.
+    stays: Vec<Stay>,
 }
 
 impl Input<'_> {
@@ -44,12 +46,13 @@ impl Input<'_> {
 pub async fn write<K: ClaimObject>(object: &K, view: &View, block: Option<Block>, now: &Time, ctx: &Ctx) -> Result<bool, Error> {
     let old = object.status();
     let replicas = gather::replicas_of(&view.claim, ctx);
-    let block = block.or_else(|| view.fs.as_ref().filter(|_| !view.claim.deleting).and_then(|fs| filesystem::blocked(fs, ctx)));
+    let (blocked, stays) = view.fs.as_ref().filter(|_| !view.claim.deleting).map(|fs| filesystem::told(fs, ctx)).unwrap_or_default();
+    let block = block.or(blocked);
     let pools = pools::all(&ctx.caches);
     let authority = view.fs.as_ref().and_then(|f| f.status.as_ref()).and_then(|s| s.authority.as_ref());
     let fs_id = view.fs.as_ref().map(ResourceExt::name_any);
     let claims = fs_id.map(|id| pvc::writing_claims(&id, &view.claim.namespace, ctx)).unwrap_or_default();
-    let input = Input { view, block: block.as_ref(), authority, replicas: &replicas, pools: &pools, claims };
+    let input = Input { view, block: block.as_ref(), authority, replicas: &replicas, pools: &pools, claims, stays };
     let new = compute(&input, &old, now);
     if new != old {
         let notes = conditions::transitions(&old.conditions, &new.conditions);
@@ -123,6 +126,7 @@ fn verdicts(input: &Input<'_>) -> Vec<Wanted> {
         }
     }
     list.extend(moving(input));
+    list.extend(staying(&input.stays));
     list
 }
 
@@ -192,6 +196,13 @@ fn diverged(input: &Input<'_>) -> Wanted {
         Some(p) => wanted("Diverged", true, &format!("{:?}", p.reason), p.message),
         None => wanted("Diverged", false, "AsExpected", ""),
     }
+}
+
+/// A copy that was to go stays, as it is the last that holds a kept commit.
+fn staying(stays: &[Stay]) -> Option<Wanted> {
+    let (first, more) = stays.split_first()?;
+    let others = if more.is_empty() { String::new() } else { format!("; so do {} more", more.len()) };
+    Some(wanted("CopyStays", true, "LastCopyOfCommit", format!("the copy on node `{}` stays: {}{others}", first.at.node, first.why)))
 }
 
 /// It is wanted on another node than its owner's: how that goes, or why it can't.

@@ -29,7 +29,15 @@ fn case() -> Case {
 fn of(case: &Case, block: Option<&Block>) -> DotStatus {
     let fs = case.view.fs.as_ref();
     let authority = fs.and_then(|f| f.status.as_ref()).and_then(|s| s.authority.as_ref());
-    let input = Input { view: &case.view, block, authority, replicas: &case.replicas, pools: &case.pools, claims: vec!["data".into()] };
+    let input = Input {
+        view: &case.view,
+        block,
+        authority,
+        replicas: &case.replicas,
+        pools: &case.pools,
+        claims: vec!["data".into()],
+        stays: Vec::new(),
+    };
     compute(&input, &DotStatus::default(), &Time(Timestamp::UNIX_EPOCH))
 }
 fn reason(s: &DotStatus, type_: &str) -> (String, String) {
@@ -163,8 +171,18 @@ fn one_line_per_node_the_owner_first_a_tombstone_hidden() {
 fn the_id_stays_when_the_filesystem_is_lost() {
     let mut c = case();
     c.view.fs = None;
-    let input = Input { view: &c.view, block: None, authority: None, replicas: &[], pools: &[], claims: Vec::new() };
+    let input = Input { view: &c.view, block: None, authority: None, replicas: &[], pools: &[], claims: Vec::new(), stays: Vec::new() };
     let old = DotStatus { fs_id: Some(FS.into()), ..DotStatus::default() };
     assert_eq!(compute(&input, &old, &Time(Timestamp::UNIX_EPOCH)).fs_id.as_deref(), Some(FS));
     assert_eq!(compute(&input, &DotStatus::default(), &Time(Timestamp::UNIX_EPOCH)).fs_id, None);
+}
+
+#[test]
+fn a_copy_that_may_not_go_is_told_of() {
+    assert!(staying(&[]).is_none());
+    let stay =
+        |node: &str| Stay { at: Place { node: node.into(), pool: String::new() }, why: "no other copy is known to hold `s2`".into() };
+    let told = staying(&[stay("n2"), stay("n3")]).unwrap();
+    assert_eq!((told.type_.as_str(), told.status, told.reason.as_str()), ("CopyStays", Some(true), "LastCopyOfCommit"));
+    assert!(told.message.contains("n2") && told.message.contains("`s2`") && told.message.contains("1 more"), "{}", told.message);
 }

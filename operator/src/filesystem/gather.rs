@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use dotgraft_api::{Branch, ClaimKind, ClaimRef, Dot, Filesystem, FilesystemPhase, OrphanActionKind, Place, Replica};
+use dotgraft_api::{Branch, ClaimKind, ClaimRef, Commit, Dot, Filesystem, FilesystemPhase, OrphanActionKind, Place, Replica};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::ListParams;
 use kube::{Api, ResourceExt};
@@ -49,6 +49,16 @@ pub async fn live_replicas(fs_id: &str, ctx: &Ctx) -> Result<Vec<Arc<Replica>>, 
     Ok(list.items.into_iter().map(Arc::new).collect())
 }
 
+/// The Commit objects of a view, as the API server has them now: a copy goes only by those.
+pub async fn live_commits(view: &View, ctx: &Ctx) -> Result<Vec<Arc<Commit>>, Error> {
+    let c = &view.fs.spec.claim_ref;
+    let id = view.fs.name_any();
+    let made_in = |o: &Commit| o.status.as_ref().and_then(|s| s.fs_id.as_ref()).map(|f| *f == id);
+    let list = Api::<Commit>::namespaced(ctx.client.clone(), &c.namespace).list(&ListParams::default()).await?;
+    let of_claim = |o: &Commit| view.claim.is_some() && o.spec.source.kind == c.kind && o.spec.source.name == c.name;
+    Ok(list.items.into_iter().filter(|o| made_in(o).unwrap_or_else(|| of_claim(o))).map(Arc::new).collect())
+}
+
 async fn live_claim(c: &ClaimRef, ctx: &Ctx) -> Result<Option<ClaimView>, Error> {
     let dots: Api<Dot> = Api::namespaced(ctx.client.clone(), &c.namespace);
     if c.kind == ClaimKind::Dot {
@@ -66,7 +76,12 @@ fn assemble(fs: Filesystem, claim: Option<ClaimView>, replicas: Vec<Arc<Replica>
     // An object of that name that is bound to another Filesystem, or isn't the one that this was made for.
     let claim = claim.filter(|v| v.fs_id.as_ref() == Some(&id) && c.uid.as_ref() == Some(&v.uid));
     let (commits, jobs) = match &claim {
-        Some(v) => (ctx.caches.commits.with(&claim_term(v.kind.as_str(), &v.namespace, &v.name)), jobs_of(v, ctx)),
+        Some(v) => {
+            let mut commits = ctx.caches.commits.with(&claim_term(v.kind.as_str(), &v.namespace, &v.name));
+            let made = ctx.caches.commits.with(&fs_term(&id)).into_iter().filter(|m| !commits.iter().any(|c| c.uid() == m.uid()));
+            commits.extend(made.collect::<Vec<_>>());
+            (commits, jobs_of(v, ctx))
+        }
         // Snapshots are deleted one by one also after their claim is gone.
         None => (ctx.caches.commits.with(&fs_term(&id)), Vec::new()),
     };

@@ -3,6 +3,7 @@
 
 pub mod cordon;
 mod gather;
+pub mod kept;
 pub mod moving;
 pub mod plan;
 pub mod spare;
@@ -52,8 +53,13 @@ pub async fn reconcile(fs: Arc<Filesystem>, ctx: Arc<Ctx>) -> Result<Action, Err
 async fn decide_live(name: &str, ctx: &Ctx) -> Result<Plan, Error> {
     let mut plan = Plan::default();
     for _ in 0..ROUNDS {
-        let Some(view) = gather::live(name, ctx).await? else { break };
+        let Some(mut view) = gather::live(name, ctx).await? else { break };
         plan = plan::plan(&view);
+        if plan.takes_a_copy(&view) {
+            // Also by the Commits that are wanted now.
+            view.commits = gather::live_commits(&view, ctx).await?;
+            plan = plan::plan(&view);
+        }
         if plan.writes.is_empty() {
             break;
         }
@@ -146,9 +152,10 @@ async fn finish(fs: &Filesystem, ctx: &Ctx) -> Result<(), Error> {
     Ok(())
 }
 
-/// Why a Filesystem has no owner (yet), as its plan has it; for the claim's conditions.
-pub fn blocked(fs: &Filesystem, ctx: &Ctx) -> Option<crate::conditions::Block> {
-    plan::plan(&gather::cached(fs, ctx)).blocked
+/// What a Filesystem's plan tells people: why it has no owner (yet), and which copies stay as they are the last that hold a kept commit.
+pub fn told(fs: &Filesystem, ctx: &Ctx) -> (Option<crate::conditions::Block>, Vec<kept::Stay>) {
+    let plan = plan::plan(&gather::cached(fs, ctx));
+    (plan.blocked, plan.stays)
 }
 
 #[cfg(test)]

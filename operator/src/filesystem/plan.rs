@@ -13,6 +13,7 @@ use dotgraft_api::{
 use kube::ResourceExt;
 
 use super::cordon;
+use super::kept::{self, Stay};
 use super::moving;
 use super::spare::{self, Marks, Needs};
 use super::wishes::{self, Asked, ResetWish};
@@ -70,9 +71,17 @@ pub struct Plan {
     pub writes: Vec<Write>,
     /// Why there is no owner (yet).
     pub blocked: Option<Block>,
+    /// Copies that were to go, and stay as they are the last that hold a kept commit.
+    pub stays: Vec<Stay>,
 }
 
 impl Plan {
+    /// Some write takes a copy away from a Filesystem that goes on.
+    pub fn takes_a_copy(&self, view: &View) -> bool {
+        let ends = view.fs.status.as_ref().is_some_and(|s| s.phase == FilesystemPhase::Deleting);
+        !ends && self.writes.iter().any(|w| matches!(w, Write::Update(spec, _) if spec.desired.state == DesiredState::Absent))
+    }
+
     /// Some write decides about data: it is planned again with what the API server says *now*.
     pub fn is_critical(&self, view: &View) -> bool {
         // An owner that isn't asked about its pins any more, because its pool is gone.
@@ -101,11 +110,11 @@ pub fn plan(view: &View) -> Plan {
         FilesystemPhase::Deleting => tear_down(view),
         // Someone deleted the object of released data: that is an intent. Of claimed data: the claim protects it.
         FilesystemPhase::Released if terminating => {
-            Plan { writes: vec![Write::Status(FilesystemPhase::Deleting, status.authority.clone().map(Box::new))], blocked: None }
+            Plan { writes: vec![Write::Status(FilesystemPhase::Deleting, status.authority.clone().map(Box::new))], ..Plan::default() }
         }
         // The last snapshot went, and so did the head's claim before.
         FilesystemPhase::Headless if view.claim.is_none() && view.snapshots == 0 => {
-            Plan { writes: vec![Write::Status(FilesystemPhase::Deleting, status.authority.clone().map(Box::new))], blocked: None }
+            Plan { writes: vec![Write::Status(FilesystemPhase::Deleting, status.authority.clone().map(Box::new))], ..Plan::default() }
         }
         phase => {
             if let Some(plan) = accept(view, status.authority.as_ref()) {
@@ -122,12 +131,12 @@ pub fn plan(view: &View) -> Plan {
 
 fn unknown() -> Plan {
     let why = "it is not recorded who may write this Filesystem; nothing is opened until a person decides: `kubectl dot accept`";
-    Plan { writes: Vec::new(), blocked: Some(Block::new("AuthorityUnknown", why)) }
+    Plan { blocked: Some(Block::new("AuthorityUnknown", why)), ..Plan::default() }
 }
 
 /// First owner of a new Filesystem, epoch 1.
 fn begin(view: &View) -> Plan {
-    let blocked = |b: Block| Plan { writes: Vec::new(), blocked: Some(b) };
+    let blocked = |b: Block| Plan { blocked: Some(b), ..Plan::default() };
     let id = view.fs.name_any();
     let Some(claim) = &view.claim else { return Plan::default() };
     let capacity = match (&claim.capacity, &claim.history_limit) {
@@ -151,7 +160,7 @@ fn begin(view: &View) -> Plan {
         }
     };
     let authority = Authority { owner: place, epoch: 1, ..Authority::default() };
-    Plan { writes: vec![Write::Status(FilesystemPhase::New, Some(Box::new(authority)))], blocked: None }
+    Plan { writes: vec![Write::Status(FilesystemPhase::New, Some(Box::new(authority)))], ..Plan::default() }
 }
 
 /// A Branch starts where the commit is that it starts from.
@@ -174,7 +183,7 @@ fn branch_place(view: &View, claim: &ClaimView) -> Result<Place, Block> {
 /// Keeps Replicas as the claim, its jobs and its commits want them, and moves New to Active.
 fn keep(view: &View, phase: FilesystemPhase, authority: &Authority) -> Plan {
     if let Some(next) = moving::steal(view, phase, authority) {
-        return Plan { writes: vec![Write::Status(phase, Some(Box::new(next)))], blocked: None };
+        return Plan { writes: vec![Write::Status(phase, Some(Box::new(next)))], ..Plan::default() };
     }
     let mut plan = Plan::default();
     let goal = moving::goal(view, authority).and_then(Result::ok).filter(|_| phase == FilesystemPhase::Active);
@@ -190,8 +199,8 @@ fn keep(view: &View, phase: FilesystemPhase, authority: &Authority) -> Plan {
     let Some(base) = base(view, authority) else { return plan };
     let precopy_to = cordon::precopy_to(view, phase, authority);
     let needs = Needs { jobs: &placed, moves: [goal.as_ref(), precopy_to.as_ref()] };
-    let mut leaving = view.dropped.clone();
-    leaving.extend(spare::over(view, phase, authority, &needs));
+    let (leaving, stays) = kept::leaving(view, owner, &spare::over(view, phase, authority, &needs));
+    plan.stays = stays;
     let mut places: BTreeSet<Place> = view
         .replicas
         .iter()
@@ -356,7 +365,7 @@ fn accept(view: &View, authority: Option<&Authority>) -> Option<Plan> {
     };
     let owner = match owner {
         Ok(owner) => owner,
-        Err(block) => return Some(Plan { writes: Vec::new(), blocked: Some(block) }),
+        Err(block) => return Some(Plan { blocked: Some(block), ..Plan::default() }),
     };
     let next = Authority {
         owner,
@@ -367,7 +376,7 @@ fn accept(view: &View, authority: Option<&Authority>) -> Option<Plan> {
         fork_points: authority.map(|a| a.fork_points.clone()).unwrap_or_default(),
     };
     let phase = view.fs.status.as_ref().map_or(FilesystemPhase::Active, |s| s.phase);
-    Some(Plan { writes: vec![Write::Status(phase, Some(Box::new(next)))], blocked: None })
+    Some(Plan { writes: vec![Write::Status(phase, Some(Box::new(next)))], ..Plan::default() })
 }
 
 /// The one copy that says it is owner with the highest epoch; two with the same epoch are a person's to decide.

@@ -66,9 +66,10 @@ pub fn marks(view: &View, needs: &Needs<'_>, place: &Place, old: Option<&Replica
     Marks { unmanaged: jobs().next().is_none(), ours, spare_since: (ours && !needed).then_some(since) }
 }
 
-/// Pools whose copies have been spare for long enough, while all that is wanted is there without them.
+/// Pools whose copies have been spare for long enough, while all that is wanted is there without them. Whether they may go is for
+/// [`super::kept`] to say.
 pub fn over(view: &View, phase: FilesystemPhase, authority: &Authority, needs: &Needs<'_>) -> BTreeSet<String> {
-    let go = |r: &&Arc<Replica>| has_waited(view, needs, r) && is_quiet(r) && is_known_to(r, owners(view, authority));
+    let go = |r: &&Arc<Replica>| has_waited(view, needs, r) && is_quiet(r);
     if !is_settled(view, phase, authority) || !has_copies(view, needs) {
         return BTreeSet::new();
     }
@@ -122,18 +123,6 @@ fn is_quiet(replica: &Replica) -> bool {
     let used = !status.mounts.is_empty() || status.import_start.is_some();
     let told = status.observed_generation.is_some() && status.observed_generation == replica.metadata.generation;
     status.role == CopyRole::Replica && told && !used && !status.conditions.iter().any(trouble)
-}
-
-/// It has nothing that the owner hasn't: its newest commit is one of the owner's, or it has none.
-fn is_known_to(copy: &Replica, owner: Option<&Replica>) -> bool {
-    let Some((copy, owner)) = copy.status.as_ref().zip(owner.and_then(|o| o.status.as_ref())) else { return false };
-    let deleted = copy.recent_commits.iter().filter(|c| c.deleted).count();
-    let kept = copy.commit_count.saturating_sub(u64::try_from(deleted).unwrap_or(u64::MAX));
-    let Some(newest) = newest_kept(copy) else { return kept == 0 };
-    let listed = owner.recent_commits.iter().any(|c| c.id == newest.id);
-    // Beyond the list: older than all of it. What a superseded owner has alone says so by a condition.
-    let before = owner.recent_commits.last().is_some_and(|c| (newest.epoch, newest.time.0) < (c.epoch, c.time.0));
-    listed || before && owner.commit_count > kept
 }
 
 /// The newest commit that a Commit object may still want.
