@@ -5,6 +5,7 @@
 //! - [`copies`]: which copy holds which kept commit, and whether it may go.
 //! - [`filesystem`]: all state of one Filesystem on one node (design §4).
 //! - [`run`]: one execution of a ReplicationJob for one Filesystem (replication.md).
+//! - [`step`]: the order in which a shell does what they decide.
 
 pub mod authority;
 pub mod copies;
@@ -12,3 +13,4 @@ pub mod filesystem;
 pub mod ids;
 pub mod model;
 pub mod run;
+pub mod step;

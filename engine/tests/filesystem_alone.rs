@@ -8,7 +8,7 @@ const SAVED: &[u64] = &[4, 5, 9, 149, 252, 717, 1251, 46778];
 
 #[test]
 fn one_node_keeps_its_promises_whatever_happens() {
-    support::run_seeds("alone", 400, SAVED, |seed, trace| {
+    support::run_seeds("alone", 120, SAVED, |seed, trace| {
         support::user::alone(seed, trace);
     });
 }

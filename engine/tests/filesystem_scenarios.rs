@@ -60,7 +60,7 @@ fn two_who_ask_for_a_fence_get_the_same_one() {
     fence(&mut sim);
     fence(&mut sim);
     sim.run_for(2_000);
-    assert!(sim.nodes[0].waiting.is_empty(), "both are answered");
+    assert!(sim.nodes[0].waiting().is_empty(), "both are answered");
     assert_eq!(sim.ledger.fences, 2);
     assert_eq!(sim.nodes[0].disk.commits.len(), 2, "one final commit");
 }

@@ -8,7 +8,7 @@ const SAVED: &[u64] = &[22, 30, 2060, 5584, 10481];
 
 #[test]
 fn the_replica_gets_there_or_all_of_it_goes() {
-    support::run_seeds("together", 150, SAVED, |seed, trace| {
+    support::run_seeds("together", 50, SAVED, |seed, trace| {
         support::user::together(seed, trace);
     });
 }

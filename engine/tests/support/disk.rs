@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use dotgraft_engine::filesystem::{Base, Found, Life, MountWhat, Out, Recovered, Role, Row};
+use dotgraft_engine::filesystem::{Base, Found, Life, MountWhat, Record, Recovered, Role, Row};
 use dotgraft_engine::ids::CommitId;
 use dotgraft_engine::model::Commit;
 
@@ -10,7 +10,18 @@ use dotgraft_engine::model::Commit;
 pub struct Head {
     /// Counts writes: two heads or commits with the same number hold the same.
     pub content: u64,
+    /// The flag alone: nobody opens a file for writing any more, and who has one open goes on.
+    pub read_only: bool,
+    /// The limit of one byte: nothing writes.
     pub fenced: bool,
+    /// A pod has made a subvolume in it.
+    pub nested: bool,
+}
+
+impl Head {
+    pub const fn holding(content: u64) -> Self {
+        Self { content, read_only: false, fenced: false, nested: false }
+    }
 }
 
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -42,7 +53,7 @@ impl Disk {
         Found {
             base,
             head: self.head.is_some(),
-            fenced: self.head.as_ref().is_some_and(|h| h.fenced),
+            fenced: self.head.as_ref().is_some_and(|h| h.fenced || h.read_only),
             commits: self.commits.values().map(|(c, _)| c.clone()).collect(),
             checkpoints: self.checkpoints.iter().copied().collect(),
             incoming: self.incoming.iter().copied().collect(),
@@ -69,8 +80,8 @@ pub struct Journal(pub BTreeMap<String, Vec<u8>>);
 
 impl Journal {
     /// All or nothing: here, all.
-    pub fn commit(&mut self, out: &Out) {
-        for row in out.records.iter().flat_map(dotgraft_engine::filesystem::Record::rows) {
+    pub fn commit(&mut self, records: &[Record]) {
+        for row in records.iter().flat_map(Record::rows) {
             match row {
                 Row::Put(key, body) => drop(self.0.insert(key, body)),
                 Row::Delete(key) => drop(self.0.remove(&key)),

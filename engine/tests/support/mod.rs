@@ -1,23 +1,32 @@
-//! A simulated node, and two of them: model disk, journal, API server and wire around the engine's `Filesystem`, driven as
-//! node-agent's actor does it. One seed is one run.
+//! Simulated nodes, one to three: model disk, journal, API server and wire around the machine that node-agent's actor is
+//! ([`dotgraft_engine::step`]). One seed is one run.
 //!
 //! - `rng`: dice                       - `disk`: what survives a crash
-//! - `sim`: clock, queue, the actor    - `work`: tasks and their effects
-//! - `wire`: transfers                 - `watch`: what must hold always, and in the end
+//! - `sim`: clocks, queue, nodes       - `actor`: the machine, its lives
+//! - `api`: the API server, and calls to it that come late or not at all
+//! - `work`: tasks, step by step       - `wire`: transfers
+//! - `watch`, `writes`: what must hold always, and in the end
 //! - `moves`: authority goes from node to node
 //! - `user`: what people, the operator and fate do
+//! - `hazards`: what the world may do to us
+//! - `schedules`: directed ones, a fault each
 // Each test file uses a part; what can't be otherwise in a test's model may panic.
 #![allow(dead_code, unused_imports, missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::struct_excessive_bools)]
 #![allow(clippy::option_option, clippy::unused_self, clippy::needless_pass_by_value)] // the model says it as the agent does
 
+pub mod actor;
+pub mod api;
 pub mod disk;
+pub mod hazards;
 pub mod moves;
 pub mod rng;
+pub mod schedules;
 pub mod sim;
 pub mod user;
 pub mod watch;
 pub mod wire;
 pub mod work;
+pub mod writes;
 
 pub use sim::{Sim, Two};
 

@@ -1,10 +1,12 @@
 //! Authority goes from node to node while everything fails: each write must be on top of the last one that was acknowledged.
 
-use dotgraft_engine::filesystem::{Event, Intent, MountWhat, Present, RequestState, Role, WantedCommit};
-use dotgraft_engine::ids::Timestamp;
+use dotgraft_engine::filesystem::{Event, Intent, MountWhat, Present, RequestState, Role, WantedCommit, WantedJob};
 
-use super::sim::{Asked, Phase, Sim, Two, short};
+use super::api::Phase;
+use super::hazards::Hazards;
+use super::sim::{Asked, Sim, Two, short};
 use super::user::{present, wanted};
+use super::work::FOREIGN;
 
 /// What the operator knows of a run.
 #[derive(Debug, Default)]
@@ -38,10 +40,13 @@ pub struct Did {
     pub precopies: u64,
 }
 
-fn owner_and_replica(seed: u64, trace: &mut Vec<String>) -> Sim<'_> {
-    let mut sim = Sim::new(seed, Two::WithReplica, trace);
-    sim.want(0, Some(Intent::Present(Box::new(present(Role::Owner)))));
-    sim.want(1, Some(Intent::Present(Box::new(present(Role::Replica)))));
+/// An owner on n0 and read-only copies on the others.
+pub fn owner_and_copies(seed: u64, two: Two, trace: &mut Vec<String>) -> Sim<'_> {
+    let mut sim = Sim::new(seed, two, trace);
+    for n in 0..sim.nodes.len() {
+        let role = if n == 0 { Role::Owner } else { Role::Replica };
+        sim.want(n, Some(Intent::Present(Box::new(present(role)))));
+    }
     sim.run_for(1_000);
     sim
 }
@@ -59,11 +64,19 @@ impl Sim<'_> {
                 epoch: self.api.epoch,
                 commits: deleted(owner).chain(if owner { self.with_ids(&world.wishes) } else { Vec::new() }).collect(),
                 move_to: (owner && world.goal != n).then(|| self.nodes[world.goal].place.clone()),
-                precopy_to: (owner && world.leaving).then(|| self.nodes[1 - n].place.clone()),
+                precopy_to: (owner && world.leaving).then(|| self.nodes[(n + 1) % self.nodes.len()].place.clone()),
+                jobs: if owner { self.third_copy(n) } else { Vec::new() },
                 ..present(if owner { Role::Owner } else { Role::Replica })
             };
             self.want(n, Some(Intent::Present(Box::new(wanted))));
         }
+    }
+
+    /// With three nodes a job keeps a copy on one of them, whoever owns it: there a replica, a move and a promotion meet.
+    fn third_copy(&self, owner: usize) -> Vec<WantedJob> {
+        let wanted = self.nodes.len() > 2;
+        let peer = self.nodes[(owner + 2) % self.nodes.len()].place.clone();
+        wanted.then(|| self.job_to(peer)).into_iter().collect()
     }
 
     fn with_ids(&self, wishes: &[WantedCommit]) -> Vec<WantedCommit> {
@@ -73,12 +86,14 @@ impl Sim<'_> {
 
     /// A pod on node `n` writes, if it can; then nobody else can, and nothing acknowledged before is missing.
     fn write_on(&mut self, n: usize, world: &mut World) {
-        let disk = &mut self.nodes[n].disk;
-        let mounted = disk.is_mounted(MountWhat::Head);
-        let Some(head) = disk.head.as_mut().filter(|h| mounted && !h.fenced) else { return };
+        if !self.is_writable(n) {
+            return;
+        }
+        let Some(head) = self.nodes[n].disk.head.as_mut() else { return };
         let before = head.content;
         world.writes += 1;
         head.content = world.writes;
+        self.note_write(n, before, world.writes);
         if self.is_lost(n) {
             return; // written to what authority was taken from: kept aside, promised to nobody
         }
@@ -126,6 +141,10 @@ impl Sim<'_> {
         let Some(want) = self.rng.pick(&list).cloned() else { return };
         let id = self.ledger.ids.get(&want.uid).copied();
         self.ledger.removals.insert(want.uid);
+        let content = id.and_then(|id| self.nodes.iter().find_map(|n| n.disk.commits.get(&id).map(|(_, c)| *c)));
+        if let Some(content) = content {
+            self.ledger.writes.give_up(content);
+        }
         world.wishes.retain(|w| w.uid != want.uid);
         world.deleted.push((WantedCommit { id, remove: true, reset_to: None, hold: false, ..want }, false));
     }
@@ -134,14 +153,12 @@ impl Sim<'_> {
     fn note_deleted(&self, world: &mut World) {
         let removed = |n: usize, uid| {
             let fs = self.nodes[n].fs.as_ref();
-            fs.is_some_and(|fs| {
-                fs.status(Timestamp(self.now)).requests.iter().any(|r| r.uid == uid && r.state == Some(RequestState::Removed))
-            })
+            fs.is_some_and(|fs| fs.status(self.wall(n)).requests.iter().any(|r| r.uid == uid && r.state == Some(RequestState::Removed)))
         };
         for (want, by_owner) in &mut world.deleted {
             *by_owner |= removed(self.api.owner, want.uid);
         }
-        world.deleted.retain(|(want, _)| !(0..2).all(|n| removed(n, want.uid)));
+        world.deleted.retain(|(want, _)| !(0..self.nodes.len()).all(|n| removed(n, want.uid)));
     }
 
     /// Authority went away without this node's doing, and it hasn't fenced its head yet.
@@ -153,12 +170,13 @@ impl Sim<'_> {
 
     /// A person's word, or proof: authority goes to the other copy, if it has a commit that people see.
     fn steal(&mut self, world: &mut World) {
-        let to = 1 - self.api.owner;
-        let visible = self.nodes[to].disk.commits.values().any(|(c, _)| !c.transient);
-        let replica = self.nodes[to].journal.load().base.is_some_and(|b| b.role == Role::Replica);
-        if !world.steals || !visible || !replica || self.api.phase != Phase::Active {
-            return;
-        }
+        let fit = |n: &usize| {
+            let visible = self.nodes[*n].disk.commits.values().any(|(c, _)| !c.transient);
+            let replica = self.nodes[*n].journal.load().base.is_some_and(|b| b.role == Role::Replica);
+            *n != self.api.owner && visible && replica
+        };
+        let fit: Vec<usize> = (0..self.nodes.len()).filter(fit).collect();
+        let Some(to) = self.rng.pick(&fit).copied().filter(|_| world.steals && self.api.phase == Phase::Active) else { return };
         self.ledger.steals += 1;
         self.say(format!("AUTHORITY taken for n{to}"));
         self.lost.insert(self.api.owner);
@@ -182,6 +200,7 @@ impl Sim<'_> {
             }
             let fenced = self.nodes[n].disk.head.as_ref().is_none_or(|h| h.fenced);
             assert!(fenced, "a superseded head on node {n} can still be written");
+            self.give_up_copy(n);
             self.nodes[n].may_delete = true;
             let epoch = self.api.epoch;
             self.want(n, Some(Intent::Absent { epoch }));
@@ -199,8 +218,9 @@ impl Sim<'_> {
         if self.now % 4 == 0 {
             self.forge();
         }
-        let n = usize::try_from(self.rng.below(2)).unwrap();
+        let n = usize::try_from(self.rng.below(self.nodes.len() as u64)).unwrap();
         self.note_deleted(world);
+        self.be_mean(n);
         match self.rng.below(27) {
             25 => self.delete_commit(world),
             0 | 1 => world.goal = n,
@@ -216,10 +236,10 @@ impl Sim<'_> {
             15 => self.partition = false,
             17 => self.partition = !self.partition,
             18 if self.rng.permille(400) && self.has_served(n) => {
-                self.nodes[n].disk.mounts.insert("/foreign".into(), MountWhat::Head);
+                self.nodes[n].disk.mounts.insert(FOREIGN.into(), MountWhat::Head);
             }
-            19 => drop(self.nodes[n].disk.mounts.remove("/foreign")),
-            20 => self.request(n, Asked::Plain, Event::Thaw),
+            19 => drop(self.nodes[n].disk.mounts.remove(FOREIGN)),
+            20 => self.ask(n, Asked::Plain, Event::Thaw),
             22 if self.rng.permille(300) => self.steal(world),
             23 if world.wishes.len() < 9 && self.rng.permille(600) => self.reset(world),
             24 if self.rng.permille(500) => world.leaving = !world.leaving,
@@ -234,42 +254,59 @@ impl Sim<'_> {
         self.nodes[n].journal.load().base.is_some_and(|b| b.opened.is_some())
     }
 
+    /// What the hazards of this run allow.
+    fn be_mean(&mut self, n: usize) {
+        if self.hazards.has(Hazards::CLOCKS) && self.rng.permille(60) {
+            let most: i64 = *self.rng.pick(&[5_000, 120_000, 3_700_000]).unwrap();
+            let ahead = i64::try_from(self.rng.below(2 * most.unsigned_abs())).unwrap() - most;
+            self.set_clock(n, ahead);
+        }
+        if self.hazards.has(Hazards::OLD_OPENINGS) && self.rng.permille(40) {
+            let ms = i64::try_from(self.rng.below(20_000)).unwrap();
+            self.pause(n, ms);
+        }
+        if self.hazards.has(Hazards::LOST_JOURNALS) && self.rng.permille(10) && self.nodes[n].up && self.nodes[n].disk.meta.is_some() {
+            self.lose_journal(n);
+        }
+        if self.rng.permille(60) {
+            self.nest(n);
+        }
+    }
+
     fn operate_sometimes(&mut self, world: &World) {
         if self.rng.permille(500) {
             self.operate(world);
         }
     }
 
-    fn request(&mut self, n: usize, asked: Asked, event: impl FnOnce(dotgraft_engine::filesystem::ReqId) -> Event) {
-        if self.nodes[n].fs.is_some() {
-            let req = self.req(n, asked);
-            self.handle(n, event(req));
-        }
-    }
-
     fn pod(&mut self, n: usize, starts: bool) {
         let target = "/pods/0".to_owned();
         if !starts {
-            self.request(n, Asked::Plain, |req| Event::Unmount(req, target));
+            self.ask(n, Asked::Plain, |req| Event::Unmount(req, target));
         } else if !self.nodes[n].disk.mounts.contains_key(&target) {
-            self.request(n, Asked::Mount(MountWhat::Head), |req| Event::Mount(req, MountWhat::Head, target, false));
+            self.ask(n, Asked::Mount(MountWhat::Head), |req| Event::Mount(req, MountWhat::Head, target, false));
         }
     }
 
     /// Faults stop, pods end: authority gets where it should be, and the data with it.
     fn settle(&mut self, world: &mut World) {
         self.say("CALM".into());
-        (self.faults, self.partition, self.no_space) = (false, false, false);
+        (self.faults, self.partition, self.no_space, self.late_write) = (false, false, false, None);
+        for node in &mut self.nodes {
+            node.paused = 0;
+            node.disk.head.iter_mut().for_each(|h| h.nested = false); // a person has seen the condition
+        }
         for _ in 0..12 {
             self.run_for(20_000);
-            for n in 0..2 {
-                self.nodes[n].disk.mounts.remove("/foreign");
+            for n in 0..self.nodes.len() {
+                self.nodes[n].disk.mounts.remove(FOREIGN);
                 self.pod(n, false);
             }
             self.note_deleted(world);
             self.operate(world);
         }
         self.run_for(120_000);
+        self.watch_writes();
         self.drop_superseded(world);
         for _ in 0..12 {
             self.run_for(20_000);
@@ -282,10 +319,10 @@ impl Sim<'_> {
         self.note_reset(world);
         assert_eq!(self.api.owner, world.goal, "authority did not get where it should be: {:?}", self.api);
         assert!(self.api.pending.is_none());
-        for n in 0..2 {
-            let status = self.nodes[n].fs.as_ref().expect("an actor").status(Timestamp(self.now));
+        for n in 0..self.nodes.len() {
+            let status = self.nodes[n].fs.as_ref().expect("an actor").status(self.wall(n));
             assert!(status.conditions.first().is_some_and(|c| c.status), "node {n} is not ready: {}", short(&status.conditions));
-            assert!(self.nodes[n].waiting.is_empty(), "never answered: {:?}", self.nodes[n].waiting);
+            assert!(self.nodes[n].waiting().is_empty(), "never answered: {:?}", self.nodes[n].waiting());
             assert!(!self.nodes[n].journal.0.contains_key("migration"), "node {n} has not ended its handoff");
             assert_eq!(self.nodes[n].disk.head.is_some(), n == self.api.owner, "who owns it has the head, and nobody else");
             if n == self.api.owner {
@@ -309,10 +346,16 @@ impl Sim<'_> {
     }
 }
 
-/// Pods come and go on both nodes, and authority follows, whatever fails; with `steals` it is also taken, from an owner that can't be asked.
-pub fn moving(seed: u64, steals: bool, trace: &mut Vec<String>) -> Did {
-    let mut sim = owner_and_replica(seed, trace);
+/// Pods come and go on all nodes, and authority follows, whatever fails; with `steals` it is also taken, from an owner that can't be asked.
+pub fn moving(seed: u64, two: Two, steals: bool, trace: &mut Vec<String>) -> Did {
+    moving_among(seed, two, steals, Hazards::MENDED, trace)
+}
+
+/// The same in a world of those hazards.
+pub fn moving_among(seed: u64, two: Two, steals: bool, hazards: Hazards, trace: &mut Vec<String>) -> Did {
+    let mut sim = owner_and_copies(seed, two, trace);
     sim.ledger.moves = true;
+    sim.hazards = hazards;
     let mut world = World { steals, ..World::default() };
     let mut did = Did::default();
     let delete_at = sim.rng.below(500); // in most runs never
@@ -338,6 +381,7 @@ pub fn moving(seed: u64, steals: bool, trace: &mut Vec<String>) -> Did {
         world.leaving = false;
         sim.settle(&mut world);
         sim.watch_settled(&mut world);
+        sim.watch_writes();
     }
     did
 }

@@ -1,13 +1,16 @@
-//! Clock, queue and the actor: `handle` follows `FsActor::run` of node-agent step by step. Every random choice comes from the seed.
+//! Clocks and queue of the simulated world, and its nodes. Every random choice comes from the seed.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use dotgraft_engine::filesystem::{Answer, Ctx, Desired, Event, Filesystem, Handoff, Here, Intent, MountWhat, Out, ReqId, Role, Task};
-use dotgraft_engine::ids::{BootId, CommitId, Epoch, FsId, JobUid, MigId, OpId, PoolId, RequestUid, Timestamp};
+use dotgraft_engine::filesystem::{Desired, Event, Handoff, Intent, MountWhat, ReqId, Role, Task};
+use dotgraft_engine::ids::{BootId, CommitId, FsId, JobUid, OpId, PoolId, RequestUid, Timestamp};
 use dotgraft_engine::model::{Place, Problem, Reason, Versions};
+use dotgraft_engine::step::Machine;
 use uuid::Uuid;
 
+use super::api::{Api, Reply, Write};
 use super::disk::{Disk, Journal};
+use super::hazards::Hazards;
 use super::rng::Rng;
 use super::wire::Session;
 
@@ -15,26 +18,6 @@ pub const START: i64 = 1_700_000_000_000;
 
 pub fn uuid(n: u64) -> Uuid {
     Uuid::from_u128(0x0198_c2a5_7f00_7000_8000_0000_0000_0000 + u128::from(n))
-}
-
-/// Phase of the Filesystem object.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Phase {
-    New,
-    Active,
-    Headless,
-    Deleting,
-}
-
-/// `Filesystem.status`, as far as agents see it.
-#[derive(Debug, Clone)]
-pub struct Api {
-    pub phase: Phase,
-    pub owner: usize,
-    pub epoch: Epoch,
-    pub opened: Option<(Epoch, BootId)>,
-    pub attempt: u64,
-    pub pending: Option<(MigId, u64, usize)>,
 }
 
 #[derive(Debug, Clone)]
@@ -51,12 +34,24 @@ pub enum Asked {
     Checkpoint(u64, bool),
 }
 
+/// A task under way.
 #[derive(Debug, Clone)]
 pub struct Doing {
     pub task: Task,
     pub cancelled: bool,
-    /// Its effect is done, `Done` is under way.
+    /// It has nothing more to do; `Done` is under way.
     pub ended: bool,
+    /// How many of its steps on the disk are done, or how often the API was asked.
+    pub step: u32,
+    /// When it began, and when its last write to the API was sent: true time.
+    pub began: i64,
+    pub sent: i64,
+}
+
+impl Doing {
+    pub const fn new(task: Task, now: i64) -> Self {
+        Self { task, cancelled: false, ended: false, step: 0, began: now, sent: now }
+    }
 }
 
 pub struct Node {
@@ -64,8 +59,8 @@ pub struct Node {
     pub boot: BootId,
     pub disk: Disk,
     pub journal: Journal,
-    /// The actor; `None` while the agent is down, or rebuilds, or once it has ended.
-    pub fs: Option<Filesystem>,
+    /// The actor's machine; `None` while the agent is down, or once the actor has ended.
+    pub fs: Option<Machine<Asked>>,
     pub up: bool,
     /// Counts lives of the actor: what was meant for an earlier one is lost.
     pub life: u64,
@@ -75,25 +70,53 @@ pub struct Node {
     pub wanted: Option<Intent>,
     pub generation: i64,
     pub tasks: BTreeMap<OpId, Doing>,
-    pub waiting: BTreeMap<ReqId, Asked>,
     /// Operations of earlier lives.
     pub stale: Vec<OpId>,
     /// An `Absent` that may be obeyed was given.
     pub may_delete: bool,
     pub finished: bool,
     pub handled: u64,
+    /// How far its wall clock is ahead of true time, milliseconds.
+    pub wall_ahead: i64,
+    /// When it was booted: true time, from which its boot clock runs.
+    pub booted: i64,
+    /// When the actor's sleep ends: true time. A sleep is not cut short by a clock that jumps.
+    pub wake: Option<i64>,
+    /// The agent's process stands still until then; kernel and pods go on.
+    pub paused: i64,
+    /// The API server can't be reached from here.
+    pub cut_off: bool,
+}
+
+impl Node {
+    /// The actor runs and has read its journal.
+    pub fn is_live(&self) -> bool {
+        self.fs.as_ref().is_some_and(Machine::is_live)
+    }
+
+    /// Who waits for an answer of the actor.
+    pub fn waiting(&self) -> Vec<&Asked> {
+        self.fs.iter().flat_map(Machine::waiters).collect()
+    }
 }
 
 #[derive(Debug, Clone)]
 pub enum What {
-    /// A task's time has come.
-    Finish(usize, u64, OpId),
+    /// The next step of a task on the disk.
+    Step(usize, u64, OpId),
     /// An event reaches the actor of that life.
     Deliver(usize, u64, Box<Event>),
     /// The watch brings the Replica object.
     Order(usize),
     Restart(usize),
-    Rebuild(usize, u64),
+    /// The journal is read again.
+    Reload(usize, u64),
+    /// A request to the API server arrives there; what was read comes back; a write arrives, whoever still waits for it; its answer.
+    Read(usize, u64, OpId, u32),
+    Have(usize, u64, OpId, u32, Box<Reply>),
+    Write(Box<Write>),
+    /// Nothing has come back for so long: the sender gives this request up.
+    GiveUp(usize, u64, OpId, u32),
     /// A transfer goes on.
     Tick(u64),
     /// The sender hears how it ended.
@@ -106,11 +129,33 @@ pub enum What {
     Exported(usize, u64, OpId, Result<(), Problem>),
 }
 
+impl What {
+    /// Whose process it needs.
+    fn node(&self) -> Option<usize> {
+        match self {
+            Self::Step(n, ..)
+            | Self::Deliver(n, ..)
+            | Self::Order(n)
+            | Self::Reload(n, _)
+            | Self::Read(n, ..)
+            | Self::Have(n, ..)
+            | Self::GiveUp(n, ..)
+            | Self::Ask(n, ..)
+            | Self::Listed(n, ..)
+            | Self::Export(n, ..)
+            | Self::Exported(n, ..) => Some(*n),
+            Self::Restart(_) | Self::Write(_) | Self::Tick(_) | Self::Verdict(..) => None,
+        }
+    }
+}
+
 /// What a simulation is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Two {
     Alone,
     WithReplica,
+    /// Two read-only copies.
+    Three,
 }
 
 pub struct Sim<'a> {
@@ -133,8 +178,11 @@ pub struct Sim<'a> {
     pub faults: bool,
     pub partition: bool,
     pub no_space: bool,
+    /// Which of the world's meannesses are in it.
+    pub hazards: Hazards,
+    /// The next write to the API takes so long to arrive, and its sender doesn't hear of it.
+    pub late_write: Option<i64>,
     pub next_generation: u64,
-    next_req: u64,
     pub trace: &'a mut Vec<String>,
     pub ledger: super::watch::Ledger,
     pub job: JobUid,
@@ -160,17 +208,26 @@ pub fn node_at(n: usize) -> Node {
         wanted: None,
         generation: 0,
         tasks: BTreeMap::new(),
-        waiting: BTreeMap::new(),
         stale: Vec::new(),
         may_delete: false,
         finished: false,
         handled: 0,
+        wall_ahead: 0,
+        booted: START - 1_000_000 * (1 + i64::try_from(n).unwrap()),
+        wake: None,
+        paused: 0,
+        cut_off: false,
     }
 }
 
 impl<'a> Sim<'a> {
     pub fn new(seed: u64, two: Two, trace: &'a mut Vec<String>) -> Self {
-        let nodes = (0..if two == Two::Alone { 1 } else { 2 }).map(node_at).collect();
+        let count = match two {
+            Two::Alone => 1,
+            Two::WithReplica => 2,
+            Two::Three => 3,
+        };
+        let nodes: Vec<Node> = (0..count).map(node_at).collect();
         Self {
             rng: Rng::new(seed),
             now: START,
@@ -179,7 +236,7 @@ impl<'a> Sim<'a> {
             fresh: 1_000,
             id: FsId::from_uuid(uuid(1)),
             nodes,
-            api: Api { phase: Phase::New, owner: 0, epoch: Epoch(1), opened: None, attempt: 1, pending: None },
+            api: Api::new(count),
             sessions: BTreeMap::new(),
             failing: None,
             slow: None,
@@ -187,10 +244,11 @@ impl<'a> Sim<'a> {
             faults: true,
             partition: false,
             no_space: false,
+            hazards: Hazards::MENDED,
+            late_write: None,
             next_generation: 0,
-            next_req: 0,
             trace,
-            ledger: super::watch::Ledger::default(),
+            ledger: super::watch::Ledger::of(count),
             job: JobUid::from_uuid(uuid(50)),
             origin_pinned: false,
             lost: BTreeSet::new(),
@@ -216,17 +274,39 @@ impl<'a> Sim<'a> {
         self.faults && self.rng.permille(permille)
     }
 
+    pub fn later_at(&mut self, at: i64, what: What) {
+        self.seq += 1;
+        self.queue.insert((at, self.seq), what);
+    }
+
     pub fn later(&mut self, most_ms: u64, what: What) {
         let at = self.now + i64::try_from(1 + self.rng.below(most_ms)).unwrap();
         self.seq += 1;
         self.queue.insert((at, self.seq), what);
     }
 
+    /// A requester of node `n`'s actor, which must be there.
     pub fn req(&mut self, n: usize, asked: Asked) -> ReqId {
-        self.next_req += 1;
-        let req = ReqId(self.next_req);
-        self.nodes[n].waiting.insert(req, asked);
-        req
+        self.nodes[n].fs.as_mut().expect("an actor").wait(asked)
+    }
+
+    // ---- clocks ----
+
+    /// What people on that node read off the wall.
+    pub fn wall(&self, n: usize) -> Timestamp {
+        Timestamp(self.now + self.nodes[n].wall_ahead)
+    }
+
+    /// Somebody sets the clock of a node.
+    pub fn set_clock(&mut self, n: usize, ahead: i64) {
+        self.say(format!("n{n} CLOCK {ahead:+} ms"));
+        self.nodes[n].wall_ahead = ahead;
+    }
+
+    /// The agent's process stands still for so long.
+    pub fn pause(&mut self, n: usize, ms: i64) {
+        self.say(format!("n{n} PAUSED for {ms} ms"));
+        self.nodes[n].paused = self.now + ms;
     }
 
     pub fn deliver_later(&mut self, n: usize, event: Event) {
@@ -256,8 +336,7 @@ impl<'a> Sim<'a> {
 
     fn wake_of(&self, n: usize) -> Option<i64> {
         let node = &self.nodes[n];
-        // The actor sleeps at least 1 ms.
-        node.fs.as_ref()?.next_wake().map(|t| t.0.max(self.now + 1))
+        node.wake.filter(|_| node.is_live()).map(|at| at.max(node.paused))
     }
 
     fn next_time(&self) -> Option<i64> {
@@ -268,9 +347,7 @@ impl<'a> Sim<'a> {
     fn step(&mut self) {
         self.steps += 1;
         assert!(self.steps < 400_000, "no end: a livelock");
-        let due: Vec<usize> = (0..self.nodes.len())
-            .filter(|n| self.nodes[*n].fs.as_ref().and_then(Filesystem::next_wake).is_some_and(|t| t.0 <= self.now))
-            .collect();
+        let due: Vec<usize> = (0..self.nodes.len()).filter(|n| self.wake_of(*n).is_some_and(|t| t <= self.now)).collect();
         if let Some(entry) = self.queue.first_entry().filter(|e| e.key().0 <= self.now) {
             let what = entry.remove();
             self.carry_out(what);
@@ -282,12 +359,19 @@ impl<'a> Sim<'a> {
     }
 
     fn carry_out(&mut self, what: What) {
+        if let Some(until) = what.node().map(|n| self.nodes[n].paused).filter(|until| *until > self.now) {
+            return self.later_at(until, what);
+        }
         match what {
-            What::Finish(n, life, op) if self.nodes[n].life == life => self.finish_task(n, op),
+            What::Step(n, life, op) if self.nodes[n].life == life => self.step_task(n, op),
             What::Deliver(n, life, event) if self.nodes[n].life == life => self.handle(n, *event),
             What::Order(n) => self.order(n),
             What::Restart(n) => self.restart(n),
-            What::Rebuild(n, life) if self.nodes[n].life == life => self.start_actor(n),
+            What::Reload(n, life) if self.nodes[n].life == life => self.reload(n),
+            What::Read(n, life, op, no) if self.nodes[n].life == life => self.api_read(n, op, no),
+            What::Have(n, life, op, no, reply) if self.nodes[n].life == life => self.api_have(n, op, no, *reply),
+            What::Write(write) => self.api_write(*write),
+            What::GiveUp(n, life, op, no) if self.nodes[n].life == life => self.api_given_up(n, op, no),
             What::Tick(s) => self.tick(s),
             What::Verdict(s, result) => self.verdict(s, result),
             What::Ask(n, life, op, peer) if self.nodes[n].life == life => self.ask_versions(n, op, peer),
@@ -299,200 +383,6 @@ impl<'a> Sim<'a> {
                 self.done(n, op, result.map(|()| dotgraft_engine::filesystem::TaskDone::Ok));
             }
             _ => {}
-        }
-    }
-
-    fn ctx(&mut self) -> Ctx {
-        Ctx { now: Timestamp(self.now), fresh: self.fresh(), jitter: self.rng.word() }
-    }
-
-    /// One turn of the actor.
-    pub fn handle(&mut self, n: usize, event: Event) {
-        if self.nodes[n].fs.is_none() {
-            return;
-        }
-        if let Event::Done(op, _) = &event {
-            self.nodes[n].tasks.remove(op);
-        }
-        self.nodes[n].handled += 1;
-        let ctx = self.ctx();
-        let mut out = Out::default();
-        if !matches!(event, Event::Timer) {
-            let text = short(&event);
-            self.say(format!("n{n} <- {text}"));
-        }
-        if let Some(fs) = self.nodes[n].fs.as_mut() {
-            fs.handle(event, &ctx, &mut out);
-        }
-        for record in &out.records {
-            let text = format!("n{n}    record {}", record.name());
-            self.say(text);
-        }
-        if !out.records.is_empty() {
-            if self.fault(6) {
-                return self.crash(n, false);
-            }
-            if self.fault(8) {
-                return self.rebuild(n);
-            }
-            self.nodes[n].journal.commit(&out);
-            if self.fault(6) {
-                return self.crash(n, false);
-            }
-        }
-        self.effects(n, out);
-        self.watch(n);
-    }
-
-    fn effects(&mut self, n: usize, out: Out) {
-        for op in out.cancels {
-            self.say(format!("n{n}    cancel {op}"));
-            self.cancel_task(n, op);
-        }
-        for (op, task) in out.tasks {
-            self.say(format!("n{n} -> {op} {}", short(&task)));
-            self.watch_start(n, &task);
-            self.nodes[n].tasks.insert(op, Doing { task: task.clone(), cancelled: false, ended: false });
-            self.start_task(n, op, task);
-        }
-        for (req, answer) in out.answers {
-            self.say(format!("n{n}    answer {req:?} {}", short(&answer)));
-            self.answer(n, req, answer);
-        }
-        if out.finished {
-            self.say(format!("n{n} actor ends"));
-            self.watch_finished(n);
-            self.end_actor(n);
-            self.nodes[n].finished = true;
-            if self.nodes[n].order.as_ref().is_some_and(Option::is_some) {
-                self.start_actor(n);
-            }
-        }
-    }
-
-    fn answer(&mut self, n: usize, req: ReqId, answer: Answer) {
-        let asked = self.nodes[n].waiting.remove(&req);
-        let asked = asked.unwrap_or_else(|| panic!("{req:?} was answered twice, or never asked: {answer:?}"));
-        match (asked, answer) {
-            (Asked::Plain, Answer::Plain(_))
-            | (Asked::Versions(None), Answer::Versions(_))
-            | (Asked::Forged, Answer::Plain(Err(_)) | Answer::Versions(Err(_)) | Answer::Receive(Err(_))) => {}
-            (Asked::Mount(what), Answer::Plain(result)) => self.watch_mounted(n, what, result.is_ok()),
-            (Asked::Export(back, life, op), Answer::Plain(result)) => {
-                let result = if self.partition || self.fault(60) { Err(self.unreachable()) } else { result };
-                self.later(30, What::Exported(back, life, op, result));
-            }
-            (Asked::Fence, Answer::Fenced(result)) => self.watch_fenced(n, result.ok().map(|(id, _)| id)),
-            (Asked::Versions(Some((back, life, op))), Answer::Versions(result)) => {
-                self.later(30, What::Listed(back, life, op, Box::new(result)));
-            }
-            (Asked::Offer(s), Answer::Receive(result)) => self.offer_answered(s, result),
-            (Asked::Checkpoint(s, last), Answer::Checkpointed) => self.checkpointed(s, last),
-            (asked, answer) => panic!("{asked:?} was answered with {answer:?}"),
-        }
-    }
-
-    // ---- lives ----
-
-    /// Ends the actor: each task that is cut has or has not happened.
-    fn end_actor(&mut self, n: usize) {
-        let tasks = std::mem::take(&mut self.nodes[n].tasks);
-        for (op, doing) in tasks {
-            self.nodes[n].stale.push(op);
-            if !doing.ended {
-                self.cut_task(n, op, &doing.task);
-            }
-        }
-        self.cut_sessions_of(n);
-        let node = &mut self.nodes[n];
-        node.fs = None;
-        node.life += 1;
-        // Requesters see the connection end, or an error: that is their answer.
-        for asked in std::mem::take(&mut node.waiting).into_values() {
-            if let Asked::Export(back, life, op) = asked {
-                let gone = Err(self.unreachable());
-                self.later(200, What::Exported(back, life, op, gone));
-            }
-        }
-    }
-
-    pub fn crash(&mut self, n: usize, reboot: bool) {
-        self.say(format!("n{n} CRASH reboot={reboot}"));
-        self.end_actor(n);
-        self.nodes[n].up = false;
-        if reboot {
-            self.nodes[n].boot = BootId::from_uuid(self.fresh());
-            self.nodes[n].disk.mounts.clear();
-        }
-        self.later(3_000, What::Restart(n));
-    }
-
-    fn rebuild(&mut self, n: usize) {
-        self.say(format!("n{n} JOURNAL FAILS"));
-        self.end_actor(n);
-        let life = self.nodes[n].life;
-        self.later(400, What::Rebuild(n, life));
-    }
-
-    fn restart(&mut self, n: usize) {
-        if !self.nodes[n].up {
-            self.say(format!("n{n} UP"));
-            self.nodes[n].up = true;
-            self.start_actor(n);
-        }
-    }
-
-    /// Starts the actor if there is anything to start it for, and tells it what is wanted.
-    fn start_actor(&mut self, n: usize) {
-        let node = &self.nodes[n];
-        let anything = !node.journal.0.is_empty() || !node.disk.is_empty() || node.order.as_ref().is_some_and(Option::is_some);
-        if node.fs.is_some() || !node.up {
-            return;
-        }
-        if !anything {
-            self.nodes[n].finished = true;
-            return;
-        }
-        self.next_generation += 1;
-        let here = Here { place: node.place.clone(), boot: node.boot, stream_version: 2, kernel_release: "6.18".into() };
-        let fs = Filesystem::recover(self.id, here, self.next_generation, node.journal.load());
-        self.say(format!("n{n} recover, generation {}", self.next_generation));
-        self.nodes[n].fs = Some(fs);
-        self.nodes[n].finished = false;
-        let order_first = self.rng.permille(500);
-        if order_first {
-            self.deliver_order(n);
-        }
-        self.handle(n, Event::Start);
-        if !order_first {
-            self.deliver_order(n);
-        }
-    }
-
-    /// The supervisor hears of the Replica object.
-    fn order(&mut self, n: usize) {
-        let node = &mut self.nodes[n];
-        let Some(intent) = node.wanted.clone() else {
-            if node.order.is_some() {
-                node.order = Some(None);
-                self.deliver_order(n);
-            }
-            return;
-        };
-        let generation = node.generation;
-        node.order = Some(Some(Desired { generation, intent }));
-        if node.fs.is_some() {
-            self.deliver_order(n);
-        } else if node.finished || node.life == 0 {
-            self.start_actor(n);
-        }
-    }
-
-    fn deliver_order(&mut self, n: usize) {
-        match self.nodes[n].order.clone() {
-            Some(Some(desired)) => self.handle(n, Event::Desired(desired)),
-            Some(None) => self.handle(n, Event::Vanished),
-            None => {}
         }
     }
 

@@ -10,8 +10,10 @@ use dotgraft_engine::ids::{CommitId, Epoch, FsId, MigId, OpId, RequestUid, Times
 use dotgraft_engine::model::{Commit, FORMAT_VERSION, Origin, Place, Problem, Reason};
 use dotgraft_engine::run::{Initial, Intermediate, JobSpec, OnConflict, Outcome, Retry, RunParams};
 
-use super::sim::{Asked, Phase, Sim, Two, short, uuid};
+use super::api::Phase;
+use super::sim::{Asked, Sim, Two, short, uuid};
 use super::watch::Ledger;
+use super::work::FOREIGN;
 
 pub fn present(role: Role) -> Present {
     Present {
@@ -60,7 +62,7 @@ pub fn on_disk(sim: &Sim, n: usize, uid: RequestUid) -> bool {
 
 /// What a node shows.
 pub fn status(sim: &Sim, n: usize) -> FilesystemStatus {
-    sim.nodes[n].fs.as_ref().expect("an actor").status(Timestamp(sim.now))
+    sim.nodes[n].fs.as_ref().expect("an actor").status(sim.wall(n))
 }
 
 /// The wish for a commit.
@@ -112,7 +114,7 @@ impl Sim<'_> {
 
     fn removed_on(&self, n: usize) -> Vec<(RequestUid, Option<CommitId>)> {
         let Some(fs) = &self.nodes[n].fs else { return Vec::new() };
-        let status = fs.status(Timestamp(self.now));
+        let status = fs.status(self.wall(n));
         status.requests.iter().filter(|r| r.state == Some(RequestState::Removed)).map(|r| (r.uid, r.id)).collect()
     }
 
@@ -135,10 +137,19 @@ impl Sim<'_> {
     }
 
     pub fn job(&mut self) -> WantedJob {
+        let initial = *self.rng.pick(&[Initial::MostRecent, Initial::All]).unwrap();
+        let intermediate = *self.rng.pick(&[Intermediate::All, Intermediate::LatestOnly]).unwrap();
+        let mut job = self.job_to(self.nodes[1].place.clone());
+        (job.spec.params.initial, job.spec.params.intermediate) = (initial, intermediate);
+        job
+    }
+
+    /// A push of every commit to that place.
+    pub fn job_to(&self, peer: Place) -> WantedJob {
         let params = RunParams {
-            peer: self.nodes[1].place.clone(),
-            initial: *self.rng.pick(&[Initial::MostRecent, Initial::All]).unwrap(),
-            intermediate: *self.rng.pick(&[Intermediate::All, Intermediate::LatestOnly]).unwrap(),
+            peer,
+            initial: Initial::All,
+            intermediate: Intermediate::All,
             retry: Retry::default(),
             on_conflict: OnConflict::Fail,
             also: None,
@@ -179,8 +190,8 @@ impl Sim<'_> {
         }
     }
 
-    fn ask(&mut self, n: usize, asked: Asked, event: impl FnOnce(dotgraft_engine::filesystem::ReqId) -> Event) {
-        if self.nodes[n].fs.is_some() {
+    pub fn ask(&mut self, n: usize, asked: Asked, event: impl FnOnce(dotgraft_engine::filesystem::ReqId) -> Event) {
+        if self.nodes[n].is_live() {
             let req = self.req(n, asked);
             self.handle(n, event(req));
         }
@@ -300,7 +311,7 @@ impl Sim<'_> {
     pub fn forge(&mut self) {
         for n in 0..self.nodes.len() {
             let replica = self.nodes[n].journal.load().base.is_some_and(|b| b.role == Role::Replica && b.life == Life::Active);
-            if self.old_operator || self.nodes[n].fs.is_none() || !replica {
+            if self.old_operator || !self.nodes[n].is_live() || !replica {
                 continue;
             }
             let (far, owner) = (Epoch(self.api.epoch.0 + 100), self.nodes[self.api.owner].place.clone());
@@ -391,8 +402,8 @@ impl Sim<'_> {
             3 => self.stale_absent(),
             4 => self.vanish(),
             5 => self.bump_epoch(),
-            6 if self.has_served(n) => drop(self.nodes[n].disk.mounts.insert("/foreign".into(), MountWhat::Head)),
-            7 => drop(self.nodes[n].disk.mounts.remove("/foreign")),
+            6 if self.has_served(n) => drop(self.nodes[n].disk.mounts.insert(FOREIGN.into(), MountWhat::Head)),
+            7 => drop(self.nodes[n].disk.mounts.remove(FOREIGN)),
             8 => {
                 let id = self.rng.pick(&self.nodes[0].disk.commits.keys().copied().collect::<Vec<_>>()).copied();
                 let branch = FsId::from_uuid(uuid(2));
@@ -417,7 +428,7 @@ impl Sim<'_> {
         (self.faults, self.partition, self.no_space) = (false, false, false);
         self.run_for(10_000);
         for n in 0..self.nodes.len() {
-            self.nodes[n].disk.mounts.remove("/foreign");
+            self.nodes[n].disk.mounts.remove(FOREIGN);
             for target in self.nodes[n].disk.mounts.keys().cloned().collect::<Vec<_>>() {
                 self.ask(n, Asked::Plain, |req| Event::Unmount(req, target));
             }
@@ -426,7 +437,7 @@ impl Sim<'_> {
         for _ in 0..4 {
             self.run_for(60_000);
             let frozen = self.nodes[0].fs.as_ref().is_some_and(|fs| {
-                let status = fs.status(Timestamp(self.now));
+                let status = fs.status(self.wall(0));
                 status.frozen.is_some() || status.conditions.first().is_some_and(|c| c.reason == "Fenced")
             });
             if frozen {
@@ -487,7 +498,7 @@ fn orphan(sim: &mut Sim) -> u64 {
     let ends = base.is_some_and(|b| b.headless) || sim.api.phase == Phase::Headless;
     assert!(ends || sim.nodes[0].disk.head.is_some() == head, "an orphan keeps its head");
     if let Some(fs) = &sim.nodes[0].fs {
-        let status = fs.status(Timestamp(sim.now));
+        let status = fs.status(sim.wall(0));
         assert!(!status.managed && status.base.is_some());
         let kept: Vec<CommitId> = sim.nodes[0].disk.commits.keys().copied().collect();
         // Only what objects asked to be removed before may be gone.
@@ -550,7 +561,7 @@ impl Sim<'_> {
     fn watch_replicated(&mut self) {
         let (ours, theirs) = (self.newest_on_disk(0), self.newest_on_disk(1));
         let fs = self.nodes[0].fs.as_ref().expect("an owner");
-        let status = fs.status(Timestamp(self.now));
+        let status = fs.status(self.wall(0));
         let job = status.jobs.iter().find(|j| j.uid == self.job).expect("the job is shown");
         assert!(ours.is_some() && ours == theirs, "owner at {ours:?}, replica at {theirs:?}; {}", short(&job.report));
         let outcome = job.row.last.as_ref().map(|l| &l.outcome);

@@ -59,7 +59,7 @@ impl Sim<'_> {
 
     pub fn ask_versions(&mut self, n: usize, op: OpId, peer: usize) {
         let life = self.nodes[n].life;
-        if self.partition || self.nodes[peer].fs.is_none() || self.fault(50) {
+        if self.partition || !self.nodes[peer].is_live() || self.fault(50) {
             let lost = Box::new(Err(self.unreachable()));
             return self.later(200, What::Listed(n, life, op, lost));
         }
@@ -113,7 +113,7 @@ impl Sim<'_> {
         let there = source.contains_key(&s.target.id) && s.base.is_none_or(|b| source.contains_key(&b));
         assert!(there, "a commit that is to be sent was removed: its pin did not hold");
         let content = source[&s.target.id].1;
-        if self.partition || self.nodes[s.to].fs.is_none() || self.fault(40) {
+        if self.partition || !self.nodes[s.to].is_live() || self.fault(40) {
             return self.end_session(id, Err(self.unreachable()));
         }
         let session = self.sessions.get_mut(&id).unwrap();
@@ -152,7 +152,8 @@ impl Sim<'_> {
 
     pub fn start_receive(&mut self, n: usize, op: OpId, task: Task) {
         let Task::Receive { req, offer, checkpoint, .. } = task else { return };
-        let Some(Asked::Offer(id)) = self.nodes[n].waiting.get(&req).cloned() else { panic!("a receive without its transfer") };
+        let waiter = self.nodes[n].fs.as_mut().and_then(|m| m.waiter(req)).cloned();
+        let Some(Asked::Offer(id)) = waiter else { panic!("a receive without its transfer") };
         self.watch_receive(n, &offer, checkpoint.as_deref());
         let s = self.sessions.get_mut(&id).unwrap();
         s.to_op = Some(op);

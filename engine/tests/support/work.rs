@@ -1,15 +1,28 @@
-//! Tasks and their effects on the model disk and API, as node-agent's `tasks` carries them out.
+//! Tasks and their effects on the model disk, as node-agent's `tasks` and drivers carry them out: step by step, with anything in between.
 
-use dotgraft_engine::filesystem::{AuthorityView, Event, Handoff, MountWhat, Swap, Task, TaskDone};
-use dotgraft_engine::ids::{Epoch, MigId, OpId};
-use dotgraft_engine::model::{Problem, Reason};
+use dotgraft_engine::filesystem::{Event, Handoff, MountWhat, Task, TaskDone};
+use dotgraft_engine::ids::{CommitId, OpId};
+use dotgraft_engine::model::{Commit, Problem, Reason};
 
+use super::api::is_call;
 use super::disk::Head;
-use super::sim::{Asked, Phase, Sim, What};
+use super::hazards::Hazards;
+use super::sim::{Asked, Doing, Sim, What};
+
+/// A mount that none of ours made.
+pub const FOREIGN: &str = "/foreign";
 
 fn problem(reason: Reason) -> Problem {
     Problem::new(reason, "simulated")
 }
+
+/// How far a step on the disk has got.
+enum Done {
+    Step,
+    All(TaskDone),
+}
+
+const OK: Done = Done::All(TaskDone::Ok);
 
 impl Sim<'_> {
     pub fn start_task(&mut self, n: usize, op: OpId, task: Task) {
@@ -25,12 +38,23 @@ impl Sim<'_> {
             }
             Task::Send { .. } => self.start_send(n, op, task),
             Task::Receive { .. } => self.start_receive(n, op, task),
-            _ => {
-                let slow = self.slow.is_some_and(|name| format!("{task:?}").starts_with(name));
-                let most = if slow || self.fault(30) { 8_000 } else { 60 };
-                self.later(most, What::Finish(n, life, op));
-            }
+            task if is_call(&task) => self.api_call(n, op),
+            task => self.next_step(n, op, &task),
         }
+    }
+
+    pub fn is_failing(&self, task: &Task) -> bool {
+        self.failing.is_some_and(|name| format!("{task:?}").starts_with(name))
+    }
+
+    pub fn is_slow(&self, task: &Task) -> bool {
+        self.slow.is_some_and(|name| format!("{task:?}").starts_with(name))
+    }
+
+    fn next_step(&mut self, n: usize, op: OpId, task: &Task) {
+        let life = self.nodes[n].life;
+        let most = if self.is_slow(task) || self.fault(20) { 6_000 } else { 30 };
+        self.later(most, What::Step(n, life, op));
     }
 
     pub fn cancel_task(&mut self, n: usize, op: OpId) {
@@ -43,34 +67,51 @@ impl Sim<'_> {
         }
     }
 
-    /// A crash comes in the middle: the effect has or has not happened.
-    pub fn cut_task(&mut self, n: usize, op: OpId, task: &Task) {
-        // The whole effect, half of it, or nothing.
-        let luck = self.rng.below(4);
-        if luck < 2 {
-            let happened = self.effect(n, task).is_ok();
-            self.say(format!("n{n} {op} was cut after its effect ({happened})"));
-        } else if luck == 2 {
-            self.half_effect(n, task);
+    /// A crash comes in the middle: so many of its steps have happened still. What was sent to the API is on its way.
+    pub fn cut_task(&mut self, n: usize, op: OpId, doing: &Doing) {
+        let transfer = matches!(doing.task, Task::PeerVersions { .. } | Task::Export { .. } | Task::Send { .. } | Task::Receive { .. });
+        if transfer || is_call(&doing.task) {
+            return;
         }
+        let more = self.rng.below(4);
+        let mut step = doing.step;
+        for _ in 0..if more == 3 { 99 } else { more } {
+            match self.disk_step(n, &doing.task, step) {
+                Ok(Done::Step) => step += 1,
+                Ok(Done::All(_)) => {
+                    self.say(format!("n{n} {op} was cut after its effect"));
+                    return;
+                }
+                Err(_) => return,
+            }
+        }
+        self.say(format!("n{n} {op} was cut after {step} steps"));
     }
 
-    pub fn finish_task(&mut self, n: usize, op: OpId) {
+    pub fn step_task(&mut self, n: usize, op: OpId) {
         let Some(doing) = self.nodes[n].tasks.get(&op).filter(|d| !d.ended) else { return };
-        let task = doing.task.clone();
-        let failing = self.failing.is_some_and(|name| format!("{task:?}").starts_with(name));
-        let result = if failing {
+        let (task, step) = (doing.task.clone(), doing.step);
+        let result = if self.is_failing(&task) {
             Err(problem(Reason::NoSpace))
-        } else if self.fault(100) {
-            match self.rng.below(3) {
-                0 => drop(self.effect(n, &task)),
-                1 => self.half_effect(n, &task),
-                _ => {}
+        } else if self.fault(60) {
+            // It happens, and ends with an error all the same; or it doesn't.
+            if self.rng.permille(500) {
+                drop(self.disk_step(n, &task, step));
             }
             let reasons = [Reason::Internal, Reason::NoSpace, Reason::Unreachable, Reason::Timeout, Reason::PoolFailed];
             Err(problem(*self.rng.pick(&reasons).unwrap()))
         } else {
-            self.effect(n, &task)
+            self.disk_step(n, &task, step)
+        };
+        let result = match result {
+            Ok(Done::Step) => {
+                if let Some(doing) = self.nodes[n].tasks.get_mut(&op) {
+                    doing.step += 1;
+                }
+                return self.next_step(n, op, &task);
+            }
+            Ok(Done::All(done)) => Ok(done),
+            Err(e) => Err(e),
         };
         if let Err(e) = &result {
             self.say(format!("n{n} {op} fails: {:?}", e.reason));
@@ -78,197 +119,224 @@ impl Sim<'_> {
         self.done(n, op, result);
     }
 
-    /// Tasks of several steps can stop in the middle.
-    fn half_effect(&mut self, n: usize, task: &Task) {
-        let mounted = !self.nodes[n].disk.mounts.is_empty();
-        match task {
-            Task::Fence { force, .. } => {
-                if let Some(head) = self.nodes[n].disk.head.as_mut().filter(|_| *force || !mounted) {
-                    head.fenced = true;
-                }
+    /// One step of a task. Between two of them anything may happen: what was looked at in one may have changed by the next.
+    fn disk_step(&mut self, n: usize, task: &Task, step: u32) -> Result<Done, Problem> {
+        match (task, step) {
+            (Task::Inspect, _) => return Ok(Done::All(TaskDone::Inspected(Box::new(self.nodes[n].disk.inspect())))),
+            (Task::AllocateQgroup, _) => return Ok(Done::All(TaskDone::Qgroup(1 + self.rng.below(1_000)))),
+            (Task::Usage { .. }, _) => return Ok(Done::All(TaskDone::Usage { bytes: self.usage.0, limit: self.usage.1 })),
+            (Task::Estimate { from, to, .. }, _) => {
+                return Ok(Done::All(TaskDone::Estimated(Some(super::wire::size_of(*from, *to)))));
             }
-            Task::Destroy { .. } if !mounted => {
-                self.watch_destroy(n);
-                self.nodes[n].disk.commits.clear();
-                self.nodes[n].disk.incoming.clear();
-            }
-            Task::Discard(target) => drop(self.nodes[n].disk.incoming.remove(target)),
-            _ => {}
-        }
-    }
-
-    fn effect(&mut self, n: usize, task: &Task) -> Result<TaskDone, Problem> {
-        match task {
-            Task::Inspect => return Ok(TaskDone::Inspected(Box::new(self.nodes[n].disk.inspect()))),
-            Task::AllocateQgroup => return Ok(TaskDone::Qgroup(1 + self.rng.below(1_000))),
-            Task::Open { seen } => return self.open(n, *seen),
-            Task::CheckDeleting => return Ok(TaskDone::Deleting(self.api.phase == Phase::Deleting)),
-            Task::CheckHeadless => return Ok(TaskDone::Headless(self.api.phase == Phase::Headless)),
-            Task::Usage { .. } => return Ok(TaskDone::Usage { bytes: self.usage.0, limit: self.usage.1 }),
-            Task::Estimate { from, to, .. } => return Ok(TaskDone::Estimated(Some(super::wire::size_of(*from, *to)))),
-            Task::PinOrigin(_) => self.origin_pinned = true,
-            Task::UnpinOrigin(_) => self.origin_pinned = false,
-            Task::Prepare(base) => self.nodes[n].disk.meta = Some((**base).clone()),
-            Task::WriteMeta(base) => {
+            (Task::PinOrigin(_), _) => self.origin_pinned = true,
+            (Task::UnpinOrigin(_), _) => self.origin_pinned = false,
+            (Task::Prepare(base), _) => self.nodes[n].disk.meta = Some((**base).clone()),
+            (Task::WriteMeta(base), _) => {
                 if self.nodes[n].disk.meta.is_none() {
                     return Err(problem(Reason::NotFound));
                 }
                 self.nodes[n].disk.meta = Some((**base).clone());
             }
-            Task::CreateHead { from, .. } => {
-                let content = match from {
-                    Some(origin) if origin.fs_id == self.id => self.nodes[n]
-                        .disk
-                        .commits
-                        .get(&origin.commit)
-                        .map(|(_, content)| *content)
-                        .ok_or_else(|| problem(Reason::NotFound))?,
-                    Some(_) => 7,
-                    None => 0,
-                };
-                let reset = self.nodes[n].journal.load().base.is_some_and(|b| b.reset_to.is_some());
-                if reset && self.api.owner == n {
-                    self.ledger.reset_made = Some(content);
-                }
-                let disk = &mut self.nodes[n].disk;
-                if disk.meta.is_none() {
-                    return Err(problem(Reason::NotFound));
-                }
-                disk.head.get_or_insert(Head { content, fenced: false });
-            }
-            Task::Commit { commit, .. } => {
-                let content = self.head_content(n)?;
-                self.nodes[n].disk.commits.entry(commit.id).or_insert(((**commit).clone(), content));
-                let others = self.nodes[n].disk.commits.values().filter(|(c, _)| c.id != commit.id);
-                let before = others.max_by_key(|(c, _)| (c.time, c.id)).map(|(_, content)| *content);
-                return Ok(TaskDone::Committed { changed_bytes: Some(u64::from(before != Some(content))) });
-            }
-            Task::DeleteCommit(id) => {
+            (Task::CreateHead { from, .. }, _) => self.create_head(n, *from)?,
+            (Task::Commit { commit, .. }, step) => return self.commit_step(n, commit, step),
+            (Task::DeleteCommit(id), 0) => {
                 if self.nodes[n].disk.is_mounted(MountWhat::Commit(*id)) {
                     return Err(problem(Reason::Mounted));
                 }
+                return Ok(Done::Step);
+            }
+            (Task::DeleteCommit(id), _) => {
                 self.watch_delete(n, *id);
                 self.nodes[n].disk.commits.remove(id);
             }
-            Task::Fence { commit, force, .. } => {
-                if !self.nodes[n].disk.mounts.is_empty() && !force {
-                    return Err(problem(Reason::Mounted));
-                }
-                let content = self.head_content(n)?;
-                let disk = &mut self.nodes[n].disk;
-                disk.commits.insert(commit.id, ((**commit).clone(), content));
-                disk.head = Some(Head { content, fenced: true });
-                return Ok(TaskDone::Fenced { generation: content });
+            (Task::Fence { commit, force, .. }, step) => return self.fence_step(n, commit, *force, step),
+            (Task::Thaw, 0) => {
+                self.head(n)?.fenced = false;
+                return Ok(Done::Step);
             }
-            Task::Thaw => {
-                self.head_content(n)?;
-                if let Some(head) = &mut self.nodes[n].disk.head {
-                    head.fenced = false;
-                }
-            }
-            Task::Swap(swap) => return Ok(self.swap(n, swap)),
-            Task::DropHead => {
-                if !self.nodes[n].disk.mounts.is_empty() {
-                    return Err(problem(Reason::Mounted));
-                }
-                self.watch_drop_head(n);
-                self.nodes[n].disk.head = None;
-            }
-            Task::Destroy { .. } => {
-                if !self.nodes[n].disk.mounts.is_empty() {
-                    return Err(problem(Reason::Mounted));
-                }
-                self.watch_destroy(n);
-                self.nodes[n].disk.clear();
-            }
-            Task::Mount(what, target, _) => {
+            (Task::Thaw, _) => self.head(n)?.read_only = false,
+            (Task::DropHead, step) => return self.drop_head_step(n, step),
+            (Task::Destroy { .. }, step) => return self.destroy_step(n, step),
+            (Task::Mount(what, ..), 0) => {
                 let there = match what {
                     MountWhat::Head => self.nodes[n].disk.head.is_some(),
                     MountWhat::Commit(id) => self.nodes[n].disk.commits.contains_key(id),
                 };
-                if !there {
-                    return Err(problem(Reason::NotFound));
-                }
+                return if there { Ok(Done::Step) } else { Err(problem(Reason::NotFound)) };
+            }
+            (Task::Mount(what, target, _), _) => {
+                self.watch_mount(n, *what)?;
                 self.nodes[n].disk.mounts.insert(target.clone(), *what);
             }
-            Task::Unmount(target) => drop(self.nodes[n].disk.mounts.remove(target)),
-            Task::Discard(target) => {
+            (Task::Unmount(target), _) => drop(self.nodes[n].disk.mounts.remove(target)),
+            (Task::Discard(target), 0) => {
+                self.nodes[n].disk.incoming.remove(target);
+                return Ok(Done::Step);
+            }
+            (Task::Discard(target), _) => {
                 self.nodes[n].disk.drop_partial(*target);
                 self.ledger.safe[n].take_if(|s| s.0 == *target);
             }
-            Task::Receive { .. } | Task::PeerVersions { .. } | Task::Send { .. } | Task::Export { .. } => {}
+            (other, _) => return Err(Problem::new(Reason::Internal, format!("not for the disk: {other:?}"))),
         }
-        Ok(TaskDone::Ok)
+        Ok(OK)
     }
 
-    fn head_content(&self, n: usize) -> Result<u64, Problem> {
-        self.nodes[n].disk.head.as_ref().map(|h| h.content).ok_or_else(|| problem(Reason::NotFound))
+    fn head(&mut self, n: usize) -> Result<&mut Head, Problem> {
+        self.nodes[n].disk.head.as_mut().ok_or_else(|| problem(Reason::NotFound))
     }
 
-    /// The compare-and-swaps of R3 and R6, with the guards of migration.md §2; then what authority says.
-    fn swap(&mut self, n: usize, swap: &Swap) -> TaskDone {
-        let deleting = self.api.phase == Phase::Deleting;
-        let exactly = |pending: Option<(MigId, u64, usize)>, mig, attempt| pending.is_some_and(|p| (p.0, p.1) == (mig, attempt));
-        match swap {
-            Swap::Ask => {}
-            Swap::Pend { mig, epoch, to, .. } => {
-                if self.api.owner == n && self.api.epoch == *epoch && self.api.pending.is_none() && !deleting {
-                    let to = self.peer_of(to);
-                    self.watch_pend(n);
-                    self.api.pending = Some((*mig, self.api.attempt, to));
-                }
+    fn refuse_nested(&mut self, n: usize) -> Result<(), Problem> {
+        if self.head(n)?.nested { Err(problem(Reason::NestedSubvolume)) } else { Ok(()) }
+    }
+
+    fn refuse_mounted(&self, n: usize, what: impl Fn(MountWhat) -> bool) -> Result<(), Problem> {
+        if self.nodes[n].disk.mounts.values().any(|w| what(*w)) { Err(problem(Reason::Mounted)) } else { Ok(()) }
+    }
+
+    fn create_head(&mut self, n: usize, from: Option<dotgraft_engine::model::Origin>) -> Result<(), Problem> {
+        let content = match from {
+            Some(origin) if origin.fs_id == self.id => {
+                let commit = self.nodes[n].disk.commits.get(&origin.commit);
+                commit.map(|(_, content)| *content).ok_or_else(|| problem(Reason::NotFound))?
             }
-            Swap::Commit { mig, attempt, epoch } => {
-                if self.api.epoch == *epoch && exactly(self.api.pending, *mig, *attempt) && !deleting {
-                    self.api.owner = self.api.pending.map_or(0, |p| p.2);
-                    self.api.epoch = Epoch(epoch.0 + 1);
-                    (self.api.pending, self.api.opened) = (None, None);
-                    self.say(format!("AUTHORITY to n{} in {}", self.api.owner, self.api.epoch));
-                }
+            Some(_) => 7,
+            None => 0,
+        };
+        let reset = self.nodes[n].journal.load().base.is_some_and(|b| b.reset_to.is_some());
+        if reset && self.api.owner == n {
+            self.ledger.reset_made = Some(content);
+        }
+        let disk = &mut self.nodes[n].disk;
+        if disk.meta.is_none() {
+            return Err(problem(Reason::NotFound));
+        }
+        disk.head.get_or_insert(Head::holding(content));
+        Ok(())
+    }
+
+    fn commit_step(&mut self, n: usize, commit: &Commit, step: u32) -> Result<Done, Problem> {
+        match step {
+            0 => {
+                self.refuse_nested(n)?;
+                Ok(Done::Step)
             }
-            Swap::Abort { mig, attempt, epoch } => {
-                if self.api.epoch == *epoch && exactly(self.api.pending, *mig, *attempt) {
-                    self.api.attempt += 1;
-                    self.api.pending = None;
-                    self.say("AUTHORITY abort".into());
+            1 => {
+                let content = self.head(n)?.content;
+                self.nodes[n].disk.commits.entry(commit.id).or_insert((commit.clone(), content));
+                Ok(Done::Step)
+            }
+            _ => {
+                // One that was made between the look and the snapshot is an empty directory in it.
+                if let Err(nested) = self.refuse_nested(n) {
+                    self.nodes[n].disk.commits.remove(&commit.id);
+                    return Err(nested);
                 }
+                let content = self.nodes[n].disk.commits.get(&commit.id).map(|(_, content)| *content);
+                let others = self.nodes[n].disk.commits.values().filter(|(c, _)| c.id != commit.id);
+                let before = others.max_by_key(|(c, _)| (c.time, c.id)).map(|(_, content)| *content);
+                Ok(Done::All(TaskDone::Committed { changed_bytes: Some(u64::from(before != content)) }))
             }
         }
-        TaskDone::Authority(Box::new(AuthorityView {
-            owner: self.nodes[self.api.owner].place.clone(),
-            epoch: self.api.epoch,
-            attempt: self.api.attempt,
-            pending: self.api.pending.map(|p| (p.0, p.1)),
-            deleting,
-        }))
+    }
+
+    /// As node-agent's `fence_head`: who has it mounted, what is nested; read-only, limit, snapshot, proof.
+    fn fence_step(&mut self, n: usize, commit: &Commit, force: bool, step: u32) -> Result<Done, Problem> {
+        match step {
+            0 if !force => self.refuse_mounted(n, |_| true)?,
+            0 => {}
+            1 => self.refuse_nested(n)?,
+            2 => self.head(n)?.read_only = true,
+            3 => self.head(n)?.fenced = true,
+            4 => {
+                let content = self.head(n)?.content;
+                self.nodes[n].disk.commits.entry(commit.id).or_insert((commit.clone(), content));
+            }
+            _ => {
+                let content = self.head(n)?.content;
+                let proven = self.nodes[n].disk.commits.get(&commit.id).is_some_and(|(_, held)| *held == content);
+                if !proven {
+                    return Err(problem(Reason::Busy));
+                }
+                self.watch_fence_end(n, force);
+                return Ok(Done::All(TaskDone::Fenced { generation: content }));
+            }
+        }
+        Ok(Done::Step)
+    }
+
+    /// As `drop_head_of`: looked at, frozen, and looked at again.
+    fn drop_head_step(&mut self, n: usize, step: u32) -> Result<Done, Problem> {
+        let is_head = |what| what == MountWhat::Head;
+        match step {
+            0 => self.refuse_mounted(n, is_head)?,
+            1 => {
+                if let Some(head) = &mut self.nodes[n].disk.head {
+                    (head.read_only, head.fenced) = (true, true);
+                }
+            }
+            _ => {
+                self.refuse_mounted(n, is_head)?;
+                self.watch_drop_head(n);
+                self.nodes[n].disk.head = None;
+                return Ok(OK);
+            }
+        }
+        Ok(Done::Step)
+    }
+
+    /// As `destroy_fs`: looked at, frozen, looked at again; then one thing after another.
+    fn destroy_step(&mut self, n: usize, step: u32) -> Result<Done, Problem> {
+        match step {
+            0 => self.refuse_mounted(n, |_| true)?,
+            1 => {
+                if let Some(head) = &mut self.nodes[n].disk.head {
+                    (head.read_only, head.fenced) = (true, true);
+                }
+            }
+            2 => {
+                self.refuse_mounted(n, |_| true)?;
+                self.watch_destroy(n);
+                let disk = &mut self.nodes[n].disk;
+                let commits: Vec<CommitId> = disk.commits.keys().copied().collect();
+                for id in commits {
+                    disk.commits.remove(&id);
+                }
+                disk.incoming.clear();
+            }
+            _ => {
+                self.nodes[n].disk.clear();
+                return Ok(OK);
+            }
+        }
+        Ok(Done::Step)
+    }
+
+    /// A pod that has the head mounted writes; what it has open it goes on writing after the head was set read-only, until the limit.
+    pub fn is_writable(&self, n: usize) -> bool {
+        let disk = &self.nodes[n].disk;
+        disk.is_mounted(MountWhat::Head) && disk.head.as_ref().is_some_and(|h| !h.fenced)
+    }
+
+    /// A pod makes a subvolume in the head, if the world is so mean.
+    pub fn nest(&mut self, n: usize) {
+        if self.hazards.has(Hazards::NESTED)
+            && self.is_writable(n)
+            && let Some(head) = self.nodes[n].disk.head.as_mut().filter(|h| !h.read_only)
+        {
+            head.nested = true;
+            self.say(format!("n{n} a pod makes a subvolume in the head"));
+        }
     }
 
     /// The exporter's last word arrives, or is lost.
     pub fn export(&mut self, n: usize, op: OpId, peer: usize, handoff: Handoff) {
-        if self.partition || self.nodes[peer].fs.is_none() || self.fault(60) {
+        if self.partition || !self.nodes[peer].is_live() || self.fault(60) {
             let gone = self.unreachable();
             return self.done(n, op, Err(gone));
         }
         let life = self.nodes[n].life;
         let req = self.req(peer, Asked::Export(n, life, op));
         self.handle(peer, Event::Export(req, Box::new(handoff)));
-    }
-
-    /// R0's compare-and-swap.
-    fn open(&mut self, n: usize, seen: dotgraft_engine::ids::Epoch) -> Result<TaskDone, Problem> {
-        if self.api.phase == Phase::Deleting {
-            return Err(problem(Reason::Deleting));
-        }
-        if self.api.owner != n {
-            return Err(problem(Reason::NotOwner));
-        }
-        if self.api.pending.is_some() {
-            return Err(problem(Reason::Busy));
-        }
-        if self.api.epoch < seen {
-            return Err(problem(Reason::StaleEpoch));
-        }
-        self.api.opened = Some((self.api.epoch, self.nodes[n].boot));
-        Ok(TaskDone::Opened { epoch: self.api.epoch, attempt: self.api.attempt, new: self.api.phase == Phase::New })
     }
 }

@@ -1,0 +1,284 @@
+//! The API server: one Filesystem object with a resourceVersion, and the calls of agents to it. Reads are quorum reads. A write is a
+//! compare-and-swap by the version that was read; it may arrive long after its sender has given up or died, and its answer may get lost.
+
+use dotgraft_engine::filesystem::{AuthorityView, Swap, Task, TaskDone};
+use dotgraft_engine::ids::{BootId, Epoch, MigId, OpId};
+use dotgraft_engine::model::{Problem, Reason};
+
+use super::hazards::Hazards;
+use super::sim::{Sim, What, short};
+
+/// A sender waits so long for one answer, and so long for all its tries together (as node-agent's `cluster` does).
+const ANSWER_MS: i64 = 10_000;
+const CALL_MS: i64 = 25_000;
+
+/// Phase of the Filesystem object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    New,
+    Active,
+    Headless,
+    Deleting,
+}
+
+/// `Filesystem.status`, as far as agents see it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Api {
+    pub phase: Phase,
+    pub owner: usize,
+    pub epoch: Epoch,
+    pub opened: Option<(Epoch, BootId)>,
+    pub attempt: u64,
+    pub pending: Option<(MigId, u64, usize)>,
+    /// What the server knows besides the object.
+    pub server: Server,
+}
+
+/// The server's own books. They are no part of the object: two states that differ in them alone are one.
+#[derive(Debug, Clone, Default)]
+pub struct Server {
+    version: u64,
+    /// The object when that version was given: whoever edits it directly has made a new one.
+    known: Option<Box<Api>>,
+    /// When each node was last answered, and last sent an opening that was won: true time.
+    pub read_at: Vec<i64>,
+    pub opening_sent: Vec<Option<i64>>,
+    /// When `pending` was set.
+    pub pended_at: i64,
+}
+
+impl PartialEq for Server {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+/// What a read or a swap brings back.
+#[derive(Debug, Clone)]
+pub enum Reply {
+    Read { version: u64, object: Box<Api> },
+    Swapped(Box<Api>),
+    Conflict,
+}
+
+/// A write on its way. It belongs to nobody any more once it is sent.
+#[derive(Debug, Clone)]
+pub struct Write {
+    from: (usize, u64, OpId, u32),
+    version: u64,
+    object: Box<Api>,
+}
+
+impl Api {
+    pub fn new(nodes: usize) -> Self {
+        let server = Server { read_at: vec![0; nodes], opening_sent: vec![None; nodes], ..Server::default() };
+        Self { phase: Phase::New, owner: 0, epoch: Epoch(1), opened: None, attempt: 1, pending: None, server }
+    }
+
+    /// Of the object as it stands; an edit by the operator or a person counts as a write.
+    pub fn version(&mut self) -> u64 {
+        let same = self.server.known.as_deref().is_some_and(|known| *known == *self);
+        if !same {
+            self.server.version += 1;
+            self.server.known = Some(Box::new(self.clone_object()));
+        }
+        self.server.version
+    }
+
+    /// Without the server's books.
+    pub fn clone_object(&self) -> Self {
+        Self { server: Server::default(), ..self.clone() }
+    }
+
+    /// etcd was restored: the object is what it was then, and so is its version.
+    pub fn restore(&mut self, backup: &Self) {
+        let read_at = std::mem::take(&mut self.server.read_at);
+        let opening_sent = std::mem::take(&mut self.server.opening_sent);
+        *self = backup.clone();
+        (self.server.read_at, self.server.opening_sent) = (read_at, opening_sent);
+    }
+}
+
+impl Sim<'_> {
+    pub fn api_call(&mut self, n: usize, op: OpId) {
+        let life = self.nodes[n].life;
+        let Some(doing) = self.nodes[n].tasks.get_mut(&op) else { return };
+        doing.step += 1;
+        let (no, task) = (doing.step, doing.task.clone());
+        if self.is_failing(&task) {
+            return self.done(n, op, Err(Problem::new(Reason::NoSpace, "simulated")));
+        }
+        self.later_at(self.now + ANSWER_MS, What::GiveUp(n, life, op, no));
+        let lost = self.nodes[n].cut_off || self.fault(25);
+        if !lost {
+            let most = if self.is_slow(&task) { 8_000 } else { 30 };
+            self.later(most, What::Read(n, life, op, no));
+        }
+    }
+
+    fn is_waited_for(&self, n: usize, op: OpId, no: u32) -> bool {
+        self.nodes[n].tasks.get(&op).is_some_and(|d| !d.ended && d.step == no)
+    }
+
+    /// At the server.
+    pub fn api_read(&mut self, n: usize, op: OpId, no: u32) {
+        let version = self.api.version();
+        let reply = Reply::Read { version, object: Box::new(self.api.clone_object()) };
+        self.api.server.read_at[n] = self.now;
+        self.api_reply(n, op, no, reply);
+    }
+
+    fn api_reply(&mut self, n: usize, op: OpId, no: u32, reply: Reply) {
+        let life = self.nodes[n].life;
+        if self.nodes[n].cut_off || self.fault(25) {
+            return;
+        }
+        let most = if self.fault(30) { 8_000 } else { 30 };
+        self.later(most, What::Have(n, life, op, no, Box::new(reply)));
+    }
+
+    /// At the agent.
+    pub fn api_have(&mut self, n: usize, op: OpId, no: u32, reply: Reply) {
+        if !self.is_waited_for(n, op, no) {
+            return;
+        }
+        let task = self.nodes[n].tasks[&op].task.clone();
+        match reply {
+            Reply::Conflict => self.api_again(n, op, Reason::Busy),
+            Reply::Swapped(object) => {
+                if matches!(task, Task::Open { .. }) {
+                    self.api.server.opening_sent[n] = Some(self.nodes[n].tasks[&op].sent);
+                }
+                let result = self.told(&task, &object, true);
+                self.done(n, op, result);
+            }
+            Reply::Read { version, object } => match self.changed(n, &task, &object) {
+                Ok(Some(next)) => self.api_send(n, op, no, version, next),
+                Ok(None) => {
+                    let result = self.told(&task, &object, false);
+                    self.done(n, op, result);
+                }
+                Err(problem) => self.done(n, op, Err(problem)),
+            },
+        }
+    }
+
+    fn api_send(&mut self, n: usize, op: OpId, no: u32, version: u64, object: Api) {
+        let life = self.nodes[n].life;
+        if let Some(doing) = self.nodes[n].tasks.get_mut(&op) {
+            doing.sent = self.now;
+        }
+        if object.pending.is_some() {
+            self.watch_pend(n);
+        }
+        let write = Write { from: (n, life, op, no), version, object: Box::new(object) };
+        let late = self.late_write.take().or_else(|| self.dice_late_write());
+        match late {
+            Some(ms) => {
+                self.say(format!("n{n} {op} its write is on its way for {ms} ms"));
+                self.later_at(self.now + ms, What::Write(Box::new(write)));
+            }
+            None if self.fault(25) => {} // lost for good
+            None => self.later(30, What::Write(Box::new(write))),
+        }
+    }
+
+    fn dice_late_write(&mut self) -> Option<i64> {
+        let late = self.hazards.has(Hazards::LATE_WRITES) && self.fault(60);
+        late.then(|| i64::try_from(1 + self.rng.below(60_000)).unwrap())
+    }
+
+    /// At the server, whoever still waits for it.
+    pub fn api_write(&mut self, write: Write) {
+        let (n, life, op, no) = write.from;
+        let waits = self.nodes[n].life == life;
+        if self.api.version() != write.version {
+            if waits {
+                self.api_reply(n, op, no, Reply::Conflict);
+            }
+            return;
+        }
+        let before = self.api.clone_object();
+        let server = std::mem::take(&mut self.api.server);
+        self.api = Api { server, ..(*write.object).clone() };
+        self.api.server.version += 1; // also if nothing differs
+        self.api.server.known = Some(Box::new(self.api.clone_object()));
+        if before.pending != self.api.pending {
+            self.api.server.pended_at = self.now;
+        }
+        if before != self.api {
+            let text = format!("AUTHORITY n{} {} pending {}", self.api.owner, self.api.epoch, short(&self.api.pending));
+            self.say(text);
+        }
+        if waits {
+            let object = Box::new(self.api.clone_object());
+            self.api_reply(n, op, no, Reply::Swapped(object));
+        }
+    }
+
+    pub fn api_given_up(&mut self, n: usize, op: OpId, no: u32) {
+        if self.is_waited_for(n, op, no) {
+            self.api_again(n, op, Reason::Unreachable);
+        }
+    }
+
+    /// The outcome is unknown, or somebody was faster: only a new read tells.
+    fn api_again(&mut self, n: usize, op: OpId, reason: Reason) {
+        if self.now - self.nodes[n].tasks[&op].began + 2_000 < CALL_MS {
+            return self.api_call(n, op);
+        }
+        self.say(format!("n{n} {op} gives up: {reason:?}"));
+        self.done(n, op, Err(Problem::new(reason, "simulated")));
+    }
+
+    /// What a call makes of the object that it read; `None`: nothing. The guards of migration.md §2.
+    fn changed(&self, n: usize, task: &Task, read: &Api) -> Result<Option<Api>, Problem> {
+        let refused = |reason| Err(Problem::new(reason, "simulated"));
+        let deleting = read.phase == Phase::Deleting;
+        let exactly = |mig: MigId, attempt| read.pending.filter(|p| (p.0, p.1) == (mig, attempt));
+        Ok(match task {
+            Task::Open { seen } if read.epoch < *seen => return refused(Reason::EpochRegression),
+            Task::Open { .. } if deleting => return refused(Reason::Deleting),
+            Task::Open { .. } if read.owner != n => return refused(Reason::NotOwner),
+            Task::Open { .. } if read.pending.is_some() => return refused(Reason::Busy),
+            Task::Open { .. } => Some(Api { opened: Some((read.epoch, self.nodes[n].boot)), ..read.clone() }),
+            Task::Swap(Swap::Pend { mig, epoch, to, .. }) => {
+                let may = read.owner == n && read.epoch == *epoch && read.pending.is_none() && !deleting;
+                let to = self.peer_of(to);
+                may.then(|| Api { pending: Some((*mig, read.attempt, to)), ..read.clone() })
+            }
+            Task::Swap(Swap::Commit { mig, attempt, epoch }) => {
+                let pending = exactly(*mig, *attempt).filter(|_| read.epoch == *epoch && !deleting);
+                pending.map(|p| Api { owner: p.2, epoch: Epoch(epoch.0 + 1), pending: None, opened: None, ..read.clone() })
+            }
+            Task::Swap(Swap::Abort { mig, attempt, epoch }) => {
+                let pending = exactly(*mig, *attempt).filter(|_| read.epoch == *epoch);
+                pending.map(|_| Api { attempt: attempt + 1, pending: None, ..read.clone() })
+            }
+            _ => None,
+        })
+    }
+
+    fn told(&self, task: &Task, object: &Api, swapped: bool) -> Result<TaskDone, Problem> {
+        Ok(match task {
+            Task::Open { .. } if swapped => {
+                TaskDone::Opened { epoch: object.epoch, attempt: object.attempt, new: object.phase == Phase::New }
+            }
+            Task::CheckDeleting => TaskDone::Deleting(object.phase == Phase::Deleting),
+            Task::CheckHeadless => TaskDone::Headless(object.phase == Phase::Headless),
+            Task::Swap(_) => TaskDone::Authority(Box::new(AuthorityView {
+                owner: self.nodes[object.owner].place.clone(),
+                epoch: object.epoch,
+                attempt: object.attempt,
+                pending: object.pending.map(|p| (p.0, p.1)),
+                deleting: object.phase == Phase::Deleting,
+            })),
+            other => return Err(Problem::new(Reason::Internal, format!("not for the API: {other:?}"))),
+        })
+    }
+}
+
+/// Tasks that are calls to the API server.
+pub const fn is_call(task: &Task) -> bool {
+    matches!(task, Task::Open { .. } | Task::Swap(_) | Task::CheckDeleting | Task::CheckHeadless)
+}
