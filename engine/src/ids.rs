@@ -3,6 +3,7 @@
 //! `FsId` and `CommitId` are UUIDv7 that we generate: the same in every cluster and on every disk
 //! (design §1). All of them print as lower-case hyphenated UUIDs and are safe as one path component.
 
+use std::cell::Cell;
 use std::fmt;
 use std::str::FromStr;
 
@@ -164,7 +165,8 @@ impl fmt::Display for Epoch {
     }
 }
 
-/// Wall-clock time, Unix milliseconds. Shown to people and used for backoff; never decides who owns what.
+/// Wall-clock time, Unix milliseconds: for people, schedules and the time of a commit. It may jump either way, and differs from node to
+/// node; no deadline, backoff or freshness goes by it (that is [`BootTime`]), and it never decides who owns what.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Timestamp(pub i64);
@@ -182,6 +184,77 @@ impl Timestamp {
     pub fn since_ms(self, earlier: Self) -> u64 {
         u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0)
     }
+}
+
+/// Milliseconds since this node booted (`CLOCK_BOOTTIME` of `clock_gettime(2)`): it goes on while the node is suspended, nobody can set it,
+/// and it never goes back. Deadlines, backoff and freshness go by it. A boot ends, so none of it is stored: it is not serialisable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct BootTime(pub u64);
+
+impl BootTime {
+    /// This time plus `ms` milliseconds, saturating.
+    #[must_use]
+    pub const fn plus_ms(self, ms: u64) -> Self {
+        Self(self.0.saturating_add(ms))
+    }
+    /// Milliseconds from `earlier` to this; 0 if `earlier` is later.
+    #[must_use]
+    pub const fn since_ms(self, earlier: Self) -> u64 {
+        self.0.saturating_sub(earlier.0)
+    }
+}
+
+/// Both clocks at one moment: what is shown takes `wall`, what is waited for takes `boot`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Now {
+    /// For people.
+    pub wall: Timestamp,
+    /// For deadlines.
+    pub boot: BootTime,
+}
+
+impl Now {
+    /// The moment `ms` milliseconds later, if nobody sets the wall clock in between.
+    #[must_use]
+    pub const fn plus_ms(self, ms: u64) -> Self {
+        Self { wall: self.wall.plus_ms(ms), boot: self.boot.plus_ms(ms) }
+    }
+}
+
+/// New names, as many as one event asks for. The shell fills it with one fresh UUIDv7; the first name is that, the others have its time
+/// and other random bits, so the same seed gives the same names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fresh {
+    seed: Uuid,
+    drawn: Cell<u64>,
+}
+
+impl Fresh {
+    /// From a UUIDv7 that the shell made for this event and uses for nothing else.
+    pub const fn new(seed: Uuid) -> Self {
+        Self { seed, drawn: Cell::new(0) }
+    }
+
+    /// A UUIDv7 that no other call gives.
+    pub fn uuid(&self) -> Uuid {
+        let nth = self.drawn.get();
+        self.drawn.set(nth.wrapping_add(1));
+        let (time, random) = self.seed.as_u64_pair();
+        if nth == 0 {
+            return self.seed;
+        }
+        Uuid::from_u64_pair(time, random & !RANDOM | mixed(random.wrapping_add(nth.wrapping_mul(GOLDEN))) & RANDOM)
+    }
+}
+
+/// The low 62 bits of a UUIDv7 are random (RFC 9562 §5.7, `rand_b`); the two above them are the variant.
+const RANDOM: u64 = (1 << 62) - 1;
+/// The step of `SplitMix64`, and its output function.
+const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
+const fn mixed(word: u64) -> u64 {
+    let z = (word ^ (word >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
 }
 
 /// One operation of one incarnation of a Filesystem: an event with a stale one is dropped (design §4).
@@ -224,8 +297,27 @@ mod tests {
     }
 
     #[test]
+    fn one_seed_gives_many_names_and_the_same_ones_again() {
+        let seed: Uuid = "0198c2a5-7f00-7000-8000-000000000001".parse().unwrap();
+        let draw = || {
+            let fresh = Fresh::new(seed);
+            (0..1_000).map(|_| fresh.uuid()).collect::<Vec<_>>()
+        };
+        let names = draw();
+        assert_eq!(names[0], seed);
+        assert_eq!(names, draw());
+        assert_eq!(names.iter().collect::<std::collections::BTreeSet<_>>().len(), names.len());
+        for name in names {
+            assert_eq!((name.get_version_num(), name.as_u64_pair().0), (7, seed.as_u64_pair().0));
+            assert_eq!(name.get_variant(), uuid::Variant::RFC4122);
+        }
+    }
+
+    #[test]
     fn time_never_underflows() {
         assert_eq!(Timestamp(5).since_ms(Timestamp(9)), 0);
+        assert_eq!(BootTime(5).since_ms(BootTime(9)), 0);
+        assert_eq!(BootTime(5).plus_ms(u64::MAX).0, u64::MAX);
         assert_eq!(Timestamp(i64::MAX).plus_ms(u64::MAX).0, i64::MAX);
     }
 }

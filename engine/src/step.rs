@@ -14,7 +14,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use crate::filesystem::{Answer, Ctx, Event, Filesystem, FilesystemStatus, Here, Note, Out, Record, Recovered, ReqId, Task};
-use crate::ids::{FsId, OpId, Timestamp};
+use crate::ids::{BootTime, FsId, OpId};
 use crate::model::Problem;
 
 /// Pause before the journal is read again after a failed commit: 400 ms, doubling to 25.6 s.
@@ -179,13 +179,13 @@ impl<W> Machine<W> {
         [Effect::StopTasks].into_iter().chain(refused).chain([Effect::Reload { after_ms }]).collect()
     }
 
-    /// When [`Event::Timer`] must be delivered at the latest, if at all.
-    pub fn next_wake(&self) -> Option<Timestamp> {
+    /// When [`Event::Timer`] must be delivered at the latest, if at all, by the node's boot clock.
+    pub fn next_wake(&self) -> Option<BootTime> {
         self.fs.next_wake()
     }
 
     /// What people see; of a machine that has yet to read its journal: nothing is here.
-    pub fn status(&self, now: Timestamp) -> FilesystemStatus {
-        self.fs.status(now)
+    pub fn status(&self) -> FilesystemStatus {
+        self.fs.status()
     }
 }

@@ -7,7 +7,7 @@ mod support;
 use std::collections::BTreeSet;
 
 use dotgraft_engine::filesystem::{Event, FilesystemStatus, Intent, MountWhat, Role};
-use dotgraft_engine::ids::{CommitId, Timestamp};
+use dotgraft_engine::ids::CommitId;
 use dotgraft_engine::model::Commit;
 use support::sim::Asked;
 use support::{Sim, Two};
@@ -45,7 +45,7 @@ fn commits(sim: &Sim, n: usize) -> Vec<(Commit, u64)> {
 }
 
 fn status(sim: &Sim, n: usize) -> FilesystemStatus {
-    sim.nodes[n].fs.as_ref().expect("an actor").status(Timestamp(sim.now))
+    sim.nodes[n].fs.as_ref().expect("an actor").status()
 }
 
 /// Runs, and returns each transfer that there was: base and target.

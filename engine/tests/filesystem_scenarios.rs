@@ -5,7 +5,7 @@
 mod support;
 
 use dotgraft_engine::filesystem::{Event, Intent, MountWhat, RequestState, Role, RoleStatus};
-use dotgraft_engine::ids::{CommitId, FsId, Timestamp};
+use dotgraft_engine::ids::{CommitId, FsId};
 use dotgraft_engine::model::{Claim, Origin, Reason};
 use support::sim::Asked;
 use support::{Sim, Two};
@@ -27,7 +27,7 @@ fn owner(trace: &mut Vec<String>) -> (Sim<'_>, CommitId) {
 }
 
 fn status(sim: &Sim) -> dotgraft_engine::filesystem::FilesystemStatus {
-    sim.nodes[0].fs.as_ref().expect("an actor").status(Timestamp(sim.now))
+    sim.nodes[0].fs.as_ref().expect("an actor").status()
 }
 
 fn fence(sim: &mut Sim) {

@@ -5,7 +5,7 @@
 mod support;
 
 use dotgraft_engine::filesystem::{Answer, Ctx, Event, Handoff, Intent, Present, ReceiveOffer, Record, ReqId, Role, Task};
-use dotgraft_engine::ids::{Epoch, MigId, Timestamp};
+use dotgraft_engine::ids::{Epoch, Fresh, MigId};
 use dotgraft_engine::model::{Place, Problem, Reason};
 use dotgraft_engine::step::Effect;
 use support::user::present;
@@ -38,7 +38,7 @@ struct Said {
 
 /// What the copy on n1 does about it. Nobody waits for the answer, so it comes back as it is.
 fn tell(sim: &mut Sim, event: Event) -> Said {
-    let ctx = Ctx { now: Timestamp(sim.now), fresh: sim.fresh(), jitter: 0 };
+    let ctx = Ctx { now: sim.wall(1), boot: sim.boot_time(1), fresh: Fresh::new(sim.fresh()), jitter: 0 };
     let machine = sim.nodes[1].fs.as_mut().unwrap();
     let step = machine.handle(event, &ctx);
     let mut said = Said { records: step.records().iter().map(Record::name).collect(), ..Said::default() };
@@ -78,7 +78,7 @@ fn answer_to_offer(sim: &mut Sim, from: &str, epoch: u64) -> Option<Problem> {
 }
 
 fn epoch(sim: &Sim) -> Epoch {
-    sim.nodes[1].fs.as_ref().unwrap().status(Timestamp(sim.now)).epoch
+    sim.nodes[1].fs.as_ref().unwrap().status().epoch
 }
 
 /// The Replica object changes, and n1 hears of it.

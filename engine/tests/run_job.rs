@@ -3,10 +3,11 @@
 
 mod run_support;
 
-use dotgraft_engine::ids::{CommitId, JobUid, Timestamp};
+use dotgraft_engine::ids::{CommitId, JobUid, Now};
 use dotgraft_engine::model::{Reason, Versions, VersionsRole};
 use dotgraft_engine::run::{
-    CancelReason, Fresh, Initial, Job, JobRow, JobSpec, Outcome, Retry, Run, RunEffect, RunEffectKind, RunEvent, RunParams, RunSpec, State,
+    CancelReason, Initial, Job, JobRow, JobSpec, Outcome, Retry, Run, RunEffect, RunEffectKind, RunEvent, RunParams, RunSeed, RunSpec,
+    State,
 };
 use run_support::*;
 use uuid::Uuid;
@@ -30,7 +31,7 @@ struct World {
     job: Job,
     ours: Vec<u64>,
     theirs: Vec<CommitId>,
-    now: Timestamp,
+    now: Now,
     runs: u32,
     out: Vec<RunEffect>,
     /// Rows as they were "journaled" with each call.
@@ -44,38 +45,38 @@ impl World {
             job: Job::restore(row.clone()),
             ours: ours.to_vec(),
             theirs: Vec::new(),
-            now: Timestamp(1_000),
+            now: at(1_000),
             runs: 0,
             out: Vec::new(),
             journal: row,
         }
     }
 
-    fn fresh() -> Fresh {
-        Fresh { run_id: Uuid::from_u128(5), jitter_seed: 3 }
+    fn seed() -> RunSeed {
+        RunSeed { run_id: Uuid::from_u128(5), jitter_seed: 3 }
     }
 
     fn newest(&self) -> Option<CommitId> {
         self.ours.last().map(|n| id(*n))
     }
 
-    fn call(&mut self, f: impl FnOnce(&mut Job, Timestamp, &mut Vec<RunEffect>)) {
+    fn call(&mut self, f: impl FnOnce(&mut Job, Now, &mut Vec<RunEffect>)) {
         f(&mut self.job, self.now, &mut self.out);
         self.journal = self.job.row().clone();
     }
 
     fn spec(&mut self, spec: JobSpec) {
         let newest = self.newest();
-        self.call(|job, now, out| job.on_spec(spec, newest, now, Self::fresh(), out));
+        self.call(|job, now, out| job.on_spec(spec, newest, now, Self::seed(), out));
     }
 
     fn commit(&mut self, n: u64) {
         self.ours.push(n);
-        self.call(|job, now, out| job.on_commit_made(id(n), false, now, Self::fresh(), out));
+        self.call(|job, now, out| job.on_commit_made(id(n), false, now, Self::seed(), out));
     }
 
     fn give(&mut self, event: RunEvent) {
-        self.call(|job, now, out| job.handle(event, now, Self::fresh(), out));
+        self.call(|job, now, out| job.handle(event, now, Self::seed(), out));
     }
 
     fn peer(&self) -> Versions {
@@ -246,13 +247,13 @@ fn a_commit_that_the_run_has_listed_already_starts_no_other() {
 fn an_on_commit_job_waits_for_the_first_commit_and_ignores_transient_ones() {
     let mut w = World::new(&[]);
     w.spec(on_commit(1));
-    w.call(|job, now, out| job.on_commit_made(id(50), true, now, World::fresh(), out));
+    w.call(|job, now, out| job.on_commit_made(id(50), true, now, World::seed(), out));
     w.settle();
     assert_eq!(w.runs, 0);
     w.commit(1);
     w.settle();
     assert_eq!((w.runs, w.theirs.clone()), (1, vec![id(1)]));
-    assert_eq!(w.job.row().last_successful_time, Some(w.now));
+    assert_eq!(w.job.row().last_successful_time, Some(w.now.wall));
 }
 
 #[test]
@@ -340,7 +341,7 @@ fn deleting_the_job_stops_all_until_its_spec_is_there_again() {
     w.spec(on_commit(1));
     w.until(is_send);
     w.out.clear();
-    w.call(|job, now, out| job.on_stop(CancelReason::Deleted, now, World::fresh(), out));
+    w.call(|job, now, out| job.on_stop(CancelReason::Deleted, now, World::seed(), out));
     assert!(!w.job.is_idle(), "until the send has confirmed");
     w.settle();
     assert!(w.job.is_idle());
@@ -359,10 +360,10 @@ fn a_node_that_is_owner_again_goes_on() {
     w.spec(one_shot(1));
     w.until(is_send);
     w.out.clear();
-    w.call(|job, now, out| job.on_stop(CancelReason::NotOwner, now, World::fresh(), out));
+    w.call(|job, now, out| job.on_stop(CancelReason::NotOwner, now, World::seed(), out));
     w.settle();
     assert!(w.job.is_idle());
-    w.call(|job, now, out| job.on_resume(now, World::fresh(), out));
+    w.call(|job, now, out| job.on_resume(now, World::seed(), out));
     w.settle();
     assert_eq!(w.theirs, [id(1)]);
 }
@@ -424,7 +425,7 @@ fn a_deadline_counts_as_a_failure_and_does_not_start_over() {
     spec.params.retry = Retry { max_attempts: None, deadline_ms: Some(5_000) };
     w.spec(spec);
     w.out.clear(); // the listing never comes
-    w.now = w.job.next_wake().unwrap();
+    w.now = not_before(w.now, w.job.next_wake().unwrap());
     w.give(RunEvent::Timer);
     w.settle();
     assert!(w.job.is_idle());

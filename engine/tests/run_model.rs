@@ -6,7 +6,7 @@ mod run_support;
 
 use std::collections::BTreeSet;
 
-use dotgraft_engine::ids::{CommitId, Epoch, Timestamp};
+use dotgraft_engine::ids::{BootTime, CommitId, Epoch, Now, Timestamp};
 use dotgraft_engine::model::{Reason, ResumeToken, Versions, VersionsRole};
 use dotgraft_engine::run::{
     CancelReason, Initial, Intermediate, NoteReason, Outcome, Retry, Run, RunEffect, RunEffectKind, RunEvent, RunSpec, SendOutcome,
@@ -45,7 +45,7 @@ impl Watch {
         Self { state: State::Planning, sent: 0 }
     }
 
-    fn check(&mut self, run: &Run, new: &[RunEffect], now: Timestamp, timer: bool) {
+    fn check(&mut self, run: &Run, new: &[RunEffect], now: Now, timer: bool) {
         for effect in new {
             match &effect.kind {
                 RunEffectKind::Moved { from, to, .. } => {
@@ -64,7 +64,7 @@ impl Watch {
         assert_eq!(run.state(), self.state);
         assert_eq!(run.is_finished().is_some(), self.state.is_end());
         if timer && let Some(at) = run.next_wake() {
-            assert!(at > now, "the timer would spin");
+            assert!(at > now.boot, "the timer would spin");
         }
         assert!(run.next_wake().is_some() || self.state.is_end(), "a wait without an end");
         let report = run.report(now);
@@ -85,7 +85,7 @@ struct World {
     spec: RunSpec,
     run: Run,
     watch: Watch,
-    now: Timestamp,
+    now: Now,
     queue: Vec<RunEffect>,
     dice: Dice,
     /// Every commit that the sender ever made, oldest first, and those that it still has.
@@ -105,7 +105,7 @@ struct World {
 
 impl World {
     fn new(spec: RunSpec, local: &[u64], receiver: &[u64], dice: Vec<u8>) -> Self {
-        let now = Timestamp(1_000_000);
+        let now = at(1_000_000);
         let mut queue = Vec::new();
         let run = Run::start(spec.clone(), now, 1, &mut queue);
         let ids = |ns: &[u64]| ns.iter().map(|n| id(*n)).collect::<Vec<_>>();
@@ -186,8 +186,8 @@ impl World {
     fn step(&mut self) {
         self.weather();
         if self.queue.is_empty() {
-            if let Some(at) = self.run.next_wake() {
-                self.now = self.now.max(at);
+            if let Some(due) = self.run.next_wake() {
+                self.now = not_before(self.now, due);
                 self.give(RunEvent::Timer);
             }
             return;
@@ -398,12 +398,12 @@ proptest! {
             let asked = world.now;
             world.give(RunEvent::Cancel(CancelReason::Deleted));
             // From here on nobody answers at all.
-            while let Some(at) = world.run.next_wake() {
-                world.now = world.now.max(at);
+            while let Some(due) = world.run.next_wake() {
+                world.now = not_before(world.now, due);
                 world.give(RunEvent::Timer);
             }
             prop_assert_eq!(world.run.is_finished(), Some(&Outcome::ContextDone(CancelReason::Deleted)));
-            prop_assert!(world.now.since_ms(asked) <= dotgraft_engine::run::STOP_MS);
+            prop_assert!(world.now.boot.since_ms(asked.boot) <= dotgraft_engine::run::STOP_MS);
             prop_assert!(world.run.pins().is_empty());
         }
     }
@@ -471,14 +471,17 @@ fn event(op: &Op, seen: &[RunEffect]) -> RunEvent {
 
 /// Plays the operations; the run, all its effects and its report after each event.
 fn play(spec: &RunSpec, ops: &[Op], seed: u64) -> (Run, Vec<RunEffect>, Vec<String>) {
-    let mut now = Timestamp(10_000_000);
+    let mut now = at(10_000_000);
     let mut out = Vec::new();
     let mut run = Run::start(spec.clone(), now, seed, &mut out);
     let mut watch = Watch::new();
     watch.check(&run, &out, now, false);
     let mut reports = Vec::new();
     for op in ops {
-        now = Timestamp(now.0.saturating_add(op.pass_ms).min(i64::MAX / 2));
+        // The wall clock may go either way, the boot clock goes on.
+        let wall = Timestamp(now.wall.0.saturating_add(op.pass_ms).min(i64::MAX / 2));
+        let boot = now.boot.plus_ms(u64::try_from(op.pass_ms).unwrap_or(0)).min(BootTime(u64::MAX / 2));
+        now = Now { wall, boot };
         let asked: Vec<RunEffect> =
             out.iter().filter(|e| !matches!(e.kind, RunEffectKind::Moved { .. } | RunEffectKind::Note { .. })).cloned().collect();
         let event = event(op, &asked);
@@ -510,7 +513,7 @@ proptest! {
             prop_assert_eq!(&serde_json::from_str::<Outcome>(&text).unwrap(), outcome);
         }
         if let Some(max) = max_attempts {
-            prop_assert!(run.report(Timestamp(0)).attempt <= max.max(1));
+            prop_assert!(run.report(at(500)).attempt <= max.max(1));
         }
     }
 

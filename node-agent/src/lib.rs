@@ -6,6 +6,7 @@
 pub mod actor;
 pub mod app;
 pub mod btrfs;
+pub mod clock;
 pub mod cluster;
 pub mod csi;
 pub mod digest;

@@ -9,7 +9,7 @@ use super::event::{Ctx, Note, Out, Role, Task, TaskDone, WantedCommit};
 use super::fence::FenceRequest;
 use super::record::{Record, RequestRow, RequestState};
 use super::{Filesystem, Opening, Slot};
-use crate::ids::{CommitId, RequestUid, Timestamp};
+use crate::ids::{BootTime, CommitId, RequestUid, Timestamp};
 use crate::model::{Commit, FORMAT_VERSION, Problem, Reason};
 
 /// At most so many mounts of a commit are named in a message.
@@ -20,7 +20,7 @@ impl Filesystem {
         if !self.is_active() || self.is_deleting() || self.is_running(Slot::Life) && self.opening == Opening::Closed {
             return;
         }
-        if !self.is_ready(Slot::Head, ctx.now) {
+        if !self.is_ready(Slot::Head, ctx.boot) {
             return;
         }
         // A fence goes first: someone waits for it, and a commit that can't be made must not keep it.
@@ -45,7 +45,7 @@ impl Filesystem {
         }
         self.settle_requests(out);
         self.expire_transients(ctx, out);
-        if self.is_ready(Slot::Removal, ctx.now)
+        if self.is_ready(Slot::Removal, ctx.boot)
             && let Some(id) = self.next_removal()
         {
             self.last_removal = Some(id);
@@ -68,7 +68,7 @@ impl Filesystem {
         let (resets, plain): (Vec<_>, Vec<_>) = self.wanted().into_iter().filter(|w| !w.remove).partition(|w| w.reset_to.is_some());
         self.blocked_resets.retain(|uid, _| resets.iter().any(|w| w.uid == *uid));
         for want in plain.into_iter().chain(resets) {
-            // Nothing is recorded of one that can't begin: each intent takes the event's one fresh id.
+            // Nothing is recorded of one that can't begin.
             let open = self.requests.get(&want.uid).is_none_or(|r| r.state == RequestState::Pending) && want.id.is_none();
             if let Some(to) = want.reset_to.filter(|_| open && self.kept_by(want.uid).is_none())
                 && !self.can_reset(want.uid, to, ctx, out)
@@ -102,7 +102,7 @@ impl Filesystem {
         let row = RequestRow {
             version: FORMAT_VERSION,
             uid: want.uid,
-            id: CommitId::from_uuid(ctx.fresh),
+            id: CommitId::from_uuid(ctx.fresh.uuid()),
             state: RequestState::Pending,
             parent: self.parent_of_next(),
             time: self.time_of_next(ctx.now),
@@ -145,7 +145,7 @@ impl Filesystem {
     pub(super) fn transient_commit(&self, ctx: &Ctx) -> Commit {
         Commit {
             version: FORMAT_VERSION,
-            id: CommitId::from_uuid(ctx.fresh),
+            id: CommitId::from_uuid(ctx.fresh.uuid()),
             fs_id: self.id,
             parent: self.parent_of_next(),
             time: self.time_of_next(ctx.now),
@@ -322,7 +322,7 @@ impl Filesystem {
             (Task::DeleteCommit(id), Ok(_)) => {
                 self.removing.remove(&id);
                 out.records.push(Record::CommitRemoved(id));
-                self.usage_due = Timestamp(0);
+                self.usage_due = BootTime(0);
             }
             (Task::DeleteCommit(_), Err(problem)) => self.trouble("Degraded", problem, out),
             (Task::Fence { commit, .. }, result) if commit.kept.is_some() => self.on_reset_fenced(*commit, result.map(|_| ()), ctx, out),
@@ -340,9 +340,9 @@ impl Filesystem {
         }
         let transient = commit.transient;
         self.commits.insert(id, commit);
-        self.usage_due = Timestamp(0);
+        self.usage_due = BootTime(0);
         if transient {
-            return self.on_precopy_made(changed_bytes);
+            return self.on_precopy_made(changed_bytes, ctx);
         }
         self.clear("CommitBlocked");
         out.notes.push(Note { warning: false, reason: "Committed".into(), message: format!("commit {id}") });

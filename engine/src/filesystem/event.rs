@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{BootId, CommitId, Epoch, FsId, JobUid, MigId, NodeName, OpId, RequestUid, Timestamp};
+use crate::ids::{BootId, BootTime, CommitId, Epoch, Fresh, FsId, JobUid, MigId, NodeName, Now, OpId, RequestUid, Timestamp};
 use crate::model::{Claim, Commit, Origin, Place, Problem, ResumeToken, Versions};
 use crate::run::JobRow;
 
@@ -16,14 +16,23 @@ use super::record::{Base, CheckpointRow, Record, RequestRow};
 pub struct ReqId(pub u64);
 
 /// What the world looks like while an event is handled.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ctx {
-    /// Wall clock, for people and backoff.
+    /// Wall clock: for people, and the time of a commit.
     pub now: Timestamp,
-    /// A fresh UUIDv7, used for at most one new id of each kind.
-    pub fresh: uuid::Uuid,
+    /// This node's boot clock: for deadlines, backoff and freshness.
+    pub boot: BootTime,
+    /// New ids, as many as are asked for.
+    pub fresh: Fresh,
     /// Fresh randomness for jitter.
     pub jitter: u64,
+}
+
+impl Ctx {
+    /// Both clocks.
+    pub const fn clock(&self) -> Now {
+        Now { wall: self.now, boot: self.boot }
+    }
 }
 
 /// What is wanted of this copy: `Replica.spec.desired`, parsed.
@@ -403,6 +412,8 @@ pub enum TaskDone {
         attempt: u64,
         /// The Filesystem is in phase `New`: it may be created empty.
         new: bool,
+        /// When the swap was sent, by this node's boot clock: what it says was true no earlier than that (R0).
+        sent: BootTime,
     },
     /// For `CheckDeleting`.
     Deleting(bool),

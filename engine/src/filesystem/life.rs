@@ -12,7 +12,7 @@
 use super::event::{Ctx, Desired, Found, Intent, Note, Out, Present, Role, Task, TaskDone};
 use super::record::{Base, Life, Opened, Record};
 use super::{Filesystem, Opening, Slot};
-use crate::ids::{Epoch, Timestamp};
+use crate::ids::{BootTime, Epoch};
 use crate::model::{FORMAT_VERSION, Origin, Problem, Reason};
 
 /// The CAS of R0 was won.
@@ -20,7 +20,7 @@ use crate::model::{FORMAT_VERSION, Origin, Problem, Reason};
 pub(super) struct Won {
     epoch: Epoch,
     attempt: u64,
-    at: Timestamp,
+    sent: BootTime,
 }
 
 impl Filesystem {
@@ -107,7 +107,7 @@ impl Filesystem {
     }
 
     pub(super) fn advance_life(&mut self, ctx: &Ctx, out: &mut Out) {
-        if !self.is_ready(Slot::Life, ctx.now) {
+        if !self.is_ready(Slot::Life, ctx.boot) {
             return;
         }
         if !self.inspected {
@@ -312,11 +312,13 @@ impl Filesystem {
 
     // ---- results ----
 
-    pub(super) fn on_life_done(&mut self, task: Task, result: Result<TaskDone, Problem>, ctx: &Ctx, out: &mut Out) {
+    pub(super) fn on_life_done(&mut self, task: Task, result: Result<TaskDone, Problem>, out: &mut Out) {
         match (task, result) {
             (Task::Inspect, Ok(TaskDone::Inspected(found))) => self.on_inspected(*found, out),
             (Task::AllocateQgroup, Ok(TaskDone::Qgroup(n))) => self.on_qgroup(n, out),
-            (Task::Open { .. }, Ok(TaskDone::Opened { epoch, attempt, new })) => self.on_opened(epoch, attempt, new, ctx, out),
+            (Task::Open { .. }, Ok(TaskDone::Opened { epoch, attempt, new, sent })) => {
+                self.on_opened(Won { epoch, attempt, sent }, new, out)
+            }
             (Task::PinOrigin(_), Ok(_)) => {
                 self.origin_pinned = true;
                 self.clear("OriginMissing");
@@ -347,7 +349,7 @@ impl Filesystem {
                 if self.is_headless() {
                     self.on_head_let_go(out);
                 }
-                self.usage_due = Timestamp(0);
+                self.usage_due = BootTime(0);
             }
             (Task::WriteMeta(written), Ok(_)) => self.on_meta_written(&written, out),
             (Task::CheckDeleting, Ok(TaskDone::Deleting(yes))) => self.on_deleting_checked(yes, out),
@@ -417,7 +419,7 @@ impl Filesystem {
         out.notes.push(Note { warning: false, reason: "Created".into(), message: "the copy is on this node's pool".into() });
     }
 
-    fn on_opened(&mut self, epoch: Epoch, attempt: u64, new: bool, ctx: &Ctx, out: &mut Out) {
+    fn on_opened(&mut self, won: Won, new: bool, out: &mut Out) {
         for condition in ["Opened", "AuthorityUnknown", "EpochRegression"] {
             self.clear(condition);
         }
@@ -433,7 +435,7 @@ impl Filesystem {
         if self.is_fenced() {
             return; // fenced meanwhile: that ended every opening, this one too
         }
-        self.won = Some(Won { epoch, attempt, at: ctx.now });
+        self.won = Some(won);
         if self.life() == Some(Life::Creating) {
             // `Prepare` writes it to fs.json, before there is a head that could be written.
             self.record_opening(out);
@@ -446,7 +448,7 @@ impl Filesystem {
             self.deletion_on_disk = true;
             return;
         }
-        self.usage_due = Timestamp(0);
+        self.usage_due = BootTime(0);
         self.clear("Degraded");
         if self.won.is_some_and(|w| written.opened.is_some_and(|o| o.epoch == w.epoch)) {
             self.record_opening(out);
@@ -472,7 +474,7 @@ impl Filesystem {
             out,
         );
         let used = matches!(self.opening, Opening::Open { used: true, .. });
-        self.opening = Opening::Open { at: won.at, used };
+        self.opening = Opening::Open { sent: won.sent, used };
     }
 
     /// What the journal says and what the disk shows become one (design §4, `recover`).

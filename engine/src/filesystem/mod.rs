@@ -42,7 +42,7 @@ pub use record::{
 };
 pub use status::{CommitStatus, Condition, FilesystemStatus, JobStatus, MigrationStatus, RequestStatus, RoleStatus};
 
-use crate::ids::{CommitId, FsId, JobUid, OpId, RequestUid, Timestamp};
+use crate::ids::{BootTime, CommitId, FsId, JobUid, Now, OpId, RequestUid};
 use crate::model::{Commit, Origin, Problem, Reason};
 
 /// Things that run one at a time.
@@ -95,7 +95,7 @@ struct Running {
 #[derive(Debug, Clone, Copy)]
 struct Backoff {
     failures: u32,
-    not_before: Timestamp,
+    not_before: BootTime,
 }
 
 /// Backoff between tries of one slot: 200 ms doubling to 30 s, each with up to a quarter of jitter.
@@ -117,8 +117,8 @@ enum Opening {
     Closed,
     /// Opened; `used` once something was mounted or committed under it.
     Open {
-        /// When the CAS was won.
-        at: Timestamp,
+        /// When the swap that won it was sent: authority can't have been older (R0).
+        sent: BootTime,
         /// Whether a mount has been made under it.
         used: bool,
     },
@@ -154,6 +154,8 @@ pub struct Filesystem {
     moving: moving::MoveState,
     /// Commits for a copy close behind in which nothing was new, in a row.
     precopy_idle: u32,
+    /// When the last of them was made, or first seen after a start.
+    precopied_at: Option<BootTime>,
     /// An opening that was won and is on its way to disk.
     won: Option<life::Won>,
     /// `fs.json` says `Deleting`.
@@ -179,8 +181,8 @@ pub struct Filesystem {
     absent_confirmed: bool,
 
     running: BTreeMap<OpId, Running>,
-    /// `now` of the last event.
-    clock: Timestamp,
+    /// When the last event was handled.
+    clock: Now,
     backoff: BTreeMap<Slot, Backoff>,
     mounts: BTreeSet<(String, MountWhat)>,
     waiting_mounts: Vec<mounts::WaitingMount>,
@@ -193,13 +195,13 @@ pub struct Filesystem {
     /// Resets that can't begin, and why.
     blocked_resets: BTreeMap<RequestUid, Problem>,
     /// Resets that keep new mounts of the head back, and since when.
-    holds: BTreeMap<RequestUid, Timestamp>,
+    holds: BTreeMap<RequestUid, BootTime>,
     /// The removal tried last, so that the next one gets its turn.
     last_removal: Option<CommitId>,
     /// Standing troubles, by condition type.
     troubles: BTreeMap<&'static str, Problem>,
     usage: (u64, u64),
-    usage_due: Timestamp,
+    usage_due: BootTime,
 }
 
 impl Filesystem {
@@ -208,7 +210,7 @@ impl Filesystem {
         let opening = match rows.base.as_ref().and_then(|b| b.opened) {
             // A restart of the agent in the same boot keeps the opening (R0); `used`, as mounts may be there.
             Some(o) if o.boot == here.boot && rows.base.as_ref().is_some_and(|b| b.epoch == o.epoch) => {
-                Opening::Open { at: Timestamp(0), used: true }
+                Opening::Open { sent: BootTime(0), used: true }
             }
             _ => Opening::Closed,
         };
@@ -234,6 +236,7 @@ impl Filesystem {
             migration: rows.migration,
             moving: moving::MoveState::default(),
             precopy_idle: 0,
+            precopied_at: None,
             won: None,
             deletion_on_disk: false,
             origin_pinned: false,
@@ -246,7 +249,7 @@ impl Filesystem {
             vanished: false,
             absent_confirmed: false,
             running: BTreeMap::new(),
-            clock: Timestamp(0),
+            clock: Now::default(),
             backoff: BTreeMap::new(),
             mounts: BTreeSet::new(),
             waiting_mounts: Vec::new(),
@@ -259,7 +262,7 @@ impl Filesystem {
             last_removal: None,
             troubles: BTreeMap::new(),
             usage: (0, 0),
-            usage_due: Timestamp(0),
+            usage_due: BootTime(0),
         }
     }
 
@@ -292,18 +295,18 @@ impl Filesystem {
         }
         self.advance(ctx, out);
         self.finish_if_over(out);
-        self.clock = ctx.now;
+        self.clock = ctx.clock();
     }
 
-    /// When `Timer` must be delivered at the latest, if at all. A sleep that was over at the last event counts no more: what
+    /// When `Timer` must be delivered at the latest, if at all, by this node's boot clock. A sleep that was over at the last event counts no more: what
     /// wanted to go on has gone on then.
-    pub fn next_wake(&self) -> Option<Timestamp> {
-        let backoff =
-            self.backoff.iter().filter(|(slot, b)| !self.is_running(**slot) && b.not_before > self.clock).map(|(_, b)| b.not_before);
+    pub fn next_wake(&self) -> Option<BootTime> {
+        let now = self.clock.boot;
+        let backoff = self.backoff.iter().filter(|(slot, b)| !self.is_running(**slot) && b.not_before > now).map(|(_, b)| b.not_before);
         let jobs = self.jobs.values().filter_map(jobs::JobState::next_wake);
-        let usage = (self.is_active() && self.is_ready(Slot::Usage, self.clock)).then_some(self.usage_due);
-        let precopy = self.precopy_due().filter(|at| *at > self.clock);
-        let hold = self.hold_ends().filter(|at| *at > self.clock);
+        let usage = (self.is_active() && self.is_ready(Slot::Usage, now)).then_some(self.usage_due);
+        let precopy = self.precopy_due().filter(|at| *at > now);
+        let hold = self.hold_ends().filter(|at| *at > now);
         backoff.chain(jobs).chain(usage).chain(self.transient_due()).chain(precopy).chain(hold).min()
     }
 
@@ -340,13 +343,13 @@ impl Filesystem {
             Err(_) => self.back_off(running.slot, ctx),
         }
         match running.slot {
-            Slot::Life => self.on_life_done(running.task, result, ctx, out),
+            Slot::Life => self.on_life_done(running.task, result, out),
             Slot::Head | Slot::Removal => self.on_head_done(running.task, result, ctx, out),
             Slot::Receive => self.on_receive_done(running.task, result, out),
             Slot::Discard => {
                 if let (Task::Discard(target), Ok(_)) = (&running.task, &result) {
                     self.discard.remove(target);
-                    self.usage_due = self.usage_due.min(ctx.now.plus_ms(USAGE_SOON_MS));
+                    self.usage_due = self.usage_due.min(ctx.boot.plus_ms(USAGE_SOON_MS));
                 }
             }
             Slot::Move => self.on_move_done(&running.task, result, ctx, out),
@@ -364,7 +367,7 @@ impl Filesystem {
     }
 
     /// Free, and not sleeping after a failure.
-    fn is_ready(&self, slot: Slot, now: Timestamp) -> bool {
+    fn is_ready(&self, slot: Slot, now: BootTime) -> bool {
         !self.is_running(slot) && self.backoff.get(&slot).is_none_or(|b| b.not_before <= now)
     }
 
@@ -395,13 +398,13 @@ impl Filesystem {
         let failures = self.backoff.get(&slot).map_or(0, |b| b.failures).saturating_add(1);
         let wait = (BACKOFF_FIRST_MS << (failures - 1).min(16)).min(BACKOFF_LAST_MS);
         let jitter = ctx.jitter % (wait / 4 + 1);
-        self.backoff.insert(slot, Backoff { failures, not_before: ctx.now.plus_ms(wait + jitter) });
+        self.backoff.insert(slot, Backoff { failures, not_before: ctx.boot.plus_ms(wait + jitter) });
     }
 
     /// A change of what is wanted ends a sleep.
     fn wake(&mut self, slot: Slot) {
         if let Some(b) = self.backoff.get_mut(&slot) {
-            b.not_before = Timestamp(0);
+            b.not_before = BootTime(0);
         }
     }
 

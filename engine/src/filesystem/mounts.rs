@@ -45,7 +45,7 @@ impl Filesystem {
         if self.waiting_mounts.is_empty() {
             return;
         }
-        if let Some(problem) = self.held_back(ctx.now) {
+        if let Some(problem) = self.held_back(ctx.boot) {
             let there = self.mounts.clone();
             self.refuse_waiting(|m| m.what == MountWhat::Head && !there.contains(&(m.target.clone(), m.what)), &problem, out);
         }
@@ -54,8 +54,8 @@ impl Filesystem {
             let problem = self.write_refusal();
             self.refuse_waiting(|m| m.what == MountWhat::Head, &problem, out);
         } else if wants_head && !self.opening_is_fresh(ctx) {
-            // R0: the first mount of an opening turns writable within 5 s of the CAS, or the CAS is done again.
-            if self.is_ready(Slot::Life, ctx.now) {
+            // R0: the first mount of an opening turns writable within 5 s of sending the CAS, or the CAS is done again.
+            if self.is_ready(Slot::Life, ctx.boot) {
                 let seen = self.base.as_ref().map_or(crate::ids::Epoch(0), |b| b.epoch);
                 self.start(Slot::Life, Task::Open { seen }, out);
             }
@@ -79,7 +79,7 @@ impl Filesystem {
         match self.opening {
             Opening::Closed => false,
             Opening::Open { used: true, .. } => true,
-            Opening::Open { at, used: false } => ctx.now.since_ms(at) <= OPENING_FRESH_MS && ctx.now >= at,
+            Opening::Open { sent, used: false } => ctx.boot.since_ms(sent) <= OPENING_FRESH_MS,
         }
     }
 

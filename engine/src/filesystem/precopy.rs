@@ -2,13 +2,13 @@
 //! and sends that there, so that a move has little left to send once the pods have gone.
 //!
 //! The commit is a transient one, as the last of a handoff is: people don't see it, the next one takes its place, it goes after an hour.
-//! Its own time says when the next is due, so there is nothing else to remember. It is not begun before the run of the last one has ended,
-//! and gets rarer while nothing is written. A handoff brings over what was not there yet in its own first run, and the final commit on top.
+//! When the last was made is remembered by boot time; after a restart the time counts anew from when one is first seen. It is not begun
+//! before the run of the last one has ended, and gets rarer while nothing is written. A handoff brings over what was not there yet in its own first run, and the final commit on top.
 
 use super::event::{Ctx, Out, Task};
 use super::jobs::WantedJob;
 use super::{Filesystem, Slot};
-use crate::ids::{CommitId, JobUid, Timestamp};
+use crate::ids::{BootTime, CommitId, JobUid};
 use crate::model::{Commit, Place, Problem};
 use crate::run::{Initial, Intermediate, JobSpec, OnConflict, Retry, RunParams};
 
@@ -42,10 +42,9 @@ impl Filesystem {
     }
 
     /// When the next is due, if one is wanted.
-    pub(super) fn precopy_due(&self) -> Option<Timestamp> {
+    pub(super) fn precopy_due(&self) -> Option<BootTime> {
         self.precopy_wish().filter(|_| self.may_write() && self.migration.is_none())?;
-        let last = self.newest_transient().map(|c| c.time);
-        Some(last.map_or(Timestamp(0), |at| at.plus_ms(EVERY_MS << self.precopy_idle.min(IDLE_MAX))))
+        Some(self.precopied_at.map_or(BootTime(0), |at| at.plus_ms(EVERY_MS << self.precopy_idle.min(IDLE_MAX))))
     }
 
     fn is_precopying(&self) -> bool {
@@ -59,8 +58,11 @@ impl Filesystem {
             self.precopy_idle = 0;
             return self.clear("PrecopyBlocked");
         }
-        let due = self.precopy_due().is_some_and(|at| at <= ctx.now);
-        if !due || !self.fences.is_empty() || !self.is_ready(Slot::Head, ctx.now) || self.is_precopying() {
+        if self.precopied_at.is_none() && self.newest_transient().is_some() {
+            self.precopied_at = Some(ctx.boot);
+        }
+        let due = self.precopy_due().is_some_and(|at| at <= ctx.boot);
+        if !due || !self.fences.is_empty() || !self.is_ready(Slot::Head, ctx.boot) || self.is_precopying() {
             return;
         }
         let commit = Box::new(self.transient_commit(ctx));
@@ -68,7 +70,8 @@ impl Filesystem {
     }
 
     /// It is there: the job gets it by its next spec.
-    pub(super) fn on_precopy_made(&mut self, changed_bytes: Option<u64>) {
+    pub(super) fn on_precopy_made(&mut self, changed_bytes: Option<u64>, ctx: &Ctx) {
+        self.precopied_at = Some(ctx.boot);
         self.clear("PrecopyBlocked");
         self.precopy_idle = if changed_bytes == Some(0) { self.precopy_idle.saturating_add(1) } else { 0 };
         self.specs_applied = false;

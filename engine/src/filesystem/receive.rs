@@ -7,7 +7,7 @@
 use super::event::{Answer, Ctx, Note, Out, ReceiveOffer, ReqId, Role, Task, TaskDone};
 use super::record::{CheckpointRow, PartialRow, Record};
 use super::{Filesystem, Slot};
-use crate::ids::{CommitId, NodeName, OpId, Timestamp};
+use crate::ids::{BootTime, CommitId, NodeName, OpId};
 use crate::model::{Commit, FORMAT_VERSION, Problem, Reason, Versions, VersionsRole};
 
 impl Filesystem {
@@ -198,7 +198,7 @@ impl Filesystem {
         self.checkpoint = None;
         self.discard.insert(id);
         self.clear("ReceiveFailed");
-        self.usage_due = Timestamp(0);
+        self.usage_due = BootTime(0);
         out.notes.push(Note { warning: false, reason: "Received".into(), message: format!("commit {id}") });
     }
 
@@ -213,7 +213,7 @@ impl Filesystem {
         if !matches!(problem.reason, Reason::Cancelled | Reason::Unreachable) {
             self.trouble("ReceiveFailed", problem, out);
         }
-        self.usage_due = Timestamp(0);
+        self.usage_due = BootTime(0);
     }
 
     /// What arrives of a commit that is to be removed is given up; true while it may still arrive.
@@ -233,7 +233,7 @@ impl Filesystem {
     }
 
     pub(super) fn advance_discard(&mut self, ctx: &Ctx, out: &mut Out) {
-        if self.is_deleting() || !self.inspected || !self.is_ready(Slot::Discard, ctx.now) {
+        if self.is_deleting() || !self.inspected || !self.is_ready(Slot::Discard, ctx.boot) {
             return;
         }
         let receiving = self.partial.as_ref().map(|p| p.target.id).filter(|_| self.is_running(Slot::Receive));
@@ -257,7 +257,7 @@ impl Filesystem {
     }
 
     pub(super) fn advance_usage(&mut self, ctx: &Ctx, out: &mut Out) {
-        if self.is_active() && self.usage_due <= ctx.now && self.is_ready(Slot::Usage, ctx.now) {
+        if self.is_active() && self.usage_due <= ctx.boot && self.is_ready(Slot::Usage, ctx.boot) {
             self.start(Slot::Usage, Task::Usage { qgroup: self.qgroup() }, out);
         }
     }
@@ -268,6 +268,6 @@ impl Filesystem {
         }
         let (bytes, limit) = self.usage;
         let nearly_full = limit > 0 && bytes >= limit / 10 * 9;
-        self.usage_due = ctx.now.plus_ms(if nearly_full { super::USAGE_SOON_MS } else { super::USAGE_EVERY_MS });
+        self.usage_due = ctx.boot.plus_ms(if nearly_full { super::USAGE_SOON_MS } else { super::USAGE_EVERY_MS });
     }
 }

@@ -10,7 +10,7 @@
 use super::event::{Ctx, Note, Out, Role, Task, WantedCommit};
 use super::record::{Record, RequestRow, RequestState};
 use super::{Filesystem, Slot};
-use crate::ids::{CommitId, RequestUid, Timestamp};
+use crate::ids::{BootTime, CommitId, RequestUid};
 use crate::model::{Commit, Origin, Problem, Reason};
 
 /// Longest that a reset keeps new mounts back. One that can't go on must not keep pods from starting for ever.
@@ -36,7 +36,7 @@ impl Filesystem {
             return true;
         }
         let of_origin = self.base.as_ref().is_some_and(|b| b.origin == Some(to));
-        if of_origin && self.is_ready(Slot::Life, ctx.now) {
+        if of_origin && self.is_ready(Slot::Life, ctx.boot) {
             self.start(Slot::Life, Task::PinOrigin(to), out);
         }
         let text = format!("there is no commit {} of this volume on node {}: nothing is reset", to.commit, self.here.place.node);
@@ -57,18 +57,16 @@ impl Filesystem {
         let open = |uid: RequestUid| self.requests.get(&uid).is_none_or(|r| r.state == RequestState::Pending);
         let holds =
             |w: &&WantedCommit| w.hold && !w.remove && w.id.is_none() && open(w.uid) && w.reset_to.is_some_and(|to| self.has_target(to));
-        let now = ctx.now;
-        // A clock that was set back doesn't make it longer.
-        self.holds = wanted.iter().filter(holds).map(|w| (w.uid, self.holds.get(&w.uid).map_or(now, |since| now.min(*since)))).collect();
+        self.holds = wanted.iter().filter(holds).map(|w| (w.uid, self.holds.get(&w.uid).copied().unwrap_or(ctx.boot))).collect();
     }
 
     /// It keeps new mounts of the head back now.
-    pub(super) fn is_holding(&self, uid: RequestUid, now: Timestamp) -> bool {
+    pub(super) fn is_holding(&self, uid: RequestUid, now: BootTime) -> bool {
         self.holds.get(&uid).is_some_and(|since| now.since_ms(*since) < HOLD_MS)
     }
 
     /// Why nothing new mounts the head now.
-    pub(super) fn held_back(&self, now: Timestamp) -> Option<Problem> {
+    pub(super) fn held_back(&self, now: BootTime) -> Option<Problem> {
         let uid = *self.holds.keys().find(|uid| self.is_holding(**uid, now))?;
         let what = self.present()?.commits.iter().find(|w| w.uid == uid).map(|w| w.message.clone()).unwrap_or_default();
         let text = format!("a reset keeps new mounts back until it is done, for {} min at most: \"{what}\"", HOLD_MS / 60_000);
@@ -76,8 +74,8 @@ impl Filesystem {
     }
 
     /// When the next of them gives up.
-    pub(super) fn hold_ends(&self) -> Option<Timestamp> {
-        self.holds.values().map(|since| since.plus_ms(HOLD_MS)).filter(|at| *at > self.clock).min()
+    pub(super) fn hold_ends(&self) -> Option<BootTime> {
+        self.holds.values().map(|since| since.plus_ms(HOLD_MS)).filter(|at| *at > self.clock.boot).min()
     }
 
     fn block_reset(&mut self, row: &RequestRow, problem: Problem, out: &mut Out) {
@@ -108,7 +106,7 @@ impl Filesystem {
                 (self.half_fenced, self.undo_fence) = (true, !self.is_superseded());
                 self.drop_fence_commit(id, out);
                 if let (Some(row), Err(problem)) = (row, result) {
-                    self.block_reset(&RequestRow { id: CommitId::from_uuid(ctx.fresh), ..row }, problem, out);
+                    self.block_reset(&RequestRow { id: CommitId::from_uuid(ctx.fresh.uuid()), ..row }, problem, out);
                 }
             }
         }

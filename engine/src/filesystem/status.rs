@@ -164,8 +164,9 @@ pub struct FilesystemStatus {
 }
 
 impl Filesystem {
-    /// The picture now.
-    pub fn status(&self, now: Timestamp) -> FilesystemStatus {
+    /// The picture as of the last event.
+    pub fn status(&self) -> FilesystemStatus {
+        let now = self.clock;
         let history = self.history();
         // What was let go is still what a copy has, and what it would begin with as the owner.
         let copy = self.role() == Some(Role::Replica);
@@ -195,7 +196,7 @@ impl Filesystem {
                 .filter(|(uid, _)| !self.is_move_job(**uid) && !self.is_precopy_job(**uid))
                 .map(|(uid, job)| JobStatus { uid: *uid, row: job.row(), report: job.report(now) })
                 .collect(),
-            requests: self.request_statuses(now),
+            requests: self.request_statuses(),
             mounts: self.mounts.iter().map(|(t, w)| if *w == MountWhat::Head { t.clone() } else { format!("{t} (commit)") }).collect(),
             frozen: self.base.as_ref().and_then(|b| b.frozen),
             conditions: self.conditions(),
@@ -214,7 +215,7 @@ impl Filesystem {
         }
     }
 
-    fn request_statuses(&self, now: Timestamp) -> Vec<RequestStatus> {
+    fn request_statuses(&self) -> Vec<RequestStatus> {
         let wanted = match self.desired.as_ref() {
             Some(Desired { intent: Intent::Present(p), .. }) => p.commits.as_slice(),
             _ => &[],
@@ -230,7 +231,7 @@ impl Filesystem {
                     changed_bytes: r.changed_bytes,
                     state: Some(r.state),
                     problem: self.blocked_resets.get(&w.uid).or(r.problem.as_ref()).cloned(),
-                    holding: self.is_holding(w.uid, now),
+                    holding: self.is_holding(w.uid, self.clock.boot),
                 },
                 None => RequestStatus {
                     uid: w.uid,
@@ -240,7 +241,7 @@ impl Filesystem {
                     changed_bytes: None,
                     state: None,
                     problem: self.blocked_resets.get(&w.uid).cloned(),
-                    holding: self.is_holding(w.uid, now),
+                    holding: self.is_holding(w.uid, self.clock.boot),
                 },
             })
             .collect()

@@ -4,26 +4,26 @@ use super::machine::{Out, Phase, Run, Stop};
 use super::{
     ATTEMPTS_KEPT, CancelReason, DENIED_ATTEMPTS, NoteReason, Outcome, PLACING_ATTEMPTS, RunEffect, RunEffectKind, STOP_MS, State,
 };
-use crate::ids::Timestamp;
+use crate::ids::Now;
 use crate::model::{AttemptReport, Problem, Reason};
 
 impl Run {
-    pub(super) fn on_wake(&mut self, now: Timestamp, out: Out) {
-        if matches!(self.phase, Phase::PlanningSleep | Phase::Sleeping { .. }) {
+    pub(super) fn on_wake(&mut self, now: Now, out: Out) {
+        if matches!(self.phase, Phase::PlanningSleep { .. } | Phase::Sleeping { .. }) {
             self.retry(now, out);
         }
     }
 
-    pub(super) fn on_timer(&mut self, now: Timestamp, out: Out) {
-        if self.give_up_at.is_some_and(|at| at <= now) {
+    pub(super) fn on_timer(&mut self, now: Now, out: Out) {
+        if self.give_up_at.is_some_and(|at| at <= now.boot) {
             // Clears `give_up_at`, in whatever phase.
             self.on_cancel(CancelReason::DeadlinePassed, now, out);
         }
-        if self.wake_at.is_none_or(|at| at > now) {
+        if self.wake_at.is_none_or(|at| at > now.boot) {
             return;
         }
         match self.phase.clone() {
-            Phase::PlanningSleep | Phase::Sleeping { .. } => self.retry(now, out),
+            Phase::PlanningSleep { .. } | Phase::Sleeping { .. } => self.retry(now, out),
             Phase::Estimating => self.begin_work(now, out),
             Phase::Listing { .. } => {
                 self.fail_attempt(silence("listing both sides"), false, now, out);
@@ -40,7 +40,7 @@ impl Run {
         }
     }
 
-    pub(super) fn on_send_stuck(&mut self, why: Stop, now: Timestamp, out: Out) {
+    pub(super) fn on_send_stuck(&mut self, why: Stop, now: Now, out: Out) {
         let message = format!("a cancelled send did not stop within {} s", STOP_MS / 1_000);
         self.note(NoteReason::SendStuck, message, out);
         match why {
@@ -52,7 +52,7 @@ impl Run {
         }
     }
 
-    pub(super) fn on_cancel(&mut self, reason: CancelReason, now: Timestamp, out: Out) {
+    pub(super) fn on_cancel(&mut self, reason: CancelReason, now: Now, out: Out) {
         match self.phase.clone() {
             Phase::Ended(_) => {}
             Phase::Sending { seq, .. } => self.stop_send(seq, Stop::Cancel(reason), now, out),
@@ -64,13 +64,17 @@ impl Run {
                 self.phase = Phase::Stopping { seq, why: Stop::Cancel(reason) };
                 self.give_up_at = None;
             }
-            Phase::Listing { .. } | Phase::Estimating | Phase::PlanningSleep | Phase::MovingCursor { .. } | Phase::Sleeping { .. } => {
+            Phase::Listing { .. }
+            | Phase::Estimating
+            | Phase::PlanningSleep { .. }
+            | Phase::MovingCursor { .. }
+            | Phase::Sleeping { .. } => {
                 self.end(Outcome::ContextDone(reason), now, out);
             }
         }
     }
 
-    pub(super) fn stop_send(&mut self, seq: u64, why: Stop, now: Timestamp, out: Out) {
+    pub(super) fn stop_send(&mut self, seq: u64, why: Stop, now: Now, out: Out) {
         out.push(RunEffect { seq, kind: RunEffectKind::CancelSend });
         if matches!(why, Stop::Cancel(_)) {
             self.give_up_at = None;
@@ -78,24 +82,24 @@ impl Run {
         self.enter(Phase::Stopping { seq, why }, Some(STOP_MS), now, out);
     }
 
-    pub(super) fn open_attempt(&mut self, now: Timestamp) {
+    pub(super) fn open_attempt(&mut self, now: Now) {
         let state = State::Planning.to_string();
-        self.attempts.push(AttemptReport { state, started_at: now, finished_at: None, error: None });
+        self.attempts.push(AttemptReport { state, started_at: now.wall, finished_at: None, error: None });
         if self.attempts.len() > ATTEMPTS_KEPT {
             self.attempts.remove(0);
         }
     }
 
-    pub(super) fn close_attempt(&mut self, state: State, error: Option<&Problem>, now: Timestamp) {
+    pub(super) fn close_attempt(&mut self, state: State, error: Option<&Problem>, now: Now) {
         if let Some(attempt) = self.attempts.last_mut().filter(|a| a.finished_at.is_none()) {
             attempt.state = state.to_string();
-            attempt.finished_at = Some(now);
+            attempt.finished_at = Some(now.wall);
             attempt.error = error.cloned();
         }
     }
 
     /// The attempt is over: sleep and try again, or end if that can't help or may not be.
-    pub(super) fn fail_attempt(&mut self, problem: Problem, plan_anew: bool, now: Timestamp, out: Out) {
+    pub(super) fn fail_attempt(&mut self, problem: Problem, plan_anew: bool, now: Now, out: Out) {
         self.close_send_bytes();
         let last = self.spec.retry.max_attempts.is_some_and(|max| self.attempt >= max.max(1));
         self.denied = if problem.reason == Reason::Denied { self.denied.saturating_add(1) } else { 0 };
@@ -104,9 +108,10 @@ impl Run {
         }
         self.failures = self.failures.saturating_add(1);
         let delay = self.jitter.delay_ms(self.failures);
+        let until = now.wall.plus_ms(delay);
         let phase = match self.phase.state() {
-            State::Planning => Phase::PlanningSleep,
-            _ => Phase::Sleeping { plan_anew },
+            State::Planning => Phase::PlanningSleep { until },
+            _ => Phase::Sleeping { plan_anew, until },
         };
         if self.is_news(problem.reason) {
             let message = format!("attempt {} failed, the next in {delay} ms: {problem}", self.attempt);
@@ -129,18 +134,18 @@ impl Run {
     }
 
     /// A sleep is over.
-    pub(super) fn retry(&mut self, now: Timestamp, out: Out) {
+    pub(super) fn retry(&mut self, now: Now, out: Out) {
         self.attempt = self.attempt.saturating_add(1);
         self.open_attempt(now);
         self.problem = None;
         match self.phase {
-            Phase::Sleeping { plan_anew: false } => self.send_step(now, out),
+            Phase::Sleeping { plan_anew: false, .. } => self.send_step(now, out),
             _ => self.list(now, out),
         }
     }
 
     /// No step is left: `Completed`, provided the target is where it should be.
-    pub(super) fn complete(&mut self, now: Timestamp, out: Out) {
+    pub(super) fn complete(&mut self, now: Now, out: Out) {
         let Some(plan) = &self.plan else { return };
         let reached = plan.steps.last().map_or(plan.base, |last| Some(last.to));
         let outcome = match self.replicated {
@@ -152,7 +157,7 @@ impl Run {
         self.end(outcome, now, out);
     }
 
-    pub(super) fn end(&mut self, outcome: Outcome, now: Timestamp, out: Out) {
+    pub(super) fn end(&mut self, outcome: Outcome, now: Now, out: Out) {
         let (reason, message) = match &outcome {
             Outcome::Completed { replicated, bytes, steps } => {
                 (NoteReason::Completed, format!("{replicated} is on the receiver: {steps} step(s), {bytes} bytes"))
@@ -171,7 +176,7 @@ impl Run {
         let ended = Phase::Ended(outcome);
         self.close_attempt(ended.state(), error.as_ref(), now);
         self.problem = error;
-        self.finished_at = Some(now);
+        self.finished_at = Some(now.wall);
         self.give_up_at = None;
         self.pinned.clear();
         self.estimates_asked.clear();

@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use uuid::Uuid;
 
 use super::{CancelReason, Initial, Intermediate, OnConflict, Outcome, Retry, Run, RunEffect, RunEffectKind, RunEvent, RunSpec};
-use crate::ids::{CommitId, JobUid, Timestamp};
+use crate::ids::{BootTime, CommitId, JobUid, Now, Timestamp};
 use crate::model::{Place, RunReport};
 
 /// Version of [`JobRow`] that this program writes, and the newest it reads.
@@ -55,7 +55,7 @@ pub struct JobSpec {
 
 /// What the caller draws for a run that a call may start; unused otherwise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Fresh {
+pub struct RunSeed {
     /// The run's name.
     pub run_id: Uuid,
     /// Seed of its jitter.
@@ -189,7 +189,7 @@ impl Job {
     }
 
     /// The run in hand's report, or the last one's.
-    pub fn report(&self, now: Timestamp) -> Option<RunReport> {
+    pub fn report(&self, now: Now) -> Option<RunReport> {
         match &self.run {
             Some(run) => Some(run.report(now)),
             None => self.row.last.as_ref().map(|last| last.report.clone()),
@@ -197,7 +197,7 @@ impl Job {
     }
 
     /// When `handle(Timer)` is due.
-    pub fn next_wake(&self) -> Option<Timestamp> {
+    pub fn next_wake(&self) -> Option<BootTime> {
         self.run.as_ref().and_then(Run::next_wake)
     }
 
@@ -209,7 +209,7 @@ impl Job {
 
     /// The spec was read, for the first time, again or changed. `newest` is the Filesystem's newest commit that
     /// is not transient. A spec of another job is ignored.
-    pub fn on_spec(&mut self, spec: JobSpec, newest: Option<CommitId>, now: Timestamp, fresh: Fresh, out: &mut Vec<RunEffect>) {
+    pub fn on_spec(&mut self, spec: JobSpec, newest: Option<CommitId>, now: Now, seed: RunSeed, out: &mut Vec<RunEffect>) {
         if spec.uid != self.row.uid {
             return;
         }
@@ -231,7 +231,7 @@ impl Job {
         if changed && self.why_not().is_none() {
             self.tell_run(RunEvent::Wake, now, out);
         }
-        self.settle(now, fresh, out);
+        self.settle(now, seed, out);
     }
 
     /// Whether the spec asks for a run that was not made yet.
@@ -249,7 +249,7 @@ impl Job {
     }
 
     /// A commit was made in the Filesystem.
-    pub fn on_commit_made(&mut self, commit: CommitId, transient: bool, now: Timestamp, fresh: Fresh, out: &mut Vec<RunEffect>) {
+    pub fn on_commit_made(&mut self, commit: CommitId, transient: bool, now: Now, seed: RunSeed, out: &mut Vec<RunEffect>) {
         if transient {
             return;
         }
@@ -259,29 +259,29 @@ impl Job {
             self.again.commit = self.run.is_some();
         }
         self.tell_run(RunEvent::Wake, now, out);
-        self.settle(now, fresh, out);
+        self.settle(now, seed, out);
     }
 
     /// A result, timer or wake-up for the run in hand; ignored if there is none.
-    pub fn handle(&mut self, event: RunEvent, now: Timestamp, fresh: Fresh, out: &mut Vec<RunEffect>) {
+    pub fn handle(&mut self, event: RunEvent, now: Now, seed: RunSeed, out: &mut Vec<RunEffect>) {
         self.tell_run(event, now, out);
-        self.settle(now, fresh, out);
+        self.settle(now, seed, out);
     }
 
     /// The job or its Filesystem goes, or this node stops being the owner: ends the run; none starts until
     /// [`Job::on_resume`]. A deleted job whose spec is there again (the API was restored) needs only [`Job::on_spec`].
-    pub fn on_stop(&mut self, reason: CancelReason, now: Timestamp, fresh: Fresh, out: &mut Vec<RunEffect>) {
+    pub fn on_stop(&mut self, reason: CancelReason, now: Now, seed: RunSeed, out: &mut Vec<RunEffect>) {
         self.stopped = self.stopped.max(Some(reason));
-        self.settle(now, fresh, out);
+        self.settle(now, seed, out);
     }
 
     /// This node is the owner again.
-    pub fn on_resume(&mut self, now: Timestamp, fresh: Fresh, out: &mut Vec<RunEffect>) {
+    pub fn on_resume(&mut self, now: Now, seed: RunSeed, out: &mut Vec<RunEffect>) {
         self.stopped = None;
-        self.settle(now, fresh, out);
+        self.settle(now, seed, out);
     }
 
-    fn tell_run(&mut self, event: RunEvent, now: Timestamp, out: Out) {
+    fn tell_run(&mut self, event: RunEvent, now: Now, out: Out) {
         let Some(run) = &mut self.run else { return };
         let before = out.len();
         run.handle(event, now, out);
@@ -301,7 +301,7 @@ impl Job {
         }
     }
 
-    fn on_run_finished(&mut self, now: Timestamp) {
+    fn on_run_finished(&mut self, now: Now) {
         let Some(run) = self.run.take() else { return };
         let Some(outcome) = run.is_finished().cloned() else {
             return;
@@ -311,7 +311,7 @@ impl Job {
         match &outcome {
             Outcome::Completed { replicated, .. } => {
                 row.consecutive_failures = 0;
-                row.last_successful_time = Some(now);
+                row.last_successful_time = Some(now.wall);
                 row.done_once = true;
                 row.owed = again.trigger || (again.commit && self.newest != Some(*replicated));
             }
@@ -327,7 +327,7 @@ impl Job {
     }
 
     /// Brings the run in hand in line with what is wanted: cancels it, or starts one.
-    fn settle(&mut self, now: Timestamp, fresh: Fresh, out: Out) {
+    fn settle(&mut self, now: Now, seed: RunSeed, out: Out) {
         if let Some(reason) = self.why_not() {
             self.tell_run(RunEvent::Cancel(reason), now, out);
         }
@@ -340,7 +340,7 @@ impl Job {
         let params = &spec.params;
         let run_spec = RunSpec {
             job: spec.uid,
-            run_id: fresh.run_id,
+            run_id: seed.run_id,
             peer: params.peer.clone(),
             initial: params.initial,
             intermediate: params.intermediate,
@@ -350,7 +350,7 @@ impl Job {
             also: params.also,
             first_seq: self.next_seq,
         };
-        let run = Run::start(run_spec, now, fresh.jitter_seed, out);
+        let run = Run::start(run_spec, now, seed.jitter_seed, out);
         self.next_seq = run.next_seq();
         self.run = Some(run);
         self.again = Again::default();

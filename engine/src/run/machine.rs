@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::backoff::Jitter;
 use super::plan::Plan;
 use super::rate::Rate;
-use super::{CancelReason, NoteReason, Outcome, RunEffect, RunEffectKind, RunEvent, RunSpec, State, moved_back};
-use crate::ids::{CommitId, Timestamp};
+use super::{CancelReason, NoteReason, Outcome, RunEffect, RunEffectKind, RunEvent, RunSpec, State};
+use crate::ids::{BootTime, CommitId, Now, Timestamp};
 use crate::model::{AttemptReport, Conflict, Problem};
 
 /// What the run waits for. Its [`State`] is derived from it.
@@ -17,8 +17,8 @@ pub(super) enum Phase {
     Listing { seq: u64 },
     /// Planning: for the first step's `Estimated`.
     Estimating,
-    /// `PlanningError`: for `wake_at`.
-    PlanningSleep,
+    /// `PlanningError`: for `wake_at`, which people see as `until`.
+    PlanningSleep { until: Timestamp },
     /// Working: for `SendDone`.
     Sending { seq: u64, verifying: bool },
     /// Working: for the `SendDone` of a send that was told to stop.
@@ -26,7 +26,7 @@ pub(super) enum Phase {
     /// Working: for `CursorMoved`. `catch_up`: to the plan's base, before its first step.
     MovingCursor { seq: u64, catch_up: bool },
     /// `WorkingWait`: for `wake_at`; then the plan goes on, or is made anew.
-    Sleeping { plan_anew: bool },
+    Sleeping { plan_anew: bool, until: Timestamp },
     /// Nothing.
     Ended(Outcome),
 }
@@ -42,7 +42,7 @@ impl Phase {
     pub(super) const fn state(&self) -> State {
         match self {
             Self::Listing { .. } | Self::Estimating => State::Planning,
-            Self::PlanningSleep => State::PlanningError,
+            Self::PlanningSleep { .. } => State::PlanningError,
             Self::Sending { .. } | Self::Stopping { .. } | Self::MovingCursor { .. } => State::Working,
             Self::Sleeping { .. } => State::WorkingWait,
             Self::Ended(Outcome::ContextDone(_)) => State::ContextDone,
@@ -84,12 +84,10 @@ pub struct Run {
     pub(super) started_at: Timestamp,
     pub(super) finished_at: Option<Timestamp>,
     /// When the state (not the phase) began.
-    pub(super) entered_at: Timestamp,
-    /// `now` of the last event.
-    pub(super) clock: Timestamp,
+    pub(super) entered_at: BootTime,
     /// The phase's own deadline, or the end of a sleep.
-    pub(super) wake_at: Option<Timestamp>,
-    pub(super) give_up_at: Option<Timestamp>,
+    pub(super) wake_at: Option<BootTime>,
+    pub(super) give_up_at: Option<BootTime>,
     pub(super) jitter: Jitter,
     pub(super) next_seq: u64,
 
@@ -130,15 +128,14 @@ pub(super) type Out<'a> = &'a mut Vec<RunEffect>;
 
 impl Run {
     /// Starts: asks for the listing. `jitter_seed` is drawn by the caller; the same one makes the same run.
-    pub fn start(spec: RunSpec, now: Timestamp, jitter_seed: u64, out: &mut Vec<RunEffect>) -> Self {
+    pub fn start(spec: RunSpec, now: Now, jitter_seed: u64, out: &mut Vec<RunEffect>) -> Self {
         let mut run = Self {
             phase: Phase::Listing { seq: spec.first_seq },
-            started_at: now,
+            started_at: now.wall,
             finished_at: None,
-            entered_at: now,
-            clock: now,
+            entered_at: now.boot,
             wake_at: None,
-            give_up_at: spec.retry.deadline_ms.map(|ms| now.plus_ms(ms)),
+            give_up_at: spec.retry.deadline_ms.map(|ms| now.boot.plus_ms(ms)),
             jitter: Jitter::new(jitter_seed),
             next_seq: spec.first_seq,
             plan: None,
@@ -161,7 +158,7 @@ impl Run {
             problem: None,
             conflict: None,
             sent: 0,
-            rate: Rate::new(now),
+            rate: Rate::new(now.boot),
             spec,
         };
         run.open_attempt(now);
@@ -169,12 +166,11 @@ impl Run {
         run
     }
 
-    /// Takes one event. Any event is allowed at any time; stale ones change nothing but the clock.
-    pub fn handle(&mut self, event: RunEvent, now: Timestamp, out: &mut Vec<RunEffect>) {
+    /// Takes one event. Any event is allowed at any time; stale ones change nothing.
+    pub fn handle(&mut self, event: RunEvent, now: Now, out: &mut Vec<RunEffect>) {
         if self.is_finished().is_some() {
             return;
         }
-        self.follow_clock(now);
         match event {
             RunEvent::Listed { seq, local, peer } => self.on_listed(seq, &local, peer, now, out),
             RunEvent::Estimated { seq, step, bytes } => {
@@ -193,7 +189,7 @@ impl Run {
 
     /// When [`RunEvent::Timer`] must be delivered. A `Timer` that was handled leaves nothing due, so a caller
     /// that sleeps until here never spins.
-    pub fn next_wake(&self) -> Option<Timestamp> {
+    pub fn next_wake(&self) -> Option<BootTime> {
         [self.wake_at, self.give_up_at].into_iter().flatten().min()
     }
 
@@ -227,25 +223,25 @@ impl Run {
     }
 
     /// The only place where the phase changes its state: checked against the table, logged with its duration.
-    pub(super) fn enter(&mut self, phase: Phase, wake_in: Option<u64>, now: Timestamp, out: Out) {
+    pub(super) fn enter(&mut self, phase: Phase, wake_in: Option<u64>, now: Now, out: Out) {
         let (from, to) = (self.phase.state(), phase.state());
         if from != to {
             if !from.may_become(to) {
                 self.note(NoteReason::InvariantBroken, format!("{from} may not become {to}"), out);
             }
-            let after_ms = now.since_ms(self.entered_at);
+            let after_ms = now.boot.since_ms(self.entered_at);
             out.push(RunEffect { seq: self.next_seq, kind: RunEffectKind::Moved { from, to, after_ms } });
             self.next_seq = self.next_seq.wrapping_add(1);
-            self.entered_at = now;
+            self.entered_at = now.boot;
             if to == State::Working {
-                self.rate = Rate::new(now);
+                self.rate = Rate::new(now.boot);
             }
         }
         if let Some(open) = self.attempts.last_mut().filter(|a| a.finished_at.is_none()) {
             open.state = to.to_string();
         }
         self.phase = phase;
-        self.wake_at = wake_in.map(|ms| now.plus_ms(ms));
+        self.wake_at = wake_in.map(|ms| now.boot.plus_ms(ms));
     }
 
     pub(super) fn emit(&mut self, kind: RunEffectKind, out: Out) -> u64 {
@@ -257,15 +253,5 @@ impl Run {
 
     pub(super) fn note(&mut self, reason: NoteReason, message: String, out: Out) {
         self.emit(RunEffectKind::Note { reason, message }, out);
-    }
-
-    pub(super) fn follow_clock(&mut self, now: Timestamp) {
-        if now < self.clock {
-            let by = self.clock.since_ms(now);
-            self.wake_at = self.wake_at.map(|at| moved_back(at, by));
-            self.give_up_at = self.give_up_at.map(|at| moved_back(at, by));
-            self.entered_at = moved_back(self.entered_at, by);
-        }
-        self.clock = now;
     }
 }

@@ -21,11 +21,11 @@ mod working;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::ids::{CommitId, JobUid, Timestamp};
+use crate::ids::{CommitId, JobUid};
 use crate::model::{Place, Problem, ResumeToken, Versions};
 
 pub use backoff::{BASE_MS as BACKOFF_BASE_MS, CAP_MS as BACKOFF_CAP_MS};
-pub use job::{Fresh, Job, JobRow, JobSpec, LastRun, RunParams};
+pub use job::{Job, JobRow, JobSpec, LastRun, RunParams, RunSeed};
 pub use machine::Run;
 pub use plan::{Plan, PlanStep, Refused, plan};
 pub use state::{ItemState, State, StepState};
@@ -314,9 +314,4 @@ pub enum Outcome {
     Failed(Problem),
     /// Cancelled.
     ContextDone(CancelReason),
-}
-
-/// `now` moved back to before the last event: what is due moves with it (failures.md, row 15).
-fn moved_back(due: Timestamp, by_ms: u64) -> Timestamp {
-    Timestamp(due.0.saturating_sub(i64::try_from(by_ms).unwrap_or(i64::MAX)))
 }

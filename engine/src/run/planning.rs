@@ -5,18 +5,18 @@ use std::collections::BTreeSet;
 use super::machine::{Out, Phase, Run, StepBytes};
 use super::plan::{Plan, Refused, plan_to};
 use super::{ESTIMATE_WAIT_MS, ESTIMATES_AT_ONCE, NoteReason, PROGRESS_MS, RunEffectKind};
-use crate::ids::{CommitId, Timestamp};
+use crate::ids::{CommitId, Now};
 use crate::model::{Problem, Versions};
 
 impl Run {
-    pub(super) fn list(&mut self, now: Timestamp, out: Out) {
+    pub(super) fn list(&mut self, now: Now, out: Out) {
         let seq = self.emit(RunEffectKind::List, out);
         self.estimates_asked.clear();
         self.problem = None;
         self.enter(Phase::Listing { seq }, Some(PROGRESS_MS), now, out);
     }
 
-    pub(super) fn on_listed(&mut self, seq: u64, local: &Versions, peer: Result<Versions, Problem>, now: Timestamp, out: Out) {
+    pub(super) fn on_listed(&mut self, seq: u64, local: &Versions, peer: Result<Versions, Problem>, now: Now, out: Out) {
         if self.phase != (Phase::Listing { seq }) {
             return;
         }
@@ -34,7 +34,7 @@ impl Run {
         }
     }
 
-    pub(super) fn adopt_plan(&mut self, plan: Plan, peer_free: Option<u64>, now: Timestamp, out: Out) {
+    pub(super) fn adopt_plan(&mut self, plan: Plan, peer_free: Option<u64>, now: Now, out: Out) {
         self.tell_plan(&plan, out);
         self.target = Some(plan.target);
         self.replicated = plan.base;
@@ -92,7 +92,7 @@ impl Run {
         }
     }
 
-    pub(super) fn on_estimated(&mut self, seq: u64, step: usize, bytes: Option<u64>, now: Timestamp, out: Out) {
+    pub(super) fn on_estimated(&mut self, seq: u64, step: usize, bytes: Option<u64>, now: Now, out: Out) {
         if self.estimates_asked.get(&seq) != Some(&step) {
             return;
         }

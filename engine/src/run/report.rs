@@ -2,21 +2,20 @@
 
 use super::machine::{Phase, Run, Stop};
 use super::{ItemState, Outcome, State, StepState};
-use crate::ids::Timestamp;
+use crate::ids::{Now, Timestamp};
 use crate::model::{RunReport, StepReport};
 
 impl Run {
     /// The report as of `now`. After the end it is the same for ever.
-    pub fn report(&self, now: Timestamp) -> RunReport {
+    pub fn report(&self, now: Now) -> RunReport {
         let steps = self.plan.as_ref().map_or(0, |p| p.steps.len());
-        let sleeping = matches!(self.phase, Phase::PlanningSleep | Phase::Sleeping { .. });
         let (expected_bytes, imprecise) = self.expected();
         RunReport {
             state: self.state().to_string(),
             attempt: self.attempt,
             started_at: self.started_at,
             finished_at: self.finished_at,
-            sleep_until: self.wake_at.filter(|_| sleeping),
+            sleep_until: self.sleep_until(),
             problem: self.problem.clone(),
             resolution: self.plan.as_ref().and_then(|p| p.resolution.clone()),
             steps_done: clamp(self.done_before + self.done),
@@ -24,7 +23,7 @@ impl Run {
             current: self.current(),
             expected_bytes,
             replicated_bytes: self.sent_so_far(),
-            bytes_per_second: (self.state() == State::Working).then(|| self.rate.per_second(now)),
+            bytes_per_second: (self.state() == State::Working).then(|| self.rate.per_second(now.boot)),
             imprecise,
             conflict: self.conflict.clone(),
             attempts: self.attempts.clone(),
@@ -38,9 +37,17 @@ impl Run {
             Phase::Listing { .. } => ItemState::Planning,
             Phase::Estimating | Phase::Ended(Outcome::ContextDone(_)) => ItemState::Ready,
             Phase::Sending { .. } | Phase::Stopping { .. } | Phase::MovingCursor { .. } => ItemState::Active,
-            Phase::PlanningSleep | Phase::Sleeping { .. } => ItemState::RetryWait,
+            Phase::PlanningSleep { .. } | Phase::Sleeping { .. } => ItemState::RetryWait,
             Phase::Ended(Outcome::Completed { .. }) => ItemState::Completed,
             Phase::Ended(Outcome::Failed(_)) => ItemState::PermanentError,
+        }
+    }
+
+    /// When the sleep in hand is over, by the wall clock as it was when that began.
+    const fn sleep_until(&self) -> Option<Timestamp> {
+        match &self.phase {
+            Phase::PlanningSleep { until } | Phase::Sleeping { until, .. } => Some(*until),
+            _ => None,
         }
     }
 
@@ -75,7 +82,7 @@ impl Run {
     }
 
     fn current(&self) -> Option<StepReport> {
-        if matches!(self.phase, Phase::Listing { .. } | Phase::PlanningSleep) {
+        if matches!(self.phase, Phase::Listing { .. } | Phase::PlanningSleep { .. }) {
             return None;
         }
         let step = self.step(self.done)?;
@@ -97,7 +104,7 @@ impl Run {
             Phase::MovingCursor { catch_up: false, .. } => StepState::MovingCursor,
             Phase::Stopping { why: Stop::Timeout(_), .. } | Phase::Sleeping { .. } => StepState::Retry,
             Phase::Stopping { why: Stop::Cancel(_), .. } | Phase::Ended(_) => StepState::Failed,
-            Phase::Listing { .. } | Phase::Estimating | Phase::PlanningSleep | Phase::MovingCursor { catch_up: true, .. } => {
+            Phase::Listing { .. } | Phase::Estimating | Phase::PlanningSleep { .. } | Phase::MovingCursor { catch_up: true, .. } => {
                 StepState::Ready
             }
         }

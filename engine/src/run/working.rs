@@ -4,7 +4,7 @@ use super::attempt::is_final;
 use super::machine::{Out, Phase, Run, StepBytes, Stop};
 use super::plan::PlanStep;
 use super::{Outcome, PROGRESS_MS, RunEffectKind, SILENT_MS, SendOutcome, SendStep, VERIFY_MS};
-use crate::ids::Timestamp;
+use crate::ids::Now;
 use crate::model::{Problem, Reason};
 
 impl Run {
@@ -18,7 +18,7 @@ impl Run {
     }
 
     /// With a fresh plan: first the cursor to its base, if a lost ack left it behind, then the steps.
-    pub(super) fn begin_work(&mut self, now: Timestamp, out: Out) {
+    pub(super) fn begin_work(&mut self, now: Now, out: Out) {
         let base = self.plan.as_ref().and_then(|p| p.base);
         match base {
             Some(to) if self.cursor != base => {
@@ -29,7 +29,7 @@ impl Run {
         }
     }
 
-    pub(super) fn next_step(&mut self, now: Timestamp, out: Out) {
+    pub(super) fn next_step(&mut self, now: Now, out: Out) {
         let Some(step) = self.step(self.done) else {
             return self.complete(now, out);
         };
@@ -39,7 +39,7 @@ impl Run {
         }
     }
 
-    pub(super) fn send_step(&mut self, now: Timestamp, out: Out) {
+    pub(super) fn send_step(&mut self, now: Now, out: Out) {
         let Some(step) = self.step(self.done).cloned() else {
             return;
         };
@@ -60,7 +60,7 @@ impl Run {
         })
     }
 
-    pub(super) fn on_progress(&mut self, seq: u64, bytes: u64, resumed_from: u64, now: Timestamp) {
+    pub(super) fn on_progress(&mut self, seq: u64, bytes: u64, resumed_from: u64, now: Now) {
         let stopping = match self.phase {
             Phase::Sending { seq: s, .. } if s == seq => false,
             Phase::Stopping { seq: s, .. } if s == seq => true,
@@ -72,14 +72,14 @@ impl Run {
         if self.step_bytes.sent() > before {
             self.step_bytes.silent_ms = None;
         }
-        self.rate.add(self.step_bytes.sent().saturating_sub(before), now);
+        self.rate.add(self.step_bytes.sent().saturating_sub(before), now.boot);
         if !stopping {
             self.put_off(now);
         }
     }
 
     /// A send that is told to stop stays so, and one that is verified has its own bound: there is no more to read.
-    pub(super) fn on_alive(&mut self, seq: u64, silent_ms: u64, now: Timestamp) {
+    pub(super) fn on_alive(&mut self, seq: u64, silent_ms: u64, now: Now) {
         if matches!(self.phase, Phase::Sending { seq: s, verifying: false } if s == seq) {
             self.step_bytes.silent_ms = Some(silent_ms).filter(|ms| *ms >= SILENT_MS);
             self.put_off(now);
@@ -87,19 +87,19 @@ impl Run {
     }
 
     /// The deadline of a send counts anew from `now`.
-    fn put_off(&mut self, now: Timestamp) {
+    fn put_off(&mut self, now: Now) {
         let verifying = matches!(self.phase, Phase::Sending { verifying: true, .. });
-        self.wake_at = Some(now.plus_ms(if verifying { VERIFY_MS } else { PROGRESS_MS }));
+        self.wake_at = Some(now.boot.plus_ms(if verifying { VERIFY_MS } else { PROGRESS_MS }));
     }
 
-    pub(super) fn on_verifying(&mut self, seq: u64, now: Timestamp, out: Out) {
+    pub(super) fn on_verifying(&mut self, seq: u64, now: Now, out: Out) {
         if matches!(self.phase, Phase::Sending { seq: s, .. } if s == seq) {
             self.step_bytes.silent_ms = None;
             self.enter(Phase::Sending { seq, verifying: true }, Some(VERIFY_MS), now, out);
         }
     }
 
-    pub(super) fn on_send_done(&mut self, seq: u64, result: Result<SendOutcome, Problem>, now: Timestamp, out: Out) {
+    pub(super) fn on_send_done(&mut self, seq: u64, result: Result<SendOutcome, Problem>, now: Now, out: Out) {
         let stop = match &self.phase {
             Phase::Sending { seq: s, .. } if *s == seq => None,
             Phase::Stopping { seq: s, why } if *s == seq => Some(why.clone()),
@@ -151,7 +151,7 @@ impl Run {
         self.step_bytes.closed = true;
     }
 
-    pub(super) fn on_cursor_moved(&mut self, seq: u64, now: Timestamp, out: Out) {
+    pub(super) fn on_cursor_moved(&mut self, seq: u64, now: Now, out: Out) {
         let Phase::MovingCursor { seq: awaited, catch_up } = self.phase else {
             return;
         };

@@ -1,7 +1,7 @@
 //! Small words for the tests of `engine::run`: commits by number, versions, and a run with its effects.
 #![allow(dead_code, missing_docs, clippy::unnecessary_wraps)] // each test file uses a part; `sent` is an event's result
 
-use dotgraft_engine::ids::{CommitId, Epoch, FsId, JobUid, PoolId, Timestamp};
+use dotgraft_engine::ids::{BootTime, CommitId, Epoch, FsId, JobUid, Now, PoolId, Timestamp};
 use dotgraft_engine::model::{Commit, FORMAT_VERSION, Place, Problem, Reason, ResumeToken, RunReport, Versions, VersionsRole};
 use dotgraft_engine::run::{
     Initial, Intermediate, NoteReason, OnConflict, Outcome, Retry, Run, RunEffect, RunEffectKind, RunEvent, RunSpec, SendOutcome, SendStep,
@@ -95,10 +95,20 @@ pub fn sent(bytes_sent: u64) -> Result<SendOutcome, Problem> {
     Ok(SendOutcome { bytes_sent, already: false })
 }
 
+/// That time by the wall clock, on a node that booted at 500.
+pub fn at(ms: i64) -> Now {
+    Now { wall: Timestamp(ms), boot: BootTime(u64::try_from(ms - 500).unwrap()) }
+}
+
+/// `now`, or when that is due.
+pub fn not_before(now: Now, due: BootTime) -> Now {
+    now.plus_ms(due.since_ms(now.boot))
+}
+
 /// A run with its clock and all effects that were not looked at yet.
 pub struct Rig {
     pub run: Run,
-    pub now: Timestamp,
+    pub now: Now,
     pub out: Vec<RunEffect>,
     pub notes: Vec<(NoteReason, String)>,
     pub moves: Vec<(State, State)>,
@@ -107,7 +117,7 @@ pub struct Rig {
 impl Rig {
     pub fn start(spec: RunSpec) -> Self {
         let mut out = Vec::new();
-        let now = Timestamp(1_000_000);
+        let now = at(1_000_000);
         let run = Run::start(spec, now, 42, &mut out);
         Self { run, now, out, notes: Vec::new(), moves: Vec::new() }
     }
@@ -118,9 +128,9 @@ impl Rig {
 
     /// Lets time pass until the run wants its timer, and delivers it.
     pub fn sleep(&mut self) -> u64 {
-        let at = self.run.next_wake().expect("it waits for something");
-        let slept = at.since_ms(self.now);
-        self.now = self.now.max(at);
+        let due = self.run.next_wake().expect("it waits for something");
+        let slept = due.since_ms(self.now.boot);
+        self.now = not_before(self.now, due);
         self.give(RunEvent::Timer);
         slept
     }

@@ -1,7 +1,7 @@
 //! The actor of a node: the agent's own machine ([`dotgraft_engine::step`]) with a simulated journal, tasks and requesters; and its lives.
 
 use dotgraft_engine::filesystem::{Answer, Ctx, Desired, Event, Here, Intent};
-use dotgraft_engine::ids::{BootId, Timestamp};
+use dotgraft_engine::ids::{BootId, Fresh};
 use dotgraft_engine::model::{Problem, Reason};
 use dotgraft_engine::step::{Effect, Machine};
 
@@ -9,7 +9,7 @@ use super::sim::{Asked, Doing, Sim, What, short};
 
 impl Sim<'_> {
     fn ctx(&mut self, n: usize) -> Ctx {
-        Ctx { now: self.wall(n), fresh: self.fresh(), jitter: self.rng.word() }
+        Ctx { now: self.wall(n), boot: self.boot_time(n), fresh: Fresh::new(self.fresh()), jitter: self.rng.word() }
     }
 
     /// One turn of the actor, or as many as follow from it.
@@ -68,9 +68,9 @@ impl Sim<'_> {
 
     /// The actor looks at its clock once, and sleeps so long.
     fn sleep(&mut self, n: usize) {
-        let wall = self.wall(n);
+        let now = self.boot_time(n);
         let wake = self.nodes[n].fs.as_ref().and_then(Machine::next_wake);
-        let ms = wake.map(|at| i64::try_from(at.since_ms(wall).max(1)).unwrap_or(i64::MAX / 4));
+        let ms = wake.map(|at| i64::try_from(at.since_ms(now).max(1)).unwrap_or(i64::MAX / 4));
         self.nodes[n].wake = ms.map(|ms| self.now + ms);
     }
 
@@ -271,15 +271,5 @@ impl Sim<'_> {
     /// What a copy is to be, as the Replica object says now.
     pub fn wants_present(&self, n: usize) -> bool {
         matches!(self.nodes[n].wanted, Some(Intent::Present(_)))
-    }
-
-    /// The boot clock of a node, milliseconds.
-    pub fn boot_ms(&self, n: usize) -> u64 {
-        u64::try_from(self.now - self.nodes[n].booted).unwrap_or(0)
-    }
-
-    /// A time of a node's wall clock, for what people see.
-    pub fn shown_at(&self, n: usize) -> Timestamp {
-        self.wall(n)
     }
 }

@@ -149,13 +149,13 @@ impl Sim<'_> {
                 if matches!(task, Task::Open { .. }) {
                     self.api.server.opening_sent[n] = Some(self.nodes[n].tasks[&op].sent);
                 }
-                let result = self.told(&task, &object, true);
+                let result = self.told(n, op, &task, &object, true);
                 self.done(n, op, result);
             }
             Reply::Read { version, object } => match self.changed(n, &task, &object) {
                 Ok(Some(next)) => self.api_send(n, op, no, version, next),
                 Ok(None) => {
-                    let result = self.told(&task, &object, false);
+                    let result = self.told(n, op, &task, &object, false);
                     self.done(n, op, result);
                 }
                 Err(problem) => self.done(n, op, Err(problem)),
@@ -259,11 +259,14 @@ impl Sim<'_> {
         })
     }
 
-    fn told(&self, task: &Task, object: &Api, swapped: bool) -> Result<TaskDone, Problem> {
+    fn told(&self, n: usize, op: OpId, task: &Task, object: &Api, swapped: bool) -> Result<TaskDone, Problem> {
         Ok(match task {
-            Task::Open { .. } if swapped => {
-                TaskDone::Opened { epoch: object.epoch, attempt: object.attempt, new: object.phase == Phase::New }
-            }
+            Task::Open { .. } if swapped => TaskDone::Opened {
+                epoch: object.epoch,
+                attempt: object.attempt,
+                new: object.phase == Phase::New,
+                sent: self.boot_time_at(n, self.nodes[n].tasks[&op].sent),
+            },
             Task::CheckDeleting => TaskDone::Deleting(object.phase == Phase::Deleting),
             Task::CheckHeadless => TaskDone::Headless(object.phase == Phase::Headless),
             Task::Swap(_) => TaskDone::Authority(Box::new(AuthorityView {

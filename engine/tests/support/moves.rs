@@ -153,7 +153,7 @@ impl Sim<'_> {
     fn note_deleted(&self, world: &mut World) {
         let removed = |n: usize, uid| {
             let fs = self.nodes[n].fs.as_ref();
-            fs.is_some_and(|fs| fs.status(self.wall(n)).requests.iter().any(|r| r.uid == uid && r.state == Some(RequestState::Removed)))
+            fs.is_some_and(|fs| fs.status().requests.iter().any(|r| r.uid == uid && r.state == Some(RequestState::Removed)))
         };
         for (want, by_owner) in &mut world.deleted {
             *by_owner |= removed(self.api.owner, want.uid);
@@ -320,7 +320,7 @@ impl Sim<'_> {
         assert_eq!(self.api.owner, world.goal, "authority did not get where it should be: {:?}", self.api);
         assert!(self.api.pending.is_none());
         for n in 0..self.nodes.len() {
-            let status = self.nodes[n].fs.as_ref().expect("an actor").status(self.wall(n));
+            let status = self.nodes[n].fs.as_ref().expect("an actor").status();
             assert!(status.conditions.first().is_some_and(|c| c.status), "node {n} is not ready: {}", short(&status.conditions));
             assert!(self.nodes[n].waiting().is_empty(), "never answered: {:?}", self.nodes[n].waiting());
             assert!(!self.nodes[n].journal.0.contains_key("migration"), "node {n} has not ended its handoff");

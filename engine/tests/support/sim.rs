@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use dotgraft_engine::filesystem::{Desired, Event, Handoff, Intent, MountWhat, ReqId, Role, Task};
-use dotgraft_engine::ids::{BootId, CommitId, FsId, JobUid, OpId, PoolId, RequestUid, Timestamp};
+use dotgraft_engine::ids::{BootId, BootTime, CommitId, FsId, JobUid, OpId, PoolId, RequestUid, Timestamp};
 use dotgraft_engine::model::{Place, Problem, Reason, Versions};
 use dotgraft_engine::step::Machine;
 use uuid::Uuid;
@@ -295,6 +295,16 @@ impl<'a> Sim<'a> {
     /// What people on that node read off the wall.
     pub fn wall(&self, n: usize) -> Timestamp {
         Timestamp(self.now + self.nodes[n].wall_ahead)
+    }
+
+    /// That node's boot clock, which nobody sets.
+    pub fn boot_time(&self, n: usize) -> BootTime {
+        self.boot_time_at(n, self.now)
+    }
+
+    /// What it said at that true time.
+    pub fn boot_time_at(&self, n: usize, at: i64) -> BootTime {
+        BootTime(u64::try_from(at - self.nodes[n].booted).unwrap_or(0))
     }
 
     /// Somebody sets the clock of a node.

@@ -62,7 +62,7 @@ pub fn on_disk(sim: &Sim, n: usize, uid: RequestUid) -> bool {
 
 /// What a node shows.
 pub fn status(sim: &Sim, n: usize) -> FilesystemStatus {
-    sim.nodes[n].fs.as_ref().expect("an actor").status(sim.wall(n))
+    sim.nodes[n].fs.as_ref().expect("an actor").status()
 }
 
 /// The wish for a commit.
@@ -114,7 +114,7 @@ impl Sim<'_> {
 
     fn removed_on(&self, n: usize) -> Vec<(RequestUid, Option<CommitId>)> {
         let Some(fs) = &self.nodes[n].fs else { return Vec::new() };
-        let status = fs.status(self.wall(n));
+        let status = fs.status();
         status.requests.iter().filter(|r| r.state == Some(RequestState::Removed)).map(|r| (r.uid, r.id)).collect()
     }
 
@@ -228,7 +228,7 @@ impl Sim<'_> {
         let results = [
             Ok(TaskDone::Deleting(true)),
             Ok(TaskDone::Ok),
-            Ok(TaskDone::Opened { epoch: Epoch(99), attempt: 9, new: true }),
+            Ok(TaskDone::Opened { epoch: Epoch(99), attempt: 9, new: true, sent: self.boot_time(n) }),
             Err(Problem::new(Reason::NotOwner, "stale")),
         ];
         let result = self.rng.pick(&results).unwrap().clone();
@@ -437,7 +437,7 @@ impl Sim<'_> {
         for _ in 0..4 {
             self.run_for(60_000);
             let frozen = self.nodes[0].fs.as_ref().is_some_and(|fs| {
-                let status = fs.status(self.wall(0));
+                let status = fs.status();
                 status.frozen.is_some() || status.conditions.first().is_some_and(|c| c.reason == "Fenced")
             });
             if frozen {
@@ -498,7 +498,7 @@ fn orphan(sim: &mut Sim) -> u64 {
     let ends = base.is_some_and(|b| b.headless) || sim.api.phase == Phase::Headless;
     assert!(ends || sim.nodes[0].disk.head.is_some() == head, "an orphan keeps its head");
     if let Some(fs) = &sim.nodes[0].fs {
-        let status = fs.status(sim.wall(0));
+        let status = fs.status();
         assert!(!status.managed && status.base.is_some());
         let kept: Vec<CommitId> = sim.nodes[0].disk.commits.keys().copied().collect();
         // Only what objects asked to be removed before may be gone.
@@ -561,7 +561,7 @@ impl Sim<'_> {
     fn watch_replicated(&mut self) {
         let (ours, theirs) = (self.newest_on_disk(0), self.newest_on_disk(1));
         let fs = self.nodes[0].fs.as_ref().expect("an owner");
-        let status = fs.status(self.wall(0));
+        let status = fs.status();
         let job = status.jobs.iter().find(|j| j.uid == self.job).expect("the job is shown");
         assert!(ours.is_some() && ours == theirs, "owner at {ours:?}, replica at {theirs:?}; {}", short(&job.report));
         let outcome = job.row.last.as_ref().map(|l| &l.outcome);

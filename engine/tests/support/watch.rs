@@ -92,7 +92,7 @@ impl Sim<'_> {
     /// After each turn of an actor.
     pub fn watch(&mut self, n: usize) {
         let Some(fs) = self.nodes[n].fs.as_ref().filter(|m| m.is_live()) else { return };
-        let status = fs.status(self.wall(n));
+        let status = fs.status();
         let restored = self.hazards.has(Hazards::RESTORES);
         assert!(
             status.epoch <= self.api.epoch || self.old_operator || restored,
@@ -170,7 +170,7 @@ impl Sim<'_> {
                 }
             }
             Task::Mount(MountWhat::Head, target, _) => {
-                let status = self.nodes[n].fs.as_ref().map(|fs| fs.status(self.wall(n))).expect("an actor");
+                let status = self.nodes[n].fs.as_ref().expect("an actor").status();
                 // What an unmount that failed may have taken away is, as far as the owner knows, still there.
                 let again = self.nodes[n].disk.mounts.contains_key(target) || status.mounts.contains(target);
                 assert!(again || !status.requests.iter().any(|r| r.holding), "mounts the head while a reset holds");
@@ -396,7 +396,7 @@ impl Sim<'_> {
 
     fn watch_present(&mut self, n: usize, p: &dotgraft_engine::filesystem::Present) {
         let fs = self.nodes[n].fs.as_ref().expect("an actor");
-        let status = fs.status(self.wall(n));
+        let status = fs.status();
         assert!(status.managed);
         assert!(status.conditions.first().is_some_and(|c| c.status), "node {n} is not ready: {:?}", status.conditions);
         let mut on_disk: Vec<CommitId> = self.nodes[n].disk.commits.keys().copied().collect();

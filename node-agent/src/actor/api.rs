@@ -74,7 +74,7 @@ impl ClusterApi {
         if let Some(known) = self.known().get_mut(&fs) {
             known.seen_version = won.resource_version;
         }
-        Ok(TaskDone::Opened { epoch: won.epoch, attempt: won.attempt, new: won.new })
+        Ok(TaskDone::Opened { epoch: won.epoch, attempt: won.attempt, new: won.new, sent: won.sent })
     }
 
     /// A swap of authority (migration.md R3, R6), or a read; what authority says after it.

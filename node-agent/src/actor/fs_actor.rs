@@ -8,7 +8,7 @@ use std::time::Duration;
 use dotgraft_engine::filesystem::{
     Answer, CheckpointRow, Ctx, Desired, Event, Filesystem, FilesystemStatus, Intent, MountWhat, Out, ReceiveOffer, Recovered, ReqId, Row,
 };
-use dotgraft_engine::ids::{FsId, NodeName, OpId, Timestamp};
+use dotgraft_engine::ids::{Fresh, FsId, NodeName, OpId};
 use dotgraft_engine::model::{Problem, Reason};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -103,7 +103,7 @@ pub fn start(id: FsId, node: Arc<Node>, on_end: impl FnOnce() + Send + 'static) 
     let (order_tx, orders) = mpsc::unbounded_channel();
     let (said_tx, said) = mpsc::channel(64);
     let fs = Filesystem::recover(id, node.here.clone(), 0, Recovered::default());
-    let (status, status_rx) = watch::channel(Arc::new(fs.status(node.now())));
+    let (status, status_rx) = watch::channel(Arc::new(fs.status()));
     let handle = FsHandle::new(id, request_tx, status_rx);
     let actor = FsActor {
         fs,
@@ -167,21 +167,21 @@ impl FsActor {
 
     /// The only select!.
     async fn next_event(&mut self) -> Next {
-        let sleep = self.fs.next_wake().map(|at| Duration::from_millis(at.since_ms(self.node.now()).max(1)));
+        let due = self.fs.next_wake();
         tokio::select! {
             biased;
             Some(order) = self.orders.recv() => self.on_order(order),
             Some(said) = self.said.recv() => Next::Event(self.on_said(said)),
             Some(request) = self.requests.recv() => Next::Event(self.on_request(request)),
             Some(_) = self.tasks.join_next(), if !self.tasks.is_empty() => Next::Event(Event::Timer),
-            () = tokio::time::sleep(sleep.unwrap_or(Duration::from_secs(3600))), if sleep.is_some() => Next::Event(Event::Timer),
+            () = self.node.sleep_until(due.unwrap_or_default()), if due.is_some() => Next::Event(Event::Timer),
             else => Next::Stop,
         }
     }
 
     fn ctx(&self) -> Ctx {
         let fresh = uuid::Uuid::now_v7();
-        Ctx { now: self.node.now(), fresh, jitter: fresh.as_u64_pair().1 }
+        Ctx { now: self.node.now(), boot: self.node.boot_time(), jitter: fresh.as_u64_pair().1, fresh: Fresh::new(fresh) }
     }
 
     // ---- what comes in ----
@@ -314,7 +314,7 @@ impl FsActor {
     }
 
     fn publish(&mut self) {
-        let status = self.fs.status(self.node.now());
+        let status = self.fs.status();
         let changed = **self.status.borrow() != status;
         if changed {
             let status = Arc::new(status);
@@ -440,9 +440,4 @@ fn engine_offer(offer: Offer) -> ReceiveOffer {
 /// For a cancelled task.
 pub(super) fn cancelled() -> Problem {
     Problem::new(Reason::Cancelled, "cancelled")
-}
-
-/// Unix milliseconds by the wall clock.
-pub fn wall_clock() -> Timestamp {
-    Timestamp(jiff::Timestamp::now().as_millisecond())
 }

@@ -3,19 +3,24 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use dotgraft_engine::filesystem::{FilesystemStatus, Here, Note};
-use dotgraft_engine::ids::{FsId, Timestamp};
+use dotgraft_engine::ids::{BootTime, FsId, Timestamp};
 use dotgraft_engine::model::Place;
 use tokio::sync::mpsc;
 
 use super::api::ClusterApi;
-use super::fs_actor::{Order, wall_clock};
+use super::fs_actor::Order;
 use super::registry::Registry;
+use crate::clock::{boot_clock, wall_clock};
 use crate::driver::Driver;
 use crate::journal::Journal;
 use crate::metrics::Metrics;
 use crate::peer::{Limits, PeerClient};
+
+/// The runtime's timers stand still while the node is suspended, the boot clock doesn't: it is looked at again so often.
+const LOOK_AGAIN: Duration = Duration::from_secs(60);
 
 /// Shared by all actors.
 pub struct Node {
@@ -73,6 +78,23 @@ impl Node {
     #[allow(clippy::unused_self)] // the clock belongs to the node; tests of actors may give it one of their own
     pub fn now(&self) -> Timestamp {
         wall_clock()
+    }
+
+    /// Boot clock.
+    #[allow(clippy::unused_self)] // as `now`
+    pub fn boot_time(&self) -> BootTime {
+        boot_clock()
+    }
+
+    /// Sleeps until the boot clock says `due`, and at least a millisecond, so that nobody spins.
+    pub async fn sleep_until(&self, due: BootTime) {
+        loop {
+            let left = Duration::from_millis(due.since_ms(self.boot_time()).max(1));
+            tokio::time::sleep(left.min(LOOK_AGAIN)).await;
+            if self.boot_time() >= due {
+                return;
+            }
+        }
     }
 
     /// A number that no incarnation of any Filesystem in this process had before.

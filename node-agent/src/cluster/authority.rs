@@ -8,7 +8,7 @@ use std::time::Duration;
 use dotgraft_api::common::MANAGER_AGENT;
 use dotgraft_api::{Filesystem, FilesystemPhase};
 use dotgraft_engine::filesystem::{AuthorityView, Swap};
-use dotgraft_engine::ids::{BootId, Epoch, FsId, MigId};
+use dotgraft_engine::ids::{BootId, BootTime, Epoch, FsId, MigId};
 use dotgraft_engine::model::{Place, Problem, Reason};
 use kube::api::{Api, DynamicObject, PostParams};
 use kube::core::ApiResource;
@@ -17,11 +17,10 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::{ClusterError, backoff, timed};
+use crate::clock::boot_clock;
 
 /// Reads and swaps of one `open` together at most.
 const OPEN_DEADLINE: Duration = Duration::from_secs(25);
-/// The first mount turns writable so soon after the swap was sent, or it is done again (R0).
-pub const OPEN_COUNTS_FOR: Duration = Duration::from_secs(5);
 
 /// What is known of a Filesystem from before, in the journal: the API may have been restored to an older time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -114,8 +113,8 @@ pub struct Won {
     pub resource_version: Option<u64>,
     /// The Filesystem is in phase `New`: it may be created empty.
     pub new: bool,
-    /// When the swap was sent; [`OPEN_COUNTS_FOR`] runs from here.
-    pub sent: Instant,
+    /// When the swap was sent, by the boot clock: for how long that counts, the engine says.
+    pub sent: BootTime,
 }
 
 impl OpenOutcome {
@@ -185,8 +184,6 @@ impl AuthorityClient {
     }
 
     /// Rule R0: opens `fs` for writing at `me` for this `boot`, if `me` owns it with nothing pending.
-    ///
-    /// The first mount must turn writable within [`OPEN_COUNTS_FOR`] of [`Won::sent`].
     pub async fn open(&self, fs: FsId, me: &Place, boot: BootId, seen: Seen) -> OpenOutcome {
         let deadline = Instant::now() + self.deadline;
         let mut retry = 0;
@@ -220,7 +217,7 @@ impl AuthorityClient {
         authority.insert("opened".into(), json!({ "epoch": epoch.0, "bootId": boot.to_string() }));
         // Sent even if this boot has it open already: an answered swap is the proof, a read isn't.
         let params = PostParams { field_manager: Some(MANAGER_AGENT.into()), ..PostParams::default() };
-        let sent = Instant::now();
+        let sent = boot_clock();
         let after = view(&timed(self.api.replace_status(&fs.to_string(), &params, &object)).await?)?;
         match (may_open(&after, me, seen), after.authority) {
             (Ok(_), Some(a)) if a.epoch == epoch && a.opened == Some(boot) => Ok(OpenOutcome::Opened(Won {

@@ -8,7 +8,7 @@ use dotgraft_agent::peer::server::ServerSettings;
 use dotgraft_engine::filesystem::{
     Answer, Ctx, Desired, Event, Filesystem, Handoff, Intent, Out, Present, ReceiveOffer, Recovered, ReqId, Role, Task, TaskDone,
 };
-use dotgraft_engine::ids::{Epoch, FsId, MigId, NodeName, Timestamp};
+use dotgraft_engine::ids::{BootTime, Epoch, Fresh, FsId, MigId, NodeName, Timestamp};
 use dotgraft_engine::model::{Place, Problem, Reason};
 
 use crate::support::*;
@@ -58,7 +58,8 @@ impl Copy {
         let mut events = vec![event];
         while let Some(event) = events.pop() {
             let mut out = Out::default();
-            self.fs.handle(event, &Ctx { now: Timestamp(1), fresh: uuid::Uuid::now_v7(), jitter: 0 }, &mut out);
+            let ctx = Ctx { now: Timestamp(1), boot: BootTime(1), fresh: Fresh::new(uuid::Uuid::now_v7()), jitter: 0 };
+            self.fs.handle(event, &ctx, &mut out);
             self.records += out.records.len();
             all.answers.extend(out.answers);
             for (op, task) in out.tasks {

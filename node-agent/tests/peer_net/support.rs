@@ -237,7 +237,7 @@ fn handle(fs: FsId, mailbox: usize) -> (FsHandle, mpsc::Receiver<Request>) {
 
 /// The status of a copy of which nothing is known.
 fn status(fs: FsId) -> FilesystemStatus {
-    Filesystem::recover(fs, here(here_place()), 1, Recovered::default()).status(Timestamp(0))
+    Filesystem::recover(fs, here(here_place()), 1, Recovered::default()).status()
 }
 
 pub fn here_place() -> Place {
