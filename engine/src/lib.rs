@@ -1,6 +1,6 @@
 //! Every decision of Dotgraft, as pure synchronous state machines: no tokio, kube, disk, clock or randomness.
 //!
-//! - [`ids`], [`model`]: the words.
+//! - [`ids`], [`model`], [`words`]: the words.
 //! - [`authority`]: who may write, and every transition of that (migration.md §2).
 //! - [`copies`]: which copy holds which kept commit, and whether it may go.
 //! - [`filesystem`]: all state of one Filesystem on one node (design §4).
@@ -14,3 +14,4 @@ pub mod ids;
 pub mod model;
 pub mod run;
 pub mod step;
+pub mod words;

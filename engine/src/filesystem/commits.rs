@@ -1,38 +1,42 @@
 //! Taking and removing commits. One at a time per Filesystem, and in turn with [`super::fence`], as they all touch the head or what hangs
-//! on it.
+//! on it. [`super::history`] keeps them.
 //!
 //! Commit: *commit-intent* (uid → id, so that a repeated request makes no second one) → snapshot → *committed*.
 //! Removal: *commit-removing* → subvolume gone → *commit-removed*. A pinned commit is not removed; the request says by whom. One that only
 //! increments need is let go: *commit-let-go*, which is the end of it for who asked, and its removal follows when they don't (ADR 11).
 
-use super::event::{Ctx, Note, Out, Role, Task, TaskDone, WantedCommit};
-use super::fence::FenceRequest;
-use super::record::{Record, RequestRow, RequestState};
-use super::{Filesystem, Opening, Slot};
-use crate::ids::{BootTime, CommitId, RequestUid, Timestamp};
+use super::event::{Ctx, Out, Task};
+use super::head::For;
+use super::record::{RequestRow, RequestState};
+use super::tasks::{Slot, desk};
+use super::{Filesystem, source};
+use crate::ids::{CommitId, RequestUid, Timestamp};
 use crate::model::{Commit, FORMAT_VERSION, Problem, Reason};
+use crate::words::{Role, WantedCommit};
 
-/// At most so many mounts of a commit are named in a message.
-const NAMED_MOUNTS: usize = 3;
+/// Transient commits are kept so long as a base for the way back (migration.md §1).
+const TRANSIENT_MS: u64 = 3_600_000;
 
 impl Filesystem {
     pub(super) fn advance_head(&mut self, ctx: &Ctx, out: &mut Out) {
-        if !self.is_active() || self.is_deleting() || self.is_running(Slot::Life) && self.opening == Opening::Closed {
-            return;
-        }
-        if !self.is_ready(Slot::Head, ctx.boot) {
+        let is_opening = self.tasks.is_running(Slot::Life) && !self.head.is_open();
+        if !self.standing.is_active() || is_opening || !self.tasks.is_ready(Slot::Head, ctx.boot) {
             return;
         }
         // A fence goes first: someone waits for it, and a commit that can't be made must not keep it.
-        if self.must_fence() && self.fences.is_empty() {
-            self.fences.push(FenceRequest::of_loss());
+        if self.must_fence() && !self.head.is_fence_wanted() {
+            self.head.want_fence(For::Loss);
         }
-        if self.may_write() || (self.half_fenced || self.must_fence()) && self.role() == Some(Role::Owner) {
+        let owner = self.standing.is_owner();
+        if self.may_write() || (self.head.is_half_fenced() || self.must_fence()) && owner {
             self.advance_fence(ctx, out);
         }
-        if self.undo_fence && self.role() == Some(Role::Owner) && !self.is_superseded() && !self.is_running(Slot::Head) {
-            self.start(Slot::Head, Task::Thaw, out);
-        } else if self.may_write() && !self.is_running(Slot::Head) {
+        if self.tasks.is_running(Slot::Head) {
+            return;
+        }
+        if self.head.is_to_be_thawed() && owner && !self.standing.is_superseded() {
+            self.tasks.start(Slot::Head, Task::Thaw, out);
+        } else if self.may_write() {
             self.advance_wanted(ctx, out);
         }
     }
@@ -40,61 +44,52 @@ impl Filesystem {
     /// One at a time, each in its turn, beside commits.
     pub(super) fn advance_removals(&mut self, ctx: &Ctx, out: &mut Out) {
         self.settle_fences(out);
-        if !self.is_active() {
+        if !self.standing.is_active() {
             return;
         }
         self.settle_requests(out);
         self.expire_transients(ctx, out);
-        if self.is_ready(Slot::Removal, ctx.boot)
-            && let Some(id) = self.next_removal()
+        if self.tasks.is_ready(Slot::Removal, ctx.boot)
+            && let Some(id) = self.history.next_removal()
         {
-            self.last_removal = Some(id);
-            self.start(Slot::Removal, Task::DeleteCommit(id), out);
+            self.tasks.start(Slot::Removal, Task::DeleteCommit(id), out);
         }
     }
 
-    fn next_removal(&self) -> Option<CommitId> {
-        let after = self.last_removal.and_then(|last| self.removing.iter().find(|id| **id > last));
-        after.or_else(|| self.removing.first()).copied()
-    }
-
-    fn wanted(&self) -> Vec<WantedCommit> {
-        self.present().map(|p| p.commits.clone()).unwrap_or_default()
-    }
+    // ---- making ----
 
     /// Starts the first wanted commit that is not there yet. A pending one of an earlier life keeps its id.
     fn advance_wanted(&mut self, ctx: &Ctx, out: &mut Out) {
         // A reset waits for pods: nothing else has to wait for it.
-        let (resets, plain): (Vec<_>, Vec<_>) = self.wanted().into_iter().filter(|w| !w.remove).partition(|w| w.reset_to.is_some());
-        self.blocked_resets.retain(|uid, _| resets.iter().any(|w| w.uid == *uid));
+        let wanted: Vec<WantedCommit> = self.wish.commits().iter().filter(|w| !w.remove).cloned().collect();
+        let (resets, plain): (Vec<_>, Vec<_>) = wanted.into_iter().partition(|w| w.reset_to.is_some());
+        self.resets.keep_blocked(|uid| resets.iter().any(|w| w.uid == uid));
         for want in plain.into_iter().chain(resets) {
             // Nothing is recorded of one that can't begin.
-            let open = self.requests.get(&want.uid).is_none_or(|r| r.state == RequestState::Pending) && want.id.is_none();
-            if let Some(to) = want.reset_to.filter(|_| open && self.kept_by(want.uid).is_none())
+            let open = self.history.is_open(want.uid) && want.id.is_none();
+            if let Some(to) = want.reset_to.filter(|_| open && self.history.kept_by(want.uid).is_none())
                 && !self.can_reset(want.uid, to, ctx, out)
             {
                 continue;
             }
-            let row = match self.requests.get(&want.uid) {
+            let row = match self.history.request(want.uid).cloned() {
                 // What a try has left on disk goes first: it has the same id.
-                Some(row) if self.removing.contains(&row.id) => continue,
-                Some(row) if row.state == RequestState::Pending => self.intend_again(row.clone(), ctx, out),
+                Some(row) if self.history.is_removing(row.id) => continue,
+                Some(row) if row.state == RequestState::Pending => self.intend_again(row, ctx, out),
                 Some(_) => continue,
-                // Made by an earlier owner: here if it is here, else it is not made a second time.
-                None if self.kept_by(want.uid).is_some() => {
-                    self.take_in_request(want.uid, out);
-                    continue;
-                }
-                None if want.id.is_some() => continue,
-                None => self.intend(&want, ctx, out),
+                None => match self.history.kept_by(want.uid).cloned() {
+                    // Made by an earlier owner: here if it is here, else it is not made a second time.
+                    Some(commit) => {
+                        self.history.finish_request_of(&commit, out);
+                        continue;
+                    }
+                    None if want.id.is_some() => continue,
+                    None => self.intend(&want, ctx, out),
+                },
             };
-            let (qgroup, commit) = (self.qgroup(), Box::new(self.commit_of(&row, &want)));
-            if row.reset_to.is_some() {
-                self.start(Slot::Head, Task::Fence { qgroup, commit, force: false }, out);
-            } else {
-                self.start(Slot::Head, Task::Commit { qgroup, commit }, out);
-            }
-            return;
+            let (qgroup, commit) = (self.standing.qgroup(), Box::new(self.commit_of(&row, &want)));
+            let task = if row.reset_to.is_some() { Task::Fence { qgroup, commit, force: false } } else { Task::Commit { qgroup, commit } };
+            return self.tasks.start(Slot::Head, task, out);
         }
     }
 
@@ -105,24 +100,24 @@ impl Filesystem {
             id: CommitId::from_uuid(ctx.fresh.uuid()),
             state: RequestState::Pending,
             parent: self.parent_of_next(),
-            time: self.time_of_next(ctx.now),
+            time: self.history.time_of_next(ctx.now),
             changed_bytes: None,
             problem: None,
             reset_to: want.reset_to,
         };
-        self.put_request("commit-intent", row.clone(), out);
+        self.history.put_request("commit-intent", row.clone(), out);
         row
     }
 
     /// A commit that could not be made stays what it is called; what was committed meanwhile comes before it.
     fn intend_again(&mut self, row: RequestRow, ctx: &Ctx, out: &mut Out) -> RequestRow {
         let parent = self.parent_of_next();
-        if row.parent == parent && self.newest().is_none_or(|c| c.time < row.time) {
+        if row.parent == parent && self.history.newest().is_none_or(|c| c.time < row.time) {
             return row;
         }
-        let time = self.time_of_next(ctx.now);
+        let time = self.history.time_of_next(ctx.now);
         let row = RequestRow { parent, time, ..row };
-        self.put_request("commit-intent", row.clone(), out);
+        self.history.put_request("commit-intent", row.clone(), out);
         row
     }
 
@@ -133,7 +128,7 @@ impl Filesystem {
             fs_id: self.id,
             parent: row.parent,
             time: row.time,
-            epoch: self.base.as_ref().map_or(crate::ids::Epoch(0), |b| b.epoch),
+            epoch: self.standing.epoch(),
             message: want.message.clone(),
             metadata: want.metadata.clone(),
             kept: Some(row.uid),
@@ -148,8 +143,8 @@ impl Filesystem {
             id: CommitId::from_uuid(ctx.fresh.uuid()),
             fs_id: self.id,
             parent: self.parent_of_next(),
-            time: self.time_of_next(ctx.now),
-            epoch: self.epoch(),
+            time: self.history.time_of_next(ctx.now),
+            epoch: self.standing.epoch(),
             message: String::new(),
             metadata: std::collections::BTreeMap::new(),
             kept: None,
@@ -157,254 +152,210 @@ impl Filesystem {
         }
     }
 
-    fn take_in_request(&mut self, uid: RequestUid, out: &mut Out) {
-        if let Some(commit) = self.kept_by(uid).and_then(|id| self.commits.get(&id)).cloned() {
-            self.finish_request_of(&commit, out);
-        }
-    }
-
     fn parent_of_next(&self) -> Option<CommitId> {
-        self.newest_visible().map(|c| c.id).or_else(|| self.base.as_ref().and_then(|b| b.origin).map(|o| o.commit))
+        self.history.parent_of_next(self.standing.origin().map(|o| o.commit))
     }
 
-    /// Later than every commit there is, whatever the clock does: time orders one history.
-    fn time_of_next(&self, now: Timestamp) -> Timestamp {
-        self.newest().map_or(now, |c| now.max(c.time.plus_ms(1)))
-    }
-
-    pub(super) fn put_request(&mut self, name: &'static str, row: RequestRow, out: &mut Out) {
-        out.records.push(Record::Request(name, Box::new(row.clone())));
-        self.requests.insert(row.uid, row);
-    }
+    // ---- removing ----
 
     /// Removals that objects ask for, and rows whose objects are gone; a reset that was taken back before it began is one.
     fn settle_requests(&mut self, out: &mut Out) {
-        if self.desired.is_none() {
+        if !self.wish.is_known() {
             return;
         }
-        let wanted = self.wanted();
+        let wanted = self.wish.commits().to_vec();
         for want in wanted.iter().filter(|w| w.remove) {
             self.settle_removal(want, out);
         }
-        let gone: Vec<RequestUid> = self
-            .requests
-            .values()
-            .filter(|r| r.state == RequestState::Removed || r.state == RequestState::Pending && r.reset_to.is_some())
-            .filter(|r| !wanted.iter().any(|w| w.uid == r.uid))
-            .map(|r| r.uid)
-            .collect();
+        let is_over = |r: &&RequestRow| r.state == RequestState::Removed || r.state == RequestState::Pending && r.reset_to.is_some();
+        let over = self.history.requests().filter(is_over).map(|r| r.uid);
+        let gone: Vec<RequestUid> = over.filter(|uid| !wanted.iter().any(|w| w.uid == *uid)).collect();
         for uid in gone {
-            self.requests.remove(&uid);
-            out.records.push(Record::RequestGone(uid));
+            self.history.forget_request(uid, out);
         }
     }
 
     fn settle_removal(&mut self, want: &WantedCommit, out: &mut Out) {
-        let known = self.requests.get(&want.uid).cloned();
-        let Some(id) = want.id.or_else(|| known.as_ref().map(|r| r.id)).or_else(|| self.kept_by(want.uid)) else {
+        let known = self.history.request(want.uid).cloned();
+        let Some(id) = want.id.or_else(|| known.as_ref().map(|r| r.id)).or_else(|| self.history.kept_by(want.uid).map(|c| c.id)) else {
             // It was never made here.
-            if known.is_none() {
-                self.put_request("removed", removed_row(want.uid, None), out);
-            }
-            return;
+            return self.history.put_request("removed", removed_row(want.uid, None), out);
         };
+        let is_known = known.is_some();
         let row = known.unwrap_or_else(|| removed_row(want.uid, Some(id)));
-        if row.state == RequestState::Pending && self.is_running(Slot::Head) {
+        if row.state == RequestState::Pending && self.tasks.is_running(Slot::Head) {
             return; // being taken just now: first that, then its removal
         }
-        if row.state == RequestState::Pending && !self.commits.contains_key(&id) {
+        let (removing, removed) = (RequestState::Removing, RequestState::Removed);
+        if row.state == RequestState::Pending && !self.history.has(id) {
             // A try that failed may have left something on disk.
-            self.removing.insert(id);
-            out.records.push(Record::CommitRemoving(id));
-            let row = RequestRow { state: RequestState::Removing, problem: None, ..row };
-            return self.put_request("remove-intent", row, out);
-        }
-        if self.commits.contains_key(&id) {
+            self.history.sweep(id, out);
+            self.history.put_request("remove-intent", RequestRow { state: removing, problem: None, ..row }, out);
+        } else if self.history.has(id) {
             self.remove_known(&RequestRow { id, ..row }, out);
-        } else if row.state != RequestState::Removed && self.stops_receiving(id, out) {
+        } else if row.state != removed && self.inbox.stops(id, &mut self.tasks, out) {
             // It may just have arrived.
-        } else if !self.removing.contains(&id) && row.state != RequestState::Removed {
-            self.put_request("removed", RequestRow { state: RequestState::Removed, problem: None, id, ..row }, out);
-        } else if !self.requests.contains_key(&want.uid) {
-            self.put_request("remove-intent", RequestRow { state: RequestState::Removing, problem: None, id, ..row }, out);
+        } else if !self.history.is_removing(id) && row.state != removed {
+            self.history.put_request("removed", RequestRow { state: removed, problem: None, id, ..row }, out);
+        } else if !is_known {
+            self.history.put_request("remove-intent", RequestRow { state: removing, problem: None, id, ..row }, out);
         }
     }
 
     /// Removes a commit that is here, or lets go of it, or says who needs it.
     fn remove_known(&mut self, row: &RequestRow, out: &mut Out) {
-        let Some(commit) = self.commits.get(&row.id) else { return };
-        let id = commit.id;
-        let recorded = self.requests.contains_key(&row.uid);
-        if commit.is_let_go() {
+        let Some(commit) = self.history.get(row.id) else { return };
+        let (id, is_let_go) = (commit.id, commit.is_let_go());
+        let recorded = self.history.request(row.uid).is_some();
+        let with = |state, problem| RequestRow { state, problem, ..row.clone() };
+        if is_let_go {
             if row.state != RequestState::Removed || !recorded {
-                self.put_request("removed", RequestRow { state: RequestState::Removed, problem: None, ..row.clone() }, out);
+                self.history.put_request("removed", with(RequestState::Removed, None), out);
             }
         } else if let Some(holder) = self.needed_by(id) {
             let problem = Problem::new(Reason::Pinned, format!("commit {id} is pinned by {holder}; it goes when that lets go"));
             if row.problem.as_ref() != Some(&problem) || row.state != RequestState::Removing {
-                self.put_request("remove-pinned", RequestRow { state: RequestState::Removing, problem: Some(problem), ..row.clone() }, out);
+                self.history.put_request("remove-pinned", with(RequestState::Removing, Some(problem)), out);
             }
         } else if self.is_base(id) {
-            let commit = Commit { kept: Some(row.uid), transient: true, ..commit.clone() };
-            out.records.push(Record::Commit("commit-let-go", Box::new(commit.clone())));
-            self.commits.insert(id, commit);
-            self.put_request("removed", RequestRow { state: RequestState::Removed, problem: None, ..row.clone() }, out);
+            self.history.let_go(id, row.uid, out);
+            self.history.put_request("removed", with(RequestState::Removed, None), out);
         } else {
-            self.drop_commit(id, out);
-            self.put_request("remove-intent", RequestRow { state: RequestState::Removing, problem: None, ..row.clone() }, out);
+            self.history.drop_commit(id, out);
+            self.history.put_request("remove-intent", with(RequestState::Removing, None), out);
         }
     }
 
-    /// Its subvolume goes next.
-    pub(super) fn drop_commit(&mut self, id: CommitId, out: &mut Out) {
-        self.commits.remove(&id);
-        self.removing.insert(id);
-        out.records.push(Record::CommitRemoving(id));
-        out.records.push(Record::CommitGone(id));
+    /// Transient commits go when a newer one is there, or after an hour; those that were let go when there is a newer one that
+    /// is not transient, or no job that would send it. Nothing that is in use.
+    fn expire_transients(&mut self, ctx: &Ctx, out: &mut Out) {
+        let newest = self.history.newest_transient().map(|c| c.id);
+        // Without a head nothing newer comes.
+        let lasting = self.history.newest_lasting().filter(|_| !self.wish.is_headless());
+        let has_jobs = self.wish.present().is_none_or(|p| !p.jobs.is_empty());
+        let alone = self.standing.is_owner() && !has_jobs;
+        let has_had_its_time = |c: &Commit| {
+            let aged = Some(c.id) != newest || ctx.now.since_ms(c.time) >= TRANSIENT_MS;
+            if c.is_let_go() { alone || lasting != Some(c.id) } else { aged }
+        };
+        let old = self.history.all().filter(|c| c.transient && has_had_its_time(c)).map(|c| c.id);
+        let old: Vec<CommitId> = old.filter(|id| !self.is_pinned(*id)).collect();
+        for id in old {
+            self.history.drop_commit(id, out);
+        }
     }
 
-    fn kept_by(&self, uid: RequestUid) -> Option<CommitId> {
-        self.commits.values().find(|c| c.kept == Some(uid)).map(|c| c.id)
+    /// When the next transient commit is old enough, if nobody sets the wall clock before that: their age goes by their time.
+    pub(super) fn transient_due(&self) -> Option<crate::ids::BootTime> {
+        let now = self.clock;
+        let due = self.history.own_transients().map(|c| c.time.plus_ms(TRANSIENT_MS)).min();
+        due.filter(|at| *at > now.wall).map(|at| now.boot.plus_ms(at.since_ms(now.wall)))
     }
+
+    // ---- who needs one ----
 
     /// Whether increments start from it, or it is on its way: on the owner what a job pins, on a copy the newest that it has.
     fn is_base(&self, id: CommitId) -> bool {
-        self.is_between(id) || self.role() == Some(Role::Replica) && self.newest_lasting() == Some(id)
+        self.is_between(id) || self.standing.role() == Some(Role::Replica) && self.history.newest_lasting() == Some(id)
     }
 
     /// Nothing may remove it now.
-    pub(super) fn is_pinned(&self, id: CommitId) -> bool {
+    fn is_pinned(&self, id: CommitId) -> bool {
         self.is_between(id) || self.needed_by(id).is_some()
     }
 
     /// A transfer, perhaps one that has stopped, starts from it or brings it.
     fn is_between(&self, id: CommitId) -> bool {
-        self.jobs.values().any(|j| j.pins(id)) || self.partial.as_ref().is_some_and(|p| p.base == Some(id))
+        self.outbox.pins(id) || self.inbox.base() == Some(id)
     }
 
     /// Who needs this commit, other than the increments of jobs, for a message; `None`: nobody.
     fn needed_by(&self, id: CommitId) -> Option<String> {
-        if let Some(fs) = self.origin_pins.iter().find(|(_, c)| **c == id).map(|(fs, _)| fs) {
+        if let Some(fs) = self.history.started_from(id) {
             return Some(format!("the Branch with Filesystem {fs}"));
         }
         // As it was when that began; another send of it tells the receiver that it is let go.
-        if self.running.values().any(|r| matches!(&r.task, Task::Send { to, .. } if to.id == id)) {
+        if self.tasks.runs(|_, task| matches!(task, Task::Send { to, .. } if to.id == id)) {
             return Some("a replication job that is sending it".into());
         }
-        // A pod's own path sorts after the one at which the kubelet stages its volume.
-        let mounts = self.mounts.iter().rev().filter(|(_, what)| *what == super::MountWhat::Commit(id));
-        let targets: Vec<&str> = mounts.take(NAMED_MOUNTS).map(|(target, _)| target.as_str()).collect();
-        if !targets.is_empty() {
-            return Some(format!("a mount at {}", targets.join(", ")));
+        if let Some(mounts) = self.mounts.holding(id) {
+            return Some(mounts);
         }
-        if self.is_running(Slot::Receive) && self.partial.as_ref().is_some_and(|p| p.base == Some(id)) {
-            return Some("a receive in progress (its base)".into());
-        }
-        if self.base.as_ref().is_some_and(|b| b.frozen == Some(id)) {
-            return Some("the fence of this Filesystem".into());
-        }
-        if self.pinned_by_move(id) {
-            return Some("a handoff of this Filesystem".into());
-        }
-        if self.pinned_by_reset(id) {
-            return Some("a reset of this Filesystem".into());
-        }
-        None
+        let holder = match () {
+            () if self.tasks.is_running(Slot::Receive) && self.inbox.base() == Some(id) => "a receive in progress (its base)",
+            () if self.standing.frozen() == Some(id) => "the fence of this Filesystem",
+            () if self.handoff.pins(id) || self.standing.head_from() == Some(id) => "a handoff of this Filesystem",
+            () if self.pinned_by_reset(id) => "a reset of this Filesystem",
+            () => return None,
+        };
+        Some(holder.into())
     }
 
     // ---- results ----
 
-    pub(super) fn on_head_done(&mut self, task: Task, result: Result<TaskDone, Problem>, ctx: &Ctx, out: &mut Out) {
-        match (task, result) {
-            (Task::Commit { commit, .. }, Ok(TaskDone::Committed { changed_bytes })) => self.on_committed(*commit, changed_bytes, ctx, out),
-            (Task::Commit { commit, .. }, Err(problem)) if commit.transient => self.on_precopy_failed(&commit, problem, out),
-            (Task::Commit { commit, .. }, Err(problem)) => self.on_commit_failed(&commit, problem, out),
-            (Task::DeleteCommit(id), Ok(_)) => {
-                self.removing.remove(&id);
-                out.records.push(Record::CommitRemoved(id));
-                self.usage_due = BootTime(0);
-            }
-            (Task::DeleteCommit(_), Err(problem)) => self.trouble("Degraded", problem, out),
-            (Task::Fence { commit, .. }, result) if commit.kept.is_some() => self.on_reset_fenced(*commit, result.map(|_| ()), ctx, out),
-            (Task::Fence { commit, .. }, result) => self.on_fenced(*commit, result, ctx, out),
-            (Task::Thaw, result) => self.on_thawed(result, ctx, out),
-            _ => {}
+    pub(super) fn on_commit_ended(&mut self, commit: Commit, result: Result<Option<u64>, Problem>, ctx: &Ctx, out: &mut Out) {
+        match result {
+            Ok(changed_bytes) => self.on_committed(commit, changed_bytes, ctx, out),
+            Err(problem) if commit.transient => self.on_precopy_failed(&commit, problem, out),
+            Err(problem) => self.on_commit_failed(&commit, problem, out),
         }
     }
 
     fn on_committed(&mut self, commit: Commit, changed_bytes: Option<u64>, ctx: &Ctx, out: &mut Out) {
-        let id = commit.id;
-        out.records.push(Record::Commit("committed", Box::new(commit.clone())));
-        if let Some(row) = commit.kept.and_then(|uid| self.requests.get(&uid)).cloned() {
-            self.put_request("commit-done", RequestRow { state: RequestState::Done, changed_bytes, problem: None, ..row }, out);
+        let (id, transient, kept) = (commit.id, commit.transient, commit.kept);
+        self.history.put("committed", commit, out);
+        if let Some(row) = kept.and_then(|uid| self.history.request(uid)).cloned() {
+            self.history.put_request("commit-done", RequestRow { state: RequestState::Done, changed_bytes, problem: None, ..row }, out);
         }
-        let transient = commit.transient;
-        self.commits.insert(id, commit);
-        self.usage_due = BootTime(0);
+        self.usage.look();
         if transient {
             return self.on_precopy_made(changed_bytes, ctx);
         }
-        self.clear("CommitBlocked");
-        out.notes.push(Note { warning: false, reason: "Committed".into(), message: format!("commit {id}") });
-        self.on_new_commit_for_jobs(ctx, out);
+        self.troubles.clear("CommitBlocked");
+        out.note("Committed", format!("commit {id}"));
+        self.outbox.on_new_commit(source!(self), &mut desk!(self, ctx, out));
     }
 
     fn on_commit_failed(&mut self, commit: &Commit, problem: Problem, out: &mut Out) {
-        if let Some(row) = commit.kept.and_then(|uid| self.requests.get(&uid)).cloned()
+        if let Some(row) = commit.kept.and_then(|uid| self.history.request(uid)).cloned()
             && row.problem.as_ref() != Some(&problem)
         {
-            self.put_request("commit-blocked", RequestRow { problem: Some(problem.clone()), ..row }, out);
+            self.history.put_request("commit-blocked", RequestRow { problem: Some(problem.clone()), ..row }, out);
         }
-        self.trouble("CommitBlocked", problem, out);
+        self.troubles.raise("CommitBlocked", problem, out);
+    }
+
+    pub(super) fn on_removed(&mut self, id: CommitId, result: Result<(), Problem>, out: &mut Out) {
+        match result {
+            Ok(()) => {
+                self.history.removed(id, out);
+                self.usage.look();
+            }
+            Err(problem) => self.troubles.raise("Degraded", problem, out),
+        }
     }
 
     /// Journal and disk after a restart: intended commits that made it to disk are taken in, unknown ones too; what the
     /// journal has and the disk has not is reported, never forgotten in silence.
     pub(super) fn reconcile_commits(&mut self, on_disk: &[Commit], journal_lost: bool, out: &mut Out) {
         for commit in on_disk {
-            if self.removing.contains(&commit.id) || self.commits.contains_key(&commit.id) {
+            if self.history.is_removing(commit.id) || self.history.has(commit.id) {
                 continue;
             }
             if commit.transient && !commit.is_let_go() && !journal_lost {
-                self.drop_fence_commit(commit.id, out);
-                continue;
-            }
-            if self.is_unproven_reset(commit) {
+                self.history.sweep(commit.id, out);
+            } else if self.is_unproven_reset(commit) {
                 self.forget_reset_commit(commit, out);
-                continue;
+            } else {
+                self.history.put("commit-found", commit.clone(), out);
+                self.history.finish_request_of(commit, out);
             }
-            out.records.push(Record::Commit("commit-found", Box::new(commit.clone())));
-            self.commits.insert(commit.id, commit.clone());
-            self.finish_request_of(commit, out);
         }
-        let known: std::collections::BTreeSet<CommitId> = on_disk.iter().map(|c| c.id).collect();
-        let lost: Vec<CommitId> = self.commits.keys().filter(|id| !known.contains(id)).copied().collect();
-        for id in &lost {
-            self.commits.remove(id);
-            out.records.push(Record::CommitGone(*id));
-        }
+        let lost = self.history.lose_all_but(on_disk, out);
         if !lost.is_empty() {
             let ids: Vec<String> = lost.iter().take(4).map(ToString::to_string).collect();
             let text = format!("{} commits of the journal are not in the pool: {}", lost.len(), ids.join(", "));
-            self.trouble("CommitsLost", Problem::new(Reason::CorruptDisk, text), out);
-        }
-    }
-
-    pub(super) fn finish_request_of(&mut self, commit: &Commit, out: &mut Out) {
-        let Some(uid) = commit.kept.filter(|_| !commit.is_let_go()) else { return };
-        let row = self.requests.get(&uid).cloned().unwrap_or(RequestRow {
-            version: FORMAT_VERSION,
-            uid,
-            id: commit.id,
-            state: RequestState::Pending,
-            parent: commit.parent,
-            time: commit.time,
-            changed_bytes: None,
-            problem: None,
-            reset_to: None,
-        });
-        if row.id == commit.id && row.state == RequestState::Pending {
-            self.put_request("commit-done", RequestRow { state: RequestState::Done, problem: None, ..row }, out);
+            self.troubles.raise("CommitsLost", Problem::new(Reason::CorruptDisk, text), out);
         }
     }
 }

@@ -1,19 +1,13 @@
 //! What goes into a [`Filesystem`](super::Filesystem) and what comes out: events, tasks, answers.
 
-use std::collections::{BTreeMap, BTreeSet};
-
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{BootId, BootTime, CommitId, Epoch, Fresh, FsId, JobUid, MigId, NodeName, Now, OpId, RequestUid, Timestamp};
-use crate::model::{Claim, Commit, Origin, Place, Problem, ResumeToken, Versions};
+use crate::ids::{BootId, BootTime, CommitId, Epoch, Fresh, FsId, JobUid, MigId, NodeName, Now, OpId, Timestamp};
+use crate::model::{Commit, Origin, Place, Problem, ResumeToken, Versions};
 use crate::run::JobRow;
 
-use super::jobs::WantedJob;
 use super::record::{Base, CheckpointRow, Record, RequestRow};
-
-/// Names a request of the shell, so that its answer finds the way back. Chosen by the shell, never reused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct ReqId(pub u64);
+use crate::words::{Desired, MountWhat, ReceiveOffer, ReqId};
 
 /// What the world looks like while an event is handled.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,113 +27,6 @@ impl Ctx {
     pub const fn clock(&self) -> Now {
         Now { wall: self.now, boot: self.boot }
     }
-}
-
-/// What is wanted of this copy: `Replica.spec.desired`, parsed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Desired {
-    /// `metadata.generation` of the Replica.
-    pub generation: i64,
-    /// Be there, or be gone.
-    pub intent: Intent,
-}
-
-/// See [`Desired`].
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Intent {
-    /// Hold a copy.
-    Present(Box<Present>),
-    /// Hold none. Obeyed by the rule of design §2: an owner, or a copy of a higher epoch, asks the API first.
-    Absent {
-        /// The epoch the operator knew.
-        epoch: Epoch,
-    },
-}
-
-/// A wanted copy.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Present {
-    /// Owner or replica.
-    pub role: Role,
-    /// The epoch the operator knew.
-    pub epoch: Epoch,
-    /// Who owns it, told to every other copy: only that node may send to it. `None`, of an operator that doesn't say so: any node may.
-    pub owner: Option<Place>,
-    /// Nodes with another copy of it.
-    pub peers: BTreeSet<NodeName>,
-    /// The object it belongs to.
-    pub claim: Option<Claim>,
-    /// What it branches from.
-    pub origin: Option<Origin>,
-    /// Bytes for the head.
-    pub capacity: u64,
-    /// Bytes for history on top.
-    pub history_limit: u64,
-    /// `Proof` or `Manual`.
-    pub fencing: String,
-    /// `Delete` or `Retain`.
-    pub reclaim_policy: String,
-    /// Commits that objects ask for, or ask to remove.
-    pub commits: Vec<WantedCommit>,
-    /// Jobs whose sender this is.
-    pub jobs: Vec<WantedJob>,
-    /// Who is to be owner instead, as soon as nothing has the head mounted.
-    pub move_to: Option<Place>,
-    /// The copy to keep close behind, as this node is about to be left.
-    pub precopy_to: Option<Place>,
-    /// Its claim is deleted, and only its commits are kept: the head goes.
-    pub headless: bool,
-}
-
-/// One entry of `desired.commits`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct WantedCommit {
-    /// UID of the Commit object.
-    pub uid: RequestUid,
-    /// Its message.
-    pub message: String,
-    /// Its metadata.
-    pub metadata: BTreeMap<String, String>,
-    /// Its id where one is known (to remove it).
-    pub id: Option<CommitId>,
-    /// The object is being deleted: remove the commit.
-    pub remove: bool,
-    /// It keeps what the head holds before the head is replaced by this commit (reset).
-    pub reset_to: Option<Origin>,
-    /// While that reset waits, nothing new mounts the head, so that whoever is made to leave doesn't come back first.
-    pub hold: bool,
-}
-
-/// What a copy is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub enum Role {
-    /// May write, once authority is opened.
-    Owner,
-    /// Read-only.
-    Replica,
-}
-
-/// A transfer that a peer offers.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ReceiveOffer {
-    /// The commit that comes.
-    pub target: Commit,
-    /// Its base; `None` for a full stream.
-    pub base: Option<CommitId>,
-    /// The job.
-    pub job: JobUid,
-    /// The sender's epoch.
-    pub epoch: Epoch,
-    /// Expected bytes.
-    pub expected: Option<u64>,
-    /// Stream version.
-    pub stream_version: u32,
-    /// Sender's kernel.
-    pub kernel_release: String,
-    /// Where the sender can go on.
-    pub resume: Option<ResumeToken>,
-    /// Who sends.
-    pub from: NodeName,
 }
 
 /// What an importer is told: everything that leaves with authority (migration.md §1, `Export`).
@@ -211,15 +98,6 @@ pub enum Swap {
         /// The epoch that goes on.
         epoch: Epoch,
     },
-}
-
-/// Head or a commit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub enum MountWhat {
-    /// The writable head.
-    Head,
-    /// A commit, read-only.
-    Commit(CommitId),
 }
 
 /// Everything that can happen to a Filesystem.
@@ -516,6 +394,18 @@ pub struct Out {
     pub notes: Vec<Note>,
     /// Nothing of it is left here and nothing is wanted: the actor may end.
     pub finished: bool,
+}
+
+impl Out {
+    /// Tells people that something is as it should be.
+    pub(super) fn note(&mut self, reason: impl Into<String>, message: impl Into<String>) {
+        self.notes.push(Note { warning: false, reason: reason.into(), message: message.into() });
+    }
+
+    /// Tells people that something is not.
+    pub(super) fn warn(&mut self, reason: impl Into<String>, message: impl Into<String>) {
+        self.notes.push(Note { warning: true, reason: reason.into(), message: message.into() });
+    }
 }
 
 /// Where and in which boot this copy lives.

@@ -1,136 +1,174 @@
 //! Mounts on this node, and origins of Branches. Whether something is mounted is decided by the kernel's mount tables
 //! (the `Destroy` and `Fence` tasks read them); what is kept here is only for people and for pins.
 
-use super::event::{Answer, Ctx, MountWhat, Out, ReqId, Task, TaskDone};
-use super::record::{OriginPinRow, Record};
-use super::{Filesystem, OPENING_FRESH_MS, Opening, Slot};
+use std::collections::BTreeSet;
+
+use super::Filesystem;
+use super::event::{Answer, Ctx, Out, Task};
+use super::tasks::Slot;
 use crate::ids::{CommitId, FsId};
-use crate::model::{FORMAT_VERSION, Problem, Reason};
+use crate::model::{Problem, Reason};
+use crate::words::{MountWhat, ReqId};
 
 /// At most so many mount requests wait at once.
 const WAITING: usize = 64;
+/// At most so many mounts of a commit are named in a message.
+const NAMED: usize = 3;
 
 /// A mount that waits for its turn or for an opening.
 #[derive(Debug, Clone)]
-pub(super) struct WaitingMount {
+struct Waiting {
     req: ReqId,
     what: MountWhat,
     target: String,
     read_only: bool,
 }
 
+/// What is mounted through this agent, and what waits to be.
+#[derive(Debug, Default)]
+pub(super) struct Mounts {
+    there: BTreeSet<(String, MountWhat)>,
+    waiting: Vec<Waiting>,
+}
+
+impl Mounts {
+    /// `target` or `target (commit)`.
+    pub(super) fn shown(&self) -> Vec<String> {
+        self.there.iter().map(|(t, w)| if *w == MountWhat::Head { t.clone() } else { format!("{t} (commit)") }).collect()
+    }
+
+    /// Where that commit is mounted: the first few. A pod's own path sorts after the one at which the kubelet stages its volume.
+    fn of_commit(&self, id: CommitId) -> Vec<&str> {
+        let mounts = self.there.iter().rev().filter(|(_, what)| *what == MountWhat::Commit(id));
+        mounts.take(NAMED).map(|(target, _)| target.as_str()).collect()
+    }
+
+    /// Whether it is mounted, as words for people.
+    pub(super) fn holding(&self, id: CommitId) -> Option<String> {
+        let targets = self.of_commit(id);
+        (!targets.is_empty()).then(|| format!("a mount at {}", targets.join(", ")))
+    }
+
+    fn is_full(&self) -> bool {
+        self.waiting.len() >= WAITING
+    }
+
+    fn wants_head(&self) -> bool {
+        self.waiting.iter().any(|m| m.what == MountWhat::Head)
+    }
+
+    fn refuse(&mut self, which: impl Fn(&Waiting, &BTreeSet<(String, MountWhat)>) -> bool, problem: &Problem, out: &mut Out) {
+        for m in std::mem::take(&mut self.waiting) {
+            if which(&m, &self.there) {
+                out.answers.push((m.req, Answer::Plain(Err(problem.clone()))));
+            } else {
+                self.waiting.push(m);
+            }
+        }
+    }
+
+    /// None that waits is made any more.
+    pub(super) fn refuse_all(&mut self, problem: &Problem, out: &mut Out) {
+        self.refuse(|_, _| true, problem, out);
+    }
+
+    /// Nothing new mounts the head now; what has it mounted already may ask again.
+    fn refuse_new_heads(&mut self, problem: &Problem, out: &mut Out) {
+        self.refuse(|m, there| m.what == MountWhat::Head && !there.contains(&(m.target.clone(), m.what)), problem, out);
+    }
+
+    fn refuse_heads(&mut self, problem: &Problem, out: &mut Out) {
+        self.refuse(|m, _| m.what == MountWhat::Head, problem, out);
+    }
+
+    /// Those whose turn it is; the head only if it may be.
+    fn take_ready(&mut self, head: bool) -> Vec<Waiting> {
+        let all = std::mem::take(&mut self.waiting);
+        let (wait, ready) = all.into_iter().partition(|m| m.what == MountWhat::Head && !head);
+        self.waiting = wait;
+        ready
+    }
+
+    /// All of it is gone from this node.
+    pub(super) fn clear(&mut self) {
+        self.there.clear();
+    }
+}
+
 impl Filesystem {
     pub(super) fn handle_mount(&mut self, req: ReqId, what: MountWhat, target: String, read_only: bool, out: &mut Out) {
         let refusal = match what {
-            _ if !self.is_active() => Some(self.not_here()),
+            _ if !self.standing.is_active() => Some(self.standing.not_here()),
             MountWhat::Head if !self.may_write() => Some(self.write_refusal()),
-            MountWhat::Commit(id) if !self.has_for_use(id) => {
+            MountWhat::Commit(id) if !self.history.has_for_use(id) => {
                 Some(Problem::new(Reason::NotFound, format!("commit {id} is not on this node")))
             }
-            _ if self.waiting_mounts.len() >= WAITING => Some(Problem::new(Reason::Busy, "too many mounts wait; try again")),
+            _ if self.mounts.is_full() => Some(Problem::new(Reason::Busy, "too many mounts wait; try again")),
             _ => None,
         };
         match refusal {
             Some(problem) => out.answers.push((req, Answer::Plain(Err(problem)))),
-            None => self.waiting_mounts.push(WaitingMount { req, what, target, read_only }),
+            None => self.mounts.waiting.push(Waiting { req, what, target, read_only }),
         }
     }
 
     pub(super) fn handle_unmount(&mut self, req: ReqId, target: String, out: &mut Out) {
         // Acted on in every state, before anything else that waits (design §4).
-        self.start(Slot::Mount(req), Task::Unmount(target), out);
+        self.tasks.start(Slot::Mount(req), Task::Unmount(target), out);
     }
 
     pub(super) fn advance_mounts(&mut self, ctx: &Ctx, out: &mut Out) {
-        if self.waiting_mounts.is_empty() {
+        if self.mounts.waiting.is_empty() {
             return;
         }
         if let Some(problem) = self.held_back(ctx.boot) {
-            let there = self.mounts.clone();
-            self.refuse_waiting(|m| m.what == MountWhat::Head && !there.contains(&(m.target.clone(), m.what)), &problem, out);
+            self.mounts.refuse_new_heads(&problem, out);
         }
-        let wants_head = self.waiting_mounts.iter().any(|m| m.what == MountWhat::Head);
-        if wants_head && !self.may_write() {
+        let fresh = self.head.is_fresh(ctx.boot);
+        if self.mounts.wants_head() && !self.may_write() {
             let problem = self.write_refusal();
-            self.refuse_waiting(|m| m.what == MountWhat::Head, &problem, out);
-        } else if wants_head && !self.opening_is_fresh(ctx) {
+            self.mounts.refuse_heads(&problem, out);
+        } else if self.mounts.wants_head() && !fresh {
             // R0: the first mount of an opening turns writable within 5 s of sending the CAS, or the CAS is done again.
-            if self.is_ready(Slot::Life, ctx.boot) {
-                let seen = self.base.as_ref().map_or(crate::ids::Epoch(0), |b| b.epoch);
-                self.start(Slot::Life, Task::Open { seen }, out);
+            if self.tasks.is_ready(Slot::Life, ctx.boot) {
+                self.tasks.start(Slot::Life, Task::Open { seen: self.standing.epoch() }, out);
             }
         }
-        let ready = self.opening_is_fresh(ctx);
-        for m in std::mem::take(&mut self.waiting_mounts) {
-            if m.what == MountWhat::Head && !ready {
-                self.waiting_mounts.push(m);
-                continue;
+        for m in self.mounts.take_ready(fresh) {
+            if m.what == MountWhat::Head {
+                self.head.used();
             }
-            if m.what == MountWhat::Head
-                && let Opening::Open { used, .. } = &mut self.opening
-            {
-                *used = true;
-            }
-            self.start(Slot::Mount(m.req), Task::Mount(m.what, m.target, m.read_only), out);
+            self.tasks.start(Slot::Mount(m.req), Task::Mount(m.what, m.target, m.read_only), out);
         }
     }
 
-    fn opening_is_fresh(&self, ctx: &Ctx) -> bool {
-        match self.opening {
-            Opening::Closed => false,
-            Opening::Open { used: true, .. } => true,
-            Opening::Open { sent, used: false } => ctx.boot.since_ms(sent) <= OPENING_FRESH_MS,
-        }
-    }
-
-    fn refuse_waiting(&mut self, which: impl Fn(&WaitingMount) -> bool, problem: &Problem, out: &mut Out) {
-        for m in std::mem::take(&mut self.waiting_mounts) {
-            if which(&m) {
-                out.answers.push((m.req, Answer::Plain(Err(problem.clone()))));
-            } else {
-                self.waiting_mounts.push(m);
-            }
-        }
-    }
-
-    pub(super) fn answer_waiting_with_deleting(&mut self, out: &mut Out) {
-        let problem = self.not_here();
-        for m in std::mem::take(&mut self.waiting_mounts) {
-            out.answers.push((m.req, Answer::Plain(Err(problem.clone()))));
-        }
-        for req in std::mem::take(&mut self.fences).into_iter().filter_map(|f| f.req()) {
-            out.answers.push((req, Answer::Fenced(Err(problem.clone()))));
-        }
-    }
-
-    pub(super) fn on_mount_done(&mut self, req: ReqId, task: Task, result: Result<TaskDone, Problem>, out: &mut Out) {
-        self.backoff.remove(&Slot::Mount(req)); // the caller tries again, not we
+    pub(super) fn on_mounted(&mut self, req: ReqId, what: MountWhat, target: String, result: Result<(), Problem>, out: &mut Out) {
+        self.tasks.rest(Slot::Mount(req)); // the caller tries again, not we
         if result.is_ok() {
-            match task {
-                Task::Mount(what, target, _) => {
-                    self.mounts.insert((target, what));
-                }
-                Task::Unmount(target) => {
-                    self.mounts.retain(|(t, _)| *t != target);
-                    // A deletion that waited for this mount goes on at once.
-                    self.wake(Slot::Life);
-                    self.wake(Slot::Head);
-                    self.wake(Slot::MoveFence);
-                }
-                _ => {}
+            self.mounts.there.insert((target, what));
+        }
+        out.answers.push((req, Answer::Plain(result)));
+    }
+
+    pub(super) fn on_unmounted(&mut self, req: ReqId, target: &str, result: Result<(), Problem>, out: &mut Out) {
+        self.tasks.rest(Slot::Mount(req));
+        if result.is_ok() {
+            self.mounts.there.retain(|(t, _)| t != target);
+            // A deletion that waited for this mount goes on at once.
+            for slot in [Slot::Life, Slot::Head, Slot::MoveFence] {
+                self.tasks.wake(slot);
             }
         }
-        out.answers.push((req, Answer::Plain(result.map(|_| ()))));
+        out.answers.push((req, Answer::Plain(result)));
     }
 
     // ---- origins ----
 
     pub(super) fn handle_pin_origin(&mut self, req: ReqId, by: FsId, commit: CommitId, out: &mut Out) {
-        let answer = if !self.is_active() {
-            Err(self.not_here())
-        } else if self.has_for_use(commit) {
-            self.origin_pins.insert(by, commit);
-            out.records.push(Record::OriginPin(Box::new(OriginPinRow { version: FORMAT_VERSION, by, commit })));
+        let answer = if !self.standing.is_active() {
+            Err(self.standing.not_here())
+        } else if self.history.has_for_use(commit) {
+            self.history.pin_origin(by, commit, out);
             Ok(())
         } else {
             Err(Problem::new(Reason::NotFound, format!("commit {commit} of Filesystem {} is not on this node", self.id)))
@@ -139,9 +177,8 @@ impl Filesystem {
     }
 
     pub(super) fn on_unpin_origin(&mut self, by: FsId, out: &mut Out) {
-        if self.origin_pins.remove(&by).is_some() {
-            out.records.push(Record::OriginPinGone(by));
-            self.wake(Slot::Head);
+        if self.history.unpin_origin(by, out) {
+            self.tasks.wake(Slot::Head);
         }
     }
 }

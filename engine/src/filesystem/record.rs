@@ -9,7 +9,7 @@ use crate::ids::{BootId, CommitId, Epoch, FsId, MigId, RequestUid, Timestamp};
 use crate::model::{Claim, Commit, FORMAT_VERSION, Origin, Place, Problem, ResumeToken};
 use crate::run::JobRow;
 
-use super::event::Role;
+use crate::words::Role;
 
 /// How far the life of a copy has got.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -367,7 +367,7 @@ impl Recovered {
                 "checkpoint" => all.checkpoint = Some(read(key, body)?),
                 "job" => all.jobs.push(read(key, body)?),
                 "pin" => all.pins.push(read(key, body)?),
-                "migration" => all.migration = Some(read(key, body)?),
+                "migration" => all.migration = Some(migration(key, body)?),
                 _ => {
                     return Err(RowError::Damaged { key: key.clone(), why: "unknown kind of row".into() });
                 }
@@ -375,6 +375,15 @@ impl Recovered {
         }
         Ok(all)
     }
+}
+
+/// Each phase but the first has its final commit: without one nothing could be decided.
+fn migration(key: &str, body: &[u8]) -> Result<MigrationRow, RowError> {
+    let row: MigrationRow = read(key, body)?;
+    if row.phase != MigrationPhase::Begun && row.final_commit.is_none() {
+        return Err(RowError::Damaged { key: key.to_owned(), why: format!("phase {:?} without a final commit", row.phase) });
+    }
+    Ok(row)
 }
 
 fn read<T: serde::de::DeserializeOwned>(key: &str, body: &[u8]) -> Result<T, RowError> {

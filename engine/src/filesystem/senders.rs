@@ -4,10 +4,12 @@
 //!
 //! A node that isn't the owner's is refused for now, not for good: a new owner may be known here a moment later.
 
-use super::event::{Out, Present, Role, Task};
-use super::{Filesystem, Slot};
+use super::Filesystem;
+use super::event::{Out, Task};
+use super::tasks::Slot;
 use crate::ids::{Epoch, NodeName};
 use crate::model::{Problem, Reason};
+use crate::words::{Present, Role};
 
 impl Present {
     /// Whether that node may send here; an object without `owner`, of an older operator, allows any.
@@ -47,14 +49,14 @@ impl Present {
 impl Filesystem {
     /// Without an object nobody is known that could send. What an owner's copy says to a sender is said elsewhere.
     pub(super) fn checked_sender(&self, from: &NodeName, epoch: Epoch) -> Result<(), Problem> {
-        let present = self.present().ok_or_else(|| self.not_here())?;
-        present.checked_sender(from, epoch, self.epoch())
+        let present = self.wish.present().ok_or_else(|| self.standing.not_here())?;
+        present.checked_sender(from, epoch, self.standing.epoch())
     }
 
     /// Whether `from` may hand authority over. What is to be the owner's already waits for what authority says, and takes no handoff
     /// from anyone: it would choose the commit to start from.
     pub(super) fn checked_giver(&self, from: &NodeName, epoch: Epoch) -> Result<(), Problem> {
-        if self.present().is_some_and(|p| p.role == Role::Owner) {
+        if self.wish.role() == Some(Role::Owner) {
             return Err(Problem::new(Reason::Busy, "this copy is to be the owner's already, without a handoff"));
         }
         self.checked_sender(from, epoch)
@@ -62,25 +64,23 @@ impl Filesystem {
 
     /// Whether `from` may see what is here.
     pub(super) fn checked_lister(&self, from: &NodeName) -> Result<(), Problem> {
-        self.present().ok_or_else(|| self.not_here())?.checked_lister(from)
+        self.wish.present().ok_or_else(|| self.standing.not_here())?.checked_lister(from)
     }
 
     /// The object has changed: a transfer of a node that is no owner any more ends.
     pub(super) fn recheck_sender(&mut self, out: &mut Out) {
-        let Some(p) = self.present() else { return };
-        let refused = |task: &Task| matches!(task, Task::Receive { offer, .. } if !p.may_send(&offer.from));
-        if self.running.values().any(|r| refused(&r.task)) {
-            self.cancel(Slot::Receive, out);
+        let Some(p) = self.wish.present() else { return };
+        if self.tasks.runs(|_, task| matches!(task, Task::Receive { offer, .. } if !p.may_send(&offer.from))) {
+            self.tasks.cancel(Slot::Receive, out);
         }
     }
 
     /// A read-only copy learns of epochs by its object. It keeps the newest, so that after an API server was restored to an earlier
     /// time it takes nothing of an owner before.
     pub(super) fn advance_epoch(&mut self, out: &mut Out) {
-        let named = self.present().filter(|p| p.role == Role::Replica).map_or(Epoch(0), |p| p.epoch);
-        if self.is_active() && self.role() == Some(Role::Replica) && named > self.epoch() {
-            self.save_base("epoch-seen", |b| b.epoch = named, out);
-            self.meta_dirty = true;
+        let named = self.wish.present().filter(|p| p.role == Role::Replica).map_or(Epoch(0), |p| p.epoch);
+        if self.standing.is_active() && self.standing.role() == Some(Role::Replica) {
+            self.standing.see_epoch(named, out);
         }
     }
 }

@@ -2,12 +2,16 @@
 
 use serde::Serialize;
 
-use super::event::{Desired, Intent, MountWhat, Role};
-use super::record::{Base, Life, MigrationPhase, RequestState};
-use super::{Filesystem, Opening, RECENT_COMMITS, Slot};
+use super::Filesystem;
+use super::record::{Base, Life, RequestState};
+use super::tasks::Slot;
 use crate::ids::{CommitId, Epoch, FsId, JobUid, MigId, NodeName, RequestUid, Timestamp};
 use crate::model::{Commit, Problem, RunReport};
 use crate::run::JobRow;
+use crate::words::Role;
+
+/// Bounds of what one Filesystem keeps for people.
+const RECENT_COMMITS: usize = 16;
 
 /// The role that is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -166,91 +170,68 @@ pub struct FilesystemStatus {
 impl Filesystem {
     /// The picture as of the last event.
     pub fn status(&self) -> FilesystemStatus {
-        let now = self.clock;
-        let history = self.history();
+        let history = self.history.in_order();
         // What was let go is still what a copy has, and what it would begin with as the owner.
-        let copy = self.role() == Some(Role::Replica);
+        let copy = self.standing.role() == Some(Role::Replica);
         let shows = || history.iter().filter(|c| !c.transient || copy && c.is_let_go());
+        let base = self.standing.base();
+        let (bytes, limit) = self.usage.figures();
         FilesystemStatus {
             fs_id: self.id,
-            observed_generation: self.desired.as_ref().map_or(0, |d| d.generation),
+            observed_generation: self.wish.generation(),
             role: self.role_status(),
-            managed: self.managed,
-            epoch: self.base.as_ref().map_or(Epoch(0), |b| b.epoch),
-            opened_epoch: self.base.as_ref().filter(|_| self.opening != Opening::Closed).and_then(|b| b.opened).map(|o| o.epoch),
+            managed: self.wish.is_managed(),
+            epoch: self.standing.epoch(),
+            opened_epoch: base.filter(|_| self.head.is_open()).and_then(|b| b.opened).map(|o| o.epoch),
             head: shows().next_back().map(|c| c.id),
             commits: shows().count(),
             recent_commits: shows().rev().take(RECENT_COMMITS).map(|c| shown(c)).collect(),
-            bytes: self.usage.0,
-            limit: self.usage.1,
-            receiving: self.partial.as_ref().map(|p| (p.target.id, self.checkpoint.as_ref().map_or(0, |c| c.token.offset))),
-            migration: self.migration_status(now),
-            import_start: self
-                .migration
-                .as_ref()
-                .filter(|m| m.phase == MigrationPhase::ImportStart)
-                .and_then(|m| Some((m.mig, m.attempt, m.final_commit?))),
-            jobs: self
-                .jobs
-                .iter()
-                .filter(|(uid, _)| !self.is_move_job(**uid) && !self.is_precopy_job(**uid))
-                .map(|(uid, job)| JobStatus { uid: *uid, row: job.row(), report: job.report(now) })
-                .collect(),
+            bytes,
+            limit,
+            receiving: self.inbox.coming(),
+            migration: self.migration_status(),
+            import_start: self.handoff.import_start(),
+            jobs: self.outbox.of_objects(self.clock).map(|(uid, row, report)| JobStatus { uid, row, report }).collect(),
             requests: self.request_statuses(),
-            mounts: self.mounts.iter().map(|(t, w)| if *w == MountWhat::Head { t.clone() } else { format!("{t} (commit)") }).collect(),
-            frozen: self.base.as_ref().and_then(|b| b.frozen),
+            mounts: self.mounts.shown(),
+            frozen: self.standing.frozen(),
             conditions: self.conditions(),
-            base: self.base.clone().filter(|b| b.life != Life::Gone),
+            base: base.filter(|b| b.life != Life::Gone).cloned(),
         }
     }
 
     fn role_status(&self) -> RoleStatus {
-        match (self.life(), self.role()) {
+        match (self.standing.life(), self.standing.role()) {
             (None | Some(Life::Gone), _) | (_, None) => RoleStatus::Absent,
             (Some(Life::Creating), _) => RoleStatus::Creating,
             (Some(Life::Deleting), _) => RoleStatus::Deleting,
             (Some(Life::Active), Some(Role::Owner)) => RoleStatus::Owner,
-            (Some(Life::Active), Some(Role::Replica)) if self.is_running(Slot::Receive) => RoleStatus::Receiving,
+            (Some(Life::Active), Some(Role::Replica)) if self.tasks.is_running(Slot::Receive) => RoleStatus::Receiving,
             (Some(Life::Active), Some(Role::Replica)) => RoleStatus::Replica,
         }
     }
 
     fn request_statuses(&self) -> Vec<RequestStatus> {
-        let wanted = match self.desired.as_ref() {
-            Some(Desired { intent: Intent::Present(p), .. }) => p.commits.as_slice(),
-            _ => &[],
+        let told = |uid: RequestUid| {
+            let row = self.history.request(uid);
+            RequestStatus {
+                uid,
+                id: row.map(|r| r.id),
+                parent: row.and_then(|r| r.parent),
+                time: row.map(|r| r.time).filter(|t| t.0 > 0),
+                changed_bytes: row.and_then(|r| r.changed_bytes),
+                state: row.map(|r| r.state),
+                problem: self.resets.blocked(uid).or(row.and_then(|r| r.problem.as_ref())).cloned(),
+                holding: self.resets.is_holding(uid, self.clock.boot),
+            }
         };
-        wanted
-            .iter()
-            .map(|w| match self.requests.get(&w.uid) {
-                Some(r) => RequestStatus {
-                    uid: w.uid,
-                    id: Some(r.id),
-                    parent: r.parent,
-                    time: (r.time.0 > 0).then_some(r.time),
-                    changed_bytes: r.changed_bytes,
-                    state: Some(r.state),
-                    problem: self.blocked_resets.get(&w.uid).or(r.problem.as_ref()).cloned(),
-                    holding: self.is_holding(w.uid, self.clock.boot),
-                },
-                None => RequestStatus {
-                    uid: w.uid,
-                    id: None,
-                    parent: None,
-                    time: None,
-                    changed_bytes: None,
-                    state: None,
-                    problem: self.blocked_resets.get(&w.uid).cloned(),
-                    holding: self.is_holding(w.uid, self.clock.boot),
-                },
-            })
-            .collect()
+        self.wish.commits().iter().map(|w| told(w.uid)).collect()
     }
 
     fn conditions(&self) -> Vec<Condition> {
         let mut all = vec![self.ready_condition()];
         let superseded = self.superseded();
-        let troubles = self.troubles.iter().map(|(kind, p)| (*kind, p)).chain(superseded.as_ref().map(|p| ("Superseded", p)));
+        let troubles = self.troubles.all().chain(superseded.as_ref().map(|p| ("Superseded", p)));
         all.extend(troubles.map(|(kind, p)| Condition {
             r#type: kind.to_owned(),
             // `Opened` is a good thing that is missing; all others name a trouble that is there.
@@ -262,43 +243,39 @@ impl Filesystem {
     }
 
     fn ready_condition(&self) -> Condition {
-        let (status, reason, message) = match (self.life(), self.role()) {
+        let first_trouble = |or: &str| self.troubles.all().next().map_or_else(|| or.to_owned(), |(_, p)| p.message.clone());
+        let (status, reason, message) = match (self.standing.life(), self.standing.role()) {
             (Some(Life::Active), Some(Role::Owner)) if self.may_write() => {
                 (true, "Open", "this node owns the Filesystem and may write it".to_owned())
             }
             (Some(Life::Active), Some(Role::Owner)) if self.has_only_commits() => (true, "Headless", super::headless::GONE.to_owned()),
-            (Some(Life::Active), Some(Role::Owner)) => {
-                let why = self
-                    .troubles
-                    .get("HeadMissing")
-                    .or_else(|| self.troubles.get("StaleHead"))
-                    .or_else(|| self.troubles.get("AuthorityUnknown"))
-                    .or_else(|| self.troubles.get("EpochRegression"))
-                    .or_else(|| self.troubles.get("PendingLost"))
-                    .map(|p| p.message.clone())
-                    .or_else(|| self.superseded().map(|p| p.message))
-                    .or_else(|| self.troubles.get("Opened").map(|p| p.message.clone()))
-                    .unwrap_or_else(|| self.write_refusal().message);
-                let reason = match () {
-                    () if self.is_superseded() => "Superseded",
-                    () if self.is_headless() => "Headless",
-                    () if self.is_moving_fenced() => "Migrating",
-                    () if self.is_fenced() => "Fenced",
-                    () => "Closed",
-                };
-                (false, reason, why)
-            }
-            (Some(Life::Active), _) => (true, "InSync", format!("{} commits", self.commits.len())),
-            (Some(Life::Creating), _) => {
-                (false, "Creating", self.troubles.values().next().map_or_else(|| "being created".into(), |p| p.message.clone()))
-            }
-            (Some(Life::Deleting), _) => {
-                (false, "Deleting", self.troubles.values().next().map_or_else(|| "being deleted".into(), |p| p.message.clone()))
-            }
+            (Some(Life::Active), Some(Role::Owner)) => (false, self.why_closed(), self.closed_by()),
+            (Some(Life::Active), _) => (true, "InSync", format!("{} commits", self.history.count())),
+            (Some(Life::Creating), _) => (false, "Creating", first_trouble("being created")),
+            (Some(Life::Deleting), _) => (false, "Deleting", first_trouble("being deleted")),
             (Some(Life::Gone), _) => (false, "Deleted", "nothing of it is left here".into()),
             (None, _) => (false, "Absent", "nothing of it is here".into()),
         };
         Condition { r#type: "Ready".into(), status, reason: reason.into(), message }
+    }
+
+    /// Why an owner can't write, in a word.
+    fn why_closed(&self) -> &'static str {
+        match () {
+            () if self.standing.is_superseded() => "Superseded",
+            () if self.standing.is_headless() => "Headless",
+            () if self.handoff.is_fenced() => "Migrating",
+            () if self.is_fenced() => "Fenced",
+            () => "Closed",
+        }
+    }
+
+    /// And in a sentence.
+    fn closed_by(&self) -> String {
+        let trouble = ["HeadMissing", "StaleHead", "AuthorityUnknown", "EpochRegression", "PendingLost"];
+        let trouble = trouble.iter().find_map(|kind| self.troubles.get(kind)).cloned();
+        let problem = trouble.or_else(|| self.superseded()).or_else(|| self.troubles.get("Opened").cloned());
+        problem.unwrap_or_else(|| self.write_refusal()).message
     }
 }
 

@@ -1,0 +1,102 @@
+//! The side that takes authority: `EImportStart`, the wait for what authority decides, `EImportFinish`.
+
+use super::super::Filesystem;
+use super::super::event::{self, Answer, AuthorityView, Ctx, Out};
+use super::super::record::RequestRow;
+use super::super::tasks::Slot;
+use super::{ASK_MS, Importing};
+use crate::ids::CommitId;
+use crate::model::{Problem, Reason};
+use crate::run::JobRow;
+use crate::words::{ReqId, Role};
+
+impl Filesystem {
+    pub(in crate::filesystem) fn handle_export(&mut self, req: ReqId, handoff: event::Handoff, ctx: &Ctx, out: &mut Out) {
+        let answer = self.checked_handoff(&handoff);
+        if answer == Ok(true) {
+            // Only authority says which epoch it is: a peer that is no owner must not be able to make this copy refuse the real one.
+            self.handoff.import(handoff, ctx, out);
+            self.handoff.settle_doubt();
+            self.outbox.stale();
+            self.tasks.sleep(Slot::Move, ASK_MS / 4, ctx);
+        }
+        out.answers.push((req, Answer::Plain(answer.map(|_| ()))));
+    }
+
+    /// `Ok(false)`: it was said before.
+    fn checked_handoff(&self, handoff: &event::Handoff) -> Result<bool, Problem> {
+        if !self.standing.is_active() {
+            return Err(self.standing.not_here());
+        }
+        if self.standing.role() != Some(Role::Replica) {
+            return Err(Problem::new(Reason::ReceiverIsOwner, "this copy is an owner's already"));
+        }
+        let known = self.standing.epoch();
+        if handoff.epoch < known {
+            return Err(Problem::new(Reason::StaleEpoch, format!("epoch {} is older than {known}, known here", handoff.epoch)));
+        }
+        if self.handoff.is_in_hand() {
+            return if self.handoff.import_start() == Some((handoff.mig, handoff.attempt, handoff.final_commit)) {
+                Ok(false)
+            } else {
+                Err(Problem::new(Reason::Busy, "an earlier handoff to this node is not decided yet"))
+            };
+        }
+        self.checked_giver(&handoff.from.node, handoff.epoch)?;
+        if !self.history.has(handoff.final_commit) {
+            return Err(Problem::new(Reason::NotFound, format!("the final commit {} is not here", handoff.final_commit)));
+        }
+        if self.tasks.is_running(Slot::Receive) {
+            return Err(Problem::new(Reason::Busy, "a transfer to this copy is not over yet"));
+        }
+        if self.head.is_there() {
+            return Err(Problem::new(Reason::Busy, "the head of an earlier ownership is still here, as something has it mounted"));
+        }
+        Ok(true)
+    }
+
+    pub(super) fn judge_import(&mut self, i: Importing, view: &AuthorityView, ctx: &Ctx, out: &mut Out) {
+        let terms = &i.terms;
+        // An older epoch of the same owner: the API was restored; it says so there, and here nothing is decided. Any other owner never
+        // handed over to us.
+        let undecided = view.owner == terms.peer
+            && (view.epoch < terms.epoch || view.epoch == terms.epoch && view.pending == Some((terms.mig, i.attempt)));
+        if undecided {
+            self.tasks.sleep(Slot::Move, ASK_MS, ctx);
+        } else if view.owner == self.here.place && view.epoch > terms.epoch {
+            self.take_over(i.commit, view, (i.jobs, i.requests), out);
+        } else {
+            self.handoff.end("import-abort", out);
+        }
+    }
+
+    /// Authority was taken from a lost owner, for this copy. What is just being received from that owner comes first or not at all: a
+    /// commit that arrived after the head was made would be newer than what the head holds.
+    pub(super) fn take_over_newest(&mut self, view: &AuthorityView, ctx: &Ctx, out: &mut Out) {
+        if self.tasks.is_running(Slot::Receive) {
+            self.tasks.cancel(Slot::Receive, out);
+            return self.tasks.sleep(Slot::Move, ASK_MS, ctx);
+        }
+        match self.history.newest().map(|c| c.id) {
+            Some(id) => self.take_over(id, view, (Vec::new(), Vec::new()), out),
+            None => self.hold("HeadMissing", Reason::NoCommits, "this copy is to be the owner's, but holds no commit", ctx, out),
+        }
+    }
+
+    /// `EImportFinish(true)`: the owner from now on; writable once the head is made and authority opened (R4).
+    fn take_over(&mut self, from: CommitId, view: &AuthorityView, (jobs, requests): (Vec<JobRow>, Vec<RequestRow>), out: &mut Out) {
+        self.inbox.close(out);
+        self.standing.take_over(from, view, out);
+        for row in jobs {
+            self.outbox.adopt(row, out);
+        }
+        for row in requests {
+            self.history.adopt_request(row, out);
+        }
+        self.handoff.end("import-over", out);
+        self.head.close();
+        self.outbox.stale();
+        self.tasks.wake(Slot::Life);
+        out.note("TookOver", format!("this node owns it in epoch {}, from commit {from}", view.epoch));
+    }
+}

@@ -1,0 +1,171 @@
+//! What several parts of a Filesystem say: roles, names of requests and jobs, and what is wanted of a copy. It stands below them all, so no
+//! part has to know another for a word.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{CommitId, Epoch, FsId, JobUid, MigId, NodeName, RequestUid};
+use crate::model::{Claim, Commit, Origin, Place, ResumeToken};
+use crate::run::JobSpec;
+
+/// Names a request of the shell, so that its answer finds the way back. Chosen by the shell, never reused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ReqId(pub u64);
+
+/// What is wanted of this copy: `Replica.spec.desired`, parsed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Desired {
+    /// `metadata.generation` of the Replica.
+    pub generation: i64,
+    /// Be there, or be gone.
+    pub intent: Intent,
+}
+
+/// See [`Desired`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Intent {
+    /// Hold a copy.
+    Present(Box<Present>),
+    /// Hold none. Obeyed by the rule of design §2: an owner, or a copy of a higher epoch, asks the API first.
+    Absent {
+        /// The epoch the operator knew.
+        epoch: Epoch,
+    },
+}
+
+/// A wanted copy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Present {
+    /// Owner or replica.
+    pub role: Role,
+    /// The epoch the operator knew.
+    pub epoch: Epoch,
+    /// Who owns it, told to every other copy: only that node may send to it. `None`, of an operator that doesn't say so: any node may.
+    pub owner: Option<Place>,
+    /// Nodes with another copy of it.
+    pub peers: BTreeSet<NodeName>,
+    /// The object it belongs to.
+    pub claim: Option<Claim>,
+    /// What it branches from.
+    pub origin: Option<Origin>,
+    /// Bytes for the head.
+    pub capacity: u64,
+    /// Bytes for history on top.
+    pub history_limit: u64,
+    /// `Proof` or `Manual`.
+    pub fencing: String,
+    /// `Delete` or `Retain`.
+    pub reclaim_policy: String,
+    /// Commits that objects ask for, or ask to remove.
+    pub commits: Vec<WantedCommit>,
+    /// Jobs whose sender this is.
+    pub jobs: Vec<WantedJob>,
+    /// Who is to be owner instead, as soon as nothing has the head mounted.
+    pub move_to: Option<Place>,
+    /// The copy to keep close behind, as this node is about to be left.
+    pub precopy_to: Option<Place>,
+    /// Its claim is deleted, and only its commits are kept: the head goes.
+    pub headless: bool,
+}
+
+/// One entry of `desired.commits`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WantedCommit {
+    /// UID of the Commit object.
+    pub uid: RequestUid,
+    /// Its message.
+    pub message: String,
+    /// Its metadata.
+    pub metadata: BTreeMap<String, String>,
+    /// Its id where one is known (to remove it).
+    pub id: Option<CommitId>,
+    /// The object is being deleted: remove the commit.
+    pub remove: bool,
+    /// It keeps what the head holds before the head is replaced by this commit (reset).
+    pub reset_to: Option<Origin>,
+    /// While that reset waits, nothing new mounts the head, so that whoever is made to leave doesn't come back first.
+    pub hold: bool,
+}
+
+/// What a copy is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Role {
+    /// May write, once authority is opened.
+    Owner,
+    /// Read-only.
+    Replica,
+}
+
+/// A transfer that a peer offers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReceiveOffer {
+    /// The commit that comes.
+    pub target: Commit,
+    /// Its base; `None` for a full stream.
+    pub base: Option<CommitId>,
+    /// The job.
+    pub job: JobUid,
+    /// The sender's epoch.
+    pub epoch: Epoch,
+    /// Expected bytes.
+    pub expected: Option<u64>,
+    /// Stream version.
+    pub stream_version: u32,
+    /// Sender's kernel.
+    pub kernel_release: String,
+    /// Where the sender can go on.
+    pub resume: Option<ResumeToken>,
+    /// Who sends.
+    pub from: NodeName,
+}
+
+/// Head or a commit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum MountWhat {
+    /// The writable head.
+    Head,
+    /// A commit, read-only.
+    Commit(CommitId),
+}
+
+/// A job as the owner's Replica has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WantedJob {
+    /// For the engine.
+    pub spec: JobSpec,
+    /// Bytes per second, shared by its steps.
+    pub bandwidth: Option<u64>,
+}
+
+/// Whose job it is: that of an object, or one that the Filesystem makes for itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum JobKey {
+    /// Of the ReplicationJob with this UID.
+    Object(JobUid),
+    /// The transfer of this handoff.
+    Handoff(MigId),
+    /// The copy close behind a node that is about to be left.
+    Precopy,
+}
+
+impl JobKey {
+    /// The name it has in journal rows, in tasks and on the wire: there a job of the Filesystem's own borrows the UUID of what it is for, as
+    /// no object has that.
+    pub const fn uid(self, fs: FsId) -> JobUid {
+        match self {
+            Self::Object(uid) => uid,
+            Self::Handoff(mig) => JobUid::from_uuid(mig.uuid()),
+            Self::Precopy => JobUid::from_uuid(fs.uuid()),
+        }
+    }
+
+    /// Whose row that is, where `handoff` is in hand. The row of a handoff goes together with the handoff's own.
+    pub fn of_row(uid: JobUid, fs: FsId, handoff: Option<MigId>) -> Self {
+        match handoff {
+            _ if uid.uuid() == fs.uuid() => Self::Precopy,
+            Some(mig) if uid.uuid() == mig.uuid() => Self::Handoff(mig),
+            _ => Self::Object(uid),
+        }
+    }
+}
