@@ -46,6 +46,18 @@ links() {
   awk '/^```/ {code = !code} !code {gsub(/`[^`]*`/, ""); print}' "$1" | grep -oE '\]\([^) ]+\)' | sed -E 's/^\]\((.*)\)$/\1/' | grep -vE '^(https?:|mailto:)' || true
 }
 
+# promises.md: each `function` (file) is there, and each test: a function, or the id of an end-to-end case.
+promises() {
+  local name file
+  while IFS=$'\t' read -r name file; do
+    grep -qE "fn $name\b" "$file" 2>/dev/null || wrong "docs/promises.md names $name in $file, which has no such function"
+  done < <(grep -oE '`[a-z_]+` \([a-z/_.-]+\.rs\)' docs/promises.md | sed -E 's/`([a-z_]+)` \((.*)\)/\1\t\2/')
+  while read -r name; do
+    grep -rqE --include='*.rs' "fn $name\(|\"$name\"" engine operator node-agent cli api e2e || wrong "docs/promises.md names the test $name, which is not there"
+  done < <(awk -F'|' '/^\|/ && NF >= 5 {print $4}' docs/promises.md | grep -oE '`[^`]+`' | tr -d '`' | sort -u)
+}
+promises
+
 docs/picture/draw.sh --check architecture || bad=1
 
 count=0
