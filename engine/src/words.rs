@@ -169,3 +169,20 @@ impl JobKey {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use uuid::Uuid;
+
+    #[test]
+    fn a_jobs_row_leads_back_to_whose_it_is() {
+        let fs = FsId::from_uuid(Uuid::from_u128(1));
+        let mig = MigId::from_uuid(Uuid::from_u128(2));
+        for key in [JobKey::Object(JobUid::from_uuid(Uuid::from_u128(3))), JobKey::Handoff(mig), JobKey::Precopy] {
+            assert_eq!(JobKey::of_row(key.uid(fs), fs, Some(mig)), key);
+        }
+        // Of a handoff that is over nothing is left; a row of its name would be nobody's but an object's.
+        assert_eq!(JobKey::of_row(JobKey::Handoff(mig).uid(fs), fs, None), JobKey::Object(JobUid::from_uuid(mig.uuid())));
+    }
+}

@@ -340,6 +340,14 @@ mod tests {
     }
 
     #[test]
+    fn a_row_past_the_begin_without_its_final_commit_is_refused_not_guessed() {
+        use super::super::record::{Recovered, RowError};
+        let rows = |phase| vec![("migration".to_owned(), serde_json::to_vec(&row(phase, 1)).unwrap())];
+        assert!(Recovered::parse(&rows(MigrationPhase::Begun)).is_ok());
+        assert!(matches!(Recovered::parse(&rows(MigrationPhase::Frozen)), Err(RowError::Damaged { .. })));
+    }
+
+    #[test]
     fn each_row_of_version_1_is_a_state_and_that_state_is_the_row() {
         use MigrationPhase as P;
         let back = |row: MigrationRow| match in_hand(row) {
