@@ -1,4 +1,4 @@
-//! What the simulator found, and is held against: each fault of issue 11 that it can tell of, as a schedule with seeds.
+//! What the simulator found, and is held against: each fault of authority that it can tell of (their table is in docs/testing.md), as a schedule with seeds.
 //!
 //! A fault that is not mended yet must still be *found*: else the schedule would test nothing by the time it is. So whoever mends one
 //! sets `mended` here, and adds its hazard to `Hazards::MENDED`, so that the random runs are in that world too.
@@ -11,7 +11,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use support::schedules as s;
 
 struct Fault {
-    /// Number in issue 11.
+    /// Its number in the table.
     number: &'static str,
     name: &'static str,
     run: fn(u64, &mut Vec<String>),

@@ -130,7 +130,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     );
     let peers = PeerClient::new(context.clone(), ClientSettings { kernel_silence: settings.kernel_silence, ..ClientSettings::default() });
     let registry = Registry::default();
-    let node = Arc::new(Node::new(here, Arc::new(pool), journal, peers, api, metrics, registry.clone()));
+    let node = Arc::new(Node::new(here, Arc::new(pool), Arc::new(journal), Arc::new(peers), Arc::new(api), metrics, registry.clone()));
 
     let csi = match settings.csi.clone() {
         Some(csi) => Some(Csi::new(csi, node.clone(), pool_dev(&settings)?, own.clone(), ready.clone(), stop.clone())),

@@ -11,7 +11,7 @@ use dotgraft_engine::ids::NodeName;
 use dotgraft_engine::model::Reason;
 use tokio::net::TcpStream;
 
-use crate::actor::{Node, Order};
+use crate::actor::Node;
 
 /// A peer that takes longer to accept a connection is not back.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -28,7 +28,7 @@ impl Probe {
             let (probe, node) = (self.clone(), node.clone());
             tokio::spawn(async move {
                 if probe.is_back(&peer, answers(address).await) {
-                    node.order_all(&Order::PeerBack(peer));
+                    node.peer_back(&peer);
                 }
             });
         }

@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::actor::{self, Node, Order, translate};
+use crate::actor::{self, Node, Order, Orders, translate};
 use crate::cluster::pools::{Fact, OwnPool, PoolFacts};
 use crate::cluster::replicas::ReplicaEvent;
 use crate::driver::Space;
@@ -29,7 +29,7 @@ pub struct Supervisor {
     own: OwnPool,
     probe: Probe,
     /// Actors that live, with the slot's generation.
-    actors: BTreeMap<FsId, (mpsc::UnboundedSender<Order>, u64)>,
+    actors: BTreeMap<FsId, (Orders, u64)>,
     /// What is wanted, for an actor that ends just then.
     wanted: BTreeMap<FsId, Desired>,
     ended: (mpsc::UnboundedSender<FsId>, mpsc::UnboundedReceiver<FsId>),
@@ -86,7 +86,7 @@ impl Supervisor {
                 _ = account.tick() => self.account().await,
             }
         }
-        self.node.order_all(&Order::Stop);
+        self.node.stop_all();
     }
 
     fn on_event(&mut self, event: ReplicaEvent) {
@@ -102,7 +102,7 @@ impl Supervisor {
         self.synced = true;
         for (fs, (orders, _)) in &self.actors {
             if !self.wanted.contains_key(fs) {
-                let _ = orders.send(Order::Vanished);
+                orders.give(Order::Vanished);
             }
         }
     }

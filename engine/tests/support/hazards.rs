@@ -7,7 +7,7 @@ pub struct Hazards(u32);
 
 impl Hazards {
     pub const NONE: Self = Self(0);
-    /// Pods make subvolumes in the head (issue 11, fault 1).
+    /// Pods make subvolumes in the head (fault 1).
     pub const NESTED: Self = Self(1);
     /// Openings get old: an agent stands still with the answer in its socket, a clock jumps, the agent restarts (fault 5).
     pub const OLD_OPENINGS: Self = Self(1 << 1);

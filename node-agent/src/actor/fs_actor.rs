@@ -6,10 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dotgraft_engine::filesystem::{
-    Answer, CheckpointRow, Ctx, Desired, Event, Filesystem, FilesystemStatus, Intent, MountWhat, Out, ReceiveOffer, Recovered, ReqId, Row,
+    Answer, CheckpointRow, Ctx, Desired, Event, FilesystemStatus, Intent, MountWhat, Note, ReceiveOffer, Record, Recovered, ReqId, Row,
+    Task,
 };
-use dotgraft_engine::ids::{Fresh, FsId, NodeName, OpId};
+use dotgraft_engine::ids::{Fresh, FsId, OpId};
 use dotgraft_engine::model::{Problem, Reason};
+use dotgraft_engine::step::{Effect, Machine};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -17,39 +19,13 @@ use tracing::{Instrument, debug, error, info, warn};
 
 use super::handle::{FsHandle, MAILBOX, Offer, Reply, Request};
 use super::node::Node;
+use super::orders::{Order, Orders};
 use super::tasks::{self, TaskCtx};
 use crate::driver;
-use crate::journal::{Entry, JournalError, Op, Scope};
-
-/// What the actor hears from the supervisor.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Order {
-    /// The Replica object as it is now.
-    Desired(Desired),
-    /// The Replica object is gone.
-    Vanished,
-    /// That node can be reached again.
-    PeerBack(NodeName),
-    /// A Filesystem of this node starts from a commit here.
-    PinOrigin(FsId, dotgraft_engine::ids::CommitId, Answered),
-    /// It is gone.
-    UnpinOrigin(FsId),
-    /// Stop: the agent ends. Mounts stay as they are.
-    Stop,
-}
-
-/// Where an order's answer goes; compares as equal, as it says nothing about the order.
-#[derive(Debug, Clone)]
-pub struct Answered(pub Arc<std::sync::Mutex<Option<Plain>>>);
+use crate::journal::{Entry, Op, Scope};
 
 /// Yes, or why not.
 pub type Plain = oneshot::Sender<Result<(), Problem>>;
-
-impl PartialEq for Answered {
-    fn eq(&self, _: &Self) -> bool {
-        true
-    }
-}
 
 /// What a task says while it runs.
 #[derive(Debug)]
@@ -73,19 +49,15 @@ enum Waiting {
 
 /// See the module's documentation.
 pub struct FsActor {
-    fs: Filesystem,
+    machine: Machine<Waiting>,
     node: Arc<Node>,
     requests: mpsc::Receiver<Request>,
-    orders: mpsc::UnboundedReceiver<Order>,
+    orders: Orders,
     said: mpsc::Receiver<Said>,
     said_tx: mpsc::Sender<Said>,
     tasks: JoinSet<()>,
     cancels: BTreeMap<OpId, CancellationToken>,
-    waiting: BTreeMap<ReqId, Waiting>,
-    next_req: u64,
     status: watch::Sender<Arc<FilesystemStatus>>,
-    desired: Option<Order>,
-    failures: u32,
 }
 
 /// How to reach a running actor.
@@ -94,32 +66,19 @@ pub struct Started {
     /// For requests.
     pub handle: FsHandle,
     /// For orders of the supervisor.
-    pub orders: mpsc::UnboundedSender<Order>,
+    pub orders: Orders,
 }
 
 /// Starts the owner of `id`. It ends when nothing of the Filesystem is left, or on `Order::Stop`; `on_end` is then called.
 pub fn start(id: FsId, node: Arc<Node>, on_end: impl FnOnce() + Send + 'static) -> Started {
     let (request_tx, requests) = mpsc::channel(MAILBOX);
-    let (order_tx, orders) = mpsc::unbounded_channel();
+    let orders = Orders::default();
     let (said_tx, said) = mpsc::channel(64);
-    let fs = Filesystem::recover(id, node.here.clone(), 0, Recovered::default());
-    let (status, status_rx) = watch::channel(Arc::new(fs.status()));
+    let machine = Machine::new(id, node.here.clone());
+    let (status, status_rx) = watch::channel(Arc::new(machine.status()));
     let handle = FsHandle::new(id, request_tx, status_rx);
-    let actor = FsActor {
-        fs,
-        node,
-        requests,
-        orders,
-        said,
-        said_tx,
-        tasks: JoinSet::new(),
-        cancels: BTreeMap::new(),
-        waiting: BTreeMap::new(),
-        next_req: 0,
-        status,
-        desired: None,
-        failures: 0,
-    };
+    let (tasks, cancels) = (JoinSet::new(), BTreeMap::new());
+    let actor = FsActor { machine, node, requests, orders: orders.clone(), said, said_tx, tasks, cancels, status };
     let span = tracing::info_span!("filesystem", fs = %id);
     tokio::spawn(
         async move {
@@ -128,7 +87,7 @@ pub fn start(id: FsId, node: Arc<Node>, on_end: impl FnOnce() + Send + 'static) 
         }
         .instrument(span),
     );
-    Started { handle, orders: order_tx }
+    Started { handle, orders }
 }
 
 enum Next {
@@ -137,45 +96,41 @@ enum Next {
 }
 
 impl FsActor {
+    /// The loop of design §4. The machine keeps its order; here is what it needs of the world.
     async fn run(mut self) {
         self.recover().await;
-        let mut first = Some(Event::Start);
         loop {
-            let event = match first.take() {
+            let event = match self.machine.first() {
                 Some(event) => event,
                 None => match self.next_event().await {
                     Next::Event(event) => event,
                     Next::Stop => break,
                 },
             };
-            let mut out = Out::default();
-            self.fs.handle(event, &self.ctx(), &mut out); // engine: synchronous, total, no I/O
-            if let Err(e) = self.save(&out).await {
-                self.rebuild(&e).await;
-                first = Some(Event::Start);
-                continue;
+            let step = self.machine.handle(event, &self.ctx()); // engine: synchronous, total, no I/O
+            let journaled = self.save(step.records()).await;
+            let mut over = false;
+            for effect in self.machine.settle(step, journaled) {
+                over |= self.carry_out(effect).await;
             }
-            self.failures = 0;
-            let finished = out.finished;
-            self.carry_out(out);
-            if finished {
+            if over {
                 break;
             }
         }
+        self.orders.close();
         self.stop_tasks().await;
     }
 
     /// The only select!.
     async fn next_event(&mut self) -> Next {
-        let due = self.fs.next_wake();
+        let due = self.machine.next_wake();
         tokio::select! {
             biased;
-            Some(order) = self.orders.recv() => self.on_order(order),
+            order = self.orders.next() => self.on_order(order),
             Some(said) = self.said.recv() => Next::Event(self.on_said(said)),
             Some(request) = self.requests.recv() => Next::Event(self.on_request(request)),
             Some(_) = self.tasks.join_next(), if !self.tasks.is_empty() => Next::Event(Event::Timer),
             () = self.node.sleep_until(due.unwrap_or_default()), if due.is_some() => Next::Event(Event::Timer),
-            else => Next::Stop,
         }
     }
 
@@ -187,9 +142,6 @@ impl FsActor {
     // ---- what comes in ----
 
     fn on_order(&mut self, order: Order) -> Next {
-        if matches!(order, Order::Desired(_) | Order::Vanished) {
-            self.desired = Some(order.clone());
-        }
         if let Order::Desired(Desired { intent: Intent::Present(present), .. }) = &order {
             present.jobs.iter().for_each(|job| self.node.limits.set(job.spec.uid, job.bandwidth));
         }
@@ -197,13 +149,7 @@ impl FsActor {
             Order::Desired(d) => Event::Desired(d),
             Order::Vanished => Event::Vanished,
             Order::PeerBack(node) => Event::PeerBack(node),
-            Order::PinOrigin(by, commit, answer) => {
-                let sender = answer.0.lock().ok().and_then(|mut a| a.take());
-                match sender {
-                    Some(sender) => Event::PinOrigin(self.wait(Waiting::Plain(sender)), by, commit),
-                    None => Event::Timer,
-                }
-            }
+            Order::PinOrigin(by, commit, answer) => Event::PinOrigin(self.wait(Waiting::Plain(answer)), by, commit),
             Order::UnpinOrigin(by) => Event::UnpinOrigin(by),
             Order::Stop => return Next::Stop,
         })
@@ -247,20 +193,17 @@ impl FsActor {
     }
 
     fn wait(&mut self, waiting: Waiting) -> ReqId {
-        self.next_req += 1;
-        let req = ReqId(self.next_req);
-        self.waiting.insert(req, waiting);
-        req
+        self.machine.wait(waiting)
     }
 
     // ---- what goes out: records first, durably ----
 
-    async fn save(&self, out: &Out) -> Result<(), JournalError> {
-        if out.records.is_empty() {
+    async fn save(&self, records: &[Record]) -> Result<(), Problem> {
+        if records.is_empty() {
             return Ok(());
         }
         let mut entries = Vec::new();
-        for record in &out.records {
+        for record in records {
             let name = record.name();
             entries.extend(record.rows().into_iter().map(|row| Entry {
                 name,
@@ -272,49 +215,51 @@ impl FsActor {
             }));
         }
         let began = std::time::Instant::now();
-        self.node.journal.commit(Scope::Fs(self.fs.id()), entries).await?;
-        debug!(records = out.records.len(), ms = began.elapsed().as_millis(), "journaled");
+        self.node.journal.commit(Scope::Fs(self.machine.id()), entries).await.map_err(|e| {
+            error!("journal commit failed, rebuilding from the journal: {e}");
+            Problem::new(e.kind(), format!("the journal of this node can't be written: {e}"))
+        })?;
+        debug!(records = records.len(), ms = began.elapsed().as_millis(), "journaled");
         Ok(())
     }
 
-    fn carry_out(&mut self, out: Out) {
-        for op in out.cancels {
-            if let Some(token) = self.cancels.get(&op) {
-                token.cancel();
+    /// `true`: it is over.
+    async fn carry_out(&mut self, effect: Effect<Waiting>) -> bool {
+        match effect {
+            Effect::Cancel(op) => {
+                if let Some(token) = self.cancels.get(&op) {
+                    token.cancel();
+                }
             }
-        }
-        for (op, task) in out.tasks {
-            let cancel = CancellationToken::new();
-            self.cancels.insert(op, cancel.clone());
-            let transfer = match &task {
-                dotgraft_engine::filesystem::Task::Receive { req, .. } => match self.waiting.remove(req) {
-                    Some(Waiting::Receive(frames, replies)) => {
-                        self.waiting.insert(*req, Waiting::Verdict(replies.clone()));
-                        Some((frames, replies))
-                    }
-                    _ => None,
-                },
-                _ => None,
-            };
-            let ctx = TaskCtx { fs: self.fs.id(), op, node: self.node.clone(), said: self.said_tx.clone(), cancel };
-            self.tasks.spawn(tasks::run(ctx, task, transfer).in_current_span());
-        }
-        self.publish();
-        for (req, answer) in out.answers {
-            self.answer(req, answer);
-        }
-        for note in out.notes {
-            if note.warning {
-                warn!(reason = note.reason, "{}", note.message);
-            } else {
-                info!(reason = note.reason, "{}", note.message);
+            Effect::Start(op, task) => self.start(op, task),
+            Effect::Publish => self.publish(),
+            Effect::Answer(waiting, answer) => waiting.answer(answer),
+            Effect::Stray(req, answer) => error!(?req, ?answer, "an answer to nobody: a defect of ours"),
+            Effect::Tell(note) => self.tell(&note),
+            Effect::StopTasks => self.stop_tasks().await,
+            Effect::Refuse(waiting, problem) => waiting.refuse(problem),
+            Effect::Reload { after_ms } => {
+                tokio::time::sleep(Duration::from_millis(after_ms)).await;
+                self.recover().await;
             }
-            self.node.tell(self.fs.id(), &note);
+            Effect::End => return true,
         }
+        false
+    }
+
+    fn start(&mut self, op: OpId, task: Task) {
+        let cancel = CancellationToken::new();
+        self.cancels.insert(op, cancel.clone());
+        let transfer = match &task {
+            Task::Receive { req, .. } => self.machine.waiter(*req).and_then(Waiting::take_transfer),
+            _ => None,
+        };
+        let ctx = TaskCtx { fs: self.machine.id(), op, node: self.node.clone(), said: self.said_tx.clone(), cancel };
+        self.tasks.spawn(tasks::run(ctx, task, transfer).in_current_span());
     }
 
     fn publish(&mut self) {
-        let status = self.fs.status();
+        let status = self.machine.status();
         let changed = **self.status.borrow() != status;
         if changed {
             let status = Arc::new(status);
@@ -323,18 +268,13 @@ impl FsActor {
         }
     }
 
-    fn answer(&mut self, req: ReqId, answer: Answer) {
-        // A requester that has gone away needs no answer.
-        match (self.waiting.remove(&req), answer) {
-            (Some(Waiting::Plain(tx)), Answer::Plain(result)) => drop(tx.send(result)),
-            (Some(Waiting::Versions(tx)), Answer::Versions(result)) => drop(tx.send(result.map(|v| *v))),
-            (Some(Waiting::Fence(tx)), Answer::Fenced(result)) => drop(tx.send(result)),
-            (Some(Waiting::Checkpoint(tx)), Answer::Checkpointed) => drop(tx.send(())),
-            (Some(Waiting::Receive(_, replies)), Answer::Receive(result)) => verdict(&replies, result, true),
-            (Some(Waiting::Verdict(replies)), Answer::Receive(result)) => verdict(&replies, result, false),
-            (None, _) => {}
-            (Some(_), answer) => error!(?answer, "an answer of the wrong kind: a defect of ours"),
+    fn tell(&self, note: &Note) {
+        if note.warning {
+            warn!(reason = note.reason, "{}", note.message);
+        } else {
+            info!(reason = note.reason, "{}", note.message);
         }
+        self.node.tell(self.machine.id(), note);
     }
 
     // ---- recovery ----
@@ -344,8 +284,7 @@ impl FsActor {
             match self.load().await {
                 Ok(rows) => {
                     self.node.count_recovery();
-                    self.fs = Filesystem::recover(self.fs.id(), self.node.here.clone(), self.node.next_generation(), rows);
-                    return;
+                    return self.machine.recovered(self.node.next_generation(), rows);
                 }
                 Err(problem) => {
                     error!("the journal of this Filesystem can't be read, it stays closed: {problem}");
@@ -356,43 +295,8 @@ impl FsActor {
     }
 
     async fn load(&self) -> Result<Recovered, String> {
-        let rows = self.node.journal.load(Scope::Fs(self.fs.id())).await.map_err(|e| e.to_string())?;
+        let rows = self.node.journal.load(Scope::Fs(self.machine.id())).await.map_err(|e| e.to_string())?;
         Recovered::parse(&rows).map_err(|e| e.to_string())
-    }
-
-    /// A failed journal commit: nothing of the batch becomes visible; memory is dropped and rebuilt (design §4).
-    async fn rebuild(&mut self, e: &JournalError) {
-        self.failures += 1;
-        error!("journal commit failed, rebuilding from the journal: {e}");
-        let problem = Problem::new(e.kind(), format!("the journal of this node can't be written: {e}"));
-        self.stop_tasks().await;
-        for (_, waiting) in std::mem::take(&mut self.waiting) {
-            match waiting {
-                Waiting::Plain(tx) => drop(tx.send(Err(problem.clone()))),
-                Waiting::Versions(tx) => drop(tx.send(Err(problem.clone()))),
-                Waiting::Fence(tx) => drop(tx.send(Err(problem.clone()))),
-                Waiting::Receive(_, replies) | Waiting::Verdict(replies) => verdict(&replies, Err(problem.clone()), false),
-                Waiting::Checkpoint(_) => {}
-            }
-        }
-        let wait = Duration::from_millis(200u64 << self.failures.min(7));
-        tokio::time::sleep(wait).await;
-        self.recover().await;
-        // What is wanted is known still; the engine has forgotten it with the rest. It must not be lost to a second failure.
-        let wanted = match self.desired.clone() {
-            Some(Order::Desired(desired)) => Event::Desired(desired),
-            Some(Order::Vanished) => Event::Vanished,
-            _ => return,
-        };
-        loop {
-            let mut out = Out::default();
-            self.fs.handle(wanted.clone(), &self.ctx(), &mut out);
-            if self.save(&out).await.is_ok() {
-                return self.carry_out(out);
-            }
-            tokio::time::sleep(wait).await;
-            self.recover().await;
-        }
     }
 
     /// Cancels all tasks and waits for each: no two operations ever meet half-way.
@@ -409,6 +313,41 @@ impl FsActor {
         }
         while self.said.try_recv().is_ok() {}
         self.cancels.clear();
+    }
+}
+
+impl Waiting {
+    /// A transfer's frames go to its task; its last word is still owed.
+    fn take_transfer(&mut self) -> Option<tasks::Transfer> {
+        let Self::Receive(_, replies) = self else { return None };
+        let replies = replies.clone();
+        match std::mem::replace(self, Self::Verdict(replies.clone())) {
+            Self::Receive(frames, _) => Some((frames, replies)),
+            _ => None,
+        }
+    }
+
+    /// A requester that has gone away needs no answer.
+    fn answer(self, answer: Answer) {
+        match (self, answer) {
+            (Self::Plain(tx), Answer::Plain(result)) => drop(tx.send(result)),
+            (Self::Versions(tx), Answer::Versions(result)) => drop(tx.send(result.map(|v| *v))),
+            (Self::Fence(tx), Answer::Fenced(result)) => drop(tx.send(result)),
+            (Self::Checkpoint(tx), Answer::Checkpointed) => drop(tx.send(())),
+            (Self::Receive(_, replies), Answer::Receive(result)) => verdict(&replies, result, true),
+            (Self::Verdict(replies), Answer::Receive(result)) => verdict(&replies, result, false),
+            (_, answer) => error!(?answer, "an answer of the wrong kind: a defect of ours"),
+        }
+    }
+
+    fn refuse(self, problem: Problem) {
+        match self {
+            Self::Plain(tx) => drop(tx.send(Err(problem))),
+            Self::Versions(tx) => drop(tx.send(Err(problem))),
+            Self::Fence(tx) => drop(tx.send(Err(problem))),
+            Self::Receive(_, replies) | Self::Verdict(replies) => verdict(&replies, Err(problem), false),
+            Self::Checkpoint(_) => {}
+        }
     }
 }
 
@@ -441,3 +380,7 @@ fn engine_offer(offer: Offer) -> ReceiveOffer {
 pub(super) fn cancelled() -> Problem {
     Problem::new(Reason::Cancelled, "cancelled")
 }
+
+#[cfg(test)]
+#[path = "fs_actor_tests.rs"]
+mod tests;

@@ -3,16 +3,22 @@
 
 pub mod api;
 pub mod convert;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)] // a world of tests
+mod fakes;
 pub mod fs_actor;
 pub mod handle;
 pub mod node;
+mod orders;
+pub mod ports;
 mod receive;
 pub mod registry;
 mod send;
 mod tasks;
 pub mod translate;
 
-pub use fs_actor::{Order, start};
+pub use fs_actor::start;
 pub use handle::FsHandle;
 pub use node::Node;
+pub use orders::{Order, Orders};
 pub use registry::Registry;

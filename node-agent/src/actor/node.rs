@@ -6,18 +6,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use dotgraft_engine::filesystem::{FilesystemStatus, Here, Note};
-use dotgraft_engine::ids::{BootTime, FsId, Timestamp};
+use dotgraft_engine::ids::{BootTime, FsId, NodeName, Timestamp};
 use dotgraft_engine::model::Place;
-use tokio::sync::mpsc;
 
-use super::api::ClusterApi;
-use super::fs_actor::Order;
+use super::orders::{Order, Orders};
+use super::ports::{ApiPort, JournalPort, PeersPort};
 use super::registry::Registry;
 use crate::clock::{boot_clock, wall_clock};
 use crate::driver::Driver;
-use crate::journal::Journal;
 use crate::metrics::Metrics;
-use crate::peer::{Limits, PeerClient};
+use crate::peer::Limits;
 
 /// The runtime's timers stand still while the node is suspended, the boot clock doesn't: it is looked at again so often.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
@@ -29,18 +27,18 @@ pub struct Node {
     /// The disk.
     pub driver: Arc<dyn Driver>,
     /// Memory that survives.
-    pub journal: Journal,
+    pub journal: Arc<dyn JournalPort>,
     /// Other agents.
-    pub peers: PeerClient,
+    pub peers: Arc<dyn PeersPort>,
     /// The API server.
-    pub api: ClusterApi,
+    pub api: Arc<dyn ApiPort>,
     /// Figures.
     pub metrics: Metrics,
     /// Who lives here.
     pub registry: Registry,
     /// How fast its jobs may send.
     pub limits: Limits,
-    orders: Mutex<BTreeMap<FsId, mpsc::UnboundedSender<Order>>>,
+    orders: Mutex<BTreeMap<FsId, Orders>>,
     generation: AtomicU64,
 }
 
@@ -49,9 +47,9 @@ impl Node {
     pub fn new(
         here: Here,
         driver: Arc<dyn Driver>,
-        journal: Journal,
-        peers: PeerClient,
-        api: ClusterApi,
+        journal: Arc<dyn JournalPort>,
+        peers: Arc<dyn PeersPort>,
+        api: Arc<dyn ApiPort>,
         metrics: Metrics,
         registry: Registry,
     ) -> Self {
@@ -108,7 +106,7 @@ impl Node {
     }
 
     /// Registers the way to an actor.
-    pub fn enrol(&self, fs: FsId, orders: mpsc::UnboundedSender<Order>) {
+    pub fn enrol(&self, fs: FsId, orders: Orders) {
         self.orders.lock().unwrap_or_else(PoisonError::into_inner).insert(fs, orders);
     }
 
@@ -119,14 +117,21 @@ impl Node {
 
     /// Gives an order to the owner of `fs`; `false`: it does not live here.
     pub fn order(&self, fs: FsId, order: Order) -> bool {
-        let orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
-        orders.get(&fs).is_some_and(|tx| tx.send(order).is_ok())
+        let orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner).get(&fs).cloned();
+        orders.is_some_and(|orders| orders.give(order))
     }
 
-    /// To everyone.
-    pub fn order_all(&self, order: &Order) {
-        for tx in self.orders.lock().unwrap_or_else(PoisonError::into_inner).values() {
-            let _ = tx.send(order.clone());
+    /// That peer can be reached again: whoever waits for it goes on.
+    pub fn peer_back(&self, node: &NodeName) {
+        for orders in self.orders.lock().unwrap_or_else(PoisonError::into_inner).values() {
+            orders.give(Order::PeerBack(node.clone()));
+        }
+    }
+
+    /// Every actor ends.
+    pub fn stop_all(&self) {
+        for orders in self.orders.lock().unwrap_or_else(PoisonError::into_inner).values() {
+            orders.give(Order::Stop);
         }
     }
 

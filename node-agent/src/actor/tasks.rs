@@ -9,9 +9,10 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::convert;
-use super::fs_actor::{Answered, Order, Said, cancelled};
+use super::fs_actor::{Said, cancelled};
 use super::handle::{Frame, Reply};
 use super::node::Node;
+use super::orders::Order;
 use super::{receive, send};
 use crate::driver::{self, Driver, DriverError};
 
@@ -221,8 +222,7 @@ fn destroy(d: &dyn Driver, fs: FsId, qgroup: u64) -> Result<TaskDone, DriverErro
 
 async fn pin_origin(ctx: &TaskCtx, origin: Origin) -> Result<TaskDone, Problem> {
     let (tx, rx) = oneshot::channel();
-    let answer = Answered(Arc::new(std::sync::Mutex::new(Some(tx))));
-    if !ctx.node.order(origin.fs_id, Order::PinOrigin(ctx.fs, origin.commit, answer)) {
+    if !ctx.node.order(origin.fs_id, Order::PinOrigin(ctx.fs, origin.commit, tx)) {
         return Err(Problem::new(
             Reason::NotFound,
             format!("Filesystem {} is not on this node; a Branch starts where its origin is", origin.fs_id),
