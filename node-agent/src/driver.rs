@@ -21,13 +21,13 @@ pub enum DriverError {
     /// The named thing is not in the pool.
     #[error("not found: {0}")]
     NotFound(String),
-    /// A nested subvolume is inside the head (path relative to it).
-    #[error("nested subvolume at `{0}`: delete it or move it out of the volume, then the commit goes on by itself")]
+    /// What is nested in the head can't be made part of a commit.
+    #[error("{0}: a commit has nested subvolumes as directories; delete this one or move it out of the volume, then it goes on by itself")]
     NestedSubvolume(String),
     /// Someone has it mounted.
     #[error("mounted by {0}")]
     Mounted(String),
-    /// A write slipped between snapshot and check of a fence.
+    /// The head is not frozen, or a write slipped between snapshot and check of a final commit.
     #[error("the head changed while it was being fenced: {0}")]
     FenceRaced(String),
     /// The pool is read-only, failed, or another pool than expected.
@@ -169,11 +169,22 @@ pub struct Usage {
     pub limit: u64,
 }
 
+/// Subvolumes that a pod has made inside the volume, and that are plain directories in a commit of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Folded {
+    /// How many are directly in the head.
+    pub count: usize,
+    /// Path of one, relative to the head, lossily as text.
+    pub first: String,
+}
+
 /// What a commit cost.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct CommitDone {
     /// Data bytes in extents newer than the parent's generation, if it was measured.
     pub changed_bytes: Option<u64>,
+    /// What was nested in it, if anything and if it was taken just now.
+    pub folded: Option<Folded>,
 }
 
 /// Who has something mounted: a line for a condition.
@@ -187,11 +198,13 @@ pub struct Holder {
     pub mount_point: PathBuf,
 }
 
-/// Proof of a fence: the snapshot holds all that was acknowledged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Proof of a final commit: the snapshot holds all that was acknowledged.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fenced {
     /// Generation of head and snapshot, equal.
     pub generation: u64,
+    /// What is nested in the head, if anything.
+    pub folded: Option<Folded>,
 }
 
 /// What to mount.
@@ -249,7 +262,8 @@ pub trait Driver: Send + Sync + 'static {
     fn write_meta(&self, meta: &FsMeta) -> Result<(), DriverError>;
     /// Creates the head: empty, or a writable snapshot of a commit (of this or another Filesystem). Durable. An existing head stays.
     fn create_head(&self, fs: FsId, qgroup: u64, from: Option<Origin>) -> Result<(), DriverError>;
-    /// Takes a commit of the head, or finds that it is there: nested-subvolume check, write-back, metadata written and fsynced, `snapshot -r`.
+    /// Takes a commit of the head, or finds that it is there: write-back, metadata written and fsynced, `snapshot -r`. A nested subvolume
+    /// is a plain directory in it, as of a moment of its own.
     fn commit(&self, qgroup: u64, commit: &Commit) -> Result<CommitDone, DriverError>;
     /// Replaces the metadata beside a commit (for `kept`), durably.
     fn write_commit_meta(&self, commit: &Commit) -> Result<(), DriverError>;
@@ -275,9 +289,13 @@ pub trait Driver: Send + Sync + 'static {
     fn mount(&self, fs: FsId, what: MountWhat, target: &Path, read_only: bool) -> Result<(), DriverError>;
     /// Unmounts; what is not mounted is success.
     fn unmount(&self, target: &Path) -> Result<(), DriverError>;
-    /// The fence of storage.md §3 with its snapshot under `commits/<commit>`; afterwards nothing can write the head.
-    fn fence(&self, qgroup: u64, commit: &Commit) -> Result<Fenced, DriverError>;
-    /// Makes the head writable again.
+    /// Afterwards nothing can write the head, nor what is nested in it (storage.md §3). Ioctls only; waits for nobody, and refuses for nobody
+    /// who has it mounted.
+    fn freeze(&self, fs: FsId) -> Result<(), DriverError>;
+    /// Write-back, then the snapshot `commits/<commit>` of the frozen head, and the proof that it holds all of it. `FenceRaced` if it is not
+    /// frozen. Writes the whole pool back, so it takes as long as that does.
+    fn final_commit(&self, qgroup: u64, commit: &Commit) -> Result<Fenced, DriverError>;
+    /// Makes the head, and what a freeze has frozen in it, writable again.
     fn thaw(&self, fs: FsId) -> Result<(), DriverError>;
     /// Whether the head is read-only now (fenced).
     fn is_fenced(&self, fs: FsId) -> Result<bool, DriverError>;

@@ -4,19 +4,43 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Parser;
+use anyhow::Context as _;
+use clap::{Parser, Subcommand};
 use dotgraft_agent::app::{self, Settings};
 use dotgraft_agent::btrfs::PoolSource;
 use dotgraft_agent::csi::CsiSettings;
 use dotgraft_agent::logging::{self, Format};
 use dotgraft_api::quantity::parse_quantity;
-use dotgraft_engine::ids::NodeName;
+use dotgraft_engine::ids::{FsId, NodeName};
 use tokio_util::sync::CancellationToken;
 
 /// The agent of a node: owns the Filesystems in its pool.
 #[derive(Debug, Parser)]
-#[command(version)]
+#[command(version, subcommand_negates_reqs = true, args_conflicts_with_subcommands = true)]
 struct Args {
+    #[command(subcommand)]
+    instead: Option<Instead>,
+    #[command(flatten)]
+    agent: Option<AgentArgs>,
+}
+
+/// What it does instead of being the agent.
+#[derive(Debug, Subcommand)]
+enum Instead {
+    /// Makes the head of a Filesystem unwritable, and what is nested in it, with nothing but ioctls; for a guard of the agent.
+    #[command(hide = true)]
+    Freeze {
+        /// Where the pool is mounted.
+        #[arg(long)]
+        pool: PathBuf,
+        /// The Filesystem.
+        #[arg(long)]
+        fs: FsId,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+struct AgentArgs {
     /// Name of the Node object.
     #[arg(long, env = "NODE_NAME")]
     node_name: String,
@@ -71,7 +95,7 @@ struct Args {
     log_format: Option<Format>,
 }
 
-impl Args {
+impl AgentArgs {
     fn settings(self) -> anyhow::Result<Settings> {
         let pool = match (self.pool_file, self.pool_device) {
             (Some(path), _) => PoolSource::File { path, size_bytes: parse_quantity(&self.pool_file_size)? },
@@ -99,9 +123,20 @@ impl Args {
     }
 }
 
-#[tokio::main]
-async fn main() -> anyhow::Result<()> {
+fn main() -> anyhow::Result<()> {
     let args = Args::parse();
+    match (args.instead, args.agent) {
+        (Some(Instead::Freeze { pool, fs }), _) => {
+            let root = std::fs::File::open(&pool).with_context(|| format!("open {}", pool.display()))?;
+            Ok(dotgraft_agent::btrfs::freeze(root, fs)?)
+        }
+        (None, Some(agent)) => be_the_agent(agent),
+        (None, None) => anyhow::bail!("see --help"),
+    }
+}
+
+#[tokio::main]
+async fn be_the_agent(args: AgentArgs) -> anyhow::Result<()> {
     logging::init(args.log_format);
     let stop = CancellationToken::new();
     let signalled = stop.clone();

@@ -363,7 +363,7 @@ fn verity_and_streams_without_data_are_unsupported() {
     for kind in [Kind::EnableVerity, Kind::UpdateExtent] {
         let mut stream = Stream::new(2);
         stream.begin(false);
-        stream.push(kind as u16, &[(15, b"a")]);
+        stream.push(kind as u16, &[(15, b"a"), (18, &[0; 8]), (4, &[0; 8])]);
         let mut applier = Applier::new(open(&stage.pool.path("work")), None, ContentClass::Trusted, Limits::default()).unwrap();
         assert_eq!(applier.feed(&stream.bytes()).unwrap_err().kind(), Reason::Unsupported);
     }

@@ -26,6 +26,7 @@ pub mod life;
 pub mod links;
 pub mod locality;
 pub mod moving;
+pub mod nested;
 pub mod node;
 pub mod partition;
 pub mod peers;
@@ -55,6 +56,7 @@ pub fn all() -> Vec<Case> {
         resume::cases(),
         fence::cases(),
         moving::cases(),
+        nested::cases(),
         reset::cases(),
         cli::cases(),
         drain::cases(),

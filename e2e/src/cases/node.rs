@@ -2,8 +2,6 @@
 //! and what users put into their volumes (failures.md rows 10, 26, 28).
 
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
-use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,7 +21,6 @@ const STEP: Duration = Duration::from_secs(90);
 /// The cases of this file.
 pub fn cases() -> Vec<Case> {
     vec![
-        Case::new("26-nested", "a nested subvolume: NestedSubvolume, by path", nested),
         Case::new("26-names", "names of 255 bytes of anything, and many hard links, arrive exactly", names),
         Case::new("11-live", "a full volume fails writes of its own only; a delete frees it", full),
         Case::new("11-journal", "no space for the journal: nothing of the batch is seen, and it goes on by itself", journal_full),
@@ -33,29 +30,6 @@ pub fn cases() -> Vec<Case> {
         Case::new("28-killed", "an agent killed 100 times under write load: one superblock, no lost byte", killed),
         Case::new("24-no-disk", "a node started without its pool: PoolMissing, never an empty volume", no_disk).own(Options::default()),
     ]
-}
-
-async fn nested(t: Arc<Test>) -> Result<()> {
-    let fs_id = t.dot("d", "n1").await?;
-    let head = t.mount("n1", &fs_id).await?;
-    let inner = head.join("inner");
-    btrfs(&["subvolume", "create"], &inner)?;
-    t.create("Commit", "c", &json!({"source": {"kind": "Dot", "name": "d"}})).await?;
-    eventually("the commit to be refused by path", STEP, || async {
-        let replica = t.replica(&fs_id, "n1").await?.to_string();
-        ensure!(replica.contains("NestedSubvolume") && replica.contains("inner"), "not yet");
-        Ok(())
-    })
-    .await?;
-    btrfs(&["subvolume", "delete"], &inner)?;
-    t.ready("Commit", "c").await?;
-    t.unmount(&head).await
-}
-
-fn btrfs(verb: &[&str], path: &Path) -> Result<()> {
-    let output = Command::new("btrfs").args(verb).arg(path).output().context("running btrfs")?;
-    ensure!(output.status.success(), "btrfs {verb:?}: {}", String::from_utf8_lossy(&output.stderr));
-    Ok(())
 }
 
 async fn names(t: Arc<Test>) -> Result<()> {

@@ -70,7 +70,7 @@ pub const WANTED: [(&str, &str); 74] = [
     ("25-read-only", "a pool forced read-only: PoolFailed, reads stay"),
     ("25-checksum", "a checksum error stops the send; it never spreads"),
     ("25-pods", "a pool forced read-only under pods: only they feel it"),
-    ("26-nested", "a nested subvolume: NestedSubvolume, by path"),
+    ("26-nested", "nested subvolumes are directories in commits, and nothing waits for them"),
     ("26-names", "names of 255 bytes of anything, and many hard links, arrive exactly"),
     ("27-drain", "a drained node's volumes move, and what can't is listed"),
     ("28-killed", "an agent killed 100 times under write load: one superblock, no lost byte"),

@@ -299,11 +299,17 @@ impl Driver for FakeDriver {
         self.disk().mounts.remove(target);
         Ok(())
     }
-    fn fence(&self, _: u64, commit: &Commit) -> Result<Fenced, DriverError> {
+    fn freeze(&self, _: FsId) -> Result<(), DriverError> {
+        self.disk().fenced = true;
+        Ok(())
+    }
+    fn final_commit(&self, _: u64, commit: &Commit) -> Result<Fenced, DriverError> {
         let mut disk = self.disk();
+        if !disk.fenced {
+            return Err(DriverError::FenceRaced("not frozen".into()));
+        }
         disk.commits.insert(commit.id, commit.clone());
-        disk.fenced = true;
-        Ok(Fenced { generation: 1 })
+        Ok(Fenced { generation: 1, folded: None })
     }
     fn thaw(&self, _: FsId) -> Result<(), DriverError> {
         self.disk().fenced = false;

@@ -208,7 +208,8 @@ fn fence(d: &dyn Driver, fs: FsId, qgroup: u64, commit: &dotgraft_engine::model:
     if !holders.is_empty() && !force {
         return Err(DriverError::Mounted(held_by(&holders)));
     }
-    d.fence(qgroup, commit).map(|f| TaskDone::Fenced { generation: f.generation })
+    d.freeze(fs)?;
+    d.final_commit(qgroup, commit).map(|f| TaskDone::Fenced { generation: f.generation })
 }
 
 /// A mounted subvolume would vanish without a word to its users: looked at right before (storage.md §3).

@@ -9,7 +9,7 @@ use rustix::io::Errno;
 
 use super::fsx::{self, Context, What, fail};
 use super::subvol::Subvol;
-use super::{BtrfsPool, estimate, ioctl, layout, meta, mounts, quota, subvol};
+use super::{BtrfsPool, estimate, fold, ioctl, layout, meta, mounts, quota, subvol};
 use crate::driver::{CommitDone, DriverError, FsMeta};
 
 /// The measuring of a commit's size may take this long.
@@ -82,27 +82,12 @@ impl BtrfsPool {
     pub(super) fn take_commit(&self, qgroup: u64, commit: &Commit) -> Result<CommitDone, DriverError> {
         let commits = self.fs_sub(commit.fs_id, layout::COMMITS)?;
         if let Some(there) = existing(&commits, commit)? {
-            return Ok(CommitDone { changed_bytes: self.measure(commit, &there) });
+            return Ok(CommitDone { changed_bytes: self.measure(commit, &there), folded: None });
         }
         self.check_room()?;
-        let head = self.head(commit.fs_id)?;
-        self.refuse_nested(&head)?;
-        snapshot_commit(&commits, &head, qgroup, commit)?;
-        // One made between the check and the snapshot is an empty directory in it: not what the user has.
-        if let Err(nested) = self.refuse_nested(&head) {
-            self.remove_commit(commit.fs_id, commit.id)?;
-            return Err(nested);
-        }
+        let folded = fold::take(self, &commits, &self.head(commit.fs_id)?, qgroup, commit)?;
         let taken = subvol::open(&commits, &commit.id.to_string())?;
-        Ok(CommitDone { changed_bytes: self.measure(commit, &taken) })
-    }
-
-    /// A nested subvolume would be an empty directory in every snapshot.
-    pub(super) fn refuse_nested(&self, head: &Subvol) -> Result<(), DriverError> {
-        match subvol::first_nested(self.root(), head)? {
-            Some(path) => Err(DriverError::NestedSubvolume(path)),
-            None => Ok(()),
-        }
+        Ok(CommitDone { changed_bytes: self.measure(commit, &taken), folded })
     }
 
     fn measure(&self, commit: &Commit, taken: &Subvol) -> Option<u64> {

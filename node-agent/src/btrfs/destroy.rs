@@ -47,7 +47,7 @@ impl BtrfsPool {
 
     /// Deleting what is nested writes in the head: its fence and the limits go.
     fn open_to_nested(&self, head: &Subvol, groups: &[u64]) -> Result<(), DriverError> {
-        if subvol::first_nested(self.root(), head)?.is_some() {
+        if !subvol::children(self.root(), head.info.id)?.is_empty() {
             for group in groups {
                 fsx::gone_is_fine(quota::set_limit(&self.root, *group, 0))?;
             }

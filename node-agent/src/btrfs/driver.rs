@@ -80,8 +80,11 @@ impl Driver for BtrfsPool {
     fn unmount(&self, target: &Path) -> Result<(), DriverError> {
         mounts::unmount(target)
     }
-    fn fence(&self, qgroup: u64, commit: &Commit) -> Result<Fenced, DriverError> {
-        self.fence_head(qgroup, commit)
+    fn freeze(&self, fs: FsId) -> Result<(), DriverError> {
+        super::freeze(&self.root, fs)
+    }
+    fn final_commit(&self, qgroup: u64, commit: &Commit) -> Result<Fenced, DriverError> {
+        self.commit_frozen(qgroup, commit)
     }
     fn thaw(&self, fs: FsId) -> Result<(), DriverError> {
         self.thaw_head(fs)

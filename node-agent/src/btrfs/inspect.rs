@@ -44,7 +44,7 @@ impl BtrfsPool {
     fn look_at_commits(&self, fs: FsId, found: &mut Found) -> Result<(), DriverError> {
         let Some(commits) = fsx::maybe(self.fs_sub(fs, layout::COMMITS))? else { return Ok(()) };
         let names = fsx::names(&commits)?;
-        for name in &names {
+        for name in names.iter().filter(|name| !layout::is_work(name)) {
             if let Some(id) = name.strip_suffix(".json").and_then(|id| id.parse::<CommitId>().ok()) {
                 // Metadata without its snapshot: a commit that did not happen, or half of a deletion.
                 if fsx::what(&commits, &id.to_string())?.is_none() {

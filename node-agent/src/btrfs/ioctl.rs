@@ -6,7 +6,7 @@
 #![allow(unsafe_code)] // the one file where it is allowed (style.md rule 6)
 
 use std::ffi::c_void;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use rustix::io::{Errno, Result};
 use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, ioctl, opcode};
@@ -22,6 +22,7 @@ const QUOTA_ENABLE_SIMPLE: u64 = 4;
 const LIMIT_MAX_RFER: u64 = 1 << 0;
 /// As a limit: take the limit away.
 const LIMIT_CLEAR: u64 = u64::MAX;
+const SEND_NO_DATA: u64 = 1 << 0;
 const SEND_VERSION: u64 = 1 << 3;
 const SEND_COMPRESSED: u64 = 1 << 4;
 const LO_AUTOCLEAR: u32 = 4;
@@ -175,6 +176,16 @@ struct LoopConfig {
     reserved: [u64; 8],
 }
 
+/// `struct file_handle` with btrfs' own form of it (`fs/btrfs/export.h`): an inode of a tree, and the inode's generation, 0 for any.
+#[repr(C)]
+struct InodeHandle {
+    bytes: u32,
+    kind: i32,
+    inode: [u8; 8],
+    tree: [u8; 8],
+    generation: u32,
+}
+
 const fn size<T>() -> usize {
     std::mem::size_of::<T>()
 }
@@ -191,6 +202,11 @@ const _: () = assert!(size::<FsInfoArgs>() == 1024);
 const _: () = assert!(size::<DevInfoArgs>() == 4096);
 const _: () = assert!(size::<LoopInfo64>() == 232);
 const _: () = assert!(size::<LoopConfig>() == 304);
+const _: () = assert!(size::<InodeHandle>() == 8 + HANDLE_BYTES as usize);
+
+/// `FILEID_BTRFS_WITHOUT_PARENT`.
+const HANDLE_KIND: i32 = 0x4d;
+const HANDLE_BYTES: u32 = 20;
 
 /// Bytes of `btrfs_ioctl_search_args_v2` before its buffer.
 const SEARCH_HEADER: usize = 112;
@@ -422,6 +438,22 @@ pub fn ino_path(fd: impl AsFd, tree: u64, inode: u64) -> Result<Vec<u8>> {
     Ok(args.name.iter().copied().take_while(|b| *b != 0).collect())
 }
 
+/// Opens the inode of a tree for reading, by `open_by_handle_at`: wherever in the pool it is, whatever it is called, however deep, and
+/// also while somebody renames it. `NOENT` if it is gone. Needs `CAP_DAC_READ_SEARCH`.
+pub fn open_inode(pool: impl AsFd, tree: u64, inode: u64) -> Result<OwnedFd> {
+    let mut handle =
+        InodeHandle { bytes: HANDLE_BYTES, kind: HANDLE_KIND, inode: inode.to_ne_bytes(), tree: tree.to_ne_bytes(), generation: 0 };
+    let flags = libc::O_RDONLY | libc::O_CLOEXEC | libc::O_NONBLOCK | libc::O_NOCTTY;
+    // SAFETY: the kernel reads the header and `bytes` bytes after it, all inside `handle`, which outlives the call.
+    let fd = unsafe { libc::open_by_handle_at(pool.as_fd().as_raw_fd(), (&raw mut handle).cast(), flags) };
+    if fd < 0 {
+        let errno = std::io::Error::last_os_error().raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error);
+        return Err(if errno == Errno::STALE { Errno::NOENT } else { errno });
+    }
+    // SAFETY: the call has just given this descriptor to us, and to nobody else.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
 /// Bounds of one `TREE_SEARCH_V2`; the kernel gives items whose composite key lies between `min` and `max`.
 #[derive(Debug, Clone, Copy)]
 pub struct SearchKey {
@@ -557,6 +589,8 @@ pub struct SendHow {
     pub version: u32,
     /// Compressed extents travel as they are (protocol 2).
     pub compressed: bool,
+    /// The content of files is only named, not sent.
+    pub without_data: bool,
 }
 
 /// `SEND`: writes the stream of the read-only subvolume to `to`; blocks until its end. `PIPE` when the reader went away.
@@ -567,7 +601,9 @@ pub fn send(subvol: impl AsFd, to: impl AsFd, how: SendHow) -> Result<()> {
         clone_sources_count: u64::from(how.base.is_some()),
         clone_sources: if how.base.is_some() { clones.as_ptr() } else { std::ptr::null() },
         parent_root: how.base.unwrap_or(0),
-        flags: if how.version > 1 { SEND_VERSION } else { 0 } | if how.compressed { SEND_COMPRESSED } else { 0 },
+        flags: if how.version > 1 { SEND_VERSION } else { 0 }
+            | if how.compressed { SEND_COMPRESSED } else { 0 }
+            | if how.without_data { SEND_NO_DATA } else { 0 },
         version: if how.version > 1 { how.version } else { 0 },
         reserved: [0; 28],
     };

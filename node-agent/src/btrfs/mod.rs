@@ -9,6 +9,7 @@ mod driver;
 pub mod encoded;
 mod estimate;
 mod fence;
+mod fold;
 mod fsx;
 mod inspect;
 pub mod ioctl;
@@ -33,6 +34,7 @@ use std::sync::Mutex;
 
 use dotgraft_engine::ids::{CommitId, FsId};
 
+pub use fence::freeze;
 pub use pool::{LABEL, PoolError, PoolSource, refuse_if_in_use};
 pub use send::SendOptions;
 pub use space::metadata_floor;
@@ -47,6 +49,19 @@ mod layout {
     pub const COMMITS: &str = "commits";
     pub const INCOMING: &str = "incoming";
     pub const CHECKPOINTS: &str = "checkpoints";
+
+    /// Beside the commits: one that is being put together. No commit's id looks like it.
+    pub fn work(commit: &str) -> String {
+        format!("{commit}.work")
+    }
+    /// Beside the commits: what is being brought into it.
+    pub fn part(commit: &str) -> String {
+        format!("{commit}.part")
+    }
+    /// One of these two: of an attempt that was interrupted, if none is under way.
+    pub fn is_work(name: &str) -> bool {
+        [".work", ".part"].iter().any(|end| name.ends_with(end))
+    }
 }
 
 /// An open pool. The lock on it goes with this value; the mount stays for pods and for the agent's next life.

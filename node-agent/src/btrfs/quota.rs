@@ -81,6 +81,35 @@ fn from_tree(root: BorrowedFd<'_>, n: u64) -> Result<Usage, DriverError> {
     if found { Ok(usage) } else { Err(DriverError::NotFound(format!("qgroup 1/{n}"))) }
 }
 
+/// Limit of a subvolume's own qgroup `0/<id>`, bytes; `None` for none.
+pub fn own_limit(root: BorrowedFd<'_>, subvolume: u64) -> Result<Option<u64>, DriverError> {
+    let item = (0, kind::QGROUP_LIMIT, subvolume);
+    let key = SearchKey { tree: QUOTA_TREE, min: item, max: item, min_transid: 0 };
+    let mut limit = None;
+    search::for_each(root, key, 4 << 10, |item| {
+        if item.kind == kind::QGROUP_LIMIT && item.u64_at(0).unwrap_or(0) & 1 != 0 {
+            limit = item.u64_at(8);
+        }
+        ControlFlow::Continue(())
+    })
+    .doing(|| "read the quota tree".to_owned())?;
+    Ok(limit)
+}
+
+/// Sets or (with `None`) removes the limit of a subvolume's own qgroup; a qgroup that is missing is made.
+pub fn set_own_limit(root: BorrowedFd<'_>, subvolume: u64, bytes: Option<u64>) -> Result<(), DriverError> {
+    let set = || ioctl::qgroup_limit(root, subvolume, bytes);
+    match set() {
+        Err(Errno::NOENT) if bytes.is_some() => {
+            let _ = ioctl::qgroup_create(root, subvolume, true); // it may be there by now; else the next call says why not
+            set()
+        }
+        Err(Errno::NOENT) => Ok(()),
+        other => other,
+    }
+    .doing(|| format!("limit of qgroup 0/{subvolume}"))
+}
+
 /// Numbers `n` of all level-1 qgroups.
 pub fn numbers(root: BorrowedFd<'_>) -> Result<BTreeSet<u64>, DriverError> {
     let key = SearchKey {

@@ -118,6 +118,13 @@ pub struct Child {
     pub name: Vec<u8>,
 }
 
+impl Child {
+    /// Its name, for a message.
+    pub fn shown(&self) -> String {
+        String::from_utf8_lossy(&self.name).into_owned()
+    }
+}
+
 /// The subvolumes directly inside the tree `parent`.
 pub fn children(fd: BorrowedFd<'_>, parent: u64) -> Result<Vec<Child>> {
     let key = SearchKey { tree: ROOT_TREE, min: (parent, kind::ROOT_REF, 0), max: (parent, kind::ROOT_REF, u64::MAX), min_transid: 0 };

@@ -12,9 +12,11 @@ use rustix::pipe::PipeFlags;
 
 use super::BtrfsPool;
 use super::fsx::{Context, fail};
+use super::ioctl::SubvolInfo;
 use super::ioctl::{self, SendHow};
 use super::pause::Pause;
 use super::readahead::{self, Job, Progress};
+use super::subvol::Subvol;
 use crate::driver::DriverError;
 
 /// Newest stream protocol that our receiver and the measurements know.
@@ -52,30 +54,38 @@ impl BtrfsPool {
             return Err(DriverError::Unsupported(format!("send stream version {} (compressed: {})", options.version, options.compressed)));
         }
         let base = base.map(|b| self.commit_subvol(fs, b)).transpose()?.map(|b| b.info);
-        let target = self.commit_subvol(fs, target)?;
-        let what = || "start a send".to_owned();
-        let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).doing(what)?;
-        let _ = rustix::pipe::fcntl_setpipe_size(&writer, PIPE); // a smaller one is only slower
-
-        let progress = Arc::new(Progress::default());
-        let job = Job {
-            root: target.fd.try_clone().doing(what)?,
-            tree: target.info.id,
-            newer_than: base.map_or(0, |b| b.created),
-            skip_compressed: options.compressed,
-        };
-        let how = SendHow { base: base.map(|b| b.id), version: options.version, compressed: options.compressed };
-        let mut stream = SendStream { pipe: Some(reader), sender: None, ahead: None, progress, failed: None, pause: Pause::default() };
-        // `writer` moves into the thread and is closed with it: that is the end of the stream.
-        let send = move || ioctl::send(&target.fd, &writer, how);
-        stream.sender = Some(std::thread::Builder::new().name("send".to_owned()).spawn(send).doing(what)?);
-        if options.read_ahead {
-            let shared = Arc::clone(&stream.progress);
-            let run = move || readahead::run(&job, &shared);
-            stream.ahead = Some(std::thread::Builder::new().name("read-ahead".to_owned()).spawn(run).doing(what)?);
-        }
-        Ok(stream)
+        start(self.commit_subvol(fs, target)?, base, options, false)
     }
+}
+
+/// Sends all of a read-only subvolume to a receiver in this pool: the content of files is only named.
+pub(super) fn without_data(target: Subvol) -> Result<SendStream, DriverError> {
+    start(target, None, SendOptions { version: 1, compressed: false, read_ahead: false }, true)
+}
+
+fn start(target: Subvol, base: Option<SubvolInfo>, options: SendOptions, without_data: bool) -> Result<SendStream, DriverError> {
+    let what = || "start a send".to_owned();
+    let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).doing(what)?;
+    let _ = rustix::pipe::fcntl_setpipe_size(&writer, PIPE); // a smaller one is only slower
+
+    let progress = Arc::new(Progress::default());
+    let job = Job {
+        root: target.fd.try_clone().doing(what)?,
+        tree: target.info.id,
+        newer_than: base.map_or(0, |b| b.created),
+        skip_compressed: options.compressed,
+    };
+    let how = SendHow { base: base.map(|b| b.id), version: options.version, compressed: options.compressed, without_data };
+    let mut stream = SendStream { pipe: Some(reader), sender: None, ahead: None, progress, failed: None, pause: Pause::default() };
+    // `writer` moves into the thread and is closed with it: that is the end of the stream.
+    let send = move || ioctl::send(&target.fd, &writer, how);
+    stream.sender = Some(std::thread::Builder::new().name("send".to_owned()).spawn(send).doing(what)?);
+    if options.read_ahead {
+        let shared = Arc::clone(&stream.progress);
+        let run = move || readahead::run(&job, &shared);
+        stream.ahead = Some(std::thread::Builder::new().name("read-ahead".to_owned()).spawn(run).doing(what)?);
+    }
+    Ok(stream)
 }
 
 impl SendStream {

@@ -8,7 +8,7 @@ use dotgraft_engine::ids::{FsId, PoolId};
 
 use super::fsx::{self, Context, What};
 use super::pool::{self, PoolError, PoolSource};
-use super::{BtrfsPool, ioctl, layout, locked, meta, quota, subvol};
+use super::{BtrfsPool, fold, ioctl, layout, locked, meta, quota, subvol};
 use crate::driver::{DriverError, PoolInfo};
 
 /// A subvolume of a Filesystem that was not in its level-1 qgroup; the check puts it in.
@@ -91,6 +91,7 @@ impl BtrfsPool {
         // A directory without fs.json is a `prepare` or `destroy` that a crash cut short; its actor repeats it.
         let Some(meta) = fsx::maybe(meta::read_fs(&dir, self.info.id))? else { return Ok(Vec::new()) };
         used.insert(meta.qgroup);
+        fsx::maybe(self.fs_sub(fs, layout::COMMITS).and_then(|commits| fold::sweep(self, &commits)))?;
         let mut strays = Vec::new();
         for path in self.subvolumes_of(fs)? {
             let subvol = subvol::open(&dir, &path)?;

@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{IFlags, Mode, OFlags, ResolveFlags};
+use rustix::fs::IFlags;
 use rustix::io::Errno;
 
 use super::fsx::{self, Context, What, fail};
@@ -43,13 +43,30 @@ pub fn find(at: impl AsFd, path: &str) -> Result<Option<Subvol>, DriverError> {
     fsx::maybe(open(at, path))
 }
 
-/// Path, relative to the subvolume, of its first nested subvolume (by tree id), if it has any.
-pub fn first_nested(root: BorrowedFd<'_>, subvol: &Subvol) -> Result<Option<String>, DriverError> {
-    let children = search::children(root, subvol.info.id).doing(|| "look for nested subvolumes".to_owned())?;
-    let Some(child) = children.first() else { return Ok(None) };
-    let mut path = ioctl::ino_path(&subvol.fd, subvol.info.id, child.dir).unwrap_or_default();
-    path.extend_from_slice(&child.name);
-    Ok(Some(String::from_utf8_lossy(&path).into_owned()))
+/// Opens a subvolume by the id of its tree, wherever in the pool it is and whatever its users do with its name; `NotFound` if it is gone.
+pub fn open_id(root: BorrowedFd<'_>, id: u64) -> Result<Subvol, DriverError> {
+    let what = || format!("open the subvolume with id {id}");
+    let fd = ioctl::open_inode(root, id, search::FIRST_INODE).doing(what)?;
+    let info = ioctl::subvol_info(&fd).doing(what)?;
+    Ok(Subvol { fd, info })
+}
+
+/// The subvolumes directly inside one.
+pub fn children(root: BorrowedFd<'_>, id: u64) -> Result<Vec<Child>, DriverError> {
+    search::children(root, id).doing(|| "look for nested subvolumes".to_owned())
+}
+
+/// Ids of the subvolumes in the one with this id, at any depth, each after the one that it is in.
+pub fn descendants(root: BorrowedFd<'_>, id: u64) -> Result<Vec<u64>, DriverError> {
+    let mut found = Vec::new();
+    let mut next = vec![id];
+    while let Some(parent) = next.pop() {
+        for child in children(root, parent)? {
+            found.push(child.id);
+            next.push(child.id);
+        }
+    }
+    Ok(found)
 }
 
 /// Removes the subvolume `name` in `dir` with all that is nested in it, depth-first; false if it was not there. Durable after `fsync` of
@@ -85,34 +102,23 @@ fn unlock(pool: &BtrfsPool, subvol: &Subvol) -> Result<rustix::io::Result<()>, D
     })
 }
 
+/// Deepest first, and by id: users may have given them any name.
 fn remove_nested(root: BorrowedFd<'_>, subvol: &Subvol) -> Result<(), DriverError> {
-    let children = search::children(root, subvol.info.id).doing(|| "look for nested subvolumes".to_owned())?;
-    if !children.is_empty() && ioctl::is_read_only(&subvol.fd).doing(|| "read flags".to_owned())? {
-        ioctl::set_read_only(&subvol.fd, false).doing(|| "make writable to delete what is nested".to_owned())?;
+    let nested = descendants(root, subvol.info.id)?;
+    if nested.is_empty() {
+        return Ok(());
     }
-    for child in children {
-        let below = search::children(root, child.id).doing(|| "look for nested subvolumes".to_owned())?;
-        if !below.is_empty() {
-            remove_nested(root, &open_child(subvol, &child)?)?;
+    let what = || "make writable to delete what is nested".to_owned();
+    for parent in std::iter::once(&subvol.info.id).chain(&nested) {
+        if let Some(parent) = fsx::maybe(open_id(root, *parent))?.filter(|p| p.info.read_only) {
+            ioctl::set_read_only(&parent.fd, false).doing(what)?;
         }
-        match ioctl::subvol_destroy_id(root, child.id) {
+    }
+    for id in nested.iter().rev() {
+        match ioctl::subvol_destroy_id(root, *id) {
             Ok(()) | Err(Errno::NOENT) => {}
-            Err(e) => return Err(fail(format!("delete nested subvolume {}", String::from_utf8_lossy(&child.name)), e)),
+            Err(e) => return Err(fail(format!("delete the nested subvolume with id {id}"), e)),
         }
     }
     Ok(())
-}
-
-/// Opens a nested subvolume by the path that the kernel gives for it; a user's symbolic links are not followed.
-fn open_child(parent: &Subvol, child: &Child) -> Result<Subvol, DriverError> {
-    let what = || "open a nested subvolume".to_owned();
-    let mut path = ioctl::ino_path(&parent.fd, parent.info.id, child.dir).doing(what)?;
-    path.extend_from_slice(&child.name);
-    let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
-    let fd = rustix::fs::openat2(&parent.fd, path, flags, Mode::empty(), ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS).doing(what)?;
-    let info = ioctl::subvol_info(&fd).doing(what)?;
-    if info.id != child.id {
-        return Err(DriverError::FenceRaced("a nested subvolume was moved while it was being deleted".to_owned()));
-    }
-    Ok(Subvol { fd, info })
 }

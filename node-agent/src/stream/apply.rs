@@ -21,7 +21,7 @@ use super::parse::{self, Command, CommandKind, Time, Version};
 use super::path::StreamPath;
 use super::state::{ApplierState, New, PathBytes, Pending, STATE_VERSION, StreamIds, Target};
 use super::times::{DirTimes, Times};
-use super::{ContentClass, Limits, Position, Skipped};
+use super::{ContentClass, Donor, Limits, Position, Skipped};
 use crate::digest::ResumableHasher;
 
 /// `S_IFMT` and the permission bits.
@@ -51,6 +51,8 @@ pub struct Applier {
     pub(super) skipped: Skipped,
     /// Permission bits that the last new file and directory got: the next probably gets them too.
     pub(super) usual_mode: [u32; 2],
+    /// Where the content comes from, of a stream without data.
+    pub(super) donor: Option<Donor>,
 }
 
 impl Applier {
@@ -84,7 +86,17 @@ impl Applier {
             root_times,
             skipped: Skipped::default(),
             usual_mode: [0o600, 0o700],
+            donor: None,
         })
+    }
+
+    /// The same for a whole subvolume of this pool that comes as a stream without data: the files made share their extents with the
+    /// files of `donor`.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn sharing(root: OwnedFd, donor: Donor) -> Result<Self, StreamError> {
+        Ok(Self { donor: Some(donor), ..Self::new(root, None, ContentClass::Trusted, Limits::default())? })
     }
 
     /// Goes on from `state` in a subvolume that is as it was when [`Self::state`] gave it.
@@ -287,8 +299,11 @@ impl Applier {
         self.make_pending()?;
         match *command {
             Command::Subvol { .. } | Command::Snapshot { .. } => Err(Cause::Sequence("a second subvolume in one stream")),
-            Command::Mkfile { path } => {
+            Command::Mkfile { path, inode } => {
                 self.hold(path, New::File);
+                if let (Some(donor), Some(inode)) = (&mut self.donor, inode) {
+                    donor.next(inode);
+                }
                 Ok(())
             }
             Command::Mkdir { path } => {
@@ -321,7 +336,7 @@ impl Applier {
                 self.object = None;
                 Ok(())
             }
-            Command::UpdateExtent => Err(Cause::Unsupported("a stream without data")),
+            Command::UpdateExtent { path, offset, len } => self.share(path, offset, len),
             Command::Fallocate { path, mode, offset, len } => self.fallocate(path, mode, offset, len),
             Command::Fileattr { path, flags } => self.fileattr(path, flags),
             Command::EncodedWrite { path, write } => self.encoded_write(path, &write),

@@ -45,6 +45,14 @@ impl Applier {
         Ok(())
     }
 
+    /// A range of a stream without data: shared with the donor's file.
+    pub(super) fn share(&mut self, path: StreamPath<'_>, offset: u64, len: u64) -> Result<(), Cause> {
+        let donor = self.donor.as_ref().ok_or(Cause::Unsupported("a stream without data"))?;
+        let source = Source::Other(donor.open().map_err(|errno| Cause::system("open_by_handle_at", path.bytes(), errno))?);
+        let fd = self.object(path)?.file()?;
+        clone_data(fd, &source, offset, len, offset).map_err(|(call, errno)| Cause::system(call, path.bytes(), errno))
+    }
+
     pub(super) fn truncate(&mut self, path: StreamPath<'_>, size: u64) -> Result<(), Cause> {
         let fd = self.object(path)?.file()?;
         ftruncate(fd, size).map_err(|errno| Cause::system("ftruncate", path.bytes(), errno))

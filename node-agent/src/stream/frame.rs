@@ -84,6 +84,7 @@ pub fn checksum(command: &[u8]) -> u32 {
 pub(super) mod attribute {
     pub const UUID: usize = 1;
     pub const CTRANSID: usize = 2;
+    pub const INODE: usize = 3;
     pub const SIZE: usize = 4;
     pub const MODE: usize = 5;
     pub const UID: usize = 6;

@@ -8,6 +8,7 @@ mod apply;
 mod clone;
 mod confine;
 mod data;
+mod donor;
 mod error;
 mod flags;
 pub mod frame;
@@ -20,6 +21,7 @@ mod times;
 pub mod treedigest;
 
 pub use apply::Applier;
+pub use donor::Donor;
 pub use error::{Cause, StreamError};
 pub use state::{ApplierState, STATE_VERSION, StreamIds};
 

@@ -108,8 +108,10 @@ pub enum Command<'a> {
         parent: Uuid,
         parent_ctransid: u64,
     },
+    /// `inode` is its number at the sender.
     Mkfile {
         path: StreamPath<'a>,
+        inode: Option<u64>,
     },
     Mkdir {
         path: StreamPath<'a>,
@@ -190,8 +192,12 @@ pub enum Command<'a> {
         mtime: Time,
     },
     End,
-    /// Of a stream without data.
-    UpdateExtent,
+    /// Of a stream without data: this range is to be had from the sender's file.
+    UpdateExtent {
+        path: StreamPath<'a>,
+        offset: u64,
+        len: u64,
+    },
     Fallocate {
         path: StreamPath<'a>,
         mode: u32,
@@ -214,8 +220,8 @@ impl<'a> Command<'a> {
     /// The paths in the work subvolume that it changes something at, at most two.
     pub(super) fn paths(&self) -> [Option<StreamPath<'a>>; 2] {
         match *self {
-            Self::Subvol { .. } | Self::Snapshot { .. } | Self::End | Self::UpdateExtent | Self::EnableVerity => [None; 2],
-            Self::Mkfile { path }
+            Self::Subvol { .. } | Self::Snapshot { .. } | Self::End | Self::EnableVerity => [None; 2],
+            Self::Mkfile { path, .. }
             | Self::Mkdir { path }
             | Self::Mknod { path, .. }
             | Self::Mkfifo { path, .. }
@@ -231,6 +237,7 @@ impl<'a> Command<'a> {
             | Self::Chmod { path, .. }
             | Self::Chown { path, .. }
             | Self::Utimes { path, .. }
+            | Self::UpdateExtent { path, .. }
             | Self::Fallocate { path, .. }
             | Self::Fileattr { path, .. }
             | Self::EncodedWrite { path, .. } => [Some(path), None],
@@ -299,7 +306,9 @@ fn decode<'a>(kind: CommandKind, attributes: &Attributes<'a>) -> Result<Command<
             parent: attributes.fixed(a::CLONE_UUID)?,
             parent_ctransid: attributes.u64(a::CLONE_CTRANSID)?,
         },
-        CommandKind::Mkfile => Command::Mkfile { path: path()? },
+        CommandKind::Mkfile => {
+            Command::Mkfile { path: path()?, inode: attributes.get(a::INODE).map(|_| attributes.u64(a::INODE)).transpose()? }
+        }
         CommandKind::Mkdir => Command::Mkdir { path: path()? },
         CommandKind::Mknod => Command::Mknod { path: path()?, mode: attributes.narrow(a::MODE)?, rdev: attributes.narrow(a::RDEV)? },
         CommandKind::Mkfifo => Command::Mkfifo { path: path()?, mode: attributes.optional_mode()? },
@@ -329,7 +338,7 @@ fn decode<'a>(kind: CommandKind, attributes: &Attributes<'a>) -> Result<Command<
             Command::Utimes { path: attributes.any_path(a::PATH)?, atime: attributes.time(a::ATIME)?, mtime: attributes.time(a::MTIME)? }
         }
         CommandKind::End => Command::End,
-        CommandKind::UpdateExtent => Command::UpdateExtent,
+        CommandKind::UpdateExtent => decode_update_extent(path()?, attributes)?,
         CommandKind::Fallocate => decode_fallocate(path()?, attributes)?,
         CommandKind::Fileattr => Command::Fileattr { path: attributes.any_path(a::PATH)?, flags: attributes.u64(a::FILEATTR)? },
         CommandKind::EncodedWrite => Command::EncodedWrite { path: path()?, write: decode_encoded(attributes)? },
@@ -366,6 +375,13 @@ fn decode_clone<'a>(path: StreamPath<'a>, attributes: &Attributes<'a>) -> Result
         source: attributes.path(attribute::CLONE_PATH)?,
         source_offset,
     })
+}
+
+fn decode_update_extent<'a>(path: StreamPath<'a>, attributes: &Attributes<'a>) -> Result<Command<'a>, Cause> {
+    let offset = attributes.offset(attribute::FILE_OFFSET)?;
+    let len = attributes.offset(attribute::SIZE)?;
+    check_range(offset, len)?;
+    Ok(Command::UpdateExtent { path, offset, len })
 }
 
 fn decode_fallocate<'a>(path: StreamPath<'a>, attributes: &Attributes<'a>) -> Result<Command<'a>, Cause> {

@@ -7,6 +7,7 @@ mod delete;
 mod fence;
 mod measure;
 mod mounted;
+mod nested;
 mod pool;
 mod quota;
 mod receive;

@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use dotgraft_agent::btrfs::{BtrfsPool, OpenReport, PoolError, PoolSource};
-use dotgraft_agent::driver::{Driver, FsMeta, FsRole, FsState};
+use dotgraft_agent::driver::{Driver, DriverError, Fenced, FsMeta, FsRole, FsState};
 use dotgraft_engine::ids::{CommitId, Epoch, FsId, PoolId, Timestamp};
 use dotgraft_engine::model::Commit;
 use uuid::Uuid;
@@ -114,6 +114,11 @@ impl TestPool {
             opened: None,
             headless: false,
         }
+    }
+    /// The whole fence: freeze, then final commit.
+    pub fn fence(&self, qgroup: u64, commit: &Commit) -> Result<Fenced, DriverError> {
+        self.pool.freeze(commit.fs_id)?;
+        self.pool.final_commit(qgroup, commit)
     }
     pub fn used(&self, v: &Volume) -> u64 {
         // This also sets the kernel's cleaner to work.
