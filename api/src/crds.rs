@@ -118,12 +118,20 @@ fn set_version(crd: &mut CustomResourceDefinition, version: u32) {
 }
 
 /// File name and YAML of each CRD, as `crds/` holds them.
+///
+/// # Errors
+///
+/// A CRD that can't be written as YAML: an error of this program's types.
 pub fn all_yaml() -> Result<Vec<(String, String)>, serde_yaml::Error> {
     all_crds().iter().map(|crd| Ok((file_name(crd), yaml(crd)?))).collect()
 }
 
 /// File name and YAML of each CRD, as `crds/` should hold them from now on: one that differs from what `have` gives for its file,
 /// in more than the version, gets the next version.
+///
+/// # Errors
+///
+/// A CRD that can't be written as YAML, or a file of `have` that isn't YAML.
 pub fn next_yaml(have: impl Fn(&str) -> String) -> Result<Vec<(String, String)>, serde_yaml::Error> {
     let next = |mut crd: CustomResourceDefinition| {
         let file = file_name(&crd);

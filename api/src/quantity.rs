@@ -24,6 +24,10 @@ fn multiplier(suffix: &str) -> Option<u128> {
 }
 
 /// Parses an amount of bytes; a fraction of a byte is rounded up, as Kubernetes does.
+///
+/// # Errors
+///
+/// Text that is no quantity, is negative, or is more than `u64::MAX` bytes.
 pub fn parse_quantity(text: &str) -> Result<u64, QuantityError> {
     let malformed = || QuantityError::Malformed(text.chars().take(MAX_LEN).collect());
     if text.len() > MAX_LEN {

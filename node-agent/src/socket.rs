@@ -49,6 +49,10 @@ pub enum SocketError {
 
 /// Makes the socket: its directory 0700 if missing, the file 0600 before anyone can connect. A stale one is replaced, one
 /// that answers is left alone.
+///
+/// # Errors
+///
+/// [`SocketError`]: a live process answers there, something that is no socket is in its place, or it can't be made.
 pub fn bind(path: &Path) -> Result<UnixListener, SocketError> {
     let io = |what: &'static str, path: &Path| {
         let path = path.to_owned();

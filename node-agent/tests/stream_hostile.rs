@@ -2,6 +2,8 @@
 //!
 //! Whatever arrives, the answer is a typed error or a tree, nothing beside the work directory is touched, and memory stays
 //! bounded. The default is a few seconds' worth; `docs/fuzzing.md` says how to run a million.
+//!
+//! Needs root, loop devices and btrfs-progs, as `stream_btrfs` does.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a fixture that fails is a test that fails")]
 

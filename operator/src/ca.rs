@@ -59,6 +59,10 @@ pub struct Leaf {
 
 impl Ca {
     /// Takes the CA out of the Secret's data.
+    ///
+    /// # Errors
+    ///
+    /// [`CaError`]: a field is missing, or isn't a key or certificate.
     pub fn from_data(data: &BTreeMap<String, ByteString>) -> Result<Self, CaError> {
         let text = |key: &'static str| data.get(key).and_then(|b| String::from_utf8(b.0.clone()).ok()).ok_or(CaError::Damaged(key));
         let (bundle, key) = (text(CERT_KEY)?, text(PRIVATE_KEY)?);
@@ -68,6 +72,10 @@ impl Ca {
     }
 
     /// Signs a public key with exactly the names that the signer has checked, for `life` from now.
+    ///
+    /// # Errors
+    ///
+    /// [`CaError`]: the certificate can't be made.
     pub fn sign(&self, key: &impl PublicKeyData, mut params: CertificateParams, life: Duration) -> Result<Leaf, CaError> {
         let now = SystemTime::now();
         params.not_before = (now - BACKDATE.min(life / 4)).into();
@@ -80,6 +88,10 @@ impl Ca {
 }
 
 /// Makes a new CA's Secret data: ECDSA P-256, ten years, may sign leaves only.
+///
+/// # Errors
+///
+/// [`CaError`]: the key or the certificate can't be made.
 pub fn generate() -> Result<BTreeMap<String, ByteString>, CaError> {
     let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
     let now = SystemTime::now();
@@ -99,6 +111,10 @@ pub fn generate() -> Result<BTreeMap<String, ByteString>, CaError> {
 
 /// The CA of this installation; made if there is none. Two operators that race end with the same one: `create`
 /// lets only one win, the other reads what was written.
+///
+/// # Errors
+///
+/// [`CaError`]: the API server refuses, or what it has is no CA.
 pub async fn ensure(client: &Client, namespace: &str) -> Result<Ca, CaError> {
     let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
     let secret = match secrets.get_opt(SECRET).await? {

@@ -65,6 +65,10 @@ fn respond(request: &Request<Incoming>, health: &Health, metrics: &Metrics) -> R
 }
 
 /// Serves until the listener fails for good. Binding errors are the caller's to report.
+///
+/// # Errors
+///
+/// The address can't be bound, or the listener fails.
 pub async fn serve(address: SocketAddr, health: Arc<Health>, metrics: Arc<Metrics>) -> std::io::Result<()> {
     let listener = TcpListener::bind(address).await?;
     tracing::info!(%address, "serving probes and metrics");

@@ -24,6 +24,10 @@ use crate::{filesystem, names, write};
 const RETRY: Duration = Duration::from_secs(10);
 
 /// Carries out the actions of one pool, one Filesystem at a time.
+///
+/// # Errors
+///
+/// The API server refuses or doesn't answer: tried again with backoff.
 pub async fn reconcile(pool: Arc<NodePool>, ctx: Arc<Ctx>) -> Result<Action, Error> {
     if pool.spec.orphan_actions.is_empty() {
         return Ok(Action::await_change());

@@ -54,6 +54,10 @@ pub fn promote(view: &View, node: Option<&str>, accept_loss: bool) -> Step {
 }
 
 /// Does one operation, once.
+///
+/// # Errors
+///
+/// The API server refuses or doesn't answer: tried again with backoff.
 pub async fn reconcile(operation: Arc<DotOperation>, ctx: Arc<Ctx>) -> Result<Action, Error> {
     let ended = operation.status.as_ref().is_some_and(|s| s.phase.is_some());
     if ended || operation.metadata.deletion_timestamp.is_some() {

@@ -91,6 +91,10 @@ pub fn all(caches: &Caches) -> Vec<PoolView> {
 
 /// All pools, and those that the caches call gone as the API server has them now: what doesn't wait for a pool's agent
 /// decides about data, so it is never decided from a cache (failures.md row 10).
+///
+/// # Errors
+///
+/// The API server refuses or doesn't answer.
 pub async fn confirmed(ctx: &Ctx, replicas: &[Arc<Replica>]) -> Result<Vec<PoolView>, Error> {
     let mut pools = all(&ctx.caches);
     let (live_pools, live_nodes): (Api<NodePool>, Api<Node>) = (Api::all(ctx.client.clone()), Api::all(ctx.client.clone()));
@@ -120,6 +124,10 @@ fn selected(pool: &PoolView, selector: &BTreeMap<String, String>) -> bool {
 
 /// Where a new Filesystem goes: the node that is asked for; else the `initial` one, if it fits there; else the one with most free
 /// bytes, in the initial node's group if there is such.
+///
+/// # Errors
+///
+/// The [`Block`] that says why no pool will do.
 pub fn choose(pools: &[PoolView], placement: &Placement, initial: Option<&str>, capacity: u64) -> Result<Place, Block> {
     if let Some(node) = &placement.node {
         let Some(pool) = pools.iter().find(|p| p.node == *node) else {

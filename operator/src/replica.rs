@@ -28,6 +28,10 @@ fn is_over(replica: &Replica, pools: &[PoolView]) -> bool {
 }
 
 /// Ends what has ended.
+///
+/// # Errors
+///
+/// The API server refuses or doesn't answer: tried again with backoff.
 pub async fn reconcile(replica: Arc<Replica>, ctx: Arc<Ctx>) -> Result<Action, Error> {
     if !is_over(&replica, &pools::all(&ctx.caches)) {
         return Ok(Action::await_change());

@@ -26,6 +26,10 @@ where
 }
 
 /// Writes the whole status by apply: what is left out goes.
+///
+/// # Errors
+///
+/// A conflict of fields with another writer; the API server refuses or doesn't answer.
 pub async fn status<K, S>(api: &Api<K>, object: &K, status: &S) -> Result<(), Error>
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
@@ -42,6 +46,10 @@ where
 }
 
 /// Merges `patch` into exactly the version that was read; somebody else's write in between is a conflict.
+///
+/// # Errors
+///
+/// A conflict if somebody else wrote since it was read; the API server refuses or doesn't answer.
 pub async fn guarded<K>(api: &Api<K>, object: &K, mut patch: Value) -> Result<K, Error>
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
@@ -72,6 +80,10 @@ pub fn has_finalizer<K: Resource>(object: &K, ours: &str) -> bool {
 }
 
 /// Takes our finalizer off, and nobody else's. An object that is gone counts as done.
+///
+/// # Errors
+///
+/// A conflict if somebody else wrote since it was read; the API server refuses or doesn't answer.
 pub async fn let_go<K>(api: &Api<K>, object: &K, ours: &str) -> Result<(), Error>
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
@@ -87,6 +99,10 @@ where
 }
 
 /// Deletes exactly this object (not another of the same name). Gone counts as done.
+///
+/// # Errors
+///
+/// The API server refuses or doesn't answer.
 pub async fn delete<K>(api: &Api<K>, object: &K) -> Result<(), Error>
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,

@@ -50,6 +50,10 @@ fn walk(root: BorrowedFd<'_>, tree: u64, newer_than: u64, budget: Duration) -> R
 }
 
 /// Data bytes of extents made after a transaction; `None` if it takes longer than `budget` to know.
+///
+/// # Errors
+///
+/// The search of the extent tree fails.
 pub fn data_newer_than(root: BorrowedFd<'_>, tree: u64, newer_than: u64, budget: Duration) -> Result<Option<u64>, DriverError> {
     Ok(walk(root, tree, newer_than, budget)?.map(|(bytes, _)| bytes))
 }

@@ -47,6 +47,10 @@ impl<T> Context<T> for std::io::Result<T> {
 }
 
 /// What is gone already counts as removed.
+///
+/// # Errors
+///
+/// That of `result`, unless it is [`DriverError::NotFound`].
 pub fn gone_is_fine(result: Result<(), DriverError>) -> Result<(), DriverError> {
     match result {
         Err(DriverError::NotFound(_)) => Ok(()),
@@ -55,6 +59,10 @@ pub fn gone_is_fine(result: Result<(), DriverError>) -> Result<(), DriverError> 
 }
 
 /// What is missing is `None`.
+///
+/// # Errors
+///
+/// That of `result`, unless it is [`DriverError::NotFound`].
 pub fn maybe<T>(result: Result<T, DriverError>) -> Result<Option<T>, DriverError> {
     match result {
         Ok(v) => Ok(Some(v)),
@@ -64,6 +72,10 @@ pub fn maybe<T>(result: Result<T, DriverError>) -> Result<Option<T>, DriverError
 }
 
 /// Opens a directory below `at`; no symbolic link is followed anywhere in `path`.
+///
+/// # Errors
+///
+/// [`DriverError::NotFound`] if it is not there; an I/O error if a part of the path is a symbolic link or no directory.
 pub fn open_dir(at: impl AsFd, path: &str) -> Result<OwnedFd, DriverError> {
     let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
     rustix::fs::openat2(at, path, flags, Mode::empty(), ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS)
@@ -71,6 +83,10 @@ pub fn open_dir(at: impl AsFd, path: &str) -> Result<OwnedFd, DriverError> {
 }
 
 /// Makes a directory (mode 0700) if it is not there; true if it was made.
+///
+/// # Errors
+///
+/// It can't be made, for want of space, say.
 pub fn make_dir(at: impl AsFd, name: &str) -> Result<bool, DriverError> {
     match rustix::fs::mkdirat(at, name, Mode::RWXU) {
         Ok(()) => Ok(true),
@@ -80,11 +96,19 @@ pub fn make_dir(at: impl AsFd, name: &str) -> Result<bool, DriverError> {
 }
 
 /// `fsync` of a directory: creations, renames and deletions in it are durable afterwards (storage.md §2).
+///
+/// # Errors
+///
+/// The disk refuses: nothing is known about what is durable then.
 pub fn sync_dir(dir: impl AsFd) -> Result<(), DriverError> {
     rustix::fs::fsync(dir).doing(|| "fsync of a directory".to_owned())
 }
 
 /// Reads a small file of ours; `NotFound` if it is not there, `BadMetadata` if it is over 1 MiB.
+///
+/// # Errors
+///
+/// [`DriverError::NotFound`], [`DriverError::BadMetadata`] as said, or the read fails.
 pub fn read_file(dir: impl AsFd, name: &str) -> Result<Vec<u8>, DriverError> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let fd = rustix::fs::openat(dir, name, flags, Mode::empty()).doing(|| format!("open {name}"))?;
@@ -99,6 +123,10 @@ pub fn read_file(dir: impl AsFd, name: &str) -> Result<Vec<u8>, DriverError> {
 
 /// Replaces a file of ours whole: write beside it, fsync, rename. Its contents are durable with its name; the name is durable after
 /// [`sync_dir`] or the next commit of a transaction.
+///
+/// # Errors
+///
+/// A step fails; the old file is then still there, whole.
 pub fn replace_file(dir: impl AsFd, name: &str, bytes: &[u8]) -> Result<(), DriverError> {
     let temp = format!("{name}.tmp");
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC | OFlags::NOFOLLOW;
@@ -110,16 +138,28 @@ pub fn replace_file(dir: impl AsFd, name: &str, bytes: &[u8]) -> Result<(), Driv
 }
 
 /// Unlinks a file; gone already is success.
+///
+/// # Errors
+///
+/// It can't be unlinked, for another reason than that it is gone.
 pub fn remove_file(dir: impl AsFd, name: &str) -> Result<(), DriverError> {
     gone_is_fine(rustix::fs::unlinkat(dir, name, AtFlags::empty()).doing(|| format!("unlink {name}")))
 }
 
 /// Removes an empty directory; gone already is success.
+///
+/// # Errors
+///
+/// It is not empty, or can't be removed for another reason than that it is gone.
 pub fn remove_dir(dir: impl AsFd, name: &str) -> Result<(), DriverError> {
     gone_is_fine(rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR).doing(|| format!("rmdir {name}")))
 }
 
 /// Names in a directory that are UTF-8 (all of ours are), `.` and `..` left out, sorted.
+///
+/// # Errors
+///
+/// The directory can't be read.
 pub fn names(dir: impl AsFd) -> Result<Vec<String>, DriverError> {
     // A descriptor of its own, so that the position of the caller's is not moved.
     let own =
@@ -152,6 +192,10 @@ pub enum What {
 }
 
 /// What a name is; `None` if it is not there.
+///
+/// # Errors
+///
+/// Its metadata can't be read.
 pub fn what(dir: impl AsFd, name: &str) -> Result<Option<What>, DriverError> {
     let Some(stat) = maybe(rustix::fs::statat(&dir, name, AtFlags::SYMLINK_NOFOLLOW).doing(|| format!("stat {name}")))? else {
         return Ok(None);

@@ -331,6 +331,10 @@ fn one_group(qgroup: u64) -> Inherit {
 }
 
 /// `SUBVOL_CREATE_V2`: an empty subvolume `name` in `parent` that is a member of the qgroup with this full id.
+///
+/// # Errors
+///
+/// `EEXIST` if the name is taken, `EDQUOT` or `ENOSPC` without room, `EROFS` in a pool that failed; others as the kernel gives them.
 pub fn subvol_create(parent: impl AsFd, name: &str, qgroup: u64) -> Result<()> {
     let inherit = one_group(qgroup);
     let mut args = vol_args(name, 0)?;
@@ -340,6 +344,10 @@ pub fn subvol_create(parent: impl AsFd, name: &str, qgroup: u64) -> Result<()> {
 }
 
 /// `SNAP_CREATE_V2`: a snapshot of `source` as `name` in `parent`, member of the qgroup with this full id.
+///
+/// # Errors
+///
+/// `EEXIST` if the name is taken, `EDQUOT` or `ENOSPC` without room, `EROFS` in a pool that failed; others as the kernel gives them.
 pub fn snapshot(parent: impl AsFd, name: &str, source: impl AsFd, read_only: bool, qgroup: u64) -> Result<()> {
     let inherit = one_group(qgroup);
     let mut args = vol_args(name, if read_only { SUBVOL_RDONLY } else { 0 })?;
@@ -350,6 +358,10 @@ pub fn snapshot(parent: impl AsFd, name: &str, source: impl AsFd, read_only: boo
 }
 
 /// `SNAP_DESTROY_V2` by name: unlinks the subvolume; its space comes back by and by.
+///
+/// # Errors
+///
+/// `ENOENT` if there is none, `ENOTEMPTY` if others are nested in it, `EPERM` while it is the default subvolume or is being sent.
 pub fn subvol_destroy(parent: impl AsFd, name: &str) -> Result<()> {
     let mut args = vol_args(name, 0)?;
     // SAFETY: the opcode takes VolArgsV2; without SPEC_BY_ID the union is the NUL-terminated name.
@@ -357,6 +369,10 @@ pub fn subvol_destroy(parent: impl AsFd, name: &str) -> Result<()> {
 }
 
 /// `SNAP_DESTROY_V2` by tree id, wherever in the pool it is and whatever its name: for nested subvolumes, which users name.
+///
+/// # Errors
+///
+/// `ENOENT` if there is none with this id, `ENOTEMPTY` if others are nested in it.
 pub fn subvol_destroy_id(root: impl AsFd, id: u64) -> Result<()> {
     let mut args = vol_args("-", SUBVOL_SPEC_BY_ID)?;
     for (to, from) in args.name.iter_mut().zip(id.to_ne_bytes()) {
@@ -367,6 +383,10 @@ pub fn subvol_destroy_id(root: impl AsFd, id: u64) -> Result<()> {
 }
 
 /// Whether the subvolume is read-only.
+///
+/// # Errors
+///
+/// `EINVAL` if it is not the root of a subvolume.
 pub fn is_read_only(subvol: impl AsFd) -> Result<bool> {
     let mut flags = 0_u64;
     // SAFETY: the opcode writes one u64.
@@ -375,6 +395,10 @@ pub fn is_read_only(subvol: impl AsFd) -> Result<bool> {
 }
 
 /// Makes the subvolume read-only or writable.
+///
+/// # Errors
+///
+/// `EINVAL` if it is not the root of a subvolume, `EROFS` in a pool that failed, `EPERM` while it is being sent.
 pub fn set_read_only(subvol: impl AsFd, read_only: bool) -> Result<()> {
     let mut flags = if read_only { SUBVOL_RDONLY } else { 0 };
     // SAFETY: the opcode reads one u64.
@@ -399,6 +423,10 @@ pub struct SubvolInfo {
 }
 
 /// `GET_SUBVOL_INFO` of the subvolume that `fd` is in.
+///
+/// # Errors
+///
+/// As the kernel gives them; `ENOTTY` if it is not on btrfs.
 pub fn subvol_info(fd: impl AsFd) -> Result<SubvolInfo> {
     // Zeroed by hand, because arrays of 256 have no Default.
     let mut args = Box::new(SubvolInfoArgs {
@@ -431,6 +459,10 @@ pub fn subvol_info(fd: impl AsFd) -> Result<SubvolInfo> {
 }
 
 /// `INO_LOOKUP`: one path of an inode, relative to the root of its tree; it ends in `/` and is empty for the root itself.
+///
+/// # Errors
+///
+/// `ENOENT` if the tree has no such inode.
 pub fn ino_path(fd: impl AsFd, tree: u64, inode: u64) -> Result<Vec<u8>> {
     let mut args = Box::new(InoLookupArgs { treeid: tree, objectid: inode, name: [0; 4080] });
     // SAFETY: the opcode reads and writes one InoLookupArgs.
@@ -468,6 +500,10 @@ pub struct SearchKey {
 }
 
 /// `TREE_SEARCH_V2`: fills `buf` (which keeps its size) and returns the number of items and the bytes they start at.
+///
+/// # Errors
+///
+/// `EOVERFLOW` if the first item doesn't fit into `buf`; `ENOENT` if there is no such tree.
 pub fn tree_search(fd: impl AsFd, key: &SearchKey, buf: &mut Vec<u8>) -> Result<(u32, usize)> {
     if buf.len() < SEARCH_HEADER + 64 {
         return Err(Errno::INVAL);
@@ -503,6 +539,10 @@ pub struct BlockGroups {
 }
 
 /// `SPACE_INFO`: use per kind of block group. At most 64 kinds (there are fewer than ten).
+///
+/// # Errors
+///
+/// As the kernel gives them; `ENOTTY` if it is not on btrfs.
 pub fn space_info(fd: impl AsFd) -> Result<Vec<BlockGroups>> {
     const SLOTS: u64 = 64;
     let mut buf = vec![0_u8; SPACE_HEADER + 24 * 64];
@@ -518,6 +558,10 @@ pub fn space_info(fd: impl AsFd) -> Result<Vec<BlockGroups>> {
 }
 
 /// `FS_INFO`: UUID of the filesystem, highest device id, number of devices.
+///
+/// # Errors
+///
+/// As the kernel gives them; `ENOTTY` if it is not on btrfs.
 pub fn fs_info(fd: impl AsFd) -> Result<([u8; 16], u64, u64)> {
     let mut args = Box::new(FsInfoArgs { max_id: 0, num_devices: 0, fsid: [0; 16], rest: [0; 992] });
     // SAFETY: the opcode writes one FsInfoArgs (and reads its flags, which are 0).
@@ -526,6 +570,10 @@ pub fn fs_info(fd: impl AsFd) -> Result<([u8; 16], u64, u64)> {
 }
 
 /// `DEV_INFO`: (bytes allocated to block groups, size) of a device; `NODEV` if there is none with this id.
+///
+/// # Errors
+///
+/// `ENODEV` if there is none with this id.
 pub fn dev_info(fd: impl AsFd, devid: u64) -> Result<(u64, u64)> {
     let mut args = Box::new(DevInfoArgs { devid, uuid: [0; 16], bytes_used: 0, total_bytes: 0, unused: [0; 379], path: [0; 1024] });
     // SAFETY: the opcode reads and writes one DevInfoArgs.
@@ -534,12 +582,20 @@ pub fn dev_info(fd: impl AsFd, devid: u64) -> Result<(u64, u64)> {
 }
 
 /// `SYNC`: all data and metadata of the pool are durable when it returns.
+///
+/// # Errors
+///
+/// `EIO` or `EROFS`: the pool has failed, and nothing is known about what is durable.
 pub fn sync(fd: impl AsFd) -> Result<()> {
     // SAFETY: the opcode takes no argument.
     unsafe { ioctl(fd.as_fd(), Integer { op: SYNC, value: 0 }) }.map(drop)
 }
 
 /// `START_SYNC` and `WAIT_SYNC`: the running transaction is durable when it returns (not the data that was not yet written back).
+///
+/// # Errors
+///
+/// `EIO` or `EROFS`: the pool has failed, and nothing is known about what is durable.
 pub fn commit_transaction(fd: impl AsFd) -> Result<()> {
     let mut transid = 0_u64;
     // SAFETY: the opcode writes one u64.
@@ -549,6 +605,10 @@ pub fn commit_transaction(fd: impl AsFd) -> Result<()> {
 }
 
 /// `QUOTA_CTL`: turns simple quotas on; on already is success. `INVAL` where the kernel is older than 6.7.
+///
+/// # Errors
+///
+/// `EINVAL` where the kernel is older than 6.7.
 pub fn enable_simple_quotas(root: impl AsFd) -> Result<()> {
     let mut args = QuotaCtlArgs { cmd: QUOTA_ENABLE_SIMPLE, status: 0 };
     // SAFETY: the opcode reads and writes one QuotaCtlArgs.
@@ -556,6 +616,10 @@ pub fn enable_simple_quotas(root: impl AsFd) -> Result<()> {
 }
 
 /// `QGROUP_CREATE`: makes or removes the qgroup with this full id.
+///
+/// # Errors
+///
+/// `EEXIST` if it is there and to be made, `ENOENT` if it is not and to be removed, `EBUSY` while something is counted in it.
 pub fn qgroup_create(root: impl AsFd, qgroup: u64, create: bool) -> Result<()> {
     let mut args = QgroupCreateArgs { create: u64::from(create), qgroupid: qgroup };
     // SAFETY: the opcode reads one QgroupCreateArgs.
@@ -563,6 +627,10 @@ pub fn qgroup_create(root: impl AsFd, qgroup: u64, create: bool) -> Result<()> {
 }
 
 /// `QGROUP_ASSIGN`: makes `member` a member of `group`, or no more.
+///
+/// # Errors
+///
+/// `ENOENT` if one of the two is not there, `EEXIST` if `member` is a member already.
 pub fn qgroup_assign(root: impl AsFd, member: u64, group: u64, assign: bool) -> Result<()> {
     let mut args = QgroupAssignArgs { assign: u64::from(assign), src: member, dst: group };
     // SAFETY: the opcode reads one QgroupAssignArgs. (A positive result means "rescan needed", which simple quotas have not.)
@@ -571,6 +639,10 @@ pub fn qgroup_assign(root: impl AsFd, member: u64, group: u64, assign: bool) -> 
 
 /// `QGROUP_LIMIT`: sets or (with `None`) removes the limit in bytes. Through the pool's top level only: through a full subvolume it
 /// fails with `DQUOT` (storage.md §3).
+///
+/// # Errors
+///
+/// `ENOENT` if there is no such qgroup, `EDQUOT` through a full subvolume.
 pub fn qgroup_limit(top: impl AsFd, qgroup: u64, bytes: Option<u64>) -> Result<()> {
     let mut args = QgroupLimitArgs {
         qgroupid: qgroup,
@@ -594,6 +666,10 @@ pub struct SendHow {
 }
 
 /// `SEND`: writes the stream of the read-only subvolume to `to`; blocks until its end. `PIPE` when the reader went away.
+///
+/// # Errors
+///
+/// `EPIPE` when the reader went away, `EPERM` if the subvolume or a base is writable, `EIO` for a checksum error.
 pub fn send(subvol: impl AsFd, to: impl AsFd, how: SendHow) -> Result<()> {
     let clones = [how.base.unwrap_or(0)];
     let mut args = SendArgs {
@@ -645,6 +721,10 @@ const fn no_loop_info() -> LoopInfo64 {
 }
 
 /// `LOOP_GET_STATUS64`; `NXIO` for a loop device without a file.
+///
+/// # Errors
+///
+/// `ENXIO` for a loop device without a file.
 pub fn loop_status(device: impl AsFd) -> Result<LoopStatus> {
     let mut info = no_loop_info();
     // SAFETY: the opcode writes one LoopInfo64.
@@ -653,6 +733,10 @@ pub fn loop_status(device: impl AsFd) -> Result<LoopStatus> {
 }
 
 /// `LOOP_CTL_GET_FREE`: number of a loop device without a file; another process may take it first.
+///
+/// # Errors
+///
+/// As the kernel gives them, such as `EPERM` without the right to make one.
 pub fn loop_free(control: impl AsFd) -> Result<u32> {
     // SAFETY: the opcode takes no argument.
     let number = unsafe { ioctl(control.as_fd(), Integer { op: LOOP_CTL_GET_FREE, value: 0 }) }?;
@@ -663,6 +747,10 @@ pub fn loop_free(control: impl AsFd) -> Result<u32> {
 /// by itself), and autoclear, so that it goes with its last user. `BUSY` if it has a file already.
 ///
 /// The loop device keeps `file`'s *open file description* alive, with any `flock` on it: pass one of its own.
+///
+/// # Errors
+///
+/// `EBUSY` if it has a file already; as the kernel gives them.
 pub fn loop_configure(device: impl AsFd, file: impl AsFd) -> Result<()> {
     let fd = u32::try_from(file.as_fd().as_raw_fd()).map_err(|_| Errno::BADF)?;
     let mut config = LoopConfig { fd, block_size: 4096, info: no_loop_info(), reserved: [0; 8] };

@@ -61,6 +61,10 @@ fn is_of(status: &LoopStatus, file: &std::fs::Metadata) -> bool {
 }
 
 /// The loop device that has this file, if one has; an error if several have, or it shows only a part, or is read-only.
+///
+/// # Errors
+///
+/// [`PoolError::Refused`] as said; or sysfs can't be read.
 pub fn find(file: &File, path: &Path) -> Result<Option<Loop>, PoolError> {
     let meta = file.metadata().map_err(|source| PoolError::Io { what: format!("stat {}", path.display()), source })?;
     let mut ours: Vec<_> = all()?.into_iter().filter(|(_, _, status)| is_of(status, &meta)).collect();
@@ -81,6 +85,10 @@ pub fn find(file: &File, path: &Path) -> Result<Option<Loop>, PoolError> {
 
 /// Puts the file behind a free loop device. The file is opened anew for it: the loop device keeps that open file description, and a
 /// lock on it would outlive this process.
+///
+/// # Errors
+///
+/// No free device is to be had, or the kernel refuses the file.
 pub fn attach(path: &Path) -> Result<Loop, PoolError> {
     let backing = open(path, OFlags::RDWR).map_err(|e| io_error(format!("open {}", path.display()), e))?;
     let control = open(Path::new("/dev/loop-control"), OFlags::RDWR).map_err(|e| io_error("open /dev/loop-control".to_owned(), e))?;

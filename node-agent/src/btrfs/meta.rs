@@ -36,6 +36,10 @@ fn encode(name: &str, value: &impl Serialize) -> Result<Vec<u8>, DriverError> {
 }
 
 /// Reads `fs.json` in the directory of a Filesystem; `NotFound` if there is none, `BadMetadata` if it is damaged, newer, or of another pool.
+///
+/// # Errors
+///
+/// As said; or it can't be read.
 pub fn read_fs(dir: impl AsFd, pool: PoolId) -> Result<FsMeta, DriverError> {
     let meta: FsMeta = decode(FS_JSON, &fsx::read_file(dir, FS_JSON)?)?;
     if meta.pool != pool {
@@ -45,6 +49,10 @@ pub fn read_fs(dir: impl AsFd, pool: PoolId) -> Result<FsMeta, DriverError> {
 }
 
 /// Replaces `fs.json`; durable.
+///
+/// # Errors
+///
+/// A step fails; the old file is then still there, whole.
 pub fn write_fs(dir: impl AsFd, meta: &FsMeta) -> Result<(), DriverError> {
     fsx::replace_file(&dir, FS_JSON, &encode(FS_JSON, meta)?)?;
     fsx::sync_dir(dir)
@@ -56,6 +64,10 @@ pub fn commit_name(id: impl std::fmt::Display) -> String {
 }
 
 /// Reads the metadata beside a commit.
+///
+/// # Errors
+///
+/// [`DriverError::NotFound`] if there is none, [`DriverError::BadMetadata`] if it is damaged, newer, or of another commit.
 pub fn read_commit(commits: impl AsFd, id: dotgraft_engine::ids::CommitId) -> Result<Commit, DriverError> {
     let name = commit_name(id);
     let commit: Commit = decode(&name, &fsx::read_file(commits, &name)?)?;
@@ -67,6 +79,10 @@ pub fn read_commit(commits: impl AsFd, id: dotgraft_engine::ids::CommitId) -> Re
 
 /// Writes the metadata beside a commit: contents fsynced, the name durable with the next transaction (the snapshot that follows, or
 /// [`fsx::sync_dir`]).
+///
+/// # Errors
+///
+/// A step fails; a file that was there is then still there, whole.
 pub fn write_commit(commits: impl AsFd, commit: &Commit) -> Result<(), DriverError> {
     let name = commit_name(commit.id);
     fsx::replace_file(commits, &name, &encode(&name, commit)?)

@@ -111,6 +111,11 @@ pub struct Mounted {
 }
 
 /// Locks, attaches, formats if allowed, and mounts.
+///
+/// # Errors
+///
+/// [`PoolError::Missing`] if another pool or none is there, [`PoolError::Refused`] for what is not to be formatted or not to be used; I/O
+/// errors.
 pub fn mount(source: &PoolSource, mount_point: &Path, expected: Option<PoolId>) -> Result<Mounted, PoolError> {
     let lock = lock(source, expected)?;
     let (device, _hold) = device_of(source, &lock)?;
@@ -153,6 +158,10 @@ pub fn mount(source: &PoolSource, mount_point: &Path, expected: Option<PoolId>) 
 
 /// Refuses a pool whose agent runs, before anything is said in this node's name: a second agent that got as far as a certificate would
 /// have sent the peers of the first one to itself. A pool that isn't there (yet) is nobody's.
+///
+/// # Errors
+///
+/// [`PoolError::Refused`] if it is locked by another agent.
 pub fn refuse_if_in_use(source: &PoolSource) -> Result<(), PoolError> {
     let path = source.path();
     let file = match File::open(path) {

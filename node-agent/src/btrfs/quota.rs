@@ -26,6 +26,10 @@ pub const fn level1(n: u64) -> u64 {
 }
 
 /// Makes `1/n`; there already is success.
+///
+/// # Errors
+///
+/// The kernel refuses it for another reason than that it is there.
 pub fn ensure(root: impl AsFd, n: u64) -> Result<(), DriverError> {
     match ioctl::qgroup_create(root, level1(n), true) {
         Ok(()) | Err(Errno::EXIST) => Ok(()),
@@ -35,6 +39,10 @@ pub fn ensure(root: impl AsFd, n: u64) -> Result<(), DriverError> {
 
 /// Removes `1/n`: true if it is gone, false while the kernel still counts something in it (its cleaner works through deleted
 /// subvolumes by and by; tried again later).
+///
+/// # Errors
+///
+/// The kernel refuses it for another reason than that it is in use or gone.
 pub fn remove(root: impl AsFd, n: u64) -> Result<bool, DriverError> {
     match ioctl::qgroup_create(root, level1(n), false) {
         Ok(()) | Err(Errno::NOENT) => Ok(true),
@@ -44,11 +52,19 @@ pub fn remove(root: impl AsFd, n: u64) -> Result<bool, DriverError> {
 }
 
 /// Sets the limit of `1/n`, bytes; 0 = none. `NotFound` if there is no such qgroup.
+///
+/// # Errors
+///
+/// [`DriverError::NotFound`] as said; other errors of the ioctl.
 pub fn set_limit(root: impl AsFd, n: u64, bytes: u64) -> Result<(), DriverError> {
     ioctl::qgroup_limit(root, level1(n), (bytes != 0).then_some(bytes)).doing(|| format!("limit of qgroup 1/{n}"))
 }
 
 /// Use and limit of `1/n`: from sysfs, which shows the numbers of this moment; else from the tree, as of the last transaction.
+///
+/// # Errors
+///
+/// [`DriverError::NotFound`] if there is no such qgroup; the tree can't be read.
 pub fn usage(root: BorrowedFd<'_>, pool: PoolId, n: u64) -> Result<Usage, DriverError> {
     match from_sysfs(pool, n) {
         Some(usage) => Ok(usage),
@@ -111,6 +127,10 @@ pub fn set_own_limit(root: BorrowedFd<'_>, subvolume: u64, bytes: Option<u64>) -
 }
 
 /// Numbers `n` of all level-1 qgroups.
+///
+/// # Errors
+///
+/// The quota tree can't be read.
 pub fn numbers(root: BorrowedFd<'_>) -> Result<BTreeSet<u64>, DriverError> {
     let key = SearchKey {
         tree: QUOTA_TREE,
@@ -130,6 +150,10 @@ pub fn numbers(root: BorrowedFd<'_>) -> Result<BTreeSet<u64>, DriverError> {
 }
 
 /// Numbers `n` of the level-1 qgroups that the subvolume with this tree id is a member of.
+///
+/// # Errors
+///
+/// The quota tree can't be read.
 pub fn groups_of(root: BorrowedFd<'_>, subvolume: u64) -> Result<Vec<u64>, DriverError> {
     let key = SearchKey {
         tree: QUOTA_TREE,
@@ -150,6 +174,10 @@ pub fn groups_of(root: BorrowedFd<'_>, subvolume: u64) -> Result<Vec<u64>, Drive
 
 /// Runs a step inside a volume that needs a little metadata; where the volume is full, its limit is raised by 64 MiB for that moment.
 /// A crash in between leaves the higher limit until the next `set_limit`.
+///
+/// # Errors
+///
+/// The outer error: the limit can't be read or set. The inner one: that of `step`.
 pub fn with_room<T>(
     root: BorrowedFd<'_>,
     pool: PoolId,

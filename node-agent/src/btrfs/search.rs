@@ -64,6 +64,10 @@ impl Item<'_> {
 
 /// Goes over all items in the bounds of `key`, in key order, until `f` breaks. The composite key range includes items of types between:
 /// `f` looks at `kind`.
+///
+/// # Errors
+///
+/// That of the ioctl, see [`tree_search`](super::ioctl::tree_search).
 pub fn for_each(fd: BorrowedFd<'_>, mut key: SearchKey, buffer: usize, mut f: impl FnMut(Item<'_>) -> ControlFlow<()>) -> Result<()> {
     let mut buf = vec![0_u8; buffer];
     loop {
@@ -126,6 +130,10 @@ impl Child {
 }
 
 /// The subvolumes directly inside the tree `parent`.
+///
+/// # Errors
+///
+/// That of the ioctl, see [`tree_search`](super::ioctl::tree_search).
 pub fn children(fd: BorrowedFd<'_>, parent: u64) -> Result<Vec<Child>> {
     let key = SearchKey { tree: ROOT_TREE, min: (parent, kind::ROOT_REF, 0), max: (parent, kind::ROOT_REF, u64::MAX), min_transid: 0 };
     let mut found = Vec::new();

@@ -49,6 +49,10 @@ pub struct SendStream {
 
 impl BtrfsPool {
     /// Starts to send `target`, whole or as the difference to `base`; both must be commits of `fs` here.
+    ///
+    /// # Errors
+    ///
+    /// [`DriverError::NotFound`] if one of the two is not here; the kernel can't begin to send.
     pub fn send_with(&self, fs: FsId, base: Option<CommitId>, target: CommitId, options: SendOptions) -> Result<SendStream, DriverError> {
         if options.version == 0 || options.version > self.info.stream_version || (options.compressed && options.version < 2) {
             return Err(DriverError::Unsupported(format!("send stream version {} (compressed: {})", options.version, options.compressed)));

@@ -42,6 +42,11 @@ impl BtrfsPool {
     ///
     /// `expected` is the pool recorded for this node: anything else is [`PoolError::Missing`] and nothing is formatted. `None` formats what
     /// is empty, and takes over a pool of ours (a crash between mkfs and its recording).
+    ///
+    /// # Errors
+    ///
+    /// [`PoolError::Missing`] if another pool or none is there, [`PoolError::Refused`] for what is not to be formatted or not to be used;
+    /// I/O errors.
     pub fn open(source: &PoolSource, mount_point: &Path, expected: Option<PoolId>) -> Result<(Self, OpenReport), PoolError> {
         let mounted = pool::mount(source, mount_point, expected)?;
         let quotas = ioctl::enable_simple_quotas(&mounted.root);

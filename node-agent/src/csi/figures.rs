@@ -26,6 +26,10 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 impl Csi {
     /// `NodeGetInfo`.
+    ///
+    /// # Errors
+    ///
+    /// `UNAVAILABLE` until the operator has made this node's NodePool.
     pub fn info(&self) -> Result<NodeGetInfoResponse, Refusal> {
         let object = self.own.object().borrow().clone();
         let Some(object) = object else {
@@ -41,6 +45,10 @@ impl Csi {
     }
 
     /// `NodeGetVolumeStats`.
+    ///
+    /// # Errors
+    ///
+    /// `NOT_FOUND` if it is not mounted there; the disk can't be read.
     pub async fn stats(self: &Arc<Self>, r: NodeGetVolumeStatsRequest) -> Result<NodeGetVolumeStatsResponse, Refusal> {
         required("volume_id", &r.volume_id)?;
         required("volume_path", &r.volume_path)?;
@@ -63,6 +71,10 @@ impl Csi {
     }
 
     /// `NodeExpandVolume`: the operator sets the limit, by the Replica; here it is only waited for.
+    ///
+    /// # Errors
+    ///
+    /// `NOT_FOUND` if it is not mounted there, `INVALID_ARGUMENT` for a range that makes no sense, `ABORTED` while the limit is not raised yet.
     pub async fn expand(self: &Arc<Self>, r: NodeExpandVolumeRequest) -> Result<NodeExpandVolumeResponse, Refusal> {
         required("volume_id", &r.volume_id)?;
         required("volume_path", &r.volume_path)?;

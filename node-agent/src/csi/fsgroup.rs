@@ -66,6 +66,10 @@ impl From<WalkError> for Refusal {
 }
 
 /// Gives the tree below `root` (a readable directory) to `group`. `stopped` is asked once per directory.
+///
+/// # Errors
+///
+/// [`WalkError`]: an object can't be read or changed, or `stopped` said so.
 pub fn apply(root: &OwnedFd, group: u32, stopped: &dyn Fn() -> bool) -> Result<Walked, WalkError> {
     let at_root = |errno| WalkError::System { path: ".".into(), errno };
     let stat = rustix::fs::fstat(root).map_err(at_root)?;

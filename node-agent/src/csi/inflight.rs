@@ -21,6 +21,10 @@ pub struct Turn {
 
 impl InFlight {
     /// The turn, or `ABORTED` while another has it.
+    ///
+    /// # Errors
+    ///
+    /// `ABORTED` as said.
     pub fn begin(&self, volume: &str, path: &Path) -> Result<Turn, Refusal> {
         let key = (volume.to_owned(), path.to_owned());
         if self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone()) {

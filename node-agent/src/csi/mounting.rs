@@ -32,6 +32,10 @@ const ASK_EVERY: Duration = Duration::from_millis(100);
 const SUBVOLUME_ROOT: u64 = 256;
 
 /// Runs an operation to its end, also if the caller goes away: its turn is over only when it is.
+///
+/// # Errors
+///
+/// That of `operation`; `INTERNAL` if it panicked.
 pub async fn finish<T: Send + 'static>(operation: impl Future<Output = Result<T, Refusal>> + Send + 'static) -> Result<T, Refusal> {
     match tokio::spawn(operation.in_current_span()).await {
         Ok(result) => result,
@@ -40,6 +44,10 @@ pub async fn finish<T: Send + 'static>(operation: impl Future<Output = Result<T,
 }
 
 /// A field that a request must have.
+///
+/// # Errors
+///
+/// `INVALID_ARGUMENT` if it is empty.
 pub fn required(field: &str, value: &str) -> Result<(), Refusal> {
     if value.is_empty() { Err(Refusal::invalid(format!("{field} is missing"))) } else { Ok(()) }
 }
@@ -53,6 +61,11 @@ fn path_in_pool(fs: FsId, what: MountWhat) -> PathBuf {
 
 impl Csi {
     /// `NodeStageVolume`.
+    ///
+    /// # Errors
+    ///
+    /// `ABORTED` while another call has its turn or a reset holds, `ALREADY_EXISTS` if something else is mounted there,
+    /// `FAILED_PRECONDITION` if this node doesn't own it (how-csi-works.md).
     pub async fn stage(self: &Arc<Self>, r: NodeStageVolumeRequest) -> Result<(), Refusal> {
         required("volume_id", &r.volume_id)?;
         required("staging_target_path", &r.staging_target_path)?;
@@ -76,6 +89,10 @@ impl Csi {
     }
 
     /// `NodePublishVolume`.
+    ///
+    /// # Errors
+    ///
+    /// `FAILED_PRECONDITION` if it is not staged, `ALREADY_EXISTS` if something else is mounted there, `ABORTED` as [`stage`](Self::stage).
     pub async fn publish(self: &Arc<Self>, r: NodePublishVolumeRequest) -> Result<(), Refusal> {
         required("volume_id", &r.volume_id)?;
         required("target_path", &r.target_path)?;
@@ -115,6 +132,10 @@ impl Csi {
     }
 
     /// `NodeUnpublishVolume`: the mount goes, then the directory.
+    ///
+    /// # Errors
+    ///
+    /// `ABORTED` while another call has its turn; `FAILED_PRECONDITION` if something else is mounted there or is in the directory.
     pub async fn unpublish(self: &Arc<Self>, r: NodeUnpublishVolumeRequest) -> Result<(), Refusal> {
         required("volume_id", &r.volume_id)?;
         required("target_path", &r.target_path)?;
@@ -122,6 +143,10 @@ impl Csi {
     }
 
     /// `NodeUnstageVolume`: the mount goes; the directory is the kubelet's.
+    ///
+    /// # Errors
+    ///
+    /// `ABORTED` while another call has its turn; `FAILED_PRECONDITION` if something else is mounted there.
     pub async fn unstage(self: &Arc<Self>, r: NodeUnstageVolumeRequest) -> Result<(), Refusal> {
         required("volume_id", &r.volume_id)?;
         required("staging_target_path", &r.staging_target_path)?;
@@ -298,17 +323,29 @@ impl Csi {
     // ---- facts ----
 
     /// The owner on this node.
+    ///
+    /// # Errors
+    ///
+    /// `NOT_FOUND` if this node has no copy.
     pub fn handle(&self, fs: FsId) -> Result<FsHandle, Refusal> {
         self.node.registry.get(fs).ok_or_else(|| Refusal::not_found(format!("no copy of volume {fs} is on this node")))
     }
 
     /// Where a path of a request is; `None` if its parent directory is not there.
+    ///
+    /// # Errors
+    ///
+    /// `INVALID_ARGUMENT` for a path that is not absolute or not below the kubelet's directory.
     pub async fn place(self: &Arc<Self>, field: &'static str, path: String) -> Result<Option<Place>, Refusal> {
         let kubelet_dir = self.settings.kubelet_dir.clone();
         joined(tokio::task::spawn_blocking(move || place::find(kubelet_dir.as_deref(), field, &path)).await)?
     }
 
     /// The topmost mount at a path.
+    ///
+    /// # Errors
+    ///
+    /// The mount table can't be read.
     pub async fn mounted(&self, path: &Path) -> Result<Option<MountLine>, Refusal> {
         let path = path.to_owned();
         joined(tokio::task::spawn_blocking(move || mounts::at(&path)).await)?.map_err(|e| e.problem().into())
@@ -339,6 +376,10 @@ impl Csi {
     }
 
     /// A look at the disk or the kernel's tables, on a thread that may block.
+    ///
+    /// # Errors
+    ///
+    /// That of `call`; `INTERNAL` if it panicked.
     pub async fn blocking<T: Send + 'static>(
         &self,
         call: impl FnOnce(&Looker) -> Result<T, DriverError> + Send + 'static,

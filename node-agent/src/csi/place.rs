@@ -35,6 +35,10 @@ pub enum Found {
 }
 
 /// Where a target is; `None` if not even its parent directory is there. `field` is the request's, for messages.
+///
+/// # Errors
+///
+/// `INVALID_ARGUMENT` for a path that is not absolute, or, after all symbolic links, not below the kubelet's directory.
 pub fn find(kubelet_dir: Option<&Path>, field: &str, text: &str) -> Result<Option<Place>, Refusal> {
     if text.is_empty() {
         return Err(Refusal::invalid(format!("{field} is missing")));
@@ -74,6 +78,10 @@ impl Place {
     }
 
     /// What is there.
+    ///
+    /// # Errors
+    ///
+    /// It can't be looked at.
     pub fn look(&self) -> Result<Found, Refusal> {
         match rustix::fs::statat(&self.dir, &self.name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => Ok(Found::Directory),
@@ -84,6 +92,10 @@ impl Place {
     }
 
     /// Makes the directory (0750) if nothing is there; true if it was made.
+    ///
+    /// # Errors
+    ///
+    /// It can't be made; something that is no directory is in its place.
     pub fn make(&self) -> Result<bool, Refusal> {
         match rustix::fs::mkdirat(&self.dir, &self.name, Mode::RWXU | Mode::RGRP | Mode::XGRP) {
             Ok(()) => return Ok(true),
@@ -97,6 +109,10 @@ impl Place {
     }
 
     /// Removes the directory if it is there and empty; one that is not stays, with what is in it.
+    ///
+    /// # Errors
+    ///
+    /// It is not empty, or can't be removed.
     pub fn remove(&self) -> Result<(), Refusal> {
         match rustix::fs::unlinkat(&self.dir, &self.name, AtFlags::REMOVEDIR) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),

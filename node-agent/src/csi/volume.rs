@@ -20,6 +20,10 @@ pub enum Volume {
 
 impl Volume {
     /// Reads a handle. An empty one is invalid; one that can't be ours names no volume.
+    ///
+    /// # Errors
+    ///
+    /// `INVALID_ARGUMENT` if it is empty, `NOT_FOUND` if it can't be ours.
     pub fn parse(handle: &str) -> Result<Self, Refusal> {
         if handle.is_empty() {
             return Err(Refusal::invalid("volume_id is missing"));
@@ -74,6 +78,11 @@ pub struct Access {
 
 impl Access {
     /// Checks a capability for a volume. `None` means that it is missing.
+    ///
+    /// # Errors
+    ///
+    /// `INVALID_ARGUMENT` for what no volume of ours can: raw blocks, another filesystem, mount options, an access mode that doesn't go
+    /// with the handle.
     pub fn check(volume: Volume, capability: Option<&VolumeCapability>) -> Result<Self, Refusal> {
         let capability = capability.ok_or_else(|| Refusal::invalid("volume_capability is missing"))?;
         let mount = match &capability.access_type {

@@ -148,6 +148,10 @@ impl Journal {
     }
 
     /// [`Journal::open`] with settings.
+    ///
+    /// # Errors
+    ///
+    /// [`JournalError`]: another process has it open, it is bound to another pool, is of a newer format or no journal; or the disk fails.
     pub fn open_with(path: &Path, pool: PoolId, options: Options) -> Result<Self, JournalError> {
         let low = Arc::new(AtomicBool::new(false));
         let writer = Writer::open(path, pool, options, Arc::clone(&low))?;
@@ -163,6 +167,10 @@ impl Journal {
     ///
     /// Dropping the future doesn't take the request back. After an error the caller must assume nothing and
     /// [`Journal::load`] again: with `Storage` the batch may or may not be there (design §4, "rebuilds").
+    ///
+    /// # Errors
+    ///
+    /// [`JournalError::Full`] without room; [`JournalError::Storage`], after which the batch may be there or not; that it is closed.
     pub async fn commit(&self, scope: Scope, entries: Vec<Entry>) -> Result<(), JournalError> {
         if entries.is_empty() {
             return Ok(());
@@ -172,11 +180,19 @@ impl Journal {
     }
 
     /// All records of a scope, sorted by key (bytewise). Sees every commit that was answered before.
+    ///
+    /// # Errors
+    ///
+    /// The file can't be read; it is closed.
     pub async fn load(&self, scope: Scope) -> Result<Vec<(String, Vec<u8>)>, JournalError> {
         self.ask(|reply| Job::Load { scope, reply }).await
     }
 
     /// The Filesystems that have records, sorted.
+    ///
+    /// # Errors
+    ///
+    /// The file can't be read; it is closed.
     pub async fn filesystems(&self) -> Result<Vec<FsId>, JournalError> {
         self.ask(|reply| Job::Filesystems { reply }).await
     }

@@ -114,6 +114,10 @@ impl PeerClient {
     }
 
     /// What `node` holds of `fs`, for a job. A connection that turns out to be dead is replaced once.
+    ///
+    /// # Errors
+    ///
+    /// `Unreachable` or `Timeout` if no answer comes, `Denied` or `NotOwner` as the peer says.
     pub async fn versions(&self, node: &NodeName, fs: FsId, job: JobUid) -> Result<Versions, Problem> {
         let (connection, reused) = self.connection(node).await?;
         let first = self.versions_on(&connection, fs, job).await;
@@ -137,6 +141,10 @@ impl PeerClient {
     }
 
     /// Tells `node` that all of `fs` is there and authority goes to it; returns once that is recorded there (`EImportStart`).
+    ///
+    /// # Errors
+    ///
+    /// `Unreachable` or `Timeout` if no answer comes: then it may be recorded there all the same. Else the peer's refusal.
     pub async fn export(&self, node: &NodeName, fs: FsId, handoff: &Handoff) -> Result<(), Problem> {
         let handoff = serde_json::to_vec(handoff).map_err(|e| Problem::new(Reason::Internal, e.to_string()))?;
         let request = wire::ExportRequest { fs_id: fs.to_string(), handoff };
@@ -161,6 +169,10 @@ impl PeerClient {
 
     /// Offers a commit of `fs` to `node`; returns when the peer has accepted it, has it already, or refused. `offer.from` is
     /// not sent: the certificate says it.
+    ///
+    /// # Errors
+    ///
+    /// `Unreachable` or `Timeout` if no answer comes. A refusal of the peer is no error: [`Opened`] says it.
     pub async fn open(&self, node: &NodeName, fs: FsId, offer: Offer) -> Result<Opened, Problem> {
         let (connection, reused) = self.connection(node).await?;
         match self.open_on(&connection, fs, &offer).await {

@@ -53,21 +53,37 @@ fn within(what: &str, len: usize, max: usize) -> Result<(), Problem> {
 }
 
 /// Which Filesystem, as a request names it.
+///
+/// # Errors
+///
+/// Text that is no id.
 pub fn fs_id(text: &str) -> Result<FsId, Problem> {
     parse(text)
 }
 
 /// Which job, as a request names it.
+///
+/// # Errors
+///
+/// Text that is no UID.
 pub fn job_uid(text: &str) -> Result<JobUid, Problem> {
     parse(text)
 }
 
 /// A commit, as an empty or full text names it.
+///
+/// # Errors
+///
+/// Text that is no id.
 pub fn commit_id(text: &str) -> Result<Option<CommitId>, Problem> {
     parse_optional(text)
 }
 
 /// A commit of `fs`.
+///
+/// # Errors
+///
+/// A field that can't be read.
 pub fn commit_from_wire(fs: FsId, v: wire::Version) -> Result<Commit, Problem> {
     within("the commit's message", v.message.len(), MAX_MESSAGE)?;
     within("the commit's metadata", v.metadata.len(), MAX_METADATA)?;
@@ -137,6 +153,10 @@ fn kernel(text: &str) -> Result<String, Problem> {
 }
 
 /// An offer from the node that the certificate names.
+///
+/// # Errors
+///
+/// A field that is missing or can't be read.
 pub fn offer_from_wire(o: wire::Offer, from: NodeName) -> Result<(FsId, Offer), Problem> {
     let fs = fs_id(&o.fs_id)?;
     let target = o.target.ok_or_else(|| invalid("an offer without target"))?;
@@ -175,6 +195,10 @@ pub fn offer_to_wire(fs: FsId, o: &Offer) -> wire::Offer {
 }
 
 /// A frame after the offer.
+///
+/// # Errors
+///
+/// An offer in mid-stream, an empty message, or a frame over [`MAX_FRAME`].
 pub fn frame_from_wire(m: wire::ReceiveRequest) -> Result<Frame, Problem> {
     use wire::receive_request::Message as M;
     match m.message {
@@ -188,6 +212,10 @@ pub fn frame_from_wire(m: wire::ReceiveRequest) -> Result<Frame, Problem> {
 }
 
 /// The offer that starts a stream.
+///
+/// # Errors
+///
+/// Anything but an offer that can be read.
 pub fn first_from_wire(m: wire::ReceiveRequest, from: NodeName) -> Result<(FsId, Offer), Problem> {
     match m.message {
         Some(wire::receive_request::Message::Offer(offer)) => offer_from_wire(offer, from),
@@ -224,6 +252,10 @@ pub fn alive_wanted(answer: &wire::ReceiveResponse) -> Option<Duration> {
 }
 
 /// An answer of the actor: a message, or the problem that ends the stream.
+///
+/// # Errors
+///
+/// The problem of a [`Reply::Refused`].
 pub fn reply_to_wire(reply: Reply) -> Result<wire::ReceiveResponse, Problem> {
     use wire::receive_response::Message as M;
     let message = match reply {
@@ -236,6 +268,10 @@ pub fn reply_to_wire(reply: Reply) -> Result<wire::ReceiveResponse, Problem> {
 }
 
 /// The other way; `Refused` never comes as a message.
+///
+/// # Errors
+///
+/// An empty message, or one that can't be read.
 pub fn reply_from_wire(m: wire::ReceiveResponse) -> Result<Reply, Problem> {
     use wire::receive_response::Message as M;
     Ok(match m.message {
@@ -274,6 +310,10 @@ pub fn versions_to_wire(v: &Versions) -> wire::VersionsResponse {
 }
 
 /// A peer's listing of `fs`.
+///
+/// # Errors
+///
+/// A field that can't be read.
 pub fn versions_from_wire(fs: FsId, v: wire::VersionsResponse) -> Result<Versions, Problem> {
     let role = match v.role() {
         Role::Absent => VersionsRole::Absent,

@@ -120,6 +120,10 @@ pub struct Renewer {
 
 impl Renewer {
     /// For the agent whose Peer service peers reach at `listen`.
+    ///
+    /// # Errors
+    ///
+    /// [`CsrError`] if peers can't reach `listen`: an unspecified or loopback address.
     pub fn new(client: kube::Client, store: IdentityStore, listen: SocketAddr, settings: RenewSettings) -> Result<Self, CsrError> {
         if listen.ip().is_unspecified() {
             return Err(CsrError::Unspecified(listen));
@@ -176,6 +180,10 @@ impl Renewer {
     }
 
     /// One attempt: sends a request, or goes on waiting for the one that is open, and installs the answer.
+    ///
+    /// # Errors
+    ///
+    /// What the API server or the signer said, that there is no answer yet, or that the answer is not of this key.
     pub async fn obtain(&self) -> Result<(), CsrError> {
         let (pending, found) = self.open_request().await?;
         let answer = self.await_answer(&pending.name, found).await;

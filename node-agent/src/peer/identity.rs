@@ -76,6 +76,10 @@ pub struct Identity {
 impl Identity {
     /// Takes a key and a chain (leaf first, then CAs), both PEM, if they are an identity of `node`. Expiry is not
     /// checked: an expired one is still good for saying when it expired.
+    ///
+    /// # Errors
+    ///
+    /// PEM that can't be read, another node's certificate, a chain without a CA, a key that isn't the certificate's.
     pub fn from_pem(node: &NodeName, key: &str, chain: &str) -> Result<Self, IdentityError> {
         let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(|_| IdentityError::Unreadable { what: "the key" })?;
         let certs: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(chain.as_bytes())
@@ -118,6 +122,10 @@ pub struct Pending {
 impl Pending {
     /// Makes a P-256 key and a request for it: common name `dotgraft-agent:<node>`, the node as DNS name, and the address
     /// of the Peer service.
+    ///
+    /// # Errors
+    ///
+    /// The key or the request can't be made.
     pub fn generate(node: &NodeName, address: IpAddr, name: String) -> Result<Self, IdentityError> {
         let crypto = |e: rcgen::Error| IdentityError::Crypto(e.to_string());
         let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(crypto)?;
@@ -164,6 +172,10 @@ impl Renewals {
 impl IdentityStore {
     /// Opens `<state-dir>/tls` (made 0700 if missing) and loads what is there. Files that can't be used are logged and
     /// treated as missing: the agent asks for a new certificate, and mounts volumes meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// The directory can't be made or read.
     pub fn open(dir: &Path, node: NodeName) -> Result<Self, IdentityError> {
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|e| file_error(dir, e))?;
         let store = Self { node, dir: Arc::new(dir.to_owned()), current: Arc::default() };
@@ -202,6 +214,10 @@ impl IdentityStore {
     }
 
     /// Checks, stores durably, then uses a new identity. Connections that are open keep theirs.
+    ///
+    /// # Errors
+    ///
+    /// As [`Identity::from_pem`]; or it can't be stored: then the old one is still in use.
     pub fn install(&self, key: &str, chain: &str) -> Result<Arc<Identity>, IdentityError> {
         let identity = Arc::new(Identity::from_pem(&self.node, key, chain)?);
         write(&self.dir, CURRENT, format!("{}\n{}\n", key.trim_end(), chain.trim_end()).as_bytes())?;
@@ -210,17 +226,29 @@ impl IdentityStore {
     }
 
     /// The request that waits for an answer.
+    ///
+    /// # Errors
+    ///
+    /// It can't be read.
     pub fn pending(&self) -> Result<Option<Pending>, IdentityError> {
         Ok(read(&self.dir.join(PENDING))?.and_then(|text| serde_json::from_str(&text).ok()))
     }
 
     /// Remembers a request before it is sent.
+    ///
+    /// # Errors
+    ///
+    /// It can't be stored.
     pub fn set_pending(&self, pending: &Pending) -> Result<(), IdentityError> {
         let text = serde_json::to_vec(pending).map_err(|_| IdentityError::Unreadable { what: "the pending request" })?;
         write(&self.dir, PENDING, &text)
     }
 
     /// Forgets the request; none is success.
+    ///
+    /// # Errors
+    ///
+    /// It can't be removed.
     pub fn clear_pending(&self) -> Result<(), IdentityError> {
         let path = self.dir.join(PENDING);
         match std::fs::remove_file(&path) {

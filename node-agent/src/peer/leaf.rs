@@ -42,6 +42,10 @@ pub struct Leaf {
 
 impl Leaf {
     /// Reads a leaf. The chain is not checked here.
+    ///
+    /// # Errors
+    ///
+    /// No certificate, or one without the names of an agent's.
     pub fn parse(der: &CertificateDer<'_>) -> Result<Self, LeafError> {
         let (rest, cert) = X509Certificate::from_der(der).map_err(|_| LeafError::Unreadable)?;
         if !rest.is_empty() {

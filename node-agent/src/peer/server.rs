@@ -76,6 +76,10 @@ impl Default for ServerSettings {
 }
 
 /// Serves peers on `listener` until cancelled; open streams then end with `Unreachable`, and the peers come back.
+///
+/// # Errors
+///
+/// [`ServeError`]: there is no TLS configuration, or the transport fails for good.
 pub async fn serve(
     listener: TcpListener,
     context: TlsContext,

@@ -49,6 +49,10 @@ impl TlsContext {
     }
 
     /// Configuration of the Peer service, for as long as the agent lives.
+    ///
+    /// # Errors
+    ///
+    /// rustls refuses the protocol versions or the verifier.
     pub fn server_config(&self) -> Result<Arc<ServerConfig>, Error> {
         let verifier = Arc::new(Verifier { context: self.clone(), expected: None });
         let mut config = ServerConfig::builder_with_provider(Arc::clone(&self.provider))
@@ -63,6 +67,10 @@ impl TlsContext {
     }
 
     /// Configuration for one connection to `node` and nobody else.
+    ///
+    /// # Errors
+    ///
+    /// rustls refuses the protocol versions or the identity.
     pub fn client_config(&self, node: &NodeName) -> Result<Arc<ClientConfig>, Error> {
         let verifier = Arc::new(Verifier { context: self.clone(), expected: Some(node.clone()) });
         let mut config = ClientConfig::builder_with_provider(Arc::clone(&self.provider))

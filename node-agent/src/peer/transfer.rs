@@ -143,6 +143,10 @@ impl Transfer {
     }
 
     /// Tells the peer that what it waits for is our kernel. Nothing is said to one that does not know the word.
+    ///
+    /// # Errors
+    ///
+    /// The peer's refusal, or that the stream has broken.
     pub async fn alive(&mut self) -> Result<(), Problem> {
         match self.alive {
             Some(_) => self.push(convert::alive_to_wire()).await,
@@ -166,6 +170,10 @@ impl Transfer {
 
     /// Sends payload, in frames of at most [`FRAME`] bytes; returns when the last is on its way. The peer's refusal comes
     /// out here, whatever was being sent.
+    ///
+    /// # Errors
+    ///
+    /// The peer's refusal, that the stream has broken, or `Timeout` if the peer takes nothing.
     pub async fn data(&mut self, mut bytes: Bytes) -> Result<(), Problem> {
         while !bytes.is_empty() {
             let frame = bytes.split_to(bytes.len().min(FRAME));
@@ -175,6 +183,10 @@ impl Transfer {
     }
 
     /// The same at a limited rate: waits for the bucket before each piece, and keeps pieces small where the rate is low.
+    ///
+    /// # Errors
+    ///
+    /// As [`Transfer::data`].
     pub async fn data_at(&mut self, mut bytes: Bytes, limit: &Bandwidth) -> Result<(), Problem> {
         while !bytes.is_empty() {
             let piece = bytes.split_to(bytes.len().min(limit.piece(FRAME)));
@@ -185,6 +197,10 @@ impl Transfer {
     }
 
     /// Ends the stream with length and BLAKE3 of *all* its bytes, prefix included, and waits for the peer to store it.
+    ///
+    /// # Errors
+    ///
+    /// The peer's refusal, such as `DigestMismatch`; that the stream has broken, or `Timeout`: then it may be stored all the same.
     pub async fn finish(mut self, bytes: u64, digest: [u8; 32]) -> Result<Stored, Problem> {
         let end = wire::receive_request::Message::End(wire::End { bytes, digest: digest.to_vec() });
         self.push(wire::ReceiveRequest { message: Some(end) }).await?;

@@ -85,6 +85,10 @@ pub fn owned(claim: &ClaimView, ctx: &Ctx) -> Vec<Arc<ReplicationJob>> {
 }
 
 /// Makes and deletes jobs until there is one per wanted copy.
+///
+/// # Errors
+///
+/// The API server refuses or doesn't answer.
 pub async fn keep(view: &View, ctx: &Ctx) -> Result<(), Error> {
     let claim = &view.claim;
     let authority = view.fs.as_ref().and_then(|f| f.status.as_ref()).and_then(|s| s.authority.as_ref());

@@ -36,6 +36,10 @@ pub fn cached<K: ClaimObject>(object: &K, branch: Option<&Branch>, ctx: &Ctx) ->
 }
 
 /// With what the API server says now. `None`: the object is gone.
+///
+/// # Errors
+///
+/// The API server refuses or doesn't answer.
 pub async fn live<K: ClaimObject>(name: &str, namespace: &str, ctx: &Ctx) -> Result<Option<(K, View)>, Error> {
     let api: Api<K> = Api::namespaced(ctx.client.clone(), namespace);
     let Some(object) = api.get_opt(name).await? else { return Ok(None) };

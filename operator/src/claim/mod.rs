@@ -32,11 +32,19 @@ const RESYNC: Duration = Duration::from_secs(600);
 const ROUNDS: u32 = 6;
 
 /// Reconciles a Dot.
+///
+/// # Errors
+///
+/// The API server refuses or doesn't answer: tried again with backoff.
 pub async fn reconcile_dot(dot: Arc<Dot>, ctx: Arc<Ctx>) -> Result<Action, Error> {
     reconcile(dot, None, &ctx).await
 }
 
 /// Reconciles a Branch.
+///
+/// # Errors
+///
+/// The API server refuses or doesn't answer: tried again with backoff.
 pub async fn reconcile_branch(branch: Arc<Branch>, ctx: Arc<Ctx>) -> Result<Action, Error> {
     let copy = Branch::clone(&branch);
     reconcile(branch, Some(copy), &ctx).await

@@ -18,6 +18,10 @@ fn no(reason: &'static str, message: impl Into<String>) -> Result<Resolved, Erro
 
 /// Filesystem and commit that a Dot is to start from: one of its own namespace, with or without a head. Whether the commit is there is
 /// for the agent to say, when it pins it.
+///
+/// # Errors
+///
+/// The API server refuses or doesn't answer. What the claim waits for is no error: [`Resolved`] says it.
 pub async fn of_dot(origin: &Origin, namespace: &str, ctx: &Ctx) -> Result<Resolved, Error> {
     let filesystems: Api<Filesystem> = Api::all(ctx.client.clone());
     match filesystems.get_opt(&origin.fs_id).await? {
@@ -28,6 +32,10 @@ pub async fn of_dot(origin: &Origin, namespace: &str, ctx: &Ctx) -> Result<Resol
 }
 
 /// Filesystem and commit that the Branch is to start from, or what it waits for.
+///
+/// # Errors
+///
+/// The API server refuses or doesn't answer. What the Branch waits for is no error: [`Resolved`] says it.
 pub async fn resolve(branch: &Branch, ctx: &Ctx) -> Result<Resolved, Error> {
     let namespace = branch.namespace().unwrap_or_default();
     let dots: Api<Dot> = Api::namespaced(ctx.client.clone(), &namespace);

@@ -43,6 +43,10 @@ impl Input<'_> {
 }
 
 /// Computes the status and writes it if it changed, with events. Says whether something stands in the way.
+///
+/// # Errors
+///
+/// The API server refuses or doesn't answer.
 pub async fn write<K: ClaimObject>(object: &K, view: &View, block: Option<Block>, now: &Time, ctx: &Ctx) -> Result<bool, Error> {
     let old = object.status();
     let replicas = gather::replicas_of(&view.claim, ctx);

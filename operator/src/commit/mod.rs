@@ -65,6 +65,10 @@ pub fn snapshots(fs_id: &str, ctx: &Ctx) -> usize {
 }
 
 /// The same, as the API server says now: what ends the data is decided by that.
+///
+/// # Errors
+///
+/// The API server refuses or doesn't answer.
 pub async fn live_snapshots(fs_id: &str, ctx: &Ctx) -> Result<usize, Error> {
     let labelled = ListParams::default().labels(&format!("{FS_LABEL}={fs_id}"));
     let list = Api::<Commit>::all(ctx.client.clone()).list(&labelled).await?;
@@ -95,6 +99,10 @@ async fn gather_live(commit: &Commit, ctx: &Ctx) -> Result<Option<View>, Error> 
 }
 
 /// Brings one Commit on.
+///
+/// # Errors
+///
+/// The API server refuses or doesn't answer: tried again with backoff.
 pub async fn reconcile(commit: Arc<Commit>, ctx: Arc<Ctx>) -> Result<Action, Error> {
     let mut view = gather(&commit, &ctx);
     let api: Api<Commit> = write::namespaced(&ctx.client, commit.as_ref());

@@ -21,6 +21,10 @@ pub enum Use {
 const MOST: usize = 32;
 
 /// What one capability means.
+///
+/// # Errors
+///
+/// `INVALID_ARGUMENT` for what no volume of ours can, with what to use instead.
 pub fn check(capability: &wire::VolumeCapability) -> Result<Use, CsiError> {
     let invalid = |text: &str| Err(CsiError::Invalid(text.into()));
     match &capability.access_type {
@@ -46,6 +50,10 @@ pub fn check(capability: &wire::VolumeCapability) -> Result<Use, CsiError> {
 }
 
 /// What all of them mean together, for a new volume: its head is written from one node.
+///
+/// # Errors
+///
+/// As [`check`]; a new volume that would only be read.
 pub fn check_new(capabilities: &[wire::VolumeCapability]) -> Result<(), CsiError> {
     if capabilities.is_empty() || capabilities.len() > MOST {
         return Err(CsiError::Invalid(format!("from 1 to {MOST} volume capabilities are needed")));

@@ -9,6 +9,10 @@ use crate::context::Ctx;
 use crate::pools::{self, PoolView};
 
 /// Answers for one topology segment, or for all pools.
+///
+/// # Errors
+///
+/// `INVALID_ARGUMENT` for parameters or capabilities that no volume of ours can have.
 pub fn get(request: &wire::GetCapacityRequest, ctx: &Ctx) -> Result<wire::GetCapacityResponse, CsiError> {
     let parameters = Parameters::read(&request.parameters, &std::collections::HashMap::new())?;
     // What can't be provisioned has no capacity (CSI spec, GetCapacity).

@@ -84,6 +84,11 @@ impl<'a> Wanted<'a> {
 }
 
 /// Makes the volume, or finds the one that a call of that name has made.
+///
+/// # Errors
+///
+/// `INVALID_ARGUMENT`, `OUT_OF_RANGE` or `RESOURCE_EXHAUSTED` for what can't be, `ALREADY_EXISTS` if another volume has the name,
+/// `NOT_FOUND` without its source, `ABORTED` while it is made.
 pub async fn create(request: &wire::CreateVolumeRequest, ctx: &Ctx) -> Result<wire::Volume, CsiError> {
     let wanted = Wanted::read(request, ctx)?;
     let dot = match existing(&wanted, ctx).await? {

@@ -13,6 +13,10 @@ use crate::write;
 const HELD: [&str; 3] = ["Mounted", "BranchesExist", "ClaimBound"];
 
 /// Deletes. Success as well for what isn't there, what is only a way to read, and a user's Dot, which stays.
+///
+/// # Errors
+///
+/// `FAILED_PRECONDITION` if it is published or something needs it, `ABORTED` while it goes.
 pub async fn delete(volume_id: &str, ctx: &Ctx) -> Result<(), CsiError> {
     let Some(handle) = Handle::parse(required("volume_id", volume_id)?).filter(|h| !h.read_only) else { return Ok(()) };
     let id = handle.fs.to_string();

@@ -47,11 +47,19 @@ pub struct Volume {
 }
 
 /// The Filesystem, if it is there.
+///
+/// # Errors
+///
+/// The API server refuses or doesn't answer.
 pub async fn filesystem(id: &str, ctx: &Ctx) -> Result<Option<Filesystem>, CsiError> {
     Ok(Api::<Filesystem>::all(ctx.client.clone()).get_opt(id).await?)
 }
 
 /// The volume of a handle; `NOT_FOUND` once its claim is gone or going.
+///
+/// # Errors
+///
+/// `NOT_FOUND` as said; the API server refuses or doesn't answer.
 pub async fn volume(handle: &Handle, ctx: &Ctx) -> Result<Volume, CsiError> {
     let id = handle.fs.to_string();
     let Some(fs) = filesystem(&id, ctx).await? else { return Err(no_volume(&id)) };

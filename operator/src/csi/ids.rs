@@ -77,6 +77,10 @@ impl fmt::Display for SnapshotId {
 }
 
 /// A field that must be there, within the spec's bound.
+///
+/// # Errors
+///
+/// `INVALID_ARGUMENT` if it is empty or longer than 128 bytes.
 pub fn required<'a>(what: &str, value: &'a str) -> Result<&'a str, CsiError> {
     if value.is_empty() {
         return Err(CsiError::Invalid(format!("{what} is missing")));
@@ -88,6 +92,10 @@ pub fn required<'a>(what: &str, value: &'a str) -> Result<&'a str, CsiError> {
 }
 
 /// The handle of an existing volume; one that we never gave out is of no volume.
+///
+/// # Errors
+///
+/// `INVALID_ARGUMENT` if it is empty, `NOT_FOUND` if it can't be ours.
 pub fn volume(text: &str) -> Result<Handle, CsiError> {
     Handle::parse(required("volume_id", text)?).ok_or_else(|| no_volume(text))
 }

@@ -32,6 +32,10 @@ fn page<T>(max_entries: i32, token: &str, parse: impl Fn(&str) -> Option<T>) -> 
 }
 
 /// `ListVolumes`: every Filesystem with a head that a Dot or Branch holds, by each handle it is known by.
+///
+/// # Errors
+///
+/// `INVALID_ARGUMENT` for a negative number of entries, `ABORTED` for a token that was not given out.
 pub fn volumes(request: &wire::ListVolumesRequest, ctx: &Ctx) -> Result<wire::ListVolumesResponse, CsiError> {
     let (most, after) = page(request.max_entries, &request.starting_token, Handle::parse)?;
     let mut list = Vec::new();
@@ -103,6 +107,10 @@ fn on_wire(handle: &Handle, fs: &Filesystem, claim: &ClaimView, ctx: &Ctx) -> wi
 }
 
 /// `ControllerGetVolume`.
+///
+/// # Errors
+///
+/// `NOT_FOUND` if there is none.
 pub async fn volume(volume_id: &str, ctx: &Ctx) -> Result<wire::ControllerGetVolumeResponse, CsiError> {
     let handle = ids::volume(volume_id)?;
     let Volume { fs, claim, trouble } = find::volume(&handle, ctx).await?;
@@ -113,6 +121,10 @@ pub async fn volume(volume_id: &str, ctx: &Ctx) -> Result<wire::ControllerGetVol
 }
 
 /// `ListSnapshots`.
+///
+/// # Errors
+///
+/// `INVALID_ARGUMENT` for a negative number of entries, `ABORTED` for a token that was not given out.
 pub fn snapshots(request: &wire::ListSnapshotsRequest, ctx: &Ctx) -> Result<wire::ListSnapshotsResponse, CsiError> {
     let (most, after) = page(request.max_entries, &request.starting_token, SnapshotId::parse)?;
     let (commits, next_token) = cut_page(snapshot::all(request, ctx), most, after.as_ref());

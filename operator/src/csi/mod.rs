@@ -72,6 +72,10 @@ impl Service<Request<Body>> for Both {
 }
 
 /// `CreateVolume` as a call of this program's own, for a PVC that it serves itself.
+///
+/// # Errors
+///
+/// As `CreateVolume` (CSI spec, "CreateVolume Errors").
 pub async fn create_volume(request: &wire::CreateVolumeRequest, ctx: &Ctx) -> Result<wire::Volume, tonic::Status> {
     create::create(request, ctx).await.map_err(Into::into)
 }
@@ -127,6 +131,10 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
 }
 
 /// Serves until the transport fails. The socket file stays, for the next process to replace.
+///
+/// # Errors
+///
+/// [`ServeError`]: the socket can't be made, or the transport fails.
 pub async fn serve(path: &Path, attach_limit: usize, ctx: Arc<Ctx>) -> Result<(), ServeError> {
     let listener = bind(path).map_err(|source| ServeError::Socket { path: path.to_owned(), source })?;
     tracing::info!(socket = %path.display(), "serving CSI");

@@ -31,6 +31,10 @@ pub struct Expanded {
 }
 
 /// Grows the volume; it never shrinks.
+///
+/// # Errors
+///
+/// `NOT_FOUND`, `OUT_OF_RANGE` for a size that can't be, `ABORTED` while the owner has not raised the limit.
 pub async fn expand(request: &wire::ControllerExpandVolumeRequest, ctx: &Ctx) -> Result<Expanded, CsiError> {
     ids::required("volume_id", &request.volume_id)?;
     let Some(range) = &request.capacity_range else { return Err(CsiError::Invalid("capacity_range is missing".into())) };
@@ -71,6 +75,10 @@ fn grown(now: u64, sizes: Sizes) -> Result<Option<u64>, CsiError> {
 }
 
 /// Changes what can be changed of a volume.
+///
+/// # Errors
+///
+/// `NOT_FOUND`, `INVALID_ARGUMENT` for what can't be changed.
 pub async fn modify(volume_id: &str, mutable: &HashMap<String, String>, ctx: &Ctx) -> Result<(), CsiError> {
     ids::required("volume_id", volume_id)?;
     let mutable = Mutable::read(mutable);

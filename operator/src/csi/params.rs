@@ -110,6 +110,10 @@ impl Mutable {
     }
 
     /// From `mutable_parameters`: nothing else can be changed.
+    ///
+    /// # Errors
+    ///
+    /// `INVALID_ARGUMENT`, or `OUT_OF_RANGE` for a range that can't be met, by name of what is wrong.
     pub fn read(all: &HashMap<String, String>) -> Result<Self, CsiError> {
         bounded(all)?;
         let mut out = Self::default();
@@ -130,6 +134,10 @@ impl Mutable {
 impl Parameters {
     /// From `parameters` and `mutable_parameters`. Parameters of the sidecars are theirs; a word of ours that we don't know is
     /// refused, and so is any other: it would silently do nothing.
+    ///
+    /// # Errors
+    ///
+    /// `INVALID_ARGUMENT`, or `OUT_OF_RANGE` for a range that can't be met, by name of what is wrong.
     pub fn read(all: &HashMap<String, String>, mutable: &HashMap<String, String>) -> Result<Self, CsiError> {
         bounded(all)?;
         let mut out = Self::default();
@@ -194,6 +202,10 @@ pub struct Sizes {
 
 impl Sizes {
     /// From a call; zero means "not said" in both fields.
+    ///
+    /// # Errors
+    ///
+    /// `INVALID_ARGUMENT`, or `OUT_OF_RANGE` for a range that can't be met, by name of what is wrong.
     pub fn read(range: Option<&CapacityRange>) -> Result<Self, CsiError> {
         let range = range.copied().unwrap_or_default();
         let bytes = |n: i64| u64::try_from(n).map_err(|_| CsiError::Invalid("a negative size".into()));

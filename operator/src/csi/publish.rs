@@ -77,6 +77,11 @@ fn without(list: &[Publication], node: Option<&str>, copy_only: bool) -> Option<
 }
 
 /// Publishes, and waits for authority to be there.
+///
+/// # Errors
+///
+/// `NOT_FOUND` without volume or node, `RESOURCE_EXHAUSTED` over `limit`, `FAILED_PRECONDITION` if it is published elsewhere or can't move
+/// there, `ABORTED` with the progress of a move.
 pub async fn publish(request: &wire::ControllerPublishVolumeRequest, limit: usize, ctx: &Ctx) -> Result<(), CsiError> {
     required("volume_id", &request.volume_id)?;
     let node = required_node(&request.node_id)?;
@@ -226,6 +231,10 @@ fn progress(id: &str, node: &str, ctx: &Ctx) -> String {
 }
 
 /// Records that Kubernetes let go: of one node, or of all. Says nothing about the node, and waits for nothing.
+///
+/// # Errors
+///
+/// The API server refuses or doesn't answer.
 pub async fn unpublish(request: &wire::ControllerUnpublishVolumeRequest, ctx: &Ctx) -> Result<(), CsiError> {
     let Some(handle) = Handle::parse(required("volume_id", &request.volume_id)?) else { return Ok(()) };
     let node = (!request.node_id.is_empty()).then_some(request.node_id.as_str());

@@ -91,6 +91,11 @@ fn check_copies(copies: u32, volume: &Volume) -> Result<(), CsiError> {
 }
 
 /// `CreateSnapshot`: makes the Commit, or finds the one that a call of that name has made, and waits until it is durable.
+///
+/// # Errors
+///
+/// `NOT_FOUND` without its volume, `ALREADY_EXISTS` if another has the name, `INVALID_ARGUMENT` for more copies than
+/// the volume keeps, `ABORTED` until it is durable.
 pub async fn create(request: &wire::CreateSnapshotRequest, ctx: &Ctx) -> Result<wire::Snapshot, CsiError> {
     let name = required("name", &request.name)?;
     required("source_volume_id", &request.source_volume_id)?;
@@ -190,6 +195,10 @@ async fn settle(commit: &Commit, ctx: &Ctx) -> Result<Arc<Commit>, CsiError> {
 }
 
 /// A commit of `volume` to clone from, for the call `name`; its id.
+///
+/// # Errors
+///
+/// `ABORTED` until it is durable; as [`create`].
 pub async fn transient(name: &str, volume: &Volume, ctx: &Ctx) -> Result<String, CsiError> {
     let marks = Marks { transient: true, copies: 1 };
     let commit = make(&object_name("clone", name), name, &format!("to clone for {name}"), &marks, volume, ctx).await?;
@@ -198,6 +207,10 @@ pub async fn transient(name: &str, volume: &Volume, ctx: &Ctx) -> Result<String,
 }
 
 /// The clone is there: the commit it began from isn't needed any more.
+///
+/// # Errors
+///
+/// The API server refuses or doesn't answer.
 pub async fn drop_transient(name: &str, namespace: &str, ctx: &Ctx) -> Result<(), CsiError> {
     let object = object_name("clone", name);
     // Seldom there; a cache that lags leaves it to the Commit's controller, which ends those that were left behind.
@@ -210,6 +223,10 @@ pub async fn drop_transient(name: &str, namespace: &str, ctx: &Ctx) -> Result<()
 }
 
 /// The objects of a snapshot, from the API server. Also of a Commit that a user made: that may be restored from, too.
+///
+/// # Errors
+///
+/// The API server refuses or doesn't answer.
 pub async fn find(id: &SnapshotId, ctx: &Ctx) -> Result<Option<Found>, CsiError> {
     let fs_id = id.fs.to_string();
     let Some(fs) = find::filesystem(&fs_id, ctx).await? else { return Ok(None) };
@@ -229,6 +246,10 @@ pub async fn find(id: &SnapshotId, ctx: &Ctx) -> Result<Option<Found>, CsiError>
 }
 
 /// `DeleteSnapshot`: deletes the Commit that `CreateSnapshot` has made; success for what isn't there or isn't ours.
+///
+/// # Errors
+///
+/// `FAILED_PRECONDITION` while a Branch or a mount needs it, `ABORTED` while it goes.
 pub async fn delete(snapshot_id: &str, ctx: &Ctx) -> Result<(), CsiError> {
     let Some(id) = SnapshotId::parse(required("snapshot_id", snapshot_id)?) else { return Ok(()) };
     let known = ctx.caches.commits.with(&fs_term(&id.fs.to_string())).into_iter().find(|c| id_of(c) == Some(id));
@@ -284,6 +305,10 @@ pub fn entry(commit: &Commit, ctx: &Ctx) -> Option<wire::Snapshot> {
 }
 
 /// `GetSnapshot`.
+///
+/// # Errors
+///
+/// `NOT_FOUND` if there is none.
 pub async fn get(snapshot_id: &str, ctx: &Ctx) -> Result<wire::Snapshot, CsiError> {
     let missing = || CsiError::NotFound(format!("there is no snapshot `{snapshot_id}`"));
     let id = SnapshotId::parse(required("snapshot_id", snapshot_id)?).ok_or_else(missing)?;

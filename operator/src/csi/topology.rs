@@ -26,6 +26,10 @@ pub fn matches(pool: &PoolView, topology: &wire::Topology) -> bool {
 }
 
 /// The pools that a call allows: of the group, if one is asked for, and in one of the requisite topologies, if there are any.
+///
+/// # Errors
+///
+/// `RESOURCE_EXHAUSTED` if there is none, `INVALID_ARGUMENT` for too many topologies.
 pub fn allowed<'a>(
     pools: &'a [PoolView],
     group: Option<&str>,
@@ -48,6 +52,10 @@ pub fn allowed<'a>(
 }
 
 /// The node to begin on: the first that is preferred, else the one with most free bytes, if the call restricts the choice at all.
+///
+/// # Errors
+///
+/// `RESOURCE_EXHAUSTED` if no pool is allowed.
 pub fn choose(
     pools: &[PoolView],
     group: Option<&str>,

@@ -74,6 +74,10 @@ fn gather_item(job: &ReplicationJob, kind: ClaimKind, namespace: &str, name: Str
 }
 
 /// Brings the job's status up to date; on deletion lets it go when no agent has an order of it any more.
+///
+/// # Errors
+///
+/// The API server refuses or doesn't answer: tried again with backoff.
 pub async fn reconcile(job: Arc<ReplicationJob>, ctx: Arc<Ctx>) -> Result<Action, Error> {
     let api: Api<ReplicationJob> = write::namespaced(&ctx.client, job.as_ref());
     let held = write::has_finalizer(job.as_ref(), JOB_FINALIZER);

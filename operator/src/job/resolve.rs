@@ -59,6 +59,10 @@ pub fn turn(job: &ReplicationJob) -> (Option<i64>, String) {
 /// Of several active jobs from one Filesystem to one node the oldest has its turn; the others wait with
 /// `TargetBusy` until it has ended, is suspended or goes (replication.md §2: one transfer to one copy at a time,
 /// and two jobs that keep one copy up to date would only fight over its cursor).
+///
+/// # Errors
+///
+/// The [`Block`] that keeps it from going there.
 pub fn resolve(
     job: &ReplicationJob,
     owner: Option<&Place>,

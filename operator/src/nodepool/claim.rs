@@ -18,6 +18,10 @@ use crate::write;
 
 /// Claim, Filesystem with authority, Replicas: in this order, so that nothing is open before all is there.
 /// Some block: a person must do something first.
+///
+/// # Errors
+///
+/// The API server refuses or doesn't answer. What needs a person is no error: the [`Block`] says it.
 pub async fn restore(restore: &Restore, view: &View, ctx: &Ctx) -> Result<Option<Block>, Error> {
     let c = &restore.claim;
     let uid = match claim(restore, view, ctx).await {
@@ -39,6 +43,10 @@ pub async fn restore(restore: &Restore, view: &View, ctx: &Ctx) -> Result<Option
 }
 
 /// The Filesystem in phase `Deleting`, then the Replica with `Absent`: the agent asks for both.
+///
+/// # Errors
+///
+/// The API server refuses or doesn't answer.
 pub async fn bury(burial: &Burial, view: &View, ctx: &Ctx) -> Result<(), Error> {
     let origin = burial.replica.desired.origin.clone();
     if view.fs.is_none() {

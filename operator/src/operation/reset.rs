@@ -63,6 +63,10 @@ fn ahead(operation: &DotOperation, ctx: &Ctx) -> Option<String> {
 }
 
 /// Brings a reset on.
+///
+/// # Errors
+///
+/// The API server refuses or doesn't answer: tried again with backoff.
 pub async fn reconcile(operation: &DotOperation, wish: &Reset, view: &View, ctx: &Ctx) -> Result<Action, Error> {
     let api: Api<DotOperation> = write::namespaced(&ctx.client, operation);
     let commits: Api<Commit> = Api::namespaced(ctx.client.clone(), &operation.namespace().unwrap_or_default());

@@ -20,6 +20,10 @@ pub enum Source {
 }
 
 /// What the PVC means, if it is one that we have to give a volume: of ours, without a volume, not going.
+///
+/// # Errors
+///
+/// The inner error: the [`Block`] that says what is wrong with it.
 pub fn source(pvc: &PersistentVolumeClaim) -> Option<Result<Source, Block>> {
     let spec = pvc.spec.as_ref()?;
     let given = spec.volume_name.as_ref().is_some_and(|v| !v.is_empty());
@@ -55,6 +59,10 @@ pub struct Access {
 }
 
 /// How the PVC wants to use the volume; a directory, written from one node or read from many.
+///
+/// # Errors
+///
+/// The [`Block`] that says what no volume of ours can.
 pub fn access(pvc: &PersistentVolumeClaim) -> Result<Access, Block> {
     let spec = pvc.spec.clone().unwrap_or_default();
     if spec.volume_mode.as_deref() == Some("Block") {

@@ -38,6 +38,10 @@ enum Outcome {
 }
 
 /// Gives one PVC the volume that it names.
+///
+/// # Errors
+///
+/// The API server refuses or doesn't answer: tried again with backoff.
 pub async fn reconcile(pvc: Arc<PersistentVolumeClaim>, ctx: Arc<Ctx>) -> Result<Action, Error> {
     let block = match decide::source(&pvc) {
         None => return Ok(Action::await_change()),
@@ -177,6 +181,10 @@ fn already(what: &str, pv: &PersistentVolume) -> String {
 }
 
 /// Takes a PV away whose claim is gone; the Dot or Branch stays.
+///
+/// # Errors
+///
+/// The API server refuses or doesn't answer: tried again with backoff.
 pub async fn reconcile_volume(pv: Arc<PersistentVolume>, ctx: Arc<Ctx>) -> Result<Action, Error> {
     if !decide::is_ours_to_drop(&pv) {
         return Ok(Action::await_change());

@@ -83,6 +83,10 @@ pub struct Approved {
 }
 
 /// Node that the requester's token is bound to, if it is the agents' `ServiceAccount` in `namespace`.
+///
+/// # Errors
+///
+/// A [`Denial`], with the reason that the request is given.
 pub fn requester_node(csr: &CertificateSigningRequest, namespace: &str) -> Result<String, Denial> {
     let username = csr.spec.username.clone().unwrap_or_default();
     if username != format!("system:serviceaccount:{namespace}:dotgraft-agent") {
@@ -95,6 +99,10 @@ pub fn requester_node(csr: &CertificateSigningRequest, namespace: &str) -> Resul
 }
 
 /// Checks the whole request against the Node object of [`requester_node`].
+///
+/// # Errors
+///
+/// A [`Denial`], with the reason that the request is given.
 pub fn check(csr: &CertificateSigningRequest, node_name: &str, node: Option<&Node>) -> Result<Approved, Denial> {
     let node = node.ok_or_else(|| Denial::NodeNotFound(node_name.to_owned()))?;
     check_usages(csr)?;

@@ -43,6 +43,10 @@ fn stage(csr: &CertificateSigningRequest) -> Stage {
 }
 
 /// Brings one certificate request to its end.
+///
+/// # Errors
+///
+/// The API server refuses or doesn't answer, or there is no CA yet: tried again with backoff.
 pub async fn reconcile(csr: Arc<CertificateSigningRequest>, ctx: Arc<Ctx>) -> Result<Action, Error> {
     if stage(&csr) == Stage::Done {
         return Ok(Action::await_change());

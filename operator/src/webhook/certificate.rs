@@ -48,6 +48,10 @@ pub struct Kit {
 
 impl Kit {
     /// Reads it from the Secret's data.
+    ///
+    /// # Errors
+    ///
+    /// [`CertificateError`]: a field is missing or can't be read.
     pub fn read(data: &BTreeMap<String, ByteString>) -> Result<Self, CertificateError> {
         let text = |key| data.get(key).and_then(|b| std::str::from_utf8(&b.0).ok()).ok_or(CertificateError::Damaged(key));
         let (bundle, chain, key) = (text(CA_CERT)?, text(CERT)?, text(KEY)?);
@@ -64,6 +68,10 @@ impl Kit {
     }
 
     /// Makes a new one, for `names`, that is valid for `life`. What `old` trusted first stays trusted.
+    ///
+    /// # Errors
+    ///
+    /// [`CertificateError`]: the certificates can't be made.
     pub fn make(names: &[String], life: Duration, now: SystemTime, old: Option<&Self>) -> Result<Self, CertificateError> {
         let ca_key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
         let mut ca = params(&[], "dotgraft webhook CA", life, now)?;

@@ -28,6 +28,10 @@ use self::server::Served;
 use crate::context::Ctx;
 
 /// Serves the webhook and keeps what it needs, until the listener can't be made.
+///
+/// # Errors
+///
+/// The address can't be bound.
 pub async fn serve(listen: SocketAddr, service: &str, ctx: Arc<Ctx>, leading: watch::Receiver<bool>) -> std::io::Result<()> {
     let served = Arc::new(Served::default());
     tokio::select! {

@@ -127,6 +127,10 @@ fn tls(served: Arc<Served>) -> Result<TlsAcceptor, rustls::Error> {
 }
 
 /// Serves for ever. Binding errors are the caller's to report.
+///
+/// # Errors
+///
+/// The address can't be bound, or the listener fails.
 pub async fn serve(listen: SocketAddr, served: Arc<Served>, ctx: Arc<Ctx>) -> std::io::Result<()> {
     let tls = tls(served).map_err(std::io::Error::other)?;
     let listener = TcpListener::bind(listen).await?;
