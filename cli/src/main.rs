@@ -13,6 +13,7 @@ mod output;
 mod progress;
 mod push;
 mod relocate;
+mod runbook;
 mod status;
 mod wait;
 

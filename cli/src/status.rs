@@ -1,5 +1,7 @@
 //! `kubectl dot status`: what is there, whether it is safe, and what needs a person.
 
+use std::collections::BTreeSet;
+
 use anyhow::Result;
 use clap::Args;
 use dotgraft_api::{Branch, Condition, Dot, DotStatus, ReplicationJob, condition};
@@ -9,6 +11,7 @@ use serde::Serialize;
 
 use crate::Common;
 use crate::output::{self, Table, bytes, short};
+use crate::runbook;
 
 #[derive(Debug, Args)]
 pub struct StatusArgs {
@@ -38,6 +41,8 @@ struct Volume {
     replicas: Vec<String>,
     ready: bool,
     trouble: Option<String>,
+    /// Where the runbook explains it.
+    runbook: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -51,6 +56,8 @@ struct Job {
     expected: Option<u64>,
     lag: Option<String>,
     trouble: Option<String>,
+    /// Where the runbook explains it.
+    runbook: Option<String>,
 }
 
 pub async fn run(client: &Client, common: &Common, args: &StatusArgs) -> Result<()> {
@@ -99,14 +106,15 @@ fn volume(namespace: &str, name: String, s: DotStatus) -> Volume {
         limit: s.limit.unwrap_or(0),
         replicas: s.replicas.iter().map(|r| format!("{} ({})", r.node, r.state)).collect(),
         ready: condition(&s.conditions, "Ready").is_some_and(|c| c.status == "True"),
-        trouble: trouble(&s.conditions),
+        trouble: trouble(&s.conditions).map(|c| format!("{}: {}", c.reason, c.message)),
+        runbook: trouble(&s.conditions).map(|c| runbook::of(&c.reason)),
     }
 }
 
-fn trouble(conditions: &[Condition]) -> Option<String> {
+fn trouble(conditions: &[Condition]) -> Option<&Condition> {
     let not_ready = condition(conditions, "Ready").filter(|c| c.status != "True");
     let degraded = conditions.iter().find(|c| matches!(c.type_.as_str(), "Degraded" | "Diverged") && c.status == "True");
-    not_ready.or(degraded).map(|c| format!("{}: {}", c.reason, c.message))
+    not_ready.or(degraded)
 }
 
 fn job(j: &ReplicationJob) -> Job {
@@ -120,6 +128,7 @@ fn job(j: &ReplicationJob) -> Job {
         replicated: progress.replicated_bytes,
         expected: progress.expected_bytes,
         lag: s.lag,
+        runbook: s.problem.as_ref().map(|p| runbook::of(&p.reason)),
         trouble: s.problem.map(|p| format!("{}: {}", p.reason, p.message)),
     }
 }
@@ -153,10 +162,30 @@ fn draw(report: &Report, wide: bool) -> String {
             j.trouble.clone().unwrap_or_default(),
         ]);
     }
-    match (report.volumes.is_empty(), report.jobs.is_empty()) {
+    let tables = match (report.volumes.is_empty(), report.jobs.is_empty()) {
         (true, true) => "No Dots, Branches or jobs.".into(),
         (false, true) => volumes.text(),
         (true, false) => jobs.text(),
         (false, false) => format!("{}\n\n{}", volumes.text(), jobs.text()),
+    };
+    let places: BTreeSet<&str> =
+        report.volumes.iter().filter_map(|v| v.runbook.as_deref()).chain(report.jobs.iter().filter_map(|j| j.runbook.as_deref())).collect();
+    if places.is_empty() { tables } else { format!("{tables}\n\nWhat it means, and what to do:\n{}", Vec::from_iter(places).join("\n")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(reason: Option<&str>) -> String {
+        let conditions = reason.map(|r| serde_json::json!({"type": "Ready", "status": "False", "reason": r, "message": "m", "lastTransitionTime": "2026-01-01T00:00:00Z"}));
+        let status = serde_json::from_value(serde_json::json!({"conditions": Vec::from_iter(conditions)})).unwrap();
+        draw(&Report { volumes: vec![volume("shop", "data".into(), status)], jobs: Vec::new() }, false)
+    }
+
+    #[test]
+    fn what_stands_in_the_way_is_shown_with_its_place_in_the_runbook() {
+        assert!(shown(Some("NoSpace")).ends_with("docs/runbook.md#nospace"));
+        assert!(!shown(None).contains("runbook"));
     }
 }
