@@ -57,6 +57,12 @@ fn the_owner_opens_and_nothing_else_changes() {
 }
 
 #[test]
+fn an_opening_of_an_earlier_epoch_counts_for_nothing() {
+    let opened = |epoch| Authority { opened: Some(Opened { epoch: Epoch(epoch), boot: boot(9) }), ..owned() };
+    assert!(opened(5).is_opened() && !opened(4).is_opened());
+}
+
+#[test]
 fn an_opening_is_refused_with_the_reason() {
     let refused = |read: &Read, me: u8, seen| open(read, &place(me), boot(1), seen).unwrap_err();
     let nothing = Seen::default();

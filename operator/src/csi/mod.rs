@@ -75,7 +75,7 @@ impl Service<Request<Body>> for Both {
 ///
 /// # Errors
 ///
-/// As `CreateVolume` (CSI spec, "CreateVolume Errors").
+/// As `CreateVolume` (CSI spec, "`CreateVolume` Errors").
 pub async fn create_volume(request: &wire::CreateVolumeRequest, ctx: &Ctx) -> Result<wire::Volume, tonic::Status> {
     create::create(request, ctx).await.map_err(Into::into)
 }
