@@ -22,6 +22,10 @@ pub struct Subvol {
 
 /// Opens the root of a subvolume; `NotFound` if it is not there, `BadMetadata` if a plain directory is in its place. Works in a pool that
 /// failed, too, where [`open`] gets I/O errors: reading goes on there.
+///
+/// # Errors
+///
+/// As said; or it can't be opened.
 pub fn open_root(at: impl AsFd, path: &str) -> Result<OwnedFd, DriverError> {
     let fd = fsx::open_dir(at, path)?;
     let stat = rustix::fs::fstat(&fd).doing(|| format!("stat {path}"))?;
@@ -32,6 +36,10 @@ pub fn open_root(at: impl AsFd, path: &str) -> Result<OwnedFd, DriverError> {
 }
 
 /// Opens a subvolume with what the kernel says of it; errors as [`open_root`].
+///
+/// # Errors
+///
+/// As [`open_root`]; or the kernel can't say what it is.
 pub fn open(at: impl AsFd, path: &str) -> Result<Subvol, DriverError> {
     let fd = open_root(at, path)?;
     let info = ioctl::subvol_info(&fd).doing(|| format!("subvolume info of {path}"))?;
@@ -39,6 +47,10 @@ pub fn open(at: impl AsFd, path: &str) -> Result<Subvol, DriverError> {
 }
 
 /// The same; `None` if it is not there.
+///
+/// # Errors
+///
+/// As [`open`], but for [`DriverError::NotFound`].
 pub fn find(at: impl AsFd, path: &str) -> Result<Option<Subvol>, DriverError> {
     fsx::maybe(open(at, path))
 }
@@ -71,6 +83,10 @@ pub fn descendants(root: BorrowedFd<'_>, id: u64) -> Result<Vec<u64>, DriverErro
 
 /// Removes the subvolume `name` in `dir` with all that is nested in it, depth-first; false if it was not there. Durable after `fsync` of
 /// `dir`. The caller has checked that nobody has it mounted, and lifted the limits where something may be nested.
+///
+/// # Errors
+///
+/// The first step that fails; what was removed before stays removed.
 pub fn remove(pool: &BtrfsPool, dir: impl AsFd, name: &str) -> Result<bool, DriverError> {
     match fsx::what(&dir, name)? {
         None => return Ok(false),
