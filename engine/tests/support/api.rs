@@ -1,8 +1,10 @@
 //! The API server: one Filesystem object with a resourceVersion, and the calls of agents to it. Reads are quorum reads. A write is a
 //! compare-and-swap by the version that was read; it may arrive long after its sender has given up or died, and its answer may get lost.
 
+pub use dotgraft_engine::authority::Phase;
+use dotgraft_engine::authority::{self, Attempt, Authority, Opened, Pending, Read, Seen};
 use dotgraft_engine::filesystem::{AuthorityView, Swap, Task, TaskDone};
-use dotgraft_engine::ids::{BootId, Epoch, MigId, OpId};
+use dotgraft_engine::ids::{BootId, CommitId, Epoch, MigId, OpId};
 use dotgraft_engine::model::{Problem, Reason};
 
 use super::hazards::Hazards;
@@ -11,15 +13,6 @@ use super::sim::{Sim, What, short};
 /// A sender waits so long for one answer, and so long for all its tries together (as node-agent's `cluster` does).
 const ANSWER_MS: i64 = 10_000;
 const CALL_MS: i64 = 25_000;
-
-/// Phase of the Filesystem object.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Phase {
-    New,
-    Active,
-    Headless,
-    Deleting,
-}
 
 /// `Filesystem.status`, as far as agents see it.
 #[derive(Debug, Clone, PartialEq)]
@@ -30,6 +23,8 @@ pub struct Api {
     pub opened: Option<(Epoch, BootId)>,
     pub attempt: u64,
     pub pending: Option<(MigId, u64, usize)>,
+    /// Of what is pending.
+    pub final_commit: Option<CommitId>,
     /// What the server knows besides the object.
     pub server: Server,
 }
@@ -72,7 +67,7 @@ pub struct Write {
 impl Api {
     pub fn new(nodes: usize) -> Self {
         let server = Server { read_at: vec![0; nodes], opening_sent: vec![None; nodes], ..Server::default() };
-        Self { phase: Phase::New, owner: 0, epoch: Epoch(1), opened: None, attempt: 1, pending: None, server }
+        Self { phase: Phase::New, owner: 0, epoch: Epoch(1), opened: None, attempt: 1, pending: None, final_commit: None, server }
     }
 
     /// Of the object as it stands; an edit by the operator or a person counts as a write.
@@ -231,32 +226,49 @@ impl Sim<'_> {
         self.done(n, op, Err(Problem::new(reason, "simulated")));
     }
 
-    /// What a call makes of the object that it read; `None`: nothing. The guards of migration.md §2.
-    fn changed(&self, n: usize, task: &Task, read: &Api) -> Result<Option<Api>, Problem> {
-        let refused = |reason| Err(Problem::new(reason, "simulated"));
-        let deleting = read.phase == Phase::Deleting;
-        let exactly = |mig: MigId, attempt| read.pending.filter(|p| (p.0, p.1) == (mig, attempt));
-        Ok(match task {
-            Task::Open { seen } if read.epoch < *seen => return refused(Reason::EpochRegression),
-            Task::Open { .. } if deleting => return refused(Reason::Deleting),
-            Task::Open { .. } if read.owner != n => return refused(Reason::NotOwner),
-            Task::Open { .. } if read.pending.is_some() => return refused(Reason::Busy),
-            Task::Open { .. } => Some(Api { opened: Some((read.epoch, self.nodes[n].boot)), ..read.clone() }),
-            Task::Swap(Swap::Pend { mig, epoch, to, .. }) => {
-                let may = read.owner == n && read.epoch == *epoch && read.pending.is_none() && !deleting;
-                let to = self.peer_of(to);
-                may.then(|| Api { pending: Some((*mig, read.attempt, to)), ..read.clone() })
+    /// The object as the rules of authority read it.
+    fn as_read(&self, object: &Api) -> Read {
+        let place = |n: usize| self.nodes[n].place.clone();
+        let opened = object.opened.map(|(epoch, boot)| Opened { epoch, boot });
+        let pending = object.pending.zip(object.final_commit);
+        let pending = pending.map(|((mig, attempt, to), final_commit)| Pending { mig, attempt, to: place(to), final_commit });
+        let (owner, epoch, attempt) = (place(object.owner), object.epoch, object.attempt);
+        let authority = Authority { owner, epoch, attempt, opened, pending, fork_points: Vec::new() };
+        Read { phase: object.phase, authority: Some(authority), version: None }
+    }
+
+    fn with_authority(&self, object: &Api, next: &Authority) -> Api {
+        Api {
+            owner: self.peer_of(&next.owner),
+            epoch: next.epoch,
+            attempt: next.attempt,
+            opened: next.opened.map(|o| (o.epoch, o.boot)),
+            pending: next.pending.as_ref().map(|p| (p.mig, p.attempt, self.peer_of(&p.to))),
+            final_commit: next.pending.as_ref().map(|p| p.final_commit),
+            ..object.clone()
+        }
+    }
+
+    /// What a call makes of the object that it read, by the rules that agents go by; `None`: nothing.
+    fn changed(&self, n: usize, task: &Task, object: &Api) -> Result<Option<Api>, Problem> {
+        let (read, me) = (self.as_read(object), &self.nodes[n].place);
+        let swapped = match task {
+            Task::Open { seen } => {
+                let seen = Seen { epoch: *seen, version: None };
+                let next = authority::open(&read, me, self.nodes[n].boot, seen).map_err(|refusal| refusal.problem())?;
+                return Ok(Some(self.with_authority(object, &next)));
             }
+            Task::Swap(Swap::Pend { mig, epoch, to, final_commit }) => authority::pend(&read, me, (*mig, *epoch), to, *final_commit),
             Task::Swap(Swap::Commit { mig, attempt, epoch }) => {
-                let pending = exactly(*mig, *attempt).filter(|_| read.epoch == *epoch && !deleting);
-                pending.map(|p| Api { owner: p.2, epoch: Epoch(epoch.0 + 1), pending: None, opened: None, ..read.clone() })
+                authority::commit(&read, me, Attempt { mig: *mig, attempt: *attempt, epoch: *epoch })
             }
             Task::Swap(Swap::Abort { mig, attempt, epoch }) => {
-                let pending = exactly(*mig, *attempt).filter(|_| read.epoch == *epoch);
-                pending.map(|_| Api { attempt: attempt + 1, pending: None, ..read.clone() })
+                authority::abort(&read, me, Attempt { mig: *mig, attempt: *attempt, epoch: *epoch })
             }
-            _ => None,
-        })
+            _ => return Ok(None),
+        };
+        // A guard that doesn't hold changes nothing; what authority says then is the answer.
+        Ok(swapped.ok().map(|next| self.with_authority(object, &next)))
     }
 
     fn told(&self, n: usize, op: OpId, task: &Task, object: &Api, swapped: bool) -> Result<TaskDone, Problem> {
