@@ -25,6 +25,25 @@ impl Hazards {
     /// What the random runs have in them.
     pub const MENDED: Self = Self::NONE;
 
+    /// Those that the random runs have in them, or those named by `DOTGRAFT_SIM_HAZARDS`: to see what is not mended yet.
+    pub fn of_runs() -> Self {
+        let Ok(names) = std::env::var("DOTGRAFT_SIM_HAZARDS") else { return Self::MENDED };
+        names.split(',').map(Self::named).fold(Self::MENDED, Self::with)
+    }
+
+    fn named(name: &str) -> Self {
+        match name {
+            "nested" => Self::NESTED,
+            "old-openings" => Self::OLD_OPENINGS,
+            "late-writes" => Self::LATE_WRITES,
+            "mounts-in-fences" => Self::MOUNTS_IN_FENCES,
+            "clocks" => Self::CLOCKS,
+            "lost-journals" => Self::LOST_JOURNALS,
+            "restores" => Self::RESTORES,
+            other => panic!("DOTGRAFT_SIM_HAZARDS knows no {other}"),
+        }
+    }
+
     pub const fn has(self, other: Self) -> bool {
         self.0 & other.0 == other.0
     }

@@ -348,7 +348,7 @@ impl Sim<'_> {
 
 /// Pods come and go on all nodes, and authority follows, whatever fails; with `steals` it is also taken, from an owner that can't be asked.
 pub fn moving(seed: u64, two: Two, steals: bool, trace: &mut Vec<String>) -> Did {
-    moving_among(seed, two, steals, Hazards::MENDED, trace)
+    moving_among(seed, two, steals, Hazards::of_runs(), trace)
 }
 
 /// The same in a world of those hazards.

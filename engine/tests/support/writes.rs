@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use dotgraft_engine::filesystem::Life;
 use dotgraft_engine::ids::Epoch;
 
 use super::sim::Sim;
@@ -34,8 +35,15 @@ impl Writes {
 impl Sim<'_> {
     /// A pod on node `n` was told that its write is durable.
     pub fn note_write(&mut self, n: usize, before: u64, content: u64) {
-        let epoch = self.nodes[n].journal.load().base.map_or(Epoch(0), |b| b.opened.map_or(b.epoch, |o| o.epoch));
+        // What lost authority and is not frozen yet is served in the epoch in which it was mounted.
+        let base = self.nodes[n].journal.load().base;
+        let opened = base.as_ref().and_then(|b| b.opened).map(|o| o.epoch).or(self.ledger.served[n].map(|(epoch, _)| epoch));
         self.ledger.writes.on_top_of.insert(content, before);
+        // Nobody was promised what is written, by a mount of the host, into what is superseded or goes.
+        if base.as_ref().is_none_or(|b| b.superseded || b.life != Life::Active) {
+            return;
+        }
+        let epoch = opened.or(base.map(|b| b.epoch)).unwrap_or_default();
         let writer = *self.ledger.writes.writers.entry(epoch).or_insert(n);
         assert_eq!(writer, n, "two nodes write in epoch {epoch}: {writer} and {n}");
     }
