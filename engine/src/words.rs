@@ -129,6 +129,15 @@ pub enum MountWhat {
     Commit(CommitId),
 }
 
+/// Subvolumes that users have made inside the head; a commit has them as plain directories (ADR 14).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Nested {
+    /// How many are directly in the head.
+    pub count: usize,
+    /// Path of one, relative to the head, lossily as text.
+    pub first: String,
+}
+
 /// A job as the owner's Replica has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WantedJob {

@@ -126,9 +126,9 @@ fn a_handoff_comes_to_its_end_first() {
 fn nothing_fences_or_thaws_a_head_that_has_gone() {
     let mut trace = Vec::new();
     let (mut sim, _) = pair(1, &mut trace);
-    sim.failing = Some("Fence"); // half of one is there
+    sim.failing = Some("Freeze"); // half of one is there
     let req = sim.req(0, Asked::Fence);
-    sim.handle(0, Event::Fence(req, false));
+    sim.handle(0, Event::Fence(req, true));
     sim.run_for(20);
     sim.failing = Some("Thaw");
     sim.run_for(5_000);

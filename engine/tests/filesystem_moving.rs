@@ -67,7 +67,7 @@ fn what_is_superseded_says_so_as_long_as_it_is_and_says_fenced_once_that_is_so()
     (sim.api.owner, sim.api.epoch, sim.api.opened) = (1, Epoch(2), None);
     sim.api.attempt += 1;
     sim.lost.insert(0);
-    sim.failing = Some("Fence");
+    sim.failing = Some("Freeze");
     for (n, role) in [(0, Role::Replica), (1, Role::Owner)] {
         sim.edit(n, |p| (p.role, p.epoch, p.owner) = (role, Epoch(2), Some(owner.clone())));
     }

@@ -28,7 +28,7 @@ const FAULTS: &[Fault] = &[
         name: "nested_and_superseded",
         run: s::nested_and_superseded,
         says: &["a pod can still write on n0"],
-        mended: false,
+        mended: true,
     },
     Fault {
         number: "2",
@@ -63,7 +63,21 @@ const FAULTS: &[Fault] = &[
         name: "opening_after_a_restart",
         run: s::opening_after_a_restart,
         says: &["the first mount of an opening begins"],
-        mended: false,
+        mended: true,
+    },
+    Fault {
+        number: "5",
+        name: "first_mount_takes_long",
+        run: s::first_mount_takes_long,
+        says: &["serves what it was promoted away from"],
+        mended: true,
+    },
+    Fault {
+        number: "1",
+        name: "lost_behind_a_slow_commit",
+        run: s::lost_behind_a_slow_commit,
+        says: &["a pod can still write on n0"],
+        mended: true,
     },
     Fault {
         number: "6",
@@ -84,7 +98,7 @@ const FAULTS: &[Fault] = &[
         name: "mount_during_a_fence",
         run: s::mount_during_a_fence,
         says: &["a mount of the head is admitted while it is being fenced", "holds a frozen head"],
-        mended: false,
+        mended: true,
     },
     Fault { number: "9", name: "reset_and_promoted", run: s::reset_and_promoted, says: &["what was reset away is back"], mended: false },
     Fault {

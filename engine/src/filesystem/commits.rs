@@ -19,22 +19,16 @@ const TRANSIENT_MS: u64 = 3_600_000;
 
 impl Filesystem {
     pub(super) fn advance_head(&mut self, ctx: &Ctx, out: &mut Out) {
+        self.advance_fences(ctx, out);
         let is_opening = self.tasks.is_running(Slot::Life) && !self.head.is_open();
         if !self.standing.is_active() || is_opening || !self.tasks.is_ready(Slot::Head, ctx.boot) {
             return;
         }
         // A fence goes first: someone waits for it, and a commit that can't be made must not keep it.
-        if self.must_fence() && !self.head.is_fence_wanted() {
-            self.head.want_fence(For::Loss);
-        }
-        let owner = self.standing.is_owner();
-        if self.may_write() || (self.head.is_half_fenced() || self.must_fence()) && owner {
-            self.advance_fence(ctx, out);
-        }
-        if self.tasks.is_running(Slot::Head) {
+        if self.head.is_fence_wanted() {
             return;
         }
-        if self.head.is_to_be_thawed() && owner && !self.standing.is_superseded() {
+        if self.head.is_to_be_thawed() && self.standing.is_owner() && !self.standing.is_superseded() {
             self.tasks.start(Slot::Head, Task::Thaw, out);
         } else if self.may_write() {
             self.advance_wanted(ctx, out);
@@ -65,6 +59,9 @@ impl Filesystem {
         let (resets, plain): (Vec<_>, Vec<_>) = wanted.into_iter().partition(|w| w.reset_to.is_some());
         self.resets.keep_blocked(|uid| resets.iter().any(|w| w.uid == uid));
         for want in plain.into_iter().chain(resets) {
+            if want.reset_to.is_some() && !self.tasks.is_ready(Slot::Look, ctx.boot) {
+                continue;
+            }
             // Nothing is recorded of one that can't begin.
             let open = self.history.is_open(want.uid) && want.id.is_none();
             if let Some(to) = want.reset_to.filter(|_| open && self.history.kept_by(want.uid).is_none())
@@ -88,8 +85,11 @@ impl Filesystem {
                 },
             };
             let (qgroup, commit) = (self.standing.qgroup(), Box::new(self.commit_of(&row, &want)));
-            let task = if row.reset_to.is_some() { Task::Fence { qgroup, commit, force: false } } else { Task::Commit { qgroup, commit } };
-            return self.tasks.start(Slot::Head, task, out);
+            if row.reset_to.is_some() {
+                self.head.want_fence(For::Reset(commit));
+                return self.advance_fences(ctx, out);
+            }
+            return self.tasks.start(Slot::Head, Task::Commit { qgroup, commit }, out);
         }
     }
 

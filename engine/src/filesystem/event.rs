@@ -7,7 +7,7 @@ use crate::model::{Commit, Origin, Place, Problem, ResumeToken, Versions};
 use crate::run::JobRow;
 
 use super::record::{Base, CheckpointRow, Record, RequestRow};
-use crate::words::{Desired, MountWhat, ReceiveOffer, ReqId};
+use crate::words::{Desired, MountWhat, Nested, ReceiveOffer, ReqId};
 
 /// What the world looks like while an event is handled.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -184,16 +184,18 @@ pub enum Task {
     },
     /// Remove a commit.
     DeleteCommit(CommitId),
-    /// Fence with this final commit; the flag: even while mounted.
-    Fence {
+    /// Read the mount tables of all namespaces: `Mounted`, by name, if something has the head.
+    LookForMounts,
+    /// Make the head unwritable, and what is nested in it; waits for nothing, whoever has it mounted.
+    Freeze,
+    /// The final commit of a frozen head: write-back, snapshot, proof.
+    FinalCommit {
         /// Level-1 qgroup.
         qgroup: u64,
         /// The final commit.
         commit: Box<Commit>,
-        /// Even while mounted.
-        force: bool,
     },
-    /// Undo it.
+    /// Undo a freeze.
     Thaw,
     /// Read or change authority.
     Swap(Swap),
@@ -303,11 +305,15 @@ pub enum TaskDone {
     Committed {
         /// Data bytes newer than the parent, if measured.
         changed_bytes: Option<u64>,
+        /// What was nested in the head, if anything.
+        nested: Option<Nested>,
     },
-    /// For `Fence`.
+    /// For `FinalCommit`.
     Fenced {
         /// Generation of head and snapshot.
         generation: u64,
+        /// What is nested in the head, if anything.
+        nested: Option<Nested>,
     },
     /// For `Usage`.
     Usage {

@@ -1,15 +1,17 @@
-//! Fence and thaw: the head is made read-only with a final commit of what it holds, and writable again. A fence is what disk and journal
+//! Fence and thaw: the head is made unwritable, with a final commit of what it holds, and writable again. A fence is what disk and journal
 //! say together; half of one is undone, or made whole.
 //!
-//! Fence → *fence-commit*, *frozen*; Thaw → *thawed*, and authority is opened anew (R0).
+//! Planned (handoff, reset): new mounts are refused → `LookForMounts`; mounted: they are admitted again → `Freeze` → `FinalCommit` →
+//! *fence-commit*, *frozen*. Where authority was lost, or by force: `Freeze` at once, whatever runs or sleeps → `FinalCommit` → the same.
+//! `Thaw` → *thawed*, and authority is opened anew (R0).
 
 use super::event::{Answer, Ctx, Out, Task};
-use super::head::For;
+use super::head::{For, Step};
 use super::tasks::Slot;
 use super::{Filesystem, headless};
 use crate::ids::CommitId;
 use crate::model::{Commit, Origin, Problem, Reason};
-use crate::words::ReqId;
+use crate::words::{MountWhat, ReqId};
 
 impl Filesystem {
     /// May write: owner, opened in this boot, not fenced, not deleting.
@@ -36,6 +38,7 @@ impl Filesystem {
         } else if let Some(id) = self.standing.frozen().filter(|_| active) {
             Ok((id, 0))
         } else if self.may_write() || self.head.is_half_fenced() && active && self.standing.is_owner() {
+            self.tasks.rest(Slot::Look); // who asks wants to know now
             return self.head.want_fence(For::Request(req, force));
         } else {
             Err(self.not_owner())
@@ -46,7 +49,12 @@ impl Filesystem {
     /// Whoever waits for a fence and can't get one any more is told so; who waits for one that is there has it.
     pub(super) fn settle_fences(&mut self, out: &mut Out) {
         let may_come = self.may_write() || self.head.is_half_fenced() || self.must_fence();
-        if !self.head.is_fence_wanted() || self.standing.is_resetting() || self.tasks.is_running(Slot::Head) || may_come {
+        if !self.head.is_fence_wanted()
+            || self.standing.is_resetting()
+            || self.tasks.is_running(Slot::Head)
+            || self.is_fencing()
+            || may_come
+        {
             return;
         }
         let answer = match self.standing.frozen().filter(|_| self.standing.is_active()) {
@@ -56,11 +64,83 @@ impl Filesystem {
         self.head.answer_all(&Answer::Fenced(answer), out);
     }
 
-    pub(super) fn advance_fence(&mut self, ctx: &Ctx, out: &mut Out) {
-        let Some(whose) = self.head.start_fence() else { return };
-        let commit = Box::new(self.transient_commit(ctx));
-        let task = Task::Fence { qgroup: self.standing.qgroup(), commit, force: whose.is_forced() };
-        self.tasks.start(Slot::Head, task, out);
+    /// Something of a fence is under way that has to end first.
+    pub(super) fn is_fencing(&self) -> bool {
+        let step = |task: &Task| matches!(task, Task::LookForMounts | Task::Freeze | Task::FinalCommit { .. });
+        self.head.is_frozen_for_fence() || self.tasks.runs(|_, task| step(task))
+    }
+
+    /// Takes the fence that is wanted first a step further. A freeze waits for nothing: no commit, no removal, nothing of the copy's life, no
+    /// sleep but that after its own failure; only for a thaw, or that would undo it.
+    pub(super) fn advance_fences(&mut self, ctx: &Ctx, out: &mut Out) {
+        if !self.standing.is_active() {
+            return;
+        }
+        if self.must_fence() {
+            self.head.want_fence(For::Loss);
+        }
+        let may = self.may_write() || (self.head.is_half_fenced() || self.must_fence()) && self.standing.is_owner();
+        let Some((whose, step)) = self.head.fence().filter(|_| may) else { return };
+        match step {
+            Step::Look => {
+                let mounting = self.tasks.runs(|_, task| matches!(task, Task::Mount(MountWhat::Head, ..)));
+                if !mounting && !self.tasks.is_running(Slot::Head) && self.tasks.is_ready(Slot::Look, ctx.boot) {
+                    self.tasks.start(Slot::Look, Task::LookForMounts, out);
+                }
+            }
+            Step::Freeze => {
+                if self.tasks.is_ready(Slot::Freeze, ctx.boot) && !self.tasks.runs(|_, task| *task == Task::Thaw) {
+                    self.tasks.start(Slot::Freeze, Task::Freeze, out);
+                }
+            }
+            Step::Commit => {
+                if self.tasks.is_ready(Slot::Head, ctx.boot) {
+                    let commit = match whose {
+                        For::Reset(commit) => commit.clone(),
+                        For::Request(..) | For::Handoff | For::Loss => Box::new(self.transient_commit(ctx)),
+                    };
+                    self.head.start_final();
+                    self.tasks.start(Slot::Head, Task::FinalCommit { qgroup: self.standing.qgroup(), commit }, out);
+                }
+            }
+        }
+    }
+
+    /// The mount tables were read, for a fence that is planned. If something has the head, admission opens again.
+    pub(super) fn on_looked(&mut self, result: Result<(), Problem>, ctx: &Ctx, out: &mut Out) {
+        match (result, self.head.fence()) {
+            (Ok(()), _) => self.head.looked(),
+            (Err(problem), Some((_, Step::Look))) => self.fence_fails(problem, false, ctx, out),
+            (Err(_), _) => {} // it is fenced all the same by now
+        }
+    }
+
+    /// A freeze has ended. From then on nothing writes the head; what it holds is not proven yet.
+    pub(super) fn on_froze(&mut self, result: Result<(), Problem>, ctx: &Ctx, out: &mut Out) {
+        match result {
+            Ok(()) => {
+                if !self.head.froze() {
+                    self.head.half_fenced(!self.standing.is_superseded());
+                }
+            }
+            // Tried again, after a sleep of its own.
+            Err(_) if self.must_fence() => {}
+            Err(problem) => self.fence_fails(problem, true, ctx, out),
+        }
+    }
+
+    /// The first fence can't be had now. Nobody was told of one: the volume is served where it was, if it may be.
+    fn fence_fails(&mut self, problem: Problem, begun: bool, ctx: &Ctx, out: &mut Out) {
+        if begun {
+            self.head.half_fenced(!self.standing.is_superseded());
+        }
+        match self.head.drop_first() {
+            Some(For::Request(req, _)) => out.answers.push((req, Answer::Fenced(Err(problem)))),
+            Some(For::Handoff) => self.on_move_fenced(Err(problem), ctx),
+            Some(For::Reset(commit)) if begun => self.on_reset_fenced(*commit, Err(problem), ctx, out),
+            Some(For::Reset(commit)) => self.on_reset_kept_back(&commit, problem, out),
+            Some(For::Loss) | None => {}
+        }
     }
 
     /// The head is fenced, and what it holds is that commit; with `reset_to` it is to be replaced.
@@ -80,6 +160,7 @@ impl Filesystem {
             && !standing.is_resetting()
             && !standing.is_headless()
             && !self.tasks.is_running(Slot::Head)
+            && !self.head.is_fence_wanted()
         {
             self.head.thaw_for(req);
             return self.tasks.start(Slot::Head, Task::Thaw, out);
@@ -112,8 +193,12 @@ impl Filesystem {
         self.not_owner()
     }
 
-    /// A fence that is no reset's has ended: with the generation of what it fenced.
+    /// A final commit has ended: with the generation of what it proves.
     pub(super) fn on_fenced(&mut self, commit: Commit, result: Result<u64, Problem>, ctx: &Ctx, out: &mut Out) {
+        let whose = self.head.take_started();
+        if commit.kept.is_some() {
+            return self.on_reset_fenced(commit, result.map(drop), ctx, out);
+        }
         let answer = match result {
             Ok(generation) => {
                 let id = commit.id;
@@ -122,16 +207,16 @@ impl Filesystem {
                 Ok((id, generation))
             }
             Err(problem) => {
-                if problem.reason != Reason::Mounted {
-                    // It may have got half-way. Nobody was told of a fence: the volume is served where it was, if it may be.
-                    self.head.half_fenced(!self.standing.is_superseded());
-                    self.history.sweep(commit.id, out);
-                }
+                // It is frozen still. Nobody was told of a fence: the volume is served where it was, if it may be.
+                self.head.half_fenced(!self.standing.is_superseded());
+                self.history.sweep(commit.id, out);
                 Err(problem)
             }
         };
-        if self.head.answer_started(&Answer::Fenced(answer.clone()), out) {
-            self.on_move_fenced(answer.map(|(id, _)| id), ctx);
+        match whose {
+            Some(For::Request(req, _)) => out.answers.push((req, Answer::Fenced(answer))),
+            Some(For::Handoff) => self.on_move_fenced(answer.map(|(id, _)| id), ctx),
+            Some(For::Reset(_) | For::Loss) | None => {}
         }
     }
 

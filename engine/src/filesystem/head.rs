@@ -2,7 +2,7 @@
 //! is carried out in [`super::fence`], [`super::reset`] and [`super::life`].
 
 use crate::ids::{BootTime, Epoch};
-use crate::model::Problem;
+use crate::model::{Commit, Problem};
 use crate::words::ReqId;
 
 use super::event::{Answer, Here, Out};
@@ -18,8 +18,8 @@ enum Opening {
     Closed,
     /// Opened; `used` once something was mounted under it.
     Open {
-        /// When the swap that won it was sent: authority can't have been older (R0).
-        sent: BootTime,
+        /// When the swap that won it was sent: authority can't have been older (R0). `None`: in an earlier life of the agent.
+        sent: Option<BootTime>,
         /// Whether a mount has been made under it.
         used: bool,
     },
@@ -37,32 +37,46 @@ pub(super) struct Won {
 }
 
 /// Who waits for a fence.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum For {
     /// A request; the flag forces it while something has the head mounted.
     Request(ReqId, bool),
     /// A handoff: never while something has the head mounted.
     Handoff,
+    /// A reset, which keeps what the head holds as this commit: never while something has it mounted.
+    Reset(Box<Commit>),
     /// Authority is elsewhere: at once, whoever has the head mounted.
     Loss,
 }
 
 impl For {
-    /// Whether the head is fenced even while something has it mounted.
-    pub(super) const fn is_forced(self) -> bool {
+    /// The head is frozen even while something has it mounted.
+    const fn is_forced(&self) -> bool {
+        matches!(self, Self::Request(_, true) | Self::Loss)
+    }
+
+    const fn request(&self) -> Option<ReqId> {
         match self {
-            Self::Request(_, force) => force,
-            Self::Handoff => false,
-            Self::Loss => true,
+            Self::Request(req, _) => Some(*req),
+            Self::Handoff | Self::Reset(_) | Self::Loss => None,
         }
     }
 
-    const fn request(self) -> Option<ReqId> {
-        match self {
-            Self::Request(req, _) => Some(req),
-            Self::Handoff | Self::Loss => None,
-        }
+    /// Where it begins.
+    const fn first_step(&self) -> Step {
+        if self.is_forced() { Step::Freeze } else { Step::Look }
     }
+}
+
+/// What is next of the fence that is wanted first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Step {
+    /// To look whether something has the head mounted.
+    Look,
+    /// To freeze it.
+    Freeze,
+    /// It is frozen: to take the final commit.
+    Commit,
 }
 
 /// See the module's documentation.
@@ -76,17 +90,21 @@ pub(super) struct Head {
     half: bool,
     /// A fence or thaw that nobody was told has worked: the head is to be writable again.
     undo: bool,
-    /// Who waits for a fence, and whether the one that runs is theirs.
+    /// Who waits for a fence, the first in hand, and whether the final commit that runs is theirs. From the moment it is not empty no new
+    /// mount of the head is admitted.
     fences: Vec<(For, bool)>,
+    /// Of the first of them.
+    step: Step,
     thaw_for: Option<ReqId>,
 }
 
 impl Head {
-    /// A restart of the agent in the same boot keeps the opening (R0); `used`, as mounts may be there.
+    /// A restart of the agent in the same boot keeps the opening (R0), and whether it was used. One that was not is too old by now: when it
+    /// was sent isn't known any more.
     pub(super) fn recovered(base: Option<&Base>, here: &Here) -> Self {
-        let kept = base.is_some_and(|b| b.opened.is_some_and(|o| o.boot == here.boot && o.epoch == b.epoch));
-        let opening = if kept { Opening::Open { sent: BootTime(0), used: true } } else { Opening::Closed };
-        Self { on_disk: false, opening, won: None, half: false, undo: false, fences: Vec::new(), thaw_for: None }
+        let kept = base.and_then(|b| b.opened.filter(|o| o.boot == here.boot && o.epoch == b.epoch));
+        let opening = kept.map_or(Opening::Closed, |o| Opening::Open { sent: None, used: o.used });
+        Self { on_disk: false, opening, won: None, half: false, undo: false, fences: Vec::new(), step: Step::Look, thaw_for: None }
     }
 
     // ---- views ----
@@ -102,10 +120,15 @@ impl Head {
     /// A mount may turn writable now: the opening was used, or is young enough to be (R0).
     pub(super) const fn is_fresh(&self, now: BootTime) -> bool {
         match self.opening {
-            Opening::Closed => false,
             Opening::Open { used: true, .. } => true,
-            Opening::Open { sent, used: false } => now.since_ms(sent) <= OPENING_FRESH_MS,
+            Opening::Open { sent: Some(sent), used: false } => now.since_ms(sent) <= OPENING_FRESH_MS,
+            Opening::Closed | Opening::Open { sent: None, used: false } => false,
         }
+    }
+
+    /// Something was mounted under the opening.
+    pub(super) const fn is_used(&self) -> bool {
+        matches!(self.opening, Opening::Open { used: true, .. })
     }
 
     pub(super) const fn won(&self) -> Option<Won> {
@@ -159,7 +182,7 @@ impl Head {
     /// It is recorded.
     pub(super) const fn open(&mut self, won: Won) {
         let used = matches!(self.opening, Opening::Open { used: true, .. });
-        self.opening = Opening::Open { sent: won.sent, used };
+        self.opening = Opening::Open { sent: Some(won.sent), used };
     }
 
     /// Something is mounted under the opening.
@@ -177,33 +200,82 @@ impl Head {
 
     // ---- fences ----
 
-    /// Someone wants it fenced.
+    /// Someone wants it fenced. A loss comes before all others, once; where the head is frozen already, it has what it wants.
     pub(super) fn want_fence(&mut self, whose: For) {
-        self.fences.push((whose, false));
+        let of_loss = whose == For::Loss;
+        if of_loss && (self.is_frozen_for_fence() || self.fences.iter().any(|(f, _)| *f == For::Loss)) {
+            return;
+        }
+        let at = if of_loss { 0 } else { self.fences.len() };
+        if at == 0 {
+            self.step = whose.first_step();
+        }
+        self.fences.insert(at, (whose, false));
     }
 
-    /// The next one is started; whose.
-    pub(super) fn start_fence(&mut self) -> Option<For> {
-        let (whose, started) = self.fences.first_mut()?;
-        *started = true;
-        Some(*whose)
+    /// What is next, and for whom.
+    pub(super) fn fence(&self) -> Option<(&For, Step)> {
+        self.fences.first().map(|(whose, _)| (whose, self.step))
+    }
+
+    /// A fence has frozen it, and not ended.
+    pub(super) fn is_frozen_for_fence(&self) -> bool {
+        self.is_fence_wanted() && self.step == Step::Commit
+    }
+
+    /// Nothing has it mounted.
+    pub(super) fn looked(&mut self) {
+        if self.fence().is_some_and(|(_, step)| step == Step::Look) {
+            self.step = Step::Freeze;
+        }
+    }
+
+    /// It is frozen, and the journal doesn't know. `false`: nobody wants that any more.
+    pub(super) fn froze(&mut self) -> bool {
+        (self.half, self.undo) = (true, false);
+        self.step = Step::Commit;
+        self.is_fence_wanted()
+    }
+
+    /// The final commit of the first is being taken.
+    pub(super) fn start_final(&mut self) {
+        if let Some((_, started)) = self.fences.first_mut() {
+            *started = true;
+        }
+    }
+
+    /// The first can't have it now.
+    pub(super) fn drop_first(&mut self) -> Option<For> {
+        let first = (!self.fences.is_empty()).then(|| self.fences.remove(0).0);
+        self.begin_next();
+        first
+    }
+
+    /// Whoever comes first now begins anew.
+    fn begin_next(&mut self) {
+        self.step = self.fences.first().map_or(Step::Look, |(whose, _)| whose.first_step());
     }
 
     /// A handoff that has asked for one, and it was not begun, needs it no more.
     pub(super) fn unwant_fence_of_handoff(&mut self) {
-        self.fences.retain(|(whose, _)| *whose != For::Handoff);
+        if self.is_fence_of_handoff_wanted() {
+            self.fences.retain(|(whose, _)| *whose != For::Handoff);
+            self.begin_next();
+        }
     }
 
-    /// The one that was started has ended. Who had asked hears of it; `true`: a handoff had.
-    pub(super) fn answer_started(&mut self, answer: &Answer, out: &mut Out) -> bool {
-        let started: Vec<For> = self.fences.extract_if(.., |(_, started)| *started).map(|(whose, _)| whose).collect();
-        out.answers.extend(started.iter().filter_map(|f| f.request()).map(|req| (req, answer.clone())));
-        started.contains(&For::Handoff)
+    /// The one whose final commit was taken.
+    pub(super) fn take_started(&mut self) -> Option<For> {
+        let at = self.fences.iter().position(|(_, started)| *started)?;
+        let (whose, _) = self.fences.remove(at);
+        self.begin_next();
+        Some(whose)
     }
 
     /// Nobody gets one any more, or all have it.
     pub(super) fn answer_all(&mut self, answer: &Answer, out: &mut Out) {
         let all = std::mem::take(&mut self.fences);
+        self.step = Step::Look;
         out.answers.extend(all.into_iter().filter_map(|(f, _)| f.request()).map(|req| (req, answer.clone())));
     }
 

@@ -75,7 +75,7 @@ impl Filesystem {
         self.troubles.clear("StaleIntent"); // of an intent that was taken back
         self.recheck_sender(out);
         self.outbox.stale();
-        for slot in [Slot::Life, Slot::Head, Slot::Move] {
+        for slot in [Slot::Life, Slot::Head, Slot::Look, Slot::Move] {
             self.tasks.wake(slot);
         }
         if let Some(p) = self.wish.present() {
@@ -123,7 +123,7 @@ impl Filesystem {
         let seen = base.epoch.max(wanted_epoch);
         let head = self.head.is_there();
         if let Some(won) = self.head.won() {
-            let opened = Some(Opened { epoch: won.epoch, boot: self.here.boot });
+            let opened = Some(Opened { epoch: won.epoch, boot: self.here.boot, used: false });
             let base = Base { epoch: won.epoch, attempt: won.attempt, opened, ..base };
             return self.tasks.start(Slot::Life, Task::WriteMeta(Box::new(base)), out);
         }
@@ -284,8 +284,8 @@ impl Filesystem {
     fn record_opening(&mut self, out: &mut Out) {
         let Some(won) = self.head.take_won() else { return };
         if !self.is_fenced() {
-            self.standing.opened(won.epoch, won.attempt, self.here.boot, out);
             self.head.open(won);
+            self.standing.opened(won.epoch, won.attempt, self.here.boot, self.head.is_used(), out);
         }
     }
 

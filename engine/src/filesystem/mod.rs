@@ -54,13 +54,13 @@ pub use record::{
 };
 pub use status::{CommitStatus, Condition, FilesystemStatus, JobStatus, MigrationStatus, RequestStatus, RoleStatus};
 
-pub use crate::words::{Desired, Intent, MountWhat, Present, ReceiveOffer, ReqId, Role, WantedCommit, WantedJob};
+pub use crate::words::{Desired, Intent, MountWhat, Nested, Present, ReceiveOffer, ReqId, Role, WantedCommit, WantedJob};
 
 use results::{Ended, Verdict};
 use tasks::{Slot, Tasks, Troubles, desk};
 
 use crate::ids::{BootTime, CommitId, FsId, Now, OpId};
-use crate::model::{Place, Problem};
+use crate::model::{Commit, Place, Problem};
 use crate::run::{Initial, Intermediate, OnConflict, Retry, RunEvent, RunParams};
 use crate::words::JobKey;
 
@@ -168,8 +168,9 @@ impl Filesystem {
         wakes.into_iter().flatten().min()
     }
 
-    /// Starts what should run and does not. The order is that of importance: life and death first.
+    /// Starts what should run and does not. The order is that of importance: what stops a second writer, then life and death.
     fn advance(&mut self, ctx: &Ctx, out: &mut Out) {
+        self.advance_fences(ctx, out);
         self.advance_epoch(out);
         self.advance_life(ctx, out);
         // What jobs pin has to be known before anything is removed.
@@ -216,9 +217,22 @@ impl Filesystem {
         match ended {
             Ended::Life(end) => self.on_life_ended(end, out),
             Ended::LifeFailed(task, problem) => self.on_life_failed(&task, problem, out),
-            Ended::Committed(commit, result) => self.on_commit_ended(*commit, result, ctx, out),
-            Ended::Fenced(commit, result) if commit.kept.is_some() => self.on_reset_fenced(*commit, result.map(|_| ()), ctx, out),
-            Ended::Fenced(commit, result) => self.on_fenced(*commit, result, ctx, out),
+            Ended::Committed(commit, result) => {
+                let changed = result.map(|(changed, nested)| {
+                    tell(&commit, nested, out);
+                    changed
+                });
+                self.on_commit_ended(*commit, changed, ctx, out);
+            }
+            Ended::Looked(result) => self.on_looked(result, ctx, out),
+            Ended::Froze(result) => self.on_froze(result, ctx, out),
+            Ended::Fenced(commit, result) => {
+                let generation = result.map(|(generation, nested)| {
+                    tell(&commit, nested, out);
+                    generation
+                });
+                self.on_fenced(*commit, generation, ctx, out);
+            }
             Ended::Thawed(result) => self.on_thawed(result, out),
             Ended::Removed(id, result) => self.on_removed(id, result, out),
             Ended::Received(req, target, result) => self.on_receive_ended(req, target, result.map(|c| *c), out),
@@ -231,10 +245,20 @@ impl Filesystem {
             Ended::Usage(figures) => self.usage.on_read(figures.ok(), ctx.boot),
             Ended::Swapped(result) => self.on_swapped(result, ctx, out),
             Ended::Exported(handoff, result) => self.on_exported(&handoff, result, ctx, out),
-            Ended::Mounted(req, what, target, result) => self.on_mounted(req, what, target, result, out),
+            Ended::Mounted(req, what, target, result) => self.on_mounted(req, (what, target), result, ctx, out),
             Ended::Unmounted(req, target, result) => self.on_unmounted(req, &target, result, out),
             Ended::Job(key, seq, end) => self.outbox.on_ended((key, seq), end, source!(self), &mut desk!(self, ctx, out)),
             Ended::Stray => {}
         }
     }
+}
+
+/// People hear what a commit has as directories, and is a subvolume in the head.
+fn tell(commit: &Commit, nested: Option<Nested>, out: &mut Out) {
+    let Some(Nested { count, first }) = nested else { return };
+    let text = format!(
+        "commit {} has {count} subvolumes, such as `{first}`, as plain directories; it took longer for each file in them",
+        commit.id
+    );
+    out.warn("NestedSubvolumes", text);
 }

@@ -1,5 +1,5 @@
 //! Mounts on this node, and origins of Branches. Whether something is mounted is decided by the kernel's mount tables
-//! (the `Destroy` and `Fence` tasks read them); what is kept here is only for people and for pins.
+//! (`LookForMounts`, `DropHead` and `Destroy` read them); what is kept here is only for people and for pins.
 
 use std::collections::BTreeSet;
 
@@ -29,6 +29,12 @@ struct Waiting {
 pub(super) struct Mounts {
     there: BTreeSet<(String, MountWhat)>,
     waiting: Vec<Waiting>,
+    /// Made, but too late after their opening: unmounted again.
+    late: BTreeSet<ReqId>,
+}
+
+fn fencing() -> Problem {
+    Problem::new(Reason::Busy, "the volume is about to be handed over, reset or fenced; no new mount of it is made just now")
 }
 
 impl Mounts {
@@ -124,6 +130,10 @@ impl Filesystem {
         if let Some(problem) = self.held_back(ctx.boot) {
             self.mounts.refuse_new_heads(&problem, out);
         }
+        // From the moment a fence is asked for: one that were admitted now would find its volume frozen under it, or keep the fence back.
+        if self.head.is_fence_wanted() {
+            self.mounts.refuse_heads(&fencing(), out);
+        }
         let fresh = self.head.is_fresh(ctx.boot);
         if self.mounts.wants_head() && !self.may_write() {
             let problem = self.write_refusal();
@@ -135,15 +145,28 @@ impl Filesystem {
             }
         }
         for m in self.mounts.take_ready(fresh) {
-            if m.what == MountWhat::Head {
-                self.head.used();
-            }
             self.tasks.start(Slot::Mount(m.req), Task::Mount(m.what, m.target, m.read_only), out);
         }
     }
 
-    pub(super) fn on_mounted(&mut self, req: ReqId, what: MountWhat, target: String, result: Result<(), Problem>, out: &mut Out) {
+    pub(super) fn on_mounted(
+        &mut self,
+        req: ReqId,
+        (what, target): (MountWhat, String),
+        result: Result<(), Problem>,
+        ctx: &Ctx,
+        out: &mut Out,
+    ) {
         self.tasks.rest(Slot::Mount(req)); // the caller tries again, not we
+        if result.is_ok() && what == MountWhat::Head && !self.head.is_used() {
+            // R0: made within 5 s of sending the swap, or authority may have been elsewhere when it was.
+            if !self.head.is_fresh(ctx.boot) {
+                self.mounts.late.insert(req);
+                return self.tasks.start(Slot::Mount(req), Task::Unmount(target), out);
+            }
+            self.head.used();
+            self.standing.used(out);
+        }
         if result.is_ok() {
             self.mounts.there.insert((target, what));
         }
@@ -155,11 +178,13 @@ impl Filesystem {
         if result.is_ok() {
             self.mounts.there.retain(|(t, _)| t != target);
             // A deletion that waited for this mount goes on at once.
-            for slot in [Slot::Life, Slot::Head, Slot::MoveFence] {
+            for slot in [Slot::Life, Slot::Head, Slot::Look, Slot::MoveFence] {
                 self.tasks.wake(slot);
             }
         }
-        out.answers.push((req, Answer::Plain(result)));
+        let late = self.mounts.late.remove(&req);
+        let too_late = || Err(Problem::new(Reason::Busy, "the mount took so long that authority may have moved meanwhile; try again"));
+        out.answers.push((req, Answer::Plain(if late { result.and_then(|()| too_late()) } else { result })));
     }
 
     // ---- origins ----

@@ -80,6 +80,9 @@ pub struct Opened {
     pub epoch: Epoch,
     /// In this boot.
     pub boot: BootId,
+    /// Something was mounted under it. A row of 0.1 doesn't say so: then it is won once more.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub used: bool,
 }
 
 /// A commit that an object asked for.

@@ -117,6 +117,13 @@ impl Filesystem {
         }
     }
 
+    /// The fence that a reset asked for could not begin.
+    pub(super) fn on_reset_kept_back(&mut self, commit: &Commit, problem: Problem, out: &mut Out) {
+        if let Some(row) = commit.kept.and_then(|uid| self.history.request(uid)).filter(|r| r.id == commit.id).cloned() {
+            self.block_reset(&row, problem, out);
+        }
+    }
+
     /// The fence that a reset asked for has ended.
     pub(super) fn on_reset_fenced(&mut self, commit: Commit, result: Result<(), Problem>, ctx: &Ctx, out: &mut Out) {
         let id = commit.id;
@@ -132,7 +139,6 @@ impl Filesystem {
                 self.fenced_with("reset-begun", id, row.reset_to, out);
                 self.outbox.on_new_commit(source!(self), &mut desk!(self, ctx, out));
             }
-            (Err(problem), Some(row)) if problem.reason == Reason::Mounted => self.block_reset(&row, problem, out),
             (result, row) => {
                 // It may have got half-way: the volume is served as it was, if it may be, and the next try has an id of its own.
                 self.head.half_fenced(!self.standing.is_superseded());

@@ -10,7 +10,7 @@ use super::tasks::{Slot, Taken};
 use crate::ids::CommitId;
 use crate::model::{Commit, Problem, Reason, Versions};
 use crate::run::SendOutcome;
-use crate::words::{JobKey, MountWhat, ReqId};
+use crate::words::{JobKey, MountWhat, Nested, ReqId};
 
 /// A task of the copy's life went well.
 #[derive(Debug)]
@@ -35,8 +35,10 @@ pub(super) enum LifeEnd {
 pub(super) enum Ended {
     Life(LifeEnd),
     LifeFailed(Task, Problem),
-    Committed(Box<Commit>, Result<Option<u64>, Problem>),
-    Fenced(Box<Commit>, Result<u64, Problem>),
+    Committed(Box<Commit>, Result<(Option<u64>, Option<Nested>), Problem>),
+    Looked(Result<(), Problem>),
+    Froze(Result<(), Problem>),
+    Fenced(Box<Commit>, Result<(u64, Option<Nested>), Problem>),
     Thawed(Result<(), Problem>),
     Removed(CommitId, Result<(), Problem>),
     Received(ReqId, CommitId, Result<Box<Commit>, Problem>),
@@ -86,14 +88,16 @@ impl Ended {
             (_, Task::Commit { commit, .. }) => Self::Committed(
                 commit,
                 fit(result, |done| match done {
-                    TaskDone::Committed { changed_bytes } => Some(changed_bytes),
+                    TaskDone::Committed { changed_bytes, nested } => Some((changed_bytes, nested)),
                     _ => None,
                 }),
             ),
-            (_, Task::Fence { commit, .. }) => Self::Fenced(
+            (_, Task::LookForMounts) => Self::Looked(plain(result)),
+            (_, Task::Freeze) => Self::Froze(plain(result)),
+            (_, Task::FinalCommit { commit, .. }) => Self::Fenced(
                 commit,
                 fit(result, |done| match done {
-                    TaskDone::Fenced { generation } => Some(generation),
+                    TaskDone::Fenced { generation, nested } => Some((generation, nested)),
                     _ => None,
                 }),
             ),
@@ -129,9 +133,12 @@ impl Ended {
             Self::LifeFailed(_, problem) => Some(problem),
             Self::Committed(_, result) => result.as_ref().err(),
             Self::Fenced(_, result) => result.as_ref().err(),
-            Self::Thawed(result) | Self::Removed(_, result) | Self::Discarded(_, result) | Self::Exported(_, result) => {
-                result.as_ref().err()
-            }
+            Self::Looked(result)
+            | Self::Froze(result)
+            | Self::Thawed(result)
+            | Self::Removed(_, result)
+            | Self::Discarded(_, result)
+            | Self::Exported(_, result) => result.as_ref().err(),
             Self::Usage(result) => result.as_ref().err(),
             Self::Swapped(result) => result.as_ref().err(),
             Self::Life(_) | Self::Received(..) | Self::Mounted(..) | Self::Unmounted(..) | Self::Job(..) | Self::Stray => None,

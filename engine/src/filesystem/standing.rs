@@ -184,13 +184,18 @@ impl Standing {
     }
 
     /// `AuthOpen`: won for this epoch, in this boot.
-    pub(super) fn opened(&mut self, epoch: Epoch, attempt: u64, boot: BootId, out: &mut Out) {
+    pub(super) fn opened(&mut self, epoch: Epoch, attempt: u64, boot: BootId, used: bool, out: &mut Out) {
         let change = |b: &mut Base| {
             b.epoch = b.epoch.max(epoch);
             b.attempt = attempt;
-            b.opened = Some(Opened { epoch, boot });
+            b.opened = Some(Opened { epoch, boot, used });
         };
         self.save("auth-open", change, out);
+    }
+
+    /// Something is mounted under the opening: a restart in this boot may mount more without winning it anew.
+    pub(super) fn used(&mut self, out: &mut Out) {
+        self.save("auth-used", |b| b.opened = b.opened.map(|o| Opened { used: true, ..o }), out);
     }
 
     /// A restart in this boot must not take the opening up again.

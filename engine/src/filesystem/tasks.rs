@@ -13,8 +13,12 @@ use crate::words::{JobKey, ReqId};
 pub(super) enum Slot {
     /// Create, recover, open, delete.
     Life,
-    /// What touches the head: commit, fence, thaw.
+    /// What touches the head: commit, final commit, thaw.
     Head,
+    /// Making the head unwritable: behind nothing else.
+    Freeze,
+    /// Whether something has the head mounted; a planned fence that found it so sleeps here.
+    Look,
     /// Removing a commit; one that can't go (mounted somewhere) holds up no commit and no fence.
     Removal,
     /// Taking a stream.

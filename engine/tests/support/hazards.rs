@@ -23,7 +23,7 @@ impl Hazards {
     pub const RESTORES: Self = Self(1 << 6);
 
     /// What the random runs have in them.
-    pub const MENDED: Self = Self::NONE;
+    pub const MENDED: Self = Self::NESTED.with(Self::OLD_OPENINGS).with(Self::MOUNTS_IN_FENCES);
 
     /// Those that the random runs have in them, or those named by `DOTGRAFT_SIM_HAZARDS`: to see what is not mended yet.
     pub fn of_runs() -> Self {

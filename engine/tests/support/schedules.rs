@@ -1,7 +1,7 @@
 //! Directed schedules: what the dice would find some day, told step by step. The seed still decides about every delay in between.
 
 use dotgraft_engine::filesystem::{Event, Intent, MountWhat, Present, Role, Task};
-use dotgraft_engine::ids::Epoch;
+use dotgraft_engine::ids::{Epoch, OpId};
 use dotgraft_engine::model::Origin;
 
 use super::hazards::Hazards;
@@ -77,6 +77,21 @@ impl Sim<'_> {
 
     pub fn runs(&self, n: usize, which: impl Fn(&Task) -> bool) -> bool {
         self.nodes[n].tasks.values().any(|d| !d.ended && which(&d.task))
+    }
+
+    /// What is under way on the disk of `n` and is one of these stands still: a slow disk.
+    pub fn hang(&mut self, n: usize, which: impl Fn(&Task) -> bool) {
+        let hung = |op: &OpId| self.nodes[n].tasks.get(op).is_some_and(|d| !d.ended && which(&d.task));
+        self.queue.retain(|_, what| !matches!(what, What::Step(node, _, op) if *node == n && hung(op)));
+    }
+
+    /// It goes on.
+    pub fn go_on(&mut self, n: usize, which: impl Fn(&Task) -> bool) {
+        let ops: Vec<_> = self.nodes[n].tasks.iter().filter(|(_, d)| !d.ended && which(&d.task)).map(|(op, _)| *op).collect();
+        let life = self.nodes[n].life;
+        for op in ops {
+            self.later(1, What::Step(n, life, op));
+        }
     }
 
     /// n0 is to hand over to n1.
@@ -265,11 +280,43 @@ pub fn mount_during_a_fence(seed: u64, trace: &mut Vec<String>) {
     sim.stop_pod(0); // its opening is used: the next mount waits for nothing
     sim.run_for(SECOND);
     sim.move_to(Some(1));
-    sim.run_until("the fence begins", |sim| sim.runs(0, |t| matches!(t, Task::Fence { .. })));
+    sim.run_until("the fence begins", |sim| sim.runs(0, |t| matches!(t, Task::LookForMounts | Task::Freeze)));
     sim.start_pod(0);
     sim.run_for(5 * MINUTE);
     let stuck = sim.api.owner == 1 && sim.nodes[0].disk.head.is_some();
     assert!(!stuck, "n1 owns it, and a pod on n0 holds a frozen head");
+}
+
+/// §1.5: authority is lost while the disk takes its time with a commit.
+pub fn lost_behind_a_slow_commit(seed: u64, trace: &mut Vec<String>) {
+    let mut sim = pair(seed, Hazards::NONE, trace);
+    sim.start_pod(0);
+    sim.run_for(SECOND);
+    sim.wish();
+    let is_commit = |t: &Task| matches!(t, Task::Commit { .. });
+    sim.run_until("a commit is being taken", |sim| sim.runs(0, is_commit));
+    sim.hang(0, is_commit);
+    sim.promote(1, true);
+    sim.run_for(10 * SECOND);
+    assert!(sim.runs(0, is_commit) && !sim.is_writable(0), "ten seconds after n1 was promoted, a pod can still write on n0");
+    sim.go_on(0, is_commit);
+    sim.run_for(MINUTE);
+    assert!(status(&sim, 0).frozen.is_some(), "what it holds is kept");
+}
+
+/// Fault 5: the first mount of an opening is made, so late that authority was taken meanwhile.
+pub fn first_mount_takes_long(seed: u64, trace: &mut Vec<String>) {
+    let mut sim = pair(seed, Hazards::NONE, trace);
+    sim.start_pod(0);
+    let is_mount = |t: &Task| matches!(t, Task::Mount(MountWhat::Head, ..));
+    sim.run_until("the mount is being made", |sim| sim.runs(0, is_mount));
+    sim.hang(0, is_mount);
+    sim.nodes[0].cut_off = true;
+    sim.run_for(10 * SECOND);
+    sim.promote(1, false);
+    sim.go_on(0, is_mount);
+    sim.run_for(10 * SECOND);
+    assert!(!sim.is_writable(0), "n0 serves what it was promoted away from");
 }
 
 /// Fault 9: the head is reset and replicated, and the copy promoted.

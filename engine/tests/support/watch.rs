@@ -24,6 +24,8 @@ pub struct Ledger {
     pub safe: Vec<Option<(CommitId, Option<CommitId>, u64)>>,
     /// In which opening each node's head was last mounted.
     pub served: Vec<Option<(Epoch, BootId)>>,
+    /// Nodes whose fence looked whether something has the head mounted.
+    pub planned: std::collections::BTreeSet<usize>,
     /// What pods were told is durable.
     pub writes: super::writes::Writes,
     /// Commits that a Branch pins.
@@ -68,7 +70,9 @@ fn slot_of(task: &Task) -> Option<(&'static str, Option<JobUid>)> {
         | Task::WriteMeta(_)
         | Task::DropHead
         | Task::Destroy { .. } => "life",
-        Task::Commit { .. } | Task::Fence { .. } | Task::Thaw => "head",
+        Task::Commit { .. } | Task::FinalCommit { .. } | Task::Thaw => "head",
+        Task::Freeze => "freeze",
+        Task::LookForMounts => "look",
         Task::Swap(_) | Task::Export { .. } => "move",
         Task::DeleteCommit(_) => "removal",
         Task::Receive { .. } => "receive",
@@ -176,12 +180,14 @@ impl Sim<'_> {
                 assert!(again || !status.requests.iter().any(|r| r.holding), "mounts the head while a reset holds");
                 self.watch_first_mount(n);
                 if self.hazards.has(Hazards::MOUNTS_IN_FENCES) {
-                    let fencing = running.iter().any(|t| matches!(t, Task::Fence { .. }));
+                    let fencing = running.iter().any(|t| matches!(t, Task::LookForMounts | Task::Freeze | Task::FinalCommit { .. }));
                     assert!(again || !fencing, "a mount of the head is admitted while it is being fenced");
                 }
                 self.assert_opened(n, "mounts the head");
                 assert!(base.as_ref().is_some_and(|b| b.frozen.is_none()), "a mount of a fenced head");
             }
+            // A freeze that comes without this is forced, whoever has the head.
+            Task::LookForMounts => drop(self.ledger.planned.insert(n)),
             Task::CreateHead { from, .. } => {
                 if let Some(to) = base.as_ref().and_then(|b| b.reset_to) {
                     assert_eq!(*from, Some(to), "the head is made from something else");
@@ -244,9 +250,9 @@ impl Sim<'_> {
     }
 
     /// The head is frozen and its last commit proven.
-    pub fn watch_fence_end(&mut self, n: usize, force: bool) {
+    pub fn watch_fence_end(&mut self, n: usize) {
         self.ledger.served[n] = None;
-        if !force && self.hazards.has(Hazards::MOUNTS_IN_FENCES) {
+        if self.ledger.planned.remove(&n) && self.hazards.has(Hazards::MOUNTS_IN_FENCES) {
             let pods = self.nodes[n].disk.mounts.iter().any(|(at, what)| *what == MountWhat::Head && at != super::work::FOREIGN);
             assert!(!pods, "a planned fence ends and a pod has the head mounted");
         }

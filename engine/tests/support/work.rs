@@ -149,7 +149,13 @@ impl Sim<'_> {
                 self.watch_delete(n, *id);
                 self.nodes[n].disk.commits.remove(id);
             }
-            (Task::Fence { commit, force, .. }, step) => return self.fence_step(n, commit, *force, step),
+            (Task::LookForMounts, _) => self.refuse_mounted(n, |what| what == MountWhat::Head)?,
+            (Task::Freeze, 0) => {
+                self.head(n)?.read_only = true;
+                return Ok(Done::Step);
+            }
+            (Task::Freeze, _) => self.head(n)?.fenced = true,
+            (Task::FinalCommit { commit, .. }, step) => return self.final_commit_step(n, commit, step),
             (Task::Thaw, 0) => {
                 self.head(n)?.fenced = false;
                 return Ok(Done::Step);
@@ -186,10 +192,6 @@ impl Sim<'_> {
         self.nodes[n].disk.head.as_mut().ok_or_else(|| problem(Reason::NotFound))
     }
 
-    fn refuse_nested(&mut self, n: usize) -> Result<(), Problem> {
-        if self.head(n)?.nested { Err(problem(Reason::NestedSubvolume)) } else { Ok(()) }
-    }
-
     fn refuse_mounted(&self, n: usize, what: impl Fn(MountWhat) -> bool) -> Result<(), Problem> {
         if self.nodes[n].disk.mounts.values().any(|w| what(*w)) { Err(problem(Reason::Mounted)) } else { Ok(()) }
     }
@@ -216,39 +218,23 @@ impl Sim<'_> {
     }
 
     fn commit_step(&mut self, n: usize, commit: &Commit, step: u32) -> Result<Done, Problem> {
-        match step {
-            0 => {
-                self.refuse_nested(n)?;
-                Ok(Done::Step)
-            }
-            1 => {
-                let content = self.head(n)?.content;
-                self.nodes[n].disk.commits.entry(commit.id).or_insert((commit.clone(), content));
-                Ok(Done::Step)
-            }
-            _ => {
-                // One that was made between the look and the snapshot is an empty directory in it.
-                if let Err(nested) = self.refuse_nested(n) {
-                    self.nodes[n].disk.commits.remove(&commit.id);
-                    return Err(nested);
-                }
-                let content = self.nodes[n].disk.commits.get(&commit.id).map(|(_, content)| *content);
-                let others = self.nodes[n].disk.commits.values().filter(|(c, _)| c.id != commit.id);
-                let before = others.max_by_key(|(c, _)| (c.time, c.id)).map(|(_, content)| *content);
-                Ok(Done::All(TaskDone::Committed { changed_bytes: Some(u64::from(before != content)) }))
-            }
+        if step == 0 {
+            let content = self.head(n)?.content;
+            self.nodes[n].disk.commits.entry(commit.id).or_insert((commit.clone(), content));
+            return Ok(Done::Step);
         }
+        let content = self.nodes[n].disk.commits.get(&commit.id).map(|(_, content)| *content);
+        let others = self.nodes[n].disk.commits.values().filter(|(c, _)| c.id != commit.id);
+        let before = others.max_by_key(|(c, _)| (c.time, c.id)).map(|(_, content)| *content);
+        Ok(Done::All(TaskDone::Committed { changed_bytes: Some(u64::from(before != content)), nested: None }))
     }
 
-    /// As node-agent's `fence_head`: who has it mounted, what is nested; read-only, limit, snapshot, proof.
-    fn fence_step(&mut self, n: usize, commit: &Commit, force: bool, step: u32) -> Result<Done, Problem> {
+    /// As node-agent's `commit_frozen`: only of a frozen head; snapshot, proof.
+    fn final_commit_step(&mut self, n: usize, commit: &Commit, step: u32) -> Result<Done, Problem> {
         match step {
-            0 if !force => self.refuse_mounted(n, |_| true)?,
+            0 if !self.head(n)?.fenced => return Err(problem(Reason::Busy)),
             0 => {}
-            1 => self.refuse_nested(n)?,
-            2 => self.head(n)?.read_only = true,
-            3 => self.head(n)?.fenced = true,
-            4 => {
+            1 => {
                 let content = self.head(n)?.content;
                 self.nodes[n].disk.commits.entry(commit.id).or_insert((commit.clone(), content));
             }
@@ -258,8 +244,8 @@ impl Sim<'_> {
                 if !proven {
                     return Err(problem(Reason::Busy));
                 }
-                self.watch_fence_end(n, force);
-                return Ok(Done::All(TaskDone::Fenced { generation: content }));
+                self.watch_fence_end(n);
+                return Ok(Done::All(TaskDone::Fenced { generation: content, nested: None }));
             }
         }
         Ok(Done::Step)

@@ -66,7 +66,7 @@ pub fn base_of(meta: &FsMeta, head: bool) -> Result<Base, Problem> {
         reclaim_policy: meta.reclaim_policy.clone(),
         epoch: meta.epoch,
         attempt: meta.attempt,
-        opened: meta.opened.map(|boot| Opened { epoch: meta.epoch, boot }),
+        opened: meta.opened.map(|boot| Opened { epoch: meta.epoch, boot, used: false }),
         frozen: None,
         head_from: None,
         reset_to: None,

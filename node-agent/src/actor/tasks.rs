@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use dotgraft_engine::filesystem::{Event, Found, MountWhat, Task, TaskDone};
+use dotgraft_engine::filesystem::{Event, Found, MountWhat, Nested, Task, TaskDone};
 use dotgraft_engine::ids::{FsId, OpId};
 use dotgraft_engine::model::{Origin, Problem, Reason};
 use tokio::sync::{mpsc, oneshot};
@@ -97,10 +97,15 @@ async fn carry_out(ctx: &TaskCtx, task: Task, transfer: Option<Transfer>) -> Res
             let began = std::time::Instant::now();
             let done = ctx.blocking(move |d| refuse_if_low(d).and_then(|()| d.commit(qgroup, &commit))).await;
             ctx.node.metrics.commit(done.is_ok(), began.elapsed());
-            done.map(|done| TaskDone::Committed { changed_bytes: done.changed_bytes })
+            done.map(|done| TaskDone::Committed { changed_bytes: done.changed_bytes, nested: done.folded.map(nested) })
         }
         Task::DeleteCommit(id) => ctx.blocking(move |d| d.delete_commit(fs, id)).await.map(|()| TaskDone::Ok),
-        Task::Fence { qgroup, commit, force } => ctx.blocking(move |d| fence(d, fs, qgroup, &commit, force)).await,
+        Task::LookForMounts => ctx.blocking(move |d| look_for_mounts(d, fs)).await,
+        Task::Freeze => freeze(ctx).await.map(|()| TaskDone::Ok),
+        Task::FinalCommit { qgroup, commit } => {
+            let done = ctx.blocking(move |d| d.final_commit(qgroup, &commit)).await;
+            done.map(|f| TaskDone::Fenced { generation: f.generation, nested: f.folded.map(nested) })
+        }
         Task::Thaw => ctx.blocking(move |d| d.thaw(fs)).await.map(|()| TaskDone::Ok),
         Task::Swap(swap) => ctx.node.api.swap(fs, &swap).await.map(|view| TaskDone::Authority(Box::new(view))),
         Task::Export { peer, handoff } => {
@@ -203,13 +208,23 @@ fn held_by(holders: &[driver::Holder]) -> String {
     text.join(", ")
 }
 
-fn fence(d: &dyn Driver, fs: FsId, qgroup: u64, commit: &dotgraft_engine::model::Commit, force: bool) -> Result<TaskDone, DriverError> {
+fn look_for_mounts(d: &dyn Driver, fs: FsId) -> Result<TaskDone, DriverError> {
     let holders = d.head_holders(fs)?;
-    if !holders.is_empty() && !force {
-        return Err(DriverError::Mounted(held_by(&holders)));
-    }
-    d.freeze(fs)?;
-    d.final_commit(qgroup, commit).map(|f| TaskDone::Fenced { generation: f.generation })
+    if holders.is_empty() { Ok(TaskDone::Ok) } else { Err(DriverError::Mounted(held_by(&holders))) }
+}
+
+/// On a thread of its own: the pool of threads for what blocks may be full of what a slow disk keeps waiting.
+async fn freeze(ctx: &TaskCtx) -> Result<(), Problem> {
+    let (tx, rx) = oneshot::channel();
+    let (driver, fs) = (ctx.node.driver.clone(), ctx.fs);
+    let run = move || drop(tx.send(driver.freeze(fs).map_err(|e| e.problem())));
+    let started = std::thread::Builder::new().name("freeze".to_owned()).spawn(run);
+    started.map_err(|e| Problem::new(Reason::Internal, format!("start a thread: {e}")))?;
+    rx.await.unwrap_or_else(|_| Err(Problem::new(Reason::Internal, "a freeze died")))
+}
+
+fn nested(folded: driver::Folded) -> Nested {
+    Nested { count: folded.count, first: folded.first }
 }
 
 /// A mounted subvolume would vanish without a word to its users: looked at right before (storage.md §3).

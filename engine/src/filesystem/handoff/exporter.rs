@@ -101,7 +101,7 @@ impl Filesystem {
             return self.advance_exporter(ctx, out);
         }
         let asked = self.head.is_fence_of_handoff_wanted();
-        if asked && self.tasks.is_running(Slot::Head) {
+        if asked && self.is_fencing() {
             return; // first the fence ends, one way or the other: what is cancelled meanwhile, nobody would thaw
         }
         if !e.live || !self.may_write() || self.wish.move_to(&self.here) != Some(&e.terms.peer) {
@@ -113,7 +113,9 @@ impl Filesystem {
             _ => {}
         }
         // A commit that is intended may be on disk already, unknown: it goes first, or it would come after the final one.
-        if self.owed_commit().is_none() && !asked && self.tasks.is_ready(Slot::MoveFence, ctx.boot) {
+        let may =
+            [Slot::MoveFence, Slot::Look].iter().all(|slot| self.tasks.is_ready(*slot, ctx.boot)) && !self.tasks.is_running(Slot::Head);
+        if self.owed_commit().is_none() && !asked && may {
             self.head.want_fence(For::Handoff);
         }
     }
