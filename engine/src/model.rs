@@ -25,6 +25,9 @@ pub struct Commit {
     pub time: Timestamp,
     /// The owner's epoch then.
     pub epoch: Epoch,
+    /// Its number among those that the owner took in that epoch, from 1; 0: taken by a version before 0.2.
+    #[serde(default, skip_serializing_if = "is_unnumbered")]
+    pub seq: u64,
     /// At most 4 KiB of text for people.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub message: String,
@@ -39,7 +42,31 @@ pub struct Commit {
     pub transient: bool,
 }
 
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde asks for a reference
+const fn is_unnumbered(seq: &u64) -> bool {
+    *seq == 0
+}
+
+/// Where a commit stands in its Filesystem's history: the only comparison of commits. Epoch and number are given by the owner when the
+/// commit is intended; time and id tell apart only what a version before 0.2 has taken, whose clock gave later times to later commits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Order {
+    /// The owner's epoch.
+    pub epoch: Epoch,
+    /// The number in it.
+    pub seq: u64,
+    /// When it was taken.
+    pub time: Timestamp,
+    /// Its id.
+    pub id: CommitId,
+}
+
 impl Commit {
+    /// Where it stands in the history.
+    pub const fn order(&self) -> Order {
+        Order { epoch: self.epoch, seq: self.seq, time: self.time, id: self.id }
+    }
+
     /// Nobody wants it any more, but the next increment starts from it: people see it no longer, and it goes once there is a newer one (ADR 11).
     pub const fn is_let_go(&self) -> bool {
         self.transient && self.kept.is_some()
@@ -235,6 +262,9 @@ pub struct Versions {
     pub free_bytes: Option<u64>,
     /// Highest send stream version it takes.
     pub stream_version: u32,
+    /// It takes kept commits that are older than its newest, on any base that is there; programs before 0.2 don't.
+    #[serde(default)]
+    pub takes_older: bool,
 }
 
 /// Role of the copy that was listed.

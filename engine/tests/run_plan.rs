@@ -4,7 +4,7 @@
 mod run_support;
 
 use dotgraft_engine::ids::{CommitId, Epoch};
-use dotgraft_engine::model::{Reason, ResumeToken, Versions, VersionsRole};
+use dotgraft_engine::model::{Commit, Reason, ResumeToken, Versions, VersionsRole};
 use dotgraft_engine::run::Initial::{self, All, Fail, MostRecent};
 use dotgraft_engine::run::Intermediate::{self, LatestOnly};
 use dotgraft_engine::run::plan::{CONFLICT_LIST_MAX, plan_to};
@@ -249,4 +249,68 @@ fn lists_in_a_strange_order_from_a_peer_do_no_harm() {
     let mut absent = versions(VersionsRole::Absent, &[9]);
     absent.resume = None;
     assert!(plan(&sender(&[1]), &absent, All, EACH).is_ok(), "an absent copy has no commits");
+}
+
+fn kept(v: Versions) -> Versions {
+    use dotgraft_engine::ids::RequestUid;
+    let commits = v.commits.into_iter().map(|c| Commit { kept: Some(RequestUid::from_uuid(c.id.uuid())), ..c }).collect();
+    Versions { commits, ..v }
+}
+
+#[test]
+fn who_wants_all_also_gets_the_kept_commits_that_it_was_never_sent() {
+    // (what, sender, receiver, steps as (from or 0, to, older))
+    type Row = (&'static str, &'static [u64], &'static [u64], &'static [(u64, u64, bool)]);
+    let table: &[Row] = &[
+        ("a first copy had brought the newest only", &[1, 2, 3, 4], &[4], &[(4, 1, true), (1, 2, true), (2, 3, true)]),
+        ("what is newest comes first", &[1, 2, 3, 4], &[3], &[(3, 4, false), (3, 2, true), (2, 1, true)]),
+        ("from the nearest that both have", &[1, 2, 3, 4, 5, 6], &[1, 6], &[(1, 2, true), (2, 3, true), (3, 4, true), (4, 5, true)]),
+        ("nothing is missing", &[2, 3], &[1, 2, 3], &[]),
+        ("the receiver has what the sender lacks", &[2, 3], &[1, 3], &[(3, 2, true)]),
+    ];
+    for (what, local, peer, want) in table {
+        let got = plan(&kept(sender(local)), &kept(receiver(peer)), All, EACH).expect(what);
+        let mut steps: Vec<_> = got.steps.iter().map(|s| (s.from, s.to, s.older)).collect();
+        let mut want: Vec<_> = want.iter().map(|(from, to, older)| ((*from > 0).then(|| id(*from)), id(*to), *older)).collect();
+        // Which of two missing neighbours comes first is free.
+        steps.sort_by_key(|s| (s.2, s.1));
+        want.sort_by_key(|s| (s.2, s.1));
+        assert_eq!(steps.iter().map(|s| (s.1, s.2)).collect::<Vec<_>>(), want.iter().map(|s| (s.1, s.2)).collect::<Vec<_>>(), "{what}");
+        let mut there: Vec<CommitId> = peer.iter().map(|n| id(*n)).collect();
+        for step in &got.steps {
+            assert!(step.from.is_some_and(|f| there.contains(&f)), "{what}: {step:?} starts from what isn't there");
+            there.push(step.to);
+        }
+        assert_eq!(Some(got.target), local.last().map(|n| id(*n)), "{what}");
+    }
+}
+
+#[test]
+fn older_commits_are_not_brought_to_who_did_not_ask_or_can_t_take_them() {
+    let (local, peer) = (kept(sender(&[1, 2, 3])), kept(receiver(&[3])));
+    let count = |local: &Versions, peer: &Versions, initial, intermediate| plan(local, peer, initial, intermediate).unwrap().steps.len();
+    assert_eq!(count(&local, &peer, All, EACH), 2);
+    assert_eq!(count(&local, &peer, MostRecent, EACH), 0);
+    assert_eq!(count(&local, &peer, All, LatestOnly), 0);
+    let old = Versions { takes_older: false, ..peer.clone() };
+    assert_eq!(count(&local, &old, All, EACH), 0, "an older program would call it diverged");
+    assert_eq!(count(&sender(&[1, 2, 3]), &peer, All, EACH), 0, "nobody wants them kept");
+}
+
+#[test]
+fn a_partial_of_an_older_commit_goes_on_first() {
+    let local = kept(sender(&[1, 2, 3, 4]));
+    let mut peer = kept(receiver(&[1, 3]));
+    peer.resume = Some(token(2, Some(3), 70));
+    let got = plan(&local, &peer, All, EACH).unwrap();
+    assert_eq!(
+        got.steps.iter().map(|s| (s.from, s.to, s.older)).collect::<Vec<_>>(),
+        [(Some(id(3)), id(2), true), (Some(id(3)), id(4), false)]
+    );
+    assert_eq!((got.steps[0].resume.clone(), got.discarded), (peer.resume.clone(), None));
+    for (target, base) in [(2, Some(9)), (2, None), (9, Some(3)), (2, Some(2))] {
+        peer.resume = Some(token(target, base, 70));
+        let got = plan(&local, &peer, All, EACH).unwrap();
+        assert!(got.discarded.is_some() && got.steps.iter().all(|s| s.resume.is_none()), "{target} from {base:?}: not of our making");
+    }
 }

@@ -735,3 +735,24 @@ fn a_finished_run_asks_for_nothing() {
     assert!(kinds.is_empty(), "{kinds:?}");
     assert_eq!(rig.run.next_wake(), None);
 }
+
+#[test]
+fn older_commits_are_brought_and_move_no_cursor() {
+    use dotgraft_engine::ids::RequestUid;
+    use dotgraft_engine::model::Commit;
+    let kept = |v: dotgraft_engine::model::Versions| {
+        let commits = v.commits.into_iter().map(|c| Commit { kept: Some(RequestUid::from_uuid(c.id.uuid())), ..c }).collect();
+        dotgraft_engine::model::Versions { commits, ..v }
+    };
+    let mut rig = Rig::start(RunSpec { initial: Initial::All, cursor: Some(id(3)), ..spec() });
+    rig.listed(&kept(sender(&[1, 2, 3])), &kept(receiver(&[3])));
+    for _ in 0..2 {
+        let (seq, step) = rig.sending();
+        assert!(rig.run.pins().contains(&step.to) && rig.run.pins().contains(&step.from.unwrap()));
+        rig.give(RunEvent::SendDone { seq, result: sent(1) });
+        let (seq, to) = rig.moving();
+        assert_eq!(to, id(3), "the cursor stays at the newest");
+        rig.give(RunEvent::CursorMoved { seq });
+    }
+    assert_eq!(*rig.outcome(), Outcome::Completed { replicated: id(3), bytes: 2, steps: 2 });
+}

@@ -112,7 +112,7 @@ impl Filesystem {
     /// A commit that could not be made stays what it is called; what was committed meanwhile comes before it.
     fn intend_again(&mut self, row: RequestRow, ctx: &Ctx, out: &mut Out) -> RequestRow {
         let parent = self.parent_of_next();
-        if row.parent == parent && self.history.newest().is_none_or(|c| c.time < row.time) {
+        if row.parent == parent && self.history.all().all(|c| c.time < row.time) {
             return row;
         }
         let time = self.history.time_of_next(ctx.now);
@@ -121,14 +121,16 @@ impl Filesystem {
         row
     }
 
-    fn commit_of(&self, row: &RequestRow, want: &WantedCommit) -> Commit {
+    fn commit_of(&mut self, row: &RequestRow, want: &WantedCommit) -> Commit {
+        let epoch = self.standing.epoch();
         Commit {
             version: FORMAT_VERSION,
             id: row.id,
             fs_id: self.id,
             parent: row.parent,
             time: row.time,
-            epoch: self.standing.epoch(),
+            epoch,
+            seq: self.history.number_next(epoch),
             message: want.message.clone(),
             metadata: want.metadata.clone(),
             kept: Some(row.uid),
@@ -137,14 +139,16 @@ impl Filesystem {
     }
 
     /// One that people don't see, and nobody keeps.
-    pub(super) fn transient_commit(&self, ctx: &Ctx) -> Commit {
+    pub(super) fn transient_commit(&mut self, ctx: &Ctx) -> Commit {
+        let epoch = self.standing.epoch();
         Commit {
             version: FORMAT_VERSION,
             id: CommitId::from_uuid(ctx.fresh.uuid()),
             fs_id: self.id,
             parent: self.parent_of_next(),
             time: self.history.time_of_next(ctx.now),
-            epoch: self.standing.epoch(),
+            epoch,
+            seq: self.history.number_next(epoch),
             message: String::new(),
             metadata: std::collections::BTreeMap::new(),
             kept: None,

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::event::Out;
 use super::record::{OriginPinRow, Record, Recovered, RequestRow, RequestState};
-use crate::ids::{CommitId, FsId, RequestUid, Timestamp};
+use crate::ids::{CommitId, Epoch, FsId, RequestUid, Timestamp};
 use crate::model::{Commit, FORMAT_VERSION, Problem, Reason};
 
 /// See the module's documentation.
@@ -17,6 +17,8 @@ pub(super) struct History {
     origin_pins: BTreeMap<FsId, CommitId>,
     /// The removal tried last, so that the next one gets its turn.
     last_removal: Option<CommitId>,
+    /// The highest number that was given to a commit since this program started, and in which epoch: one that was removed isn't given again.
+    numbered: (Epoch, u64),
 }
 
 impl History {
@@ -27,6 +29,7 @@ impl History {
             requests: std::mem::take(&mut rows.requests).into_iter().map(|r| (r.uid, r)).collect(),
             origin_pins: std::mem::take(&mut rows.pins).into_iter().map(|p| (p.by, p.commit)).collect(),
             last_removal: None,
+            numbered: (Epoch(0), 0),
         }
     }
 
@@ -53,15 +56,15 @@ impl History {
         self.commits.values()
     }
 
-    /// Oldest first: the owner gives each a later time than its parent, so time orders a history.
+    /// Oldest first.
     pub(super) fn in_order(&self) -> Vec<&Commit> {
         let mut all: Vec<&Commit> = self.commits.values().collect();
-        all.sort_by_key(|c| (c.time, c.id));
+        all.sort_by_key(|c| c.order());
         all
     }
 
     fn newest_of(&self, which: impl Fn(&Commit) -> bool) -> Option<&Commit> {
-        self.commits.values().filter(|c| which(c)).max_by_key(|c| (c.time, c.id))
+        self.commits.values().filter(|c| which(c)).max_by_key(|c| c.order())
     }
 
     pub(super) fn newest(&self) -> Option<&Commit> {
@@ -98,17 +101,31 @@ impl History {
         self.newest_visible().map(|c| c.id).or(origin)
     }
 
-    /// Later than every commit there is, whatever the clock does: time orders one history.
+    /// Later than every commit there is, whatever the clock does: people, and versions before 0.2, order a history by it.
     pub(super) fn time_of_next(&self, now: Timestamp) -> Timestamp {
-        self.newest().map_or(now, |c| now.max(c.time.plus_ms(1)))
+        self.commits.values().map(|c| c.time.plus_ms(1)).max().map_or(now, |after| now.max(after))
     }
 
-    /// Whether a commit may come on top of `base`.
-    pub(super) fn checked_base(&self, base: Option<CommitId>) -> Result<(), Problem> {
+    /// The number of the next commit of this epoch: one more than any that is here or was given.
+    pub(super) fn number_next(&mut self, epoch: Epoch) -> u64 {
+        let here = self.commits.values().filter(|c| c.epoch == epoch).map(|c| c.seq).max().unwrap_or(0);
+        let given = if self.numbered.0 == epoch { self.numbered.1 } else { 0 };
+        let seq = here.max(given).saturating_add(1);
+        self.numbered = (epoch, seq);
+        seq
+    }
+
+    /// Whether `target` may come on top of `base`.
+    pub(super) fn checked_base(&self, target: &Commit, base: Option<CommitId>) -> Result<(), Problem> {
         // A transient commit is no history of its own, but both sides may have it as a base.
         let newest = self.newest_visible();
-        let not_older = |id| self.get(id).is_some_and(|c| c.transient && newest.is_none_or(|n| n.time <= c.time));
+        let not_older = |id| self.get(id).is_some_and(|c| c.transient && newest.is_none_or(|n| n.order() <= c.order()));
         if base.is_some_and(not_older) {
+            return Ok(());
+        }
+        // An older kept commit that this copy was never sent: it goes to its place in the history, and nothing is overwritten.
+        let is_older = target.kept.is_some() && !target.transient && newest.is_some_and(|n| target.order() < n.order());
+        if is_older && base.is_some_and(|b| self.has(b)) {
             return Ok(());
         }
         match (base, newest.map(|c| c.id)) {

@@ -95,9 +95,9 @@ macro_rules! source {
 }
 use source;
 
-/// How the Filesystem's own jobs send: all that is missing, and that commit.
-fn transfer(peer: Place, also: Option<CommitId>) -> RunParams {
-    let (initial, intermediate, on_conflict) = (Initial::All, Intermediate::All, OnConflict::Fail);
+/// How the Filesystem's own jobs send: all that is missing, older kept commits too if `initial` says so, and that commit.
+fn transfer(peer: Place, initial: Initial, also: Option<CommitId>) -> RunParams {
+    let (intermediate, on_conflict) = (Intermediate::All, OnConflict::Fail);
     RunParams { peer, initial, intermediate, retry: Retry::default(), on_conflict, also }
 }
 

@@ -11,7 +11,7 @@ use super::tasks::Slot;
 use super::{Filesystem, transfer};
 use crate::ids::{BootTime, CommitId};
 use crate::model::{Commit, Problem};
-use crate::run::JobSpec;
+use crate::run::{Initial, JobSpec};
 use crate::words::{JobKey, WantedJob};
 
 /// Shortest time from one such commit to the next.
@@ -97,7 +97,7 @@ impl Filesystem {
     pub(super) fn precopy_job(&self) -> Option<(JobKey, WantedJob)> {
         let (peer, commit) = (self.wish.precopy_to(&self.here)?.clone(), self.history.newest_transient()?.id);
         let (key, suspend) = (JobKey::Precopy, self.handoff.is_in_hand());
-        let params = transfer(peer, Some(commit));
+        let params = transfer(peer, Initial::All, Some(commit));
         let spec = JobSpec { uid: key.uid(self.id), generation: 1, suspend, trigger: Some(commit.to_string()), on_commit: false, params };
         Some((key, WantedJob { spec, bandwidth: None }))
     }

@@ -34,6 +34,7 @@ impl Filesystem {
             resume: self.inbox.resume(),
             free_bytes: self.usage.free(),
             stream_version: self.here.stream_version,
+            takes_older: true,
         }
     }
 
@@ -84,7 +85,7 @@ impl Filesystem {
             return Err(Problem::new(Reason::Busy, "this commit is being removed here"));
         }
         self.inbox.checked(offer)?;
-        self.history.checked_base(offer.base)?;
+        self.history.checked_base(&offer.target, offer.base)?;
         self.inbox.checked_resume(offer)
     }
 

@@ -169,15 +169,16 @@ fn life(task: &Task, result: Result<TaskDone, Problem>) -> Result<LifeEnd, Probl
     })
 }
 
+fn versions(result: Result<TaskDone, Problem>) -> Result<Box<Versions>, Problem> {
+    fit(result, |done| match done {
+        TaskDone::Versions(versions) => Some(versions),
+        _ => None,
+    })
+}
+
 fn job(task: &Task, result: Result<TaskDone, Problem>, local: impl FnOnce() -> Versions) -> JobEnd {
     match task {
-        Task::PeerVersions { .. } => JobEnd::Listed(
-            fit(result, |done| match done {
-                TaskDone::Versions(versions) => Some(versions),
-                _ => None,
-            }),
-            Box::new(local()),
-        ),
+        Task::PeerVersions { .. } => JobEnd::Listed(versions(result), Box::new(local())),
         Task::Estimate { step, .. } => JobEnd::Estimated(
             *step,
             match result {

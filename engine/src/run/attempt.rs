@@ -147,7 +147,7 @@ impl Run {
     /// No step is left: `Completed`, provided the target is where it should be.
     pub(super) fn complete(&mut self, now: Now, out: Out) {
         let Some(plan) = &self.plan else { return };
-        let reached = plan.steps.last().map_or(plan.base, |last| Some(last.to));
+        let reached = plan.steps.iter().rfind(|s| !s.older).map_or(plan.base, |last| Some(last.to));
         let outcome = match self.replicated {
             Some(replicated) if self.replicated == reached => {
                 Outcome::Completed { replicated, bytes: self.sent, steps: u32::try_from(self.done_before + self.done).unwrap_or(u32::MAX) }

@@ -18,7 +18,8 @@ pub const CONFLICT_LIST_MAX: usize = 16;
 pub struct Plan {
     /// The newest commit that both sides have; `None` if the receiver is empty.
     pub base: Option<CommitId>,
-    /// Oldest first; each one's `from` is on the receiver once those before it are done.
+    /// Each one's `from` is on the receiver once those before it are done. First what brings it up to date, oldest first; then older kept
+    /// commits that it lacks.
     pub steps: Vec<PlanStep>,
     /// The commit that must be on the receiver before the run may say `Completed`.
     pub target: CommitId,
@@ -38,6 +39,9 @@ pub struct PlanStep {
     pub to: CommitId,
     /// Go on from here; only ever on the first step.
     pub resume: Option<ResumeToken>,
+    /// A kept commit that is older than what the receiver has, or will have: brought for its own sake, it moves no cursor.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub older: bool,
 }
 
 /// Why there is no plan.
@@ -93,7 +97,11 @@ pub fn plan_to(
     };
     let mut plan = Plan { base, steps: Vec::new(), target: target_id, resolution: None, discarded: None };
     let candidates = sides.candidates(base, target);
+    // Who wants all has also the kept commits that the receiver was never sent, or has lost; an older receiver takes none.
+    let brings_all = initial == Initial::All && intermediate == Intermediate::All && peer.takes_older;
+    let older = peer.resume.as_ref().filter(|_| brings_all).and_then(|token| sides.older_step(token, target));
     let resume = match &peer.resume {
+        _ if older.is_some() => None,
         None => None,
         Some(token) => match sides.check_token(token, base, &candidates) {
             Ok(()) => Some(token),
@@ -104,6 +112,9 @@ pub fn plan_to(
         },
     };
     lay_steps(&mut plan, &candidates, resume, initial, intermediate)?;
+    if brings_all {
+        sides.add_older(&mut plan, target, older);
+    }
     Ok(plan)
 }
 
@@ -215,6 +226,42 @@ impl<'a> Sides<'a> {
         self.sender.iter().take(target + 1).skip(from).map(|c| c.id).filter(|id| !self.received.contains(id)).collect()
     }
 
+    /// Whether it is a kept commit that the receiver lacks, at a place before `target`.
+    fn is_missing(&self, at: usize, target: usize) -> bool {
+        at < target && !self.has(at) && self.sender.get(at).is_some_and(|c| c.kept.is_some() && !c.transient)
+    }
+
+    /// The receiver's partial, if it is of an older kept commit: it goes on at once, whatever else is to be sent.
+    fn older_step(&self, token: &ResumeToken, target: usize) -> Option<PlanStep> {
+        let at = *self.position.get(&token.target)?;
+        let base = token.base.filter(|b| self.received.contains(b)).and_then(|b| self.position.get(&b))?;
+        let newest = self.base().ok().flatten().and_then(|id| self.position.get(&id)).copied()?;
+        let older = at < newest && self.is_missing(at, target) && *base != at;
+        older.then(|| PlanStep { from: token.base, to: token.target, resume: Some(token.clone()), older: true })
+    }
+
+    /// Adds each kept commit before the target that the receiver lacks and no step brings, from the nearest one that both sides will have
+    /// then: an increment can start from a newer one as well. What is newest comes first, as that is what a loss would cost.
+    fn add_older(&self, plan: &mut Plan, target: usize, begun: Option<PlanStep>) {
+        plan.steps.splice(0..0, begun);
+        let lasts = |at: &usize| self.sender.get(*at).is_some_and(|c| !c.transient);
+        let there = self.received.iter().filter_map(|id| self.position.get(id)).copied().filter(lasts);
+        let brought = plan.steps.iter().filter_map(|s| self.position.get(&s.to)).copied();
+        let known = plan.base.iter().filter_map(|id| self.position.get(id)).copied();
+        let mut bases: BTreeSet<usize> = there.chain(brought).chain(known).collect();
+        for at in 0..target {
+            if !self.is_missing(at, target) || bases.contains(&at) {
+                continue;
+            }
+            let before = bases.range(..at).next_back();
+            let after = bases.range(at..).next();
+            let near = [before, after].into_iter().flatten().min_by_key(|b| b.abs_diff(at));
+            let (Some(from), Some(to)) = (near.and_then(|b| self.sender.get(*b)), self.sender.get(at)) else { continue };
+            plan.steps.push(PlanStep { from: Some(from.id), to: to.id, resume: None, older: true });
+            bases.insert(at);
+        }
+    }
+
     /// Whether the receiver's partial is one of *our* path. The token comes from the peer: one that names a
     /// commit we don't know, or another base, can't make us send anything (§6, test 12).
     fn check_token(&self, token: &ResumeToken, base: Option<CommitId>, candidates: &[CommitId]) -> Result<(), String> {
@@ -253,7 +300,7 @@ fn lay_steps(
         candidates.get(at..).unwrap_or_default()
     };
     let mut first = |to: CommitId, resume: Option<ResumeToken>| {
-        plan.steps.push(PlanStep { from, to, resume });
+        plan.steps.push(PlanStep { from, to, resume, older: false });
         from = Some(to);
         rest = after(to);
     };
@@ -280,7 +327,7 @@ fn lay_steps(
         Intermediate::LatestOnly => rest.last().map_or(rest, std::slice::from_ref),
     };
     for &to in rest {
-        plan.steps.push(PlanStep { from, to, resume: None });
+        plan.steps.push(PlanStep { from, to, resume: None, older: false });
         from = Some(to);
     }
     Ok(())

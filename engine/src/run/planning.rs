@@ -40,7 +40,7 @@ impl Run {
         self.replicated = plan.base;
         self.conflict = None;
         self.peer_free = peer_free;
-        self.pinned = plan.base.into_iter().chain(plan.steps.iter().map(|s| s.to)).collect();
+        self.pinned = plan.base.into_iter().chain(plan.steps.iter().flat_map(|s| s.from.into_iter().chain([s.to]))).collect();
         self.done_before += self.done;
         self.done = 0;
         self.sent_before = self.sent;

@@ -134,7 +134,7 @@ impl Run {
 
     /// The step in hand is on the receiver.
     pub(super) fn on_stored(&mut self, outcome: SendOutcome) {
-        if let Some(to) = self.step(self.done).map(|s| s.to) {
+        if let Some(to) = self.step(self.done).filter(|s| !s.older).map(|s| s.to) {
             self.replicated = Some(to);
         }
         let said = if outcome.already { 0 } else { outcome.bytes_sent };
@@ -161,12 +161,21 @@ impl Run {
         self.cursor = self.replicated;
         self.failures = 0;
         if !catch_up {
-            if let Some(from) = self.step(self.done).and_then(|s| s.from) {
-                self.pinned.remove(&from);
-            }
+            self.unpin_base();
             self.done += 1;
         }
         self.next_step(now, out);
+    }
+}
+
+impl Run {
+    /// The base of the step that is done is needed no more, unless a later step starts from it, or the cursor stands there.
+    fn unpin_base(&mut self) {
+        let Some(from) = self.step(self.done).and_then(|s| s.from) else { return };
+        let later = self.plan.iter().flat_map(|p| p.steps.iter().skip(self.done + 1)).any(|s| s.from == Some(from));
+        if !later && self.replicated != Some(from) {
+            self.pinned.remove(&from);
+        }
     }
 }
 

@@ -23,6 +23,7 @@ pub fn commit(n: u64) -> Commit {
         parent: (n > 1).then(|| id(n - 1)),
         time: Timestamp(1_000 * i64::try_from(n).unwrap()),
         epoch: Epoch(1),
+        seq: 0,
         message: String::new(),
         metadata: std::collections::BTreeMap::new(),
         kept: None,
@@ -42,6 +43,7 @@ pub fn versions(role: VersionsRole, commits: &[u64]) -> Versions {
         resume: None,
         free_bytes: None,
         stream_version: 2,
+        takes_older: true,
     }
 }
 

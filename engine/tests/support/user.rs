@@ -339,6 +339,7 @@ impl Sim<'_> {
             parent: None,
             time: Timestamp(self.now),
             epoch,
+            seq: 0,
             message: "forged".into(),
             metadata: BTreeMap::new(),
             kept: None,

@@ -63,7 +63,7 @@ impl BtrfsPool {
                 Err(e) => return Err(e),
             }
         }
-        found.commits.sort_by_key(|c| (c.time, c.id));
+        found.commits.sort_by_key(dotgraft_engine::model::Commit::order);
         Ok(())
     }
 

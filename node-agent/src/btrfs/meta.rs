@@ -135,6 +135,7 @@ mod tests {
             parent: Some(id(9)),
             time: Timestamp(1_700_000_000_123),
             epoch: Epoch(5),
+            seq: 0,
             message: "before the upgrade".into(),
             metadata: [("author".to_owned(), "kim".to_owned())].into(),
             kept: Some(id(11)),

@@ -102,6 +102,7 @@ pub fn commit_from_wire(fs: FsId, v: wire::Version) -> Result<Commit, Problem> {
         parent: parse_optional(&v.parent)?,
         time: Timestamp(v.time_ms),
         epoch: Epoch(v.epoch),
+        seq: v.seq,
         message: v.message,
         metadata: v.metadata.into_iter().collect(),
         kept: parse_optional(&v.kept)?,
@@ -122,6 +123,7 @@ pub fn commit_to_wire(c: &Commit) -> wire::Version {
         kept: c.kept.map(|k| k.to_string()).unwrap_or_default(),
         transient: c.transient,
         format: c.version,
+        seq: c.seq,
     }
 }
 
@@ -306,6 +308,7 @@ pub fn versions_to_wire(v: &Versions) -> wire::VersionsResponse {
         resume: v.resume.as_ref().map(resume_to_wire),
         free_bytes: v.free_bytes,
         stream_version: v.stream_version,
+        takes_older: v.takes_older,
     }
 }
 
@@ -330,5 +333,6 @@ pub fn versions_from_wire(fs: FsId, v: wire::VersionsResponse) -> Result<Version
         resume: v.resume.as_ref().map(resume_from_wire).transpose()?,
         free_bytes: v.free_bytes,
         stream_version: v.stream_version,
+        takes_older: v.takes_older,
     })
 }

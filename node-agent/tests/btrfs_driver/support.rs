@@ -157,6 +157,7 @@ pub fn commit_of(fs: FsId, parent: Option<CommitId>) -> Commit {
         parent,
         time: Timestamp(1_700_000_000_000),
         epoch: Epoch(1),
+        seq: 0,
         message: String::new(),
         metadata: std::collections::BTreeMap::default(),
         kept: None,

@@ -367,6 +367,7 @@ pub fn commit(fs: FsId, n: u8) -> Commit {
         parent: None,
         time: Timestamp(1_700_000_000_000),
         epoch: Epoch(1),
+        seq: 7,
         message: "a message: ä".into(),
         metadata: [("k".to_owned(), "v".to_owned())].into(),
         kept: None,
@@ -382,6 +383,7 @@ pub fn versions(fs: FsId) -> Versions {
         resume: None,
         free_bytes: Some(0),
         stream_version: 2,
+        takes_older: true,
     }
 }
 

@@ -99,8 +99,6 @@ pub async fn keep(view: &View, ctx: &Ctx) -> Result<(), Error> {
     let api: Api<ReplicationJob> = Api::namespaced(ctx.client.clone(), &claim.namespace);
     for node in &plan.create {
         let name = names::placement_job_name(claim.kind.as_str(), &claim.name, node);
-        // Pods may read any commit by its handle; a replica need not begin at the oldest.
-        let initial = if nodes.readers.contains(node) { "All" } else { "MostRecent" };
         let job = json!({
             "apiVersion": "dotgraft.dev/v1alpha1", "kind": "ReplicationJob",
             "metadata": {
@@ -113,7 +111,8 @@ pub async fn keep(view: &View, ctx: &Ctx) -> Result<(), Error> {
                 "source": { "names": [claim.name] },
                 "target": { "node": node },
                 "schedule": { "onCommit": true },
-                "initial": initial,
+                // Every kept commit: pods may read any by its handle, and the node may become the owner (ADR 13).
+                "initial": "All",
             },
         });
         api.patch(&name, &write::apply_params(), &Patch::Apply(&job)).await?;

@@ -8,7 +8,7 @@ use super::super::{Filesystem, transfer};
 use super::{Agreed, Cut, Exporting, InHand, Phase, Stall, Terms};
 use crate::ids::{CommitId, MigId};
 use crate::model::{Place, Problem, Reason};
-use crate::run::{JobSpec, Outcome};
+use crate::run::{Initial, JobSpec, Outcome};
 use crate::words::{JobKey, Role, WantedJob};
 
 /// How often a head that something has mounted is tried again.
@@ -31,7 +31,9 @@ impl Filesystem {
         };
         // What was begun for a copy close behind comes over before the fence, and is a base for the rest.
         let also = e.cut().map(|c| c.commit).or_else(|| self.precopied());
-        let params = transfer(e.terms.peer.clone(), also);
+        // Before the fence all kept commits come over; under it only what is new, as nothing can write meanwhile.
+        let initial = if generation == PRECOPY { Initial::All } else { Initial::MostRecent };
+        let params = transfer(e.terms.peer.clone(), initial, also);
         let (uid, trigger) = (e.key().uid(self.id), Some(trigger.to_owned()));
         let spec = JobSpec { uid, generation, suspend: false, trigger, on_commit: true, params };
         Some((e.key(), WantedJob { spec, bandwidth: None }))
