@@ -168,6 +168,13 @@ mod tests {
     }
 
     #[test]
+    fn a_lost_copy_that_leaves_holds_nothing_as_before() {
+        let mut all = Copies::new(vec![Copy { standing: Standing::Lost, ..copy(1, &[1]) }]);
+        assert_eq!(all.leave(&1, &ids(&[1])), Ok(()));
+        assert_eq!(all.safety(id(1)), Safety::Nowhere);
+    }
+
+    #[test]
     fn what_is_not_said_saves_nothing_and_stays() {
         let mut cut = copy(1, &[3]);
         cut.held.complete = false;
