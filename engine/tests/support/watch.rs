@@ -24,7 +24,7 @@ pub struct Ledger {
     pub safe: Vec<Option<(CommitId, Option<CommitId>, u64)>>,
     /// In which opening each node's head was last mounted.
     pub served: Vec<Option<(Epoch, BootId)>>,
-    /// Nodes whose fence looked whether something has the head mounted.
+    /// Nodes on which a planned fence has seen that nothing has the head mounted, and no mount was begun since.
     pub planned: std::collections::BTreeSet<usize>,
     /// What pods were told is durable.
     pub writes: super::writes::Writes,
@@ -174,6 +174,7 @@ impl Sim<'_> {
                 }
             }
             Task::Mount(MountWhat::Head, target, _) => {
+                self.ledger.planned.remove(&n);
                 let status = self.nodes[n].fs.as_ref().expect("an actor").status();
                 // What an unmount that failed may have taken away is, as far as the owner knows, still there.
                 let again = self.nodes[n].disk.mounts.contains_key(target) || status.mounts.contains(target);
@@ -186,8 +187,6 @@ impl Sim<'_> {
                 self.assert_opened(n, "mounts the head");
                 assert!(base.as_ref().is_some_and(|b| b.frozen.is_none()), "a mount of a fenced head");
             }
-            // A freeze that comes without this is forced, whoever has the head.
-            Task::LookForMounts => drop(self.ledger.planned.insert(n)),
             Task::CreateHead { from, .. } => {
                 if let Some(to) = base.as_ref().and_then(|b| b.reset_to) {
                     assert_eq!(*from, Some(to), "the head is made from something else");

@@ -149,7 +149,10 @@ impl Sim<'_> {
                 self.watch_delete(n, *id);
                 self.nodes[n].disk.commits.remove(id);
             }
-            (Task::LookForMounts, _) => self.refuse_mounted(n, |what| what == MountWhat::Head)?,
+            (Task::LookForMounts, _) => {
+                self.refuse_mounted(n, |what| what == MountWhat::Head)?;
+                self.ledger.planned.insert(n);
+            }
             (Task::Freeze, 0) => {
                 self.head(n)?.read_only = true;
                 return Ok(Done::Step);
