@@ -6,6 +6,8 @@
 // The lint takes the repeated keys of kube's `printcolumn(...)` for repeated attributes.
 #![allow(clippy::duplicated_attributes)]
 
+#[cfg(feature = "engine")]
+pub mod authority;
 pub mod branch;
 #[cfg(feature = "cases")]
 pub mod cases;

@@ -5,7 +5,9 @@ use std::collections::BTreeSet;
 
 use anyhow::{Result, bail};
 use clap::Args;
-use dotgraft_api::{DesiredState, Filesystem, NodePool, Orphan, OrphanAction, OrphanActionKind, Replica};
+use dotgraft_api::{Authority, DesiredState, Filesystem, NodePool, Orphan, OrphanAction, OrphanActionKind, Replica};
+use dotgraft_engine::authority as engine;
+use dotgraft_engine::model::Place;
 use kube::api::{ListParams, PostParams};
 use kube::{Api, Client, ResourceExt};
 use serde::Serialize;
@@ -65,6 +67,11 @@ pub async fn drop(client: &Client, common: &Common, args: &DropArgs) -> Result<(
         let here = |c: &&Copy| Some(&c.node) == args.node.as_ref() && pool.status.as_ref().and_then(|s| s.pool.as_ref()) == Some(&c.pool);
         copies.iter().filter(here).map(|_| args.fs_id.clone()).collect()
     };
+    for copy in copies.iter().filter(|c| Some(&c.node) == args.node.as_ref()) {
+        if let Some(why) = &copy.needed {
+            bail!("the copy on node {} can't be dropped now: {why}", copy.node);
+        }
+    }
     let all = |pool: &NodePool| orphans(pool).into_iter().chain(managed(pool)).collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>();
     if pools.iter().all(|p| all(p).is_empty()) {
         bail!("{}", nothing_to_drop(args, &copies));
@@ -85,16 +92,28 @@ pub async fn drop(client: &Client, common: &Common, args: &DropArgs) -> Result<(
 struct Copy {
     node: String,
     pool: String,
+    /// Authority may need it: why.
+    needed: Option<String>,
 }
 
 /// Those that are there, and aren't the owner's.
 async fn copies(client: &Client, fs_id: &str) -> Result<Vec<Copy>> {
     let filesystem = Api::<Filesystem>::all(client.clone()).get_opt(fs_id).await?;
-    let owner = filesystem.and_then(|f| f.status?.authority).map(|a| a.owner);
+    let authority = filesystem.and_then(|f| f.status?.authority);
+    let needed = |r: &Replica| authority.as_ref().and_then(|a| needed(a, r));
     let replicas = Api::<Replica>::all(client.clone()).list(&ListParams::default()).await?.items;
     let of_it = |r: &Replica| r.spec.fs_id == fs_id && r.spec.desired.state == DesiredState::Present;
-    let copies = replicas.into_iter().filter(of_it).map(|r| Copy { node: r.spec.node, pool: r.spec.pool });
-    Ok(copies.filter(|c| owner.as_ref().is_none_or(|o| o.pool != c.pool)).collect())
+    let copies = replicas.into_iter().filter(of_it).map(|r| Copy { needed: needed(&r), node: r.spec.node, pool: r.spec.pool });
+    Ok(copies.filter(|c| authority.as_ref().is_none_or(|a| a.owner.pool != c.pool)).collect())
+}
+
+/// Why the copy may not go, by the engine's rule; the operator and the agents refuse it too.
+fn needed(authority: &Authority, replica: &Replica) -> Option<String> {
+    let place = dotgraft_api::Place { node: replica.spec.node.clone(), pool: replica.spec.pool.clone() };
+    match (engine::Authority::try_from(authority), Place::try_from(&place)) {
+        (Ok(authority), Ok(place)) => engine::verdict::may_be_dropped(&authority, &place, None).err().map(|why| why.to_string()),
+        (Err(why), _) | (_, Err(why)) => Some(why.to_string()),
+    }
 }
 
 fn on(node: Option<&String>) -> String {
@@ -173,4 +192,22 @@ fn list(pools: &[NodePool], common: &Common) -> Result<()> {
         }
         table.text()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use dotgraft_api::{Pending, ReplicaSpec};
+
+    #[test]
+    fn a_copy_that_authority_may_need_is_not_marked() {
+        let id = "0198c2a5-7f00-7000-8000-000000000001".to_owned();
+        let place = |node: &str| dotgraft_api::Place { node: node.into(), pool: id.clone() };
+        let spec = ReplicaSpec { node: "n2".into(), pool: id.clone(), ..ReplicaSpec::default() };
+        let copy = Replica::new("r", spec);
+        let mut authority = Authority { owner: place("n1"), epoch: 3, ..Authority::default() };
+        assert_eq!(needed(&authority, &copy), None);
+        authority.pending = Some(Pending { mig: id.clone(), attempt: 0, to: place("n2"), final_commit: id.clone() });
+        assert!(needed(&authority, &copy).unwrap().contains("about to go"));
+    }
 }

@@ -18,9 +18,14 @@ pub const SECRET: &str = "dotgraft-ca";
 const CERT_KEY: &str = "ca.crt";
 const PRIVATE_KEY: &str = "ca.key";
 const CA_LIFE: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
-/// Certificates are valid a little before they are made: clocks of nodes differ (failures.md row 15). Short-lived ones less, by a quarter
-/// of their life: agents renew at two thirds of the whole span, which must not be over at once.
-const BACKDATE: Duration = Duration::from_secs(3600);
+/// Certificates are valid this long before they are made: clocks of nodes may be a day apart (failures.md row 15), and an hour for the way.
+const BACKDATE: Duration = Duration::from_secs(25 * 3600);
+
+/// From when to when a certificate counts that is made at `now` for `life`: the same for every one that we make. A short-lived one is backdated
+/// less, by a quarter of its life: it is renewed at two thirds of the whole span, which must not be over at once.
+pub fn validity(now: SystemTime, life: Duration) -> (SystemTime, SystemTime) {
+    (now - BACKDATE.min(life / 4), now + life)
+}
 
 /// Why there is no usable CA.
 #[derive(Debug, thiserror::Error)]
@@ -77,9 +82,8 @@ impl Ca {
     ///
     /// [`CaError`]: the certificate can't be made.
     pub fn sign(&self, key: &impl PublicKeyData, mut params: CertificateParams, life: Duration) -> Result<Leaf, CaError> {
-        let now = SystemTime::now();
-        params.not_before = (now - BACKDATE.min(life / 4)).into();
-        params.not_after = (now + life).into();
+        let (from, to) = validity(SystemTime::now(), life);
+        (params.not_before, params.not_after) = (from.into(), to.into());
         params.is_ca = IsCa::ExplicitNoCa;
         params.use_authority_key_identifier_extension = true;
         let leaf = params.signed_by(key, &self.issuer)?;
@@ -94,12 +98,11 @@ impl Ca {
 /// [`CaError`]: the key or the certificate can't be made.
 pub fn generate() -> Result<BTreeMap<String, ByteString>, CaError> {
     let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
-    let now = SystemTime::now();
+    let (from, to) = validity(SystemTime::now(), CA_LIFE);
     let mut params = CertificateParams::default();
     params.distinguished_name = rcgen::DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, "dotgraft agents CA");
-    params.not_before = (now - BACKDATE).into();
-    params.not_after = (now + CA_LIFE).into();
+    (params.not_before, params.not_after) = (from.into(), to.into());
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     let cert = params.self_signed(&key)?;
@@ -175,6 +178,20 @@ mod tests {
             let due = from + (to - from) / 3 * 2;
             let now = i64::try_from(SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs()).unwrap();
             assert!(due > now + i64::try_from(seconds).unwrap() / 3, "{seconds} s: due {} s after it was made", due - now);
+        }
+    }
+
+    #[test]
+    fn a_certificate_of_usual_life_counts_also_where_the_clock_is_a_day_behind() {
+        let data = generate().unwrap();
+        let ca = Ca::from_data(&data).unwrap();
+        let week = Duration::from_secs(7 * 24 * 3600);
+        let key = KeyPair::generate().unwrap();
+        let leaf = ca.sign(&key, CertificateParams::new(vec!["n1".to_owned()]).unwrap(), week).unwrap();
+        let day_behind = i64::try_from(SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs()).unwrap() - 24 * 3600;
+        for pem in Pem::iter_from_buffer(leaf.chain_pem.as_bytes()).map(Result::unwrap) {
+            let from = pem.parse_x509().unwrap().validity().not_before.timestamp();
+            assert!(from < day_behind, "leaf or CA: it begins {} s too late", from - day_behind);
         }
     }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dotgraft_api::{Authority, ConditionUpdate, DotOperation, DotOperationStatus, FilesystemPhase, OperationPhase, Time, set_condition};
+use dotgraft_engine::authority::Refusal;
 use k8s_openapi::jiff::Timestamp;
 use kube::runtime::controller::Action;
 use kube::{Api, Resource, ResourceExt};
@@ -13,7 +14,7 @@ use kube::{Api, Resource, ResourceExt};
 use crate::claim;
 use crate::context::Ctx;
 use crate::error::Error;
-use crate::filesystem::moving::{holds_all, taken};
+use crate::filesystem::authority::{self, Stays};
 use crate::filesystem::plan::View;
 use crate::filesystem::{gather_live, set_status};
 use crate::write;
@@ -30,27 +31,20 @@ pub enum Step {
     Refuse(String),
 }
 
-/// Decides about a promotion. Without `accept_loss` only a copy takes over that has reported to hold all of a handoff in hand (R5).
+/// Decides about a promotion. Without `accept_loss` only a copy takes over that has all of what was acknowledged (R4, R5).
 pub fn promote(view: &View, node: Option<&str>, accept_loss: bool) -> Step {
-    let refuse = |why: &str| Step::Refuse(why.to_owned());
-    let Some(status) = view.fs.status.as_ref() else { return refuse("the Filesystem has no status: `kubectl dot accept`") };
-    if status.phase != FilesystemPhase::Active {
-        return Step::Refuse(format!("the Filesystem is {:?}: only an Active one changes owners", status.phase));
-    }
-    let Some(authority) = &status.authority else { return refuse("it is not recorded who owns it: `kubectl dot accept`") };
-    if node == Some(authority.owner.node.as_str()) {
-        return Step::Refuse(format!("node `{}` owns it already", authority.owner.node));
-    }
-    let Some(next) = taken(view, authority, node) else {
-        return refuse("no copy that holds a commit is ready to take over (there, if a node is named): see the Dot's status.replicas");
+    let stays = match authority::promote(view, node, accept_loss) {
+        Ok(next) => return Step::Take(Box::new(next)),
+        Err(stays) => stays,
     };
-    if !accept_loss && !holds_all(view, authority, &next.owner) {
-        return refuse(
-            "what the present owner has beyond that copy may be lost: set promote.acceptLoss (needs the verb accept-loss), or move it while the \
-             owner is there",
-        );
-    }
-    Step::Take(Box::new(next))
+    let what_to_do = match &stays {
+        Stays::Refused(Refusal::NoCopy) => " (there, if a node is named): see the Dot's status.replicas",
+        Stays::Refused(Refusal::MayLose { .. }) => {
+            ": set promote.acceptLoss (needs the verb accept-loss), or move it while the owner is there"
+        }
+        _ => "",
+    };
+    Step::Refuse(format!("{stays}{what_to_do}"))
 }
 
 /// Does one operation, once.

@@ -5,13 +5,14 @@ use std::sync::{Mutex, PoisonError};
 
 use dotgraft_api::Replica;
 use dotgraft_api::replica::ReplicaStatus;
+use dotgraft_engine::authority::Seen;
 use dotgraft_engine::filesystem::{AuthorityView, FilesystemStatus, Here, Note, Swap, TaskDone};
 use dotgraft_engine::ids::{Epoch, FsId, Timestamp};
 use dotgraft_engine::model::Problem;
 use kube::ResourceExt;
 
 use super::translate;
-use crate::cluster::authority::{AuthorityClient, Seen};
+use crate::cluster::authority::AuthorityClient;
 use crate::cluster::events::Events;
 use crate::cluster::status::StatusWriter;
 
@@ -69,7 +70,7 @@ impl ClusterApi {
 
     /// R0 (migration.md §2).
     pub async fn open(&self, fs: FsId, seen: Epoch) -> Result<TaskDone, Problem> {
-        let seen = Seen { epoch: seen, resource_version: self.known().get(&fs).and_then(|k| k.seen_version) };
+        let seen = Seen { epoch: seen, version: self.known().get(&fs).and_then(|k| k.seen_version) };
         let won = self.authority.open(fs, &self.here.place, self.here.boot, seen).await.into_result()?;
         if let Some(known) = self.known().get_mut(&fs) {
             known.seen_version = won.resource_version;

@@ -1,19 +1,21 @@
-//! Authority over a Filesystem, as the API server has it: quorum reads, and the compare-and-swap of rule R0 (migration.md §2).
+//! Authority over a Filesystem, as the API server has it: quorum reads and compare-and-swap. The rules stand in
+//! [`dotgraft_engine::authority`]; here is how they are carried out.
 //!
-//! The swap sends the object back as it was read, unknown fields included, with nothing changed but
-//! `status.authority.opened`. A conflict or a lost answer leads to a new read; what counts is only an answer that says yes.
+//! A swap sends the object back as it was read, unknown fields included, with nothing changed but what the rule changes. A conflict or
+//! a lost answer leads to a new read; what counts is only an answer that says yes.
 
 use std::time::Duration;
 
+use dotgraft_api::Filesystem;
 use dotgraft_api::common::MANAGER_AGENT;
-use dotgraft_api::{Filesystem, FilesystemPhase};
+use dotgraft_engine::authority::{self, Attempt, Authority, Phase, Read, Refusal, Seen};
 use dotgraft_engine::filesystem::{AuthorityView, Swap};
-use dotgraft_engine::ids::{BootId, BootTime, Epoch, FsId, MigId};
+use dotgraft_engine::ids::{BootId, BootTime, Epoch, FsId};
 use dotgraft_engine::model::{Place, Problem, Reason};
+use kube::Client;
 use kube::api::{Api, DynamicObject, PostParams};
 use kube::core::ApiResource;
-use kube::{Client, ResourceExt};
-use serde_json::json;
+use serde_json::Value;
 use tokio::time::Instant;
 
 use super::{ClusterError, backoff, timed};
@@ -22,83 +24,16 @@ use crate::clock::boot_clock;
 /// Reads and swaps of one `open` together at most.
 const OPEN_DEADLINE: Duration = Duration::from_secs(25);
 
-/// What is known of a Filesystem from before, in the journal: the API may have been restored to an older time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Seen {
-    /// The highest epoch.
-    pub epoch: Epoch,
-    /// The highest resourceVersion of its object, if kept.
-    pub resource_version: Option<u64>,
-}
-
-/// A Filesystem as a quorum read shows it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct View {
-    /// Its phase.
-    pub phase: FilesystemPhase,
-    /// Who may write; `None`: `AuthorityUnknown`, or not given yet.
-    pub authority: Option<Authority>,
-    /// Version of the object; `None` if the server's isn't a number.
-    pub resource_version: Option<u64>,
-}
-
-/// Authority, parsed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Authority {
-    /// The owner.
-    pub owner: Place,
-    /// The epoch.
-    pub epoch: Epoch,
-    /// The attempt.
-    pub attempt: u64,
-    /// Boot for which it was opened; only if that was in the current epoch.
-    pub opened: Option<BootId>,
-    /// Whose turn it would be, if a handoff is under way.
-    pub pending: Option<Pending>,
-}
-
-/// A handoff under way.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Pending {
-    /// Its id.
-    pub mig: MigId,
-    /// Its attempt.
-    pub attempt: u64,
-    /// To whom.
-    pub to: Place,
-}
-
 /// How `open` ended. Only `Opened` allows a writable head.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum OpenOutcome {
     /// The swap was won.
     Opened(Won),
-    /// Somebody else owns it.
-    NotOwner {
-        /// Who.
-        owner: Place,
-        /// Since which epoch.
-        epoch: Epoch,
-    },
-    /// A handoff is under way: stay closed (R2).
-    Pending {
-        /// To whom.
-        to: Place,
-    },
-    /// It is being deleted.
-    Deleting,
-    /// The object says nothing of authority: `AuthorityUnknown`.
-    NoAuthority,
+    /// The rules forbid it.
+    Refused(Refusal),
     /// There is no such Filesystem in the API.
     Missing,
-    /// The API shows an older time than this node has seen: `EpochRegression`.
-    EpochRegression {
-        /// What this node has seen.
-        seen: Seen,
-        /// What the API shows.
-        api: Seen,
-    },
-    /// Nobody knows: no answer, a refusal, or too many conflicts.
+    /// Nobody knows: no answer, a refusal by the server, or too many conflicts.
     Failed(ClusterError),
 }
 
@@ -120,35 +55,15 @@ pub struct Won {
 impl OpenOutcome {
     /// As the result of the actor's task.
     pub fn into_result(self) -> Result<Won, Problem> {
-        let (reason, message) = match self {
-            Self::Opened(won) => return Ok(won),
-            Self::NotOwner { owner, epoch } => (
-                Reason::NotOwner,
-                format!("node {} (pool {}) is the owner, in epoch {epoch}: this copy stays closed", owner.node, owner.pool),
-            ),
-            Self::Pending { to } => {
-                (Reason::Busy, format!("a handoff to node {} is under way: this copy stays closed until it ends", to.node))
+        match self {
+            Self::Opened(won) => Ok(won),
+            Self::Refused(refusal) => Err(refusal.problem()),
+            Self::Missing => {
+                let text = "the API has no such Filesystem; the copy stays closed and is kept (`kubectl dot adopt`)";
+                Err(Problem::new(Reason::AuthorityUnknown, text))
             }
-            Self::Deleting => (Reason::Deleting, "the Filesystem is being deleted".to_owned()),
-            Self::NoAuthority => (Reason::AuthorityUnknown, "the API says nothing of an owner; `kubectl dot accept` sets one".to_owned()),
-            Self::Missing => (
-                Reason::AuthorityUnknown,
-                "the API has no such Filesystem; the copy stays closed and is kept (`kubectl dot adopt`)".to_owned(),
-            ),
-            Self::EpochRegression { seen, api } => {
-                let text = format!("this node has seen {seen}, the API shows {api}; was the API restored? `kubectl dot accept` goes on");
-                (Reason::EpochRegression, text)
-            }
-            Self::Failed(e) => return Err(e.problem()),
-        };
-        Err(Problem::new(reason, message))
-    }
-}
-
-impl std::fmt::Display for Seen {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "epoch {}", self.epoch)?;
-        self.resource_version.map_or(Ok(()), |v| write!(f, " (version {v})"))
+            Self::Failed(e) => Err(e.problem()),
+        }
     }
 }
 
@@ -169,18 +84,18 @@ impl AuthorityClient {
     }
 
     /// The Filesystem now, from a quorum; `None` if the API has no such object.
-    pub async fn get(&self, fs: FsId) -> Result<Option<View>, ClusterError> {
-        self.read(fs).await?.map(|object| view(&object)).transpose()
+    pub async fn get(&self, fs: FsId) -> Result<Option<Read>, ClusterError> {
+        self.read(fs).await?.map(|object| read_of(&object)).transpose()
     }
 
     /// Whether a quorum shows it in phase `Deleting`. An absent object is not a deleting one (`StaleIntent`, design §2).
     pub async fn is_deleting(&self, fs: FsId) -> Result<bool, ClusterError> {
-        Ok(self.get(fs).await?.is_some_and(|v| v.phase == FilesystemPhase::Deleting))
+        Ok(self.get(fs).await?.is_some_and(|v| v.is_deleting()))
     }
 
     /// Whether a quorum shows it in phase `Headless`: the head may go.
     pub async fn is_headless(&self, fs: FsId) -> Result<bool, ClusterError> {
-        Ok(self.get(fs).await?.is_some_and(|v| v.phase == FilesystemPhase::Headless))
+        Ok(self.get(fs).await?.is_some_and(|v| v.phase == Phase::Headless))
     }
 
     /// Rule R0: opens `fs` for writing at `me` for this `boot`, if `me` owns it with nothing pending.
@@ -206,32 +121,23 @@ impl AuthorityClient {
     }
 
     async fn try_open(&self, fs: FsId, me: &Place, boot: BootId, seen: Seen) -> Result<OpenOutcome, ClusterError> {
-        let Some(mut object) = self.read(fs).await? else { return Ok(OpenOutcome::Missing) };
-        let before = view(&object)?;
-        let epoch = match may_open(&before, me, seen) {
-            Ok(epoch) => epoch,
-            Err(outcome) => return Ok(outcome),
+        let Some(object) = self.read(fs).await? else { return Ok(OpenOutcome::Missing) };
+        let before = read_of(&object)?;
+        let shall = match authority::open(&before, me, boot, seen) {
+            Ok(shall) => shall,
+            Err(refusal) => return Ok(OpenOutcome::Refused(refusal)),
         };
-        let authority = object.data.pointer_mut("/status/authority").and_then(|a| a.as_object_mut());
-        let authority = authority.ok_or_else(|| ClusterError::Malformed { message: "status.authority is no object".into() })?;
-        authority.insert("opened".into(), json!({ "epoch": epoch.0, "bootId": boot.to_string() }));
         // Sent even if this boot has it open already: an answered swap is the proof, a read isn't.
-        let params = PostParams { field_manager: Some(MANAGER_AGENT.into()), ..PostParams::default() };
         let sent = boot_clock();
-        let after = view(&timed(self.api.replace_status(&fs.to_string(), &params, &object)).await?)?;
-        match (may_open(&after, me, seen), after.authority) {
-            (Ok(_), Some(a)) if a.epoch == epoch && a.opened == Some(boot) => Ok(OpenOutcome::Opened(Won {
-                epoch,
-                attempt: a.attempt,
-                resource_version: after.resource_version,
-                new: after.phase == FilesystemPhase::New,
-                sent,
-            })),
+        let after = self.write(fs, object, &before, &shall).await?;
+        if after.authority.as_ref() != Some(&shall) || after.phase != before.phase {
             // The server said yes but shows something else: a field was pruned or mutated. Never take that for a win.
-            _ => Ok(OpenOutcome::Failed(ClusterError::Malformed {
-                message: "the API server did not keep `opened`; is the CRD older than this agent?".into(),
-            })),
+            let message = "the API server did not keep `opened`; is the CRD older than this agent?".into();
+            return Ok(OpenOutcome::Failed(ClusterError::Malformed { message }));
         }
+        let new = after.phase == Phase::New;
+        let (epoch, attempt) = (shall.epoch, shall.attempt);
+        Ok(OpenOutcome::Opened(Won { epoch, attempt, resource_version: after.version, new, sent }))
     }
 
     /// Makes a swap if its guard holds (migration.md R3, R6), and returns what authority says then, as the API server confirmed it. An
@@ -255,15 +161,30 @@ impl AuthorityClient {
     }
 
     async fn try_swap(&self, fs: FsId, me: &Place, swap: &Swap) -> Result<AuthorityView, ClusterError> {
-        let mut object = self.read(fs).await?.ok_or(ClusterError::Missing)?;
-        let before = view(&object)?;
-        let Some(change) = swapped(&before, me, swap) else { return seen_by_engine(&before) };
+        let object = self.read(fs).await?.ok_or(ClusterError::Missing)?;
+        let before = read_of(&object)?;
+        let shall = match swap {
+            Swap::Ask => return seen_by_engine(&before),
+            Swap::Pend { mig, epoch, to, final_commit } => authority::pend(&before, me, (*mig, *epoch), to, *final_commit),
+            Swap::Commit { mig, attempt, epoch } => authority::commit(&before, me, Attempt { mig: *mig, attempt: *attempt, epoch: *epoch }),
+            Swap::Abort { mig, attempt, epoch } => authority::abort(&before, me, Attempt { mig: *mig, attempt: *attempt, epoch: *epoch }),
+        };
+        match shall {
+            Ok(shall) => seen_by_engine(&self.write(fs, object, &before, &shall).await?),
+            Err(refusal) => {
+                tracing::debug!(%fs, %refusal, ?swap, "not swapped");
+                seen_by_engine(&before)
+            }
+        }
+    }
+
+    /// Sends the object back as it was read, with `shall` in place of its authority, under the version that was read.
+    async fn write(&self, fs: FsId, mut object: DynamicObject, was: &Read, shall: &Authority) -> Result<Read, ClusterError> {
         let authority = object.data.pointer_mut("/status/authority").and_then(|a| a.as_object_mut());
         let authority = authority.ok_or_else(|| ClusterError::Malformed { message: "status.authority is no object".into() })?;
-        change.apply(authority);
+        put(authority, was.authority.as_ref(), shall)?;
         let params = PostParams { field_manager: Some(MANAGER_AGENT.into()), ..PostParams::default() };
-        let after = timed(self.api.replace_status(&fs.to_string(), &params, &object)).await?;
-        seen_by_engine(&view(&after)?)
+        read_of(&timed(self.api.replace_status(&fs.to_string(), &params, &object)).await?)
     }
 
     /// GET without resourceVersion: the newest, confirmed by a quorum of etcd.
@@ -276,127 +197,41 @@ impl AuthorityClient {
     }
 }
 
-/// The guard of R0 on one state of the object.
-fn may_open(view: &View, me: &Place, seen: Seen) -> Result<Epoch, OpenOutcome> {
-    let Some(authority) = &view.authority else {
-        // Without authority a restored API can't be told from one that never gave any; both stay closed.
-        return Err(if view.phase == FilesystemPhase::Deleting { OpenOutcome::Deleting } else { OpenOutcome::NoAuthority });
+/// Changes what differs, and nothing else: fields that this program doesn't know stay as they are.
+fn put(object: &mut serde_json::Map<String, Value>, was: Option<&Authority>, shall: &Authority) -> Result<(), ClusterError> {
+    let fields = |a: &Authority| match serde_json::to_value(dotgraft_api::Authority::from(a)) {
+        Ok(Value::Object(fields)) => Ok(fields),
+        other => Err(ClusterError::Malformed { message: format!("authority is no JSON object: {other:?}") }),
     };
-    let api = Seen { epoch: authority.epoch, resource_version: view.resource_version };
-    let older = matches!((seen.resource_version, api.resource_version), (Some(s), Some(a)) if a < s);
-    if api.epoch < seen.epoch || older {
-        return Err(OpenOutcome::EpochRegression { seen, api });
+    let (was, shall) = (was.map(fields).transpose()?.unwrap_or_default(), fields(shall)?);
+    for gone in was.keys().filter(|k| !shall.contains_key(*k)) {
+        object.remove(gone);
     }
-    if view.phase == FilesystemPhase::Deleting {
-        return Err(OpenOutcome::Deleting);
-    }
-    if authority.owner != *me {
-        return Err(OpenOutcome::NotOwner { owner: authority.owner.clone(), epoch: authority.epoch });
-    }
-    match &authority.pending {
-        Some(pending) => Err(OpenOutcome::Pending { to: pending.to.clone() }),
-        None => Ok(authority.epoch),
-    }
+    object.extend(shall.into_iter().filter(|(k, v)| was.get(k) != Some(v)));
+    Ok(())
 }
 
-/// What a swap changes in `status.authority`.
-enum Change {
-    /// Sets `pending`.
-    Pend(serde_json::Value),
-    /// owner := `pending.to`, epoch + 1.
-    Commit(Place, u64),
-    /// Clears `pending`, attempt + 1.
-    Abort(u64),
-}
-
-impl Change {
-    fn apply(self, authority: &mut serde_json::Map<String, serde_json::Value>) {
-        match self {
-            Self::Pend(pending) => {
-                authority.insert("pending".into(), pending);
-            }
-            Self::Commit(owner, epoch) => {
-                authority.insert("owner".into(), json!({ "node": owner.node.as_str(), "pool": owner.pool.to_string() }));
-                authority.insert("epoch".into(), json!(epoch));
-                authority.remove("pending");
-                authority.remove("opened");
-            }
-            Self::Abort(attempt) => {
-                authority.insert("attempt".into(), json!(attempt));
-                authority.remove("pending");
-            }
-        }
-    }
-}
-
-/// The guards of R3 on one state of the object; `None`: nothing to change.
-fn swapped(view: &View, me: &Place, swap: &Swap) -> Option<Change> {
-    let authority = view.authority.as_ref()?;
-    let deleting = view.phase == FilesystemPhase::Deleting;
-    let exactly = |mig: MigId, attempt: u64, epoch: Epoch| {
-        authority.pending.as_ref().filter(|p| authority.epoch == epoch && (p.mig, p.attempt) == (mig, attempt))
-    };
-    match swap {
-        Swap::Ask => None,
-        Swap::Pend { mig, epoch, to, final_commit } => {
-            let may = authority.owner == *me && authority.epoch == *epoch && authority.pending.is_none() && !deleting;
-            may.then(|| {
-                let to = json!({ "node": to.node.as_str(), "pool": to.pool.to_string() });
-                let attempt = authority.attempt;
-                Change::Pend(json!({ "mig": mig.to_string(), "attempt": attempt, "to": to, "finalCommit": final_commit.to_string() }))
-            })
-        }
-        // A deleting Filesystem changes owners no more.
-        Swap::Commit { mig, attempt, epoch } => {
-            exactly(*mig, *attempt, *epoch).filter(|_| !deleting).map(|p| Change::Commit(p.to.clone(), epoch.0.saturating_add(1)))
-        }
-        Swap::Abort { mig, attempt, epoch } => exactly(*mig, *attempt, *epoch).map(|p| Change::Abort(p.attempt.saturating_add(1))),
-    }
-}
-
-fn seen_by_engine(view: &View) -> Result<AuthorityView, ClusterError> {
-    let authority = view
-        .authority
-        .as_ref()
-        .ok_or_else(|| ClusterError::Malformed { message: "the API says nothing of an owner; `kubectl dot accept` sets one".into() })?;
+fn seen_by_engine(read: &Read) -> Result<AuthorityView, ClusterError> {
+    let authority = read.authority.as_ref().ok_or_else(|| ClusterError::Malformed { message: Refusal::NoAuthority.to_string() })?;
     Ok(AuthorityView {
         owner: authority.owner.clone(),
         epoch: authority.epoch,
         attempt: authority.attempt,
         pending: authority.pending.as_ref().map(|p| (p.mig, p.attempt)),
-        deleting: view.phase == FilesystemPhase::Deleting,
+        deleting: read.is_deleting(),
     })
 }
 
 /// Parses what came; anything that isn't as it should be is an error, never a default.
-fn view(object: &DynamicObject) -> Result<View, ClusterError> {
+fn read_of(object: &DynamicObject) -> Result<Read, ClusterError> {
     let malformed = |e: &dyn std::fmt::Display| ClusterError::Malformed { message: e.to_string() };
     let fs: Filesystem = object.clone().try_parse().map_err(|e| malformed(&e))?;
-    let place = |p: &dotgraft_api::Place| -> Result<Place, ClusterError> {
-        Ok(Place { node: p.node.parse().map_err(|e| malformed(&e))?, pool: p.pool.parse().map_err(|e| malformed(&e))? })
-    };
-    let status = fs.status.clone().unwrap_or_default();
+    let read = dotgraft_api::authority::read(&fs).map_err(|e| malformed(&e))?;
     // The type's default is `New`, which allows an empty volume: here it must have been said.
-    if status.authority.is_some() && object.data.pointer("/status/phase").is_none() {
+    if read.authority.is_some() && object.data.pointer("/status/phase").is_none() {
         return Err(malformed(&"there is an authority, but no phase"));
     }
-    let authority = match &status.authority {
-        None => None,
-        Some(a) => Some(Authority {
-            owner: place(&a.owner)?,
-            epoch: Epoch(a.epoch),
-            attempt: a.attempt,
-            opened: match &a.opened {
-                Some(o) if o.epoch == a.epoch => Some(o.boot_id.parse().map_err(|e| malformed(&e))?),
-                _ => None,
-            },
-            pending: match &a.pending {
-                None => None,
-                Some(p) => Some(Pending { mig: p.mig.parse().map_err(|e| malformed(&e))?, attempt: p.attempt, to: place(&p.to)? }),
-            },
-        }),
-    };
-    Ok(View { phase: status.phase, authority, resource_version: fs.resource_version().and_then(|v| v.parse().ok()) })
+    Ok(read)
 }
 
 #[cfg(test)]

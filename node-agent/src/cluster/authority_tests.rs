@@ -3,7 +3,8 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 
-use serde_json::Value;
+use dotgraft_engine::ids::MigId;
+use serde_json::{Value, json};
 
 use super::super::fake::{self, Answer, Asked};
 use super::*;
@@ -21,7 +22,7 @@ fn me() -> Place {
     Place { node: "n1".parse().unwrap(), pool: POOL.parse().unwrap() }
 }
 fn seen(epoch: u64) -> Seen {
-    Seen { epoch: Epoch(epoch), resource_version: None }
+    Seen { epoch: Epoch(epoch), version: None }
 }
 
 /// What happens to a swap.
@@ -164,24 +165,28 @@ async fn an_opening_of_an_earlier_epoch_or_boot_is_replaced() {
 async fn whoever_may_not_open_does_not_even_try() {
     let other = |node: &str, pool: &str| Place { node: node.parse().unwrap(), pool: pool.parse().unwrap() };
     let regression =
-        |api: u64, seen: Seen| OpenOutcome::EpochRegression { seen, api: Seen { epoch: Epoch(api), resource_version: Some(100) } };
-    let newer_version = Seen { epoch: Epoch(4), resource_version: Some(101) };
+        |api: u64, seen: Seen| OpenOutcome::Refused(Refusal::Regressed { seen, api: Seen { epoch: Epoch(api), version: Some(100) } });
+    let newer_version = Seen { epoch: Epoch(4), version: Some(101) };
     let pending = json!({"mig": POOL, "attempt": 2, "to": {"node": "n2", "pool": OTHER_POOL}, "finalCommit": POOL});
     let cases = [
         (
             with(|s| s["authority"]["owner"]["node"] = json!("n2")),
             seen(4),
-            OpenOutcome::NotOwner { owner: other("n2", POOL), epoch: Epoch(4) },
+            OpenOutcome::Refused(Refusal::NotOwner { owner: other("n2", POOL), epoch: Epoch(4) }),
         ),
         (
             with(|s| s["authority"]["owner"]["pool"] = json!(OTHER_POOL)),
             seen(4),
-            OpenOutcome::NotOwner { owner: other("n1", OTHER_POOL), epoch: Epoch(4) },
+            OpenOutcome::Refused(Refusal::NotOwner { owner: other("n1", OTHER_POOL), epoch: Epoch(4) }),
         ),
-        (with(|s| s["authority"]["pending"] = pending), seen(4), OpenOutcome::Pending { to: other("n2", OTHER_POOL) }),
-        (with(|s| s["phase"] = json!("Deleting")), seen(4), OpenOutcome::Deleting),
-        (object(&json!({"phase": "Active"})), seen(4), OpenOutcome::NoAuthority),
-        (object(&Value::Null), seen(4), OpenOutcome::NoAuthority),
+        (
+            with(|s| s["authority"]["pending"] = pending),
+            seen(4),
+            OpenOutcome::Refused(Refusal::Pending { mig: POOL.parse().unwrap(), attempt: 2, to: other("n2", OTHER_POOL) }),
+        ),
+        (with(|s| s["phase"] = json!("Deleting")), seen(4), OpenOutcome::Refused(Refusal::Deleting)),
+        (object(&json!({"phase": "Active"})), seen(4), OpenOutcome::Refused(Refusal::NoAuthority)),
+        (object(&Value::Null), seen(4), OpenOutcome::Refused(Refusal::NoAuthority)),
         (owned(), seen(5), regression(4, seen(5))),
         (owned(), newer_version, regression(4, newer_version)),
     ];
@@ -255,7 +260,7 @@ async fn no_order_of_faults_opens_what_is_not_ours() {
                 assert!(!lost_to && server.won_as_owner == Some(true), "{faults:?}");
                 assert_eq!((won.epoch, won.resource_version), (Epoch(4), Some(server.version)), "{faults:?}");
             }
-            OpenOutcome::NotOwner { epoch, .. } => assert!(lost_to && epoch == Epoch(5), "{faults:?}"),
+            OpenOutcome::Refused(Refusal::NotOwner { epoch, .. }) => assert!(lost_to && epoch == Epoch(5), "{faults:?}"),
             other => panic!("{faults:?}: {other:?}"),
         }
     });

@@ -1,6 +1,7 @@
 //! Controller of Filesystem: gather → plan → (gather live → plan again) → apply. It has no status of its own to
 //! write beyond phase and authority; what people read stands on the claims.
 
+pub mod authority;
 pub mod cordon;
 mod gather;
 pub mod kept;

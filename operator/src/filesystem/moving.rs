@@ -1,14 +1,15 @@
 //! Where authority should be, and what the operator does about it: it asks the owner to hand over, and takes authority from an owner that
-//! is proven lost (migration.md §2, R5, R6). Pure.
+//! is proven lost, if that is needed. By which rules stands in [`super::authority`]. Pure.
 
 use std::sync::Arc;
 
-use dotgraft_api::{Authority, CopyRole, DesiredState, Fencing, Filesystem, FilesystemPhase, ForkPoint, Migration, Place, Replica};
+use dotgraft_api::{Authority, CopyRole, Fencing, Filesystem, FilesystemPhase, Migration, Place, Replica};
 
+use super::authority;
 use super::plan::View;
 use crate::claim::ClaimView;
 use crate::conditions::Block;
-use crate::pools::{self, PoolView};
+use crate::pools::PoolView;
 
 /// The node where it should be: the first that Kubernetes has attached it to for writing, else `placement.node`.
 pub fn wanted_node<'a>(fs: &'a Filesystem, claim: Option<&'a ClaimView>) -> Option<&'a str> {
@@ -83,74 +84,20 @@ fn is_superseded(replica: &Replica) -> bool {
     list.iter().any(|c| c.type_ == "Superseded" && c.status == "True")
 }
 
-/// Authority after it was taken from an owner that is proven lost; `None`: nothing to take, or nobody to take it.
+/// Authority after it was taken from an owner that is proven lost, or given back to the one that handed it over to that owner.
 ///
-/// Proof is the out-of-service taint or a Node object that is gone (under `Manual` only a person promotes). A copy that has reported
-/// `EImportStart` for exactly the handoff that is pending takes over without loss; else the copy with the newest commit, and what the lost
-/// owner has beyond it is fenced and kept when it returns.
-pub fn steal(view: &View, phase: FilesystemPhase, authority: &Authority) -> Option<Authority> {
-    let fencing = view.claim.as_ref().map(|c| c.fencing)?;
-    if fencing != Fencing::Proof || phase != FilesystemPhase::Active || !is_proven_lost(view, &authority.owner) {
-        return None;
+/// Under `Manual` only a person promotes; and while nobody needs it elsewhere, the owner may come back.
+///
+/// # Errors
+///
+/// `None`: nothing to take. Else why nobody takes it, which is worth a condition if there is somebody to wait for.
+pub fn steal(view: &View, phase: FilesystemPhase, authority: &Authority) -> Result<Authority, Option<Block>> {
+    let fencing = view.claim.as_ref().map(|c| c.fencing);
+    let elsewhere = wanted_node(&view.fs, view.claim.as_ref()).is_some_and(|n| n != authority.owner.node);
+    if fencing != Some(Fencing::Proof) || phase != FilesystemPhase::Active || !elsewhere {
+        return Err(None);
     }
-    wanted_node(&view.fs, view.claim.as_ref()).filter(|n| *n != authority.owner.node)?; // else nobody needs it elsewhere: the owner may come back
-    taken(view, authority, None)
-}
-
-fn is_proven_lost(view: &View, owner: &Place) -> bool {
-    let node = view.pools.iter().find(|p| p.node == owner.node);
-    pools::is_gone(&view.pools, owner) || node.is_some_and(|p| p.out_of_service)
-}
-
-/// Authority for the best copy, or the one on `node`.
-pub fn taken(view: &View, authority: &Authority, node: Option<&str>) -> Option<Authority> {
-    let usable = |r: &&Arc<Replica>| {
-        let place = Place { node: r.spec.node.clone(), pool: r.spec.pool.clone() };
-        let holds = r.status.as_ref().is_some_and(|s| matches!(s.role, CopyRole::Replica | CopyRole::Receiving) && s.commit_count > 0);
-        let pool = view.pools.iter().any(|p| p.place().as_ref() == Some(&place) && p.ready && !p.out_of_service);
-        r.spec.desired.state == DesiredState::Present
-            && place != authority.owner
-            && pool
-            && node.is_none_or(|n| n == place.node)
-            && (holds || has_all(r, authority))
-    };
-    let wanted = wanted_node(&view.fs, view.claim.as_ref());
-    let newest = |r: &Arc<Replica>| {
-        let status = r.status.as_ref();
-        let commit = status.and_then(|s| s.recent_commits.first()).map(|c| (c.epoch, c.time.0));
-        (has_all(r, authority), commit, Some(r.spec.node.as_str()) == wanted, std::cmp::Reverse(r.spec.node.clone()))
-    };
-    let best = view.replicas.iter().filter(usable).max_by_key(|r| newest(r))?;
-    let owner = Place { node: best.spec.node.clone(), pool: best.spec.pool.clone() };
-    let mut fork_points = authority.fork_points.clone();
-    if !has_all(best, authority) {
-        let commit = best.status.as_ref().and_then(|s| s.head.clone());
-        fork_points.push(ForkPoint { from: authority.owner.clone(), from_epoch: authority.epoch, commit });
-        let old = fork_points.len().saturating_sub(64);
-        fork_points.drain(..old);
-    }
-    Some(Authority {
-        owner,
-        epoch: authority.epoch.saturating_add(1),
-        attempt: authority.attempt.saturating_add(1),
-        opened: None,
-        pending: None,
-        fork_points,
-    })
-}
-
-/// Whether the copy there has reported to hold all of the handoff that is pending: nothing is lost if it takes over.
-pub fn holds_all(view: &View, authority: &Authority, place: &Place) -> bool {
-    view.replicas.iter().any(|r| r.spec.pool == place.pool && has_all(r, authority))
-}
-
-/// R5: everything of the handoff that is pending is there.
-fn has_all(replica: &Replica, authority: &Authority) -> bool {
-    let (Some(pending), Some(start)) = (&authority.pending, replica.status.as_ref().and_then(|s| s.import_start.as_ref())) else {
-        return false;
-    };
-    let to = Place { node: replica.spec.node.clone(), pool: replica.spec.pool.clone() };
-    pending.to == to && (start.mig == pending.mig && start.attempt == pending.attempt && start.final_commit == pending.final_commit)
+    authority::steal(view).map_err(|stays| authority::block(&stays))
 }
 
 #[cfg(test)]

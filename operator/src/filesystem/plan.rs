@@ -10,8 +10,10 @@ use dotgraft_api::{
     Authority, Claim, Commit, CopyRole, Desired, DesiredRole, DesiredState, Filesystem, FilesystemPhase, Place, Replica, ReplicaSpec,
     ReplicationJob,
 };
+use dotgraft_engine::authority::Refusal;
 use kube::ResourceExt;
 
+use super::authority::{self, Stays};
 use super::cordon;
 use super::kept::{self, Stay};
 use super::moving;
@@ -103,7 +105,7 @@ impl Plan {
 pub fn plan(view: &View) -> Plan {
     let Some(status) = &view.fs.status else {
         // Made a moment ago, and its maker records phase New next; or restored without status: a person accepts.
-        return accept(view, None).unwrap_or_else(unknown);
+        return accept(view).unwrap_or_else(unknown);
     };
     let terminating = view.fs.metadata.deletion_timestamp.is_some();
     match status.phase {
@@ -117,7 +119,7 @@ pub fn plan(view: &View) -> Plan {
             Plan { writes: vec![Write::Status(FilesystemPhase::Deleting, status.authority.clone().map(Box::new))], ..Plan::default() }
         }
         phase => {
-            if let Some(plan) = accept(view, status.authority.as_ref()) {
+            if let Some(plan) = accept(view) {
                 return plan;
             }
             match &status.authority {
@@ -182,10 +184,10 @@ fn branch_place(view: &View, claim: &ClaimView) -> Result<Place, Block> {
 
 /// Keeps Replicas as the claim, its jobs and its commits want them, and moves New to Active.
 fn keep(view: &View, phase: FilesystemPhase, authority: &Authority) -> Plan {
-    if let Some(next) = moving::steal(view, phase, authority) {
-        return Plan { writes: vec![Write::Status(phase, Some(Box::new(next)))], ..Plan::default() };
-    }
-    let mut plan = Plan::default();
+    let mut plan = match moving::steal(view, phase, authority) {
+        Ok(next) => return Plan { writes: vec![Write::Status(phase, Some(Box::new(next)))], ..Plan::default() },
+        Err(blocked) => Plan { blocked, ..Plan::default() },
+    };
     let goal = moving::goal(view, authority).and_then(Result::ok).filter(|_| phase == FilesystemPhase::Active);
     let owner = &authority.owner;
     let placed: Vec<(Arc<ReplicationJob>, Place)> = view
@@ -199,8 +201,16 @@ fn keep(view: &View, phase: FilesystemPhase, authority: &Authority) -> Plan {
     let Some(base) = base(view, authority) else { return plan };
     let precopy_to = cordon::precopy_to(view, phase, authority);
     let needs = Needs { jobs: &placed, moves: [goal.as_ref(), precopy_to.as_ref()] };
-    let (leaving, stays) = kept::leaving(view, owner, &spare::over(view, phase, authority, &needs));
+    let (mut leaving, stays) = kept::leaving(view, owner, &spare::over(view, phase, authority, &needs));
     plan.stays = stays;
+    for replica in view.replicas.iter().filter(|r| r.spec.desired.state == DesiredState::Present) {
+        if leaving.contains(&replica.spec.pool)
+            && let Some(block) = authority::needs(authority, replica)
+        {
+            leaving.remove(&replica.spec.pool);
+            plan.blocked.get_or_insert(block);
+        }
+    }
     let mut places: BTreeSet<Place> = view
         .replicas
         .iter()
@@ -350,53 +360,16 @@ fn tear_down(view: &View) -> Plan {
     plan
 }
 
-/// A person accepts: epoch above all that any pool has seen, to the owner that is recorded or the best claimant.
-/// `None`: nothing to accept.
-fn accept(view: &View, authority: Option<&Authority>) -> Option<Plan> {
+/// A person accepts: an epoch above all that any pool has seen, to the highest claim. `None`: nothing to accept.
+fn accept(view: &View) -> Option<Plan> {
     let accepted = view.fs.spec.accept_epoch?;
-    if authority.is_some_and(|a| a.epoch > accepted) {
-        return None;
-    }
-    let seen = view.replicas.iter().filter_map(|r| r.status.as_ref()).map(|s| s.epoch).max().unwrap_or(0);
-    let epoch = seen.max(accepted).max(authority.map_or(0, |a| a.epoch)).saturating_add(1);
-    let owner = match authority {
-        Some(a) => Ok(a.owner.clone()),
-        None => claimant(view),
-    };
-    let owner = match owner {
-        Ok(owner) => owner,
-        Err(block) => return Some(Plan { blocked: Some(block), ..Plan::default() }),
-    };
-    let next = Authority {
-        owner,
-        epoch,
-        attempt: authority.map_or(0, |a| a.attempt).saturating_add(1),
-        opened: None,
-        pending: None,
-        fork_points: authority.map(|a| a.fork_points.clone()).unwrap_or_default(),
+    let next = match authority::accept(view, accepted) {
+        Ok(next) => next,
+        Err(Stays::Refused(Refusal::Accepted(_))) => return None,
+        Err(stays) => return Some(Plan { blocked: authority::block(&stays), ..Plan::default() }),
     };
     let phase = view.fs.status.as_ref().map_or(FilesystemPhase::Active, |s| s.phase);
     Some(Plan { writes: vec![Write::Status(phase, Some(Box::new(next)))], ..Plan::default() })
-}
-
-/// The one copy that says it is owner with the highest epoch; two with the same epoch are a person's to decide.
-fn claimant(view: &View) -> Result<Place, Block> {
-    let owners = || view.replicas.iter().filter(|r| r.status.as_ref().is_some_and(|s| s.role == CopyRole::Owner));
-    let best = owners().filter_map(|r| r.status.as_ref()).map(|s| s.epoch).max();
-    let mut top = owners().filter(|r| r.status.as_ref().map(|s| s.epoch) == best);
-    match (top.next(), top.next()) {
-        (Some(one), None) => Ok(place_of(one)),
-        (None, _) => {
-            Err(Block::new("AuthorityUnknown", "no copy says that it was the owner: `kubectl dot adopt` on the node that is to own it"))
-        }
-        (Some(a), Some(b)) => Err(Block::new(
-            "EqualOwners",
-            format!(
-                "nodes `{}` and `{}` both say they own it with the same epoch: keep one, `kubectl dot drop` the other",
-                a.spec.node, b.spec.node
-            ),
-        )),
-    }
 }
 
 #[cfg(test)]

@@ -18,8 +18,6 @@ use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 const CA_CERT: &str = "ca.crt";
 const CERT: &str = "tls.crt";
 const KEY: &str = "tls.key";
-/// Valid a little before it is made, as clocks differ; short-lived ones by a quarter of their life.
-const BACKDATE: Duration = Duration::from_secs(3600);
 
 /// Why there is nothing to serve with.
 #[derive(Debug, thiserror::Error)]
@@ -112,8 +110,8 @@ fn params(names: &[String], common: &str, life: Duration, now: SystemTime) -> Re
     let mut params = CertificateParams::new(names.to_vec())?;
     params.distinguished_name = rcgen::DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, common);
-    params.not_before = (now - BACKDATE.min(life / 4)).into();
-    params.not_after = (now + life).into();
+    let (from, to) = crate::ca::validity(now, life);
+    (params.not_before, params.not_after) = (from.into(), to.into());
     Ok(params)
 }
 

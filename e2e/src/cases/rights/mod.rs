@@ -4,6 +4,7 @@
 
 mod authority;
 mod table;
+mod verdicts;
 
 use std::sync::Arc;
 
@@ -250,5 +251,5 @@ pub fn cases() -> Vec<Case> {
         let title = format!("n1's agent may {} {}", verb.name(), what.replace('-', " "));
         Case::new(id, title, move |t| granted(t, "n1", verb.clone(), path.clone())).api()
     });
-    denied.chain(granted).chain(authority::cases()).collect()
+    denied.chain(granted).chain(authority::cases()).chain([verdicts::case()]).collect()
 }
