@@ -13,8 +13,6 @@ pub use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 pub const GROUP: &str = "dotgraft.dev";
 /// Its only version.
 pub const VERSION: &str = "v1alpha1";
-/// Category of all kinds: `kubectl get dots`… shows everything of ours.
-pub const CATEGORY: &str = "dotgraft";
 /// Namespace of our programs.
 pub const SYSTEM_NAMESPACE: &str = "dotgraft-system";
 
@@ -34,12 +32,8 @@ pub const MANAGER_OPERATOR: &str = "dotgraft-operator";
 /// Field manager of the agents.
 pub const MANAGER_AGENT: &str = "dotgraft-agent";
 
-/// Name of the operator's `ServiceAccount`.
-pub const SERVICE_ACCOUNT_OPERATOR: &str = "dotgraft-operator";
 /// Name of the agents' `ServiceAccount`.
 pub const SERVICE_ACCOUNT_AGENT: &str = "dotgraft-agent";
-/// User name that the API server gives the agents.
-pub const AGENT_USERNAME: &str = "system:serviceaccount:dotgraft-system:dotgraft-agent";
 /// Where the API server puts the node that a token is bound to (`userInfo.extra`, CSR `spec.extra`).
 pub const EXTRA_NODE_NAME: &str = "authentication.kubernetes.io/node-name";
 /// Signer of the agents' certificates.
@@ -243,91 +237,4 @@ pub struct Problem {
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = 4096))]
     pub message: String,
-}
-
-/// What a writer found about one aspect of an object.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ConditionUpdate<'a> {
-    /// The aspect, such as `Ready`.
-    pub type_: &'a str,
-    /// `Some(true)`, `Some(false)`, or `None` for `Unknown`.
-    pub status: Option<bool>,
-    /// CamelCase word for programs; must not be empty.
-    pub reason: &'a str,
-    /// Sentence for people; cut at 4096 characters.
-    pub message: &'a str,
-    /// `metadata.generation` that it was found for.
-    pub observed_generation: Option<i64>,
-}
-
-/// Longest message kept in a condition, in characters.
-const MESSAGE_MAX: usize = 4096;
-
-/// Sets a condition; `lastTransitionTime` moves to `now` only if its status changes. Returns whether anything changed, so that a
-/// caller writes no status while nothing does (design §2).
-pub fn set_condition(conditions: &mut Vec<Condition>, update: &ConditionUpdate<'_>, now: &Time) -> bool {
-    let status = match update.status {
-        Some(true) => "True",
-        Some(false) => "False",
-        None => "Unknown",
-    };
-    let mut next = Condition {
-        type_: update.type_.to_owned(),
-        status: status.to_owned(),
-        reason: update.reason.to_owned(),
-        message: update.message.chars().take(MESSAGE_MAX).collect(),
-        observed_generation: update.observed_generation,
-        last_transition_time: now.clone(),
-    };
-    let Some(old) = conditions.iter_mut().find(|c| c.type_ == update.type_) else {
-        conditions.push(next);
-        return true;
-    };
-    if old.status == next.status {
-        next.last_transition_time = old.last_transition_time.clone();
-    }
-    if *old == next {
-        return false;
-    }
-    *old = next;
-    true
-}
-
-/// The condition of that type, if there is one.
-pub fn condition<'a>(conditions: &'a [Condition], type_: &str) -> Option<&'a Condition> {
-    conditions.iter().find(|c| c.type_ == type_)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn at(s: &str) -> Time {
-        serde_json::from_value(serde_json::json!(s)).unwrap()
-    }
-    fn ready(status: bool, reason: &'static str) -> ConditionUpdate<'static> {
-        ConditionUpdate { type_: "Ready", status: Some(status), reason, message: "m", observed_generation: Some(1) }
-    }
-
-    #[test]
-    fn transition_time_moves_only_with_the_status() {
-        let (t1, t2, t3) = (at("2026-01-01T00:00:00Z"), at("2026-01-02T00:00:00Z"), at("2026-01-03T00:00:00Z"));
-        let mut list = Vec::new();
-        assert!(set_condition(&mut list, &ready(false, "Creating"), &t1));
-        assert!(!set_condition(&mut list, &ready(false, "Creating"), &t2), "nothing changed");
-        assert!(set_condition(&mut list, &ready(false, "NoSpace"), &t2));
-        assert_eq!(condition(&list, "Ready").unwrap().last_transition_time, t1);
-        assert_eq!(condition(&list, "Ready").unwrap().reason, "NoSpace");
-        assert!(set_condition(&mut list, &ready(true, "Ready"), &t3));
-        assert_eq!(condition(&list, "Ready").unwrap().last_transition_time, t3);
-        assert_eq!(list.len(), 1);
-    }
-
-    #[test]
-    fn a_condition_that_nobody_could_judge_is_unknown() {
-        let mut list = Vec::new();
-        let update = ConditionUpdate { status: None, ..ready(true, "NoReport") };
-        assert!(set_condition(&mut list, &update, &at("2026-01-01T00:00:00Z")));
-        assert_eq!(list[0].status, "Unknown");
-    }
 }

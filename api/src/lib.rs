@@ -13,6 +13,7 @@ pub mod branch;
 pub mod cases;
 pub mod commit;
 pub mod common;
+pub mod condition;
 pub mod crds;
 pub mod dot;
 pub mod dot_operation;
@@ -21,14 +22,16 @@ pub mod node_pool;
 pub mod quantity;
 pub mod replica;
 pub mod replication_job;
+pub mod run_report;
 pub mod schema;
 
 pub use branch::{Branch, BranchFrom, BranchSpec, BranchStatus};
 pub use commit::{Commit, CommitSource, CommitSpec, CommitStatus};
 pub use common::{
-    Claim, ClaimKind, ClaimRef, Condition, ConditionUpdate, DeletionPolicy, Fencing, Initial, Intermediate, Origin, Place, Placement,
-    Problem, ReclaimPolicy, Time, condition, set_condition,
+    Claim, ClaimKind, ClaimRef, Condition, DeletionPolicy, Fencing, Initial, Intermediate, Origin, Place, Placement, Problem,
+    ReclaimPolicy, Time,
 };
+pub use condition::{ConditionType, ConditionUpdate, MovePhase, Reason, Word, condition, is_true, says, set_condition};
 pub use crds::all_crds;
 pub use dot::{Dot, DotSpec, DotStatus, RecentCommit, ReplicaSummary};
 pub use dot_operation::{DotOperation, DotOperationSpec, DotOperationStatus, OperationPhase, OperationTarget, Promote, Reset, ResetPlan};
@@ -44,3 +47,4 @@ pub use replication_job::{
     JobTarget, Limits, OnConflict, Progress, ReplicationJob, ReplicationJobSpec, ReplicationJobStatus, Retry, Schedule, Selector,
     StepCounts,
 };
+pub use run_report::{AgentReport, RunProblem, RunReport, RunState};

@@ -9,6 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::common::{Claim, Fencing, Initial, Intermediate, Origin, Place, ReclaimPolicy};
+use crate::run_report::AgentReport;
 use crate::schema::{self, rules};
 
 /// Which copy, and what is wanted of it.
@@ -389,10 +390,9 @@ pub struct ReplicaJobStatus {
     /// The generation of the job that the agent works by.
     #[serde(default)]
     pub observed_generation: i64,
-    /// The run in hand, or the last one, as the engine writes it.
+    /// The run in hand, or the last one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(schema_with = "schema::opaque")]
-    pub report: Option<serde_json::Value>,
+    pub report: Option<AgentReport>,
     /// The last run that ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last: Option<LastRun>,

@@ -87,10 +87,6 @@ pub fn metadata(_: &mut SchemaGenerator) -> Schema {
 pub fn metadata_copy(_: &mut SchemaGenerator) -> Schema {
     json_schema!({"type": "object", "maxProperties": 64, "additionalProperties": {"type": "string", "maxLength": 1024}})
 }
-/// An object whose content is opaque to the API server.
-pub fn opaque(_: &mut SchemaGenerator) -> Schema {
-    json_schema!({"type": "object", "x-kubernetes-preserve-unknown-fields": true})
-}
 /// Complete `metav1.Condition`s, one per type, at most 16.
 pub fn conditions(_: &mut SchemaGenerator) -> Schema {
     json_schema!({

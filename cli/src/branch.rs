@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use clap::Args;
-use dotgraft_api::{Branch, BranchFrom, BranchSpec, ClaimKind, DeletionPolicy, Fencing, condition};
+use dotgraft_api::{Branch, BranchFrom, BranchSpec, ClaimKind, ConditionType, DeletionPolicy, Fencing, condition, says};
 use kube::api::{ObjectMeta, PostParams};
 use kube::{Api, Client, ResourceExt};
 
@@ -56,8 +56,8 @@ pub async fn run(client: &Client, common: &Common, args: BranchArgs) -> Result<(
     };
     let ready = until(&api, &args.name, timeout, |branch| {
         let conditions = branch.status.clone().unwrap_or_default().conditions;
-        match condition(&conditions, "Ready") {
-            Some(c) if c.status == "True" => Seen::Done(branch.clone()),
+        match condition(&conditions, ConditionType::Ready) {
+            Some(c) if says(c) == Some(true) => Seen::Done(branch.clone()),
             Some(c) => Seen::NotYet(format!("{}: {}", c.reason, c.message)),
             None => Seen::NotYet(String::new()),
         }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Result, anyhow, bail};
 use clap::Args;
-use dotgraft_api::{Commit, CommitSource, CommitSpec, condition};
+use dotgraft_api::{Commit, CommitSource, CommitSpec, ConditionType, condition, says};
 use kube::api::{ObjectMeta, PostParams};
 use kube::{Api, Client, ResourceExt};
 
@@ -53,9 +53,9 @@ pub async fn run(client: &Client, common: &Common, args: CommitArgs) -> Result<(
     };
     let done = until(&api, &name, timeout, |commit| {
         let status = commit.status.clone().unwrap_or_default();
-        let ready = condition(&status.conditions, "Ready");
+        let ready = condition(&status.conditions, ConditionType::Ready);
         match (&status.id, ready) {
-            (Some(_), Some(c)) if c.status == "True" => Seen::Done(commit.clone()),
+            (Some(_), Some(c)) if says(c) == Some(true) => Seen::Done(commit.clone()),
             (_, Some(c)) => Seen::NotYet(format!("{}: {}", c.reason, c.message)),
             _ => Seen::NotYet(String::new()),
         }

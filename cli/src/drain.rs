@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
-use dotgraft_api::{Branch, ClaimKind, CopyRole, Dot, DotStatus, Filesystem, FilesystemPhase, NodePool, Replica, condition};
+use dotgraft_api::{Branch, ClaimKind, ConditionType, CopyRole, Dot, DotStatus, Filesystem, FilesystemPhase, NodePool, Replica, is_true};
 use futures::{StreamExt, stream};
 use kube::api::{ListParams, Patch, PatchParams};
 use kube::{Api, Client, ResourceExt};
@@ -86,7 +86,7 @@ impl View {
     /// The pool of a node, if something can go there.
     fn open_pool(&self, node: &str, group: Option<&str>) -> Option<&NodePool> {
         let pool = self.pools.iter().find(|p| p.spec.node == node)?;
-        let ready = pool.status.as_ref().is_some_and(|s| condition(&s.conditions, "Ready").is_some_and(|c| c.status == "True"));
+        let ready = pool.status.as_ref().is_some_and(|s| is_true(&s.conditions, ConditionType::Ready).is_some());
         (ready && group.is_none_or(|g| g == pool.spec.pool_group)).then_some(pool)
     }
 
@@ -234,17 +234,18 @@ where
     loop {
         let object = api.get(name).await?;
         let status = facts(&object).1.unwrap_or_default();
-        let is = |kind| condition(&status.conditions, kind).filter(|c| c.status == "True");
-        if status.owner.as_deref() == Some(to) && is("Ready").is_some() {
+        let is = |type_| is_true(&status.conditions, type_);
+        if status.owner.as_deref() == Some(to) && is(ConditionType::Ready).is_some() {
             return Ok(());
         }
-        if let Some(refused) = is("PlacementRefused").filter(|_| is_of(object.meta().generation, status.observed_generation)) {
+        if let Some(refused) = is(ConditionType::PlacementRefused).filter(|_| is_of(object.meta().generation, status.observed_generation)) {
             bail!("{}", refused.message);
         }
         if Instant::now() >= end {
             bail!(
                 "{}",
-                is("Migrating").map_or_else(|| "no word from the operator yet".to_owned(), |c| format!("{}: {}", c.reason, c.message))
+                is(ConditionType::Migrating)
+                    .map_or_else(|| "no word from the operator yet".to_owned(), |c| format!("{}: {}", c.reason, c.message))
             );
         }
         tokio::time::sleep(LOOK).await;

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, bail};
 use clap::Args;
-use dotgraft_api::{ClaimKind, Direction, JobSource, JobTarget, ReplicationJob, ReplicationJobSpec};
+use dotgraft_api::{ClaimKind, Direction, JobSource, JobTarget, ReplicationJob, ReplicationJobSpec, RunState};
 use kube::api::{ObjectMeta, Patch, PatchParams, PostParams};
 use kube::{Api, Client};
 
@@ -81,9 +81,12 @@ fn look(job: &ReplicationJob, trigger: &str, display: &mut Display) -> Seen<Repl
         return Seen::NotYet(problem.unwrap_or_else(|| "the owner has not started the run yet".into()));
     }
     display.show(&status);
-    match (status.state.as_deref(), problem) {
-        (Some("Completed"), None) => Seen::Done(job.clone()),
-        (Some("Completed" | "ContextDone"), problem) => Seen::Failed(problem.unwrap_or_else(|| "the run was stopped".into())),
-        (state, problem) => Seen::NotYet(problem.unwrap_or_else(|| state.unwrap_or("Pending").to_owned())),
+    let state = status.state.as_deref().and_then(|s| s.parse().ok());
+    match (state, problem) {
+        (Some(RunState::Completed), None) => Seen::Done(job.clone()),
+        (Some(RunState::Completed | RunState::ContextDone), problem) => {
+            Seen::Failed(problem.unwrap_or_else(|| "the run was stopped".into()))
+        }
+        (_, problem) => Seen::NotYet(problem.or(status.state).unwrap_or_else(|| "Pending".to_owned())),
     }
 }

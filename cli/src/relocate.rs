@@ -2,7 +2,7 @@
 
 use anyhow::{Result, anyhow, bail};
 use clap::Args;
-use dotgraft_api::{Branch, ClaimKind, Dot, DotOperationSpec, DotStatus, OperationTarget, Promote, condition};
+use dotgraft_api::{Branch, ClaimKind, ConditionType, Dot, DotOperationSpec, DotStatus, OperationTarget, Promote, is_true};
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
 use serde_json::json;
@@ -92,15 +92,15 @@ pub fn shown(source: &Source) -> String {
 /// Tells each change of the phase once, on standard error.
 fn look(generation: Option<i64>, status: Option<DotStatus>, to: &str, told: &mut String) -> Seen<DotStatus> {
     let status = status.unwrap_or_default();
-    let ready = condition(&status.conditions, "Ready").is_some_and(|c| c.status == "True");
+    let ready = is_true(&status.conditions, ConditionType::Ready).is_some();
     if status.owner.as_deref() == Some(to) && ready {
         return Seen::Done(status);
     }
-    let refused = condition(&status.conditions, "PlacementRefused").filter(|c| c.status == "True");
+    let refused = is_true(&status.conditions, ConditionType::PlacementRefused);
     if let Some(refused) = refused.filter(|_| is_of(generation, status.observed_generation)) {
         return Seen::Failed(refused.message.clone());
     }
-    let now = match condition(&status.conditions, "Migrating").filter(|c| c.status == "True") {
+    let now = match is_true(&status.conditions, ConditionType::Migrating) {
         Some(c) => format!("{}: {}", c.reason, c.message),
         None => "waiting for the operator".to_owned(),
     };

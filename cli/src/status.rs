@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use anyhow::Result;
 use clap::Args;
-use dotgraft_api::{Branch, Condition, Dot, DotStatus, ReplicationJob, condition};
+use dotgraft_api::{Branch, Condition, ConditionType, Dot, DotStatus, ReplicationJob, condition, is_true, says};
 use kube::api::ListParams;
 use kube::{Api, Client, ResourceExt};
 use serde::Serialize;
@@ -105,15 +105,15 @@ fn volume(namespace: &str, name: String, s: DotStatus) -> Volume {
         bytes: s.bytes.unwrap_or(0),
         limit: s.limit.unwrap_or(0),
         replicas: s.replicas.iter().map(|r| format!("{} ({})", r.node, r.state)).collect(),
-        ready: condition(&s.conditions, "Ready").is_some_and(|c| c.status == "True"),
+        ready: is_true(&s.conditions, ConditionType::Ready).is_some(),
         trouble: trouble(&s.conditions).map(|c| format!("{}: {}", c.reason, c.message)),
         runbook: trouble(&s.conditions).map(|c| runbook::of(&c.reason)),
     }
 }
 
 fn trouble(conditions: &[Condition]) -> Option<&Condition> {
-    let not_ready = condition(conditions, "Ready").filter(|c| c.status != "True");
-    let degraded = conditions.iter().find(|c| matches!(c.type_.as_str(), "Degraded" | "Diverged") && c.status == "True");
+    let not_ready = condition(conditions, ConditionType::Ready).filter(|c| says(c) != Some(true));
+    let degraded = [ConditionType::Degraded, ConditionType::Diverged].iter().find_map(|t| is_true(conditions, *t));
     not_ready.or(degraded)
 }
 

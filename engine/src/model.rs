@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{CommitId, Epoch, FsId, NodeName, PoolId, RequestUid, Timestamp};
+use crate::run::{State, StepState};
 
 /// Version of the on-disk `Commit` and `fs.json` formats that this program writes and the newest it reads.
 pub const FORMAT_VERSION: u32 = 1;
@@ -284,8 +285,8 @@ pub enum VersionsRole {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RunReport {
-    /// `Planning`, `PlanningError`, `Working`, `WorkingWait`, `Completed`, `ContextDone`.
-    pub state: String,
+    /// How far it is.
+    pub state: State,
     /// 1 for the first attempt.
     pub attempt: u32,
     /// When the run started.
@@ -328,8 +329,8 @@ pub struct StepReport {
     pub from: Option<CommitId>,
     /// Target.
     pub to: CommitId,
-    /// `Ready`, `Sending`, `Verifying`, `MovingCursor`, `Done`, `Retry`, `Failed`.
-    pub state: String,
+    /// How far it is.
+    pub state: StepState,
     /// Whether it goes on from a checkpoint.
     pub resumed: bool,
     /// Estimate, if there is one.
@@ -346,7 +347,7 @@ pub struct StepReport {
 #[serde(rename_all = "camelCase")]
 pub struct AttemptReport {
     /// How it ended or stands.
-    pub state: String,
+    pub state: State,
     /// Its start.
     pub started_at: Timestamp,
     /// Its end.

@@ -163,7 +163,7 @@ fn a_one_shot_job_runs_once_also_after_a_restart_and_a_changed_spec() {
     w.spec(one_shot(2));
     w.settle();
     assert_eq!(w.runs, 1);
-    assert_eq!(w.job.report(w.now).map(|r| r.state), Some("Completed".to_owned()), "the report outlives a restart");
+    assert_eq!(w.job.report(w.now).map(|r| r.state), Some(State::Completed), "the report outlives a restart");
 }
 
 #[test]
@@ -296,7 +296,7 @@ fn suspending_stops_the_run_and_keeps_what_is_owed() {
     w.spec(JobSpec { suspend: true, ..one_shot(2) });
     w.settle();
     assert!(w.job.is_idle());
-    assert_eq!(w.job.report(w.now).map(|r| r.state), Some("ContextDone".to_owned()));
+    assert_eq!(w.job.report(w.now).map(|r| r.state), Some(State::ContextDone));
     assert!(w.job.row().owed && !w.job.row().done_once);
     w.restart();
     w.spec(JobSpec { suspend: true, ..one_shot(2) });

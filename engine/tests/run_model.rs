@@ -68,7 +68,7 @@ impl Watch {
         }
         assert!(run.next_wake().is_some() || self.state.is_end(), "a wait without an end");
         let report = run.report(now);
-        assert_eq!(report.state, self.state.to_string());
+        assert_eq!(report.state, self.state);
         assert!(report.steps_done <= report.steps_total);
         assert!(report.replicated_bytes >= self.sent, "bytes that were sent are not forgotten");
         assert!(report.expected_bytes.is_none_or(|e| e >= report.replicated_bytes));

@@ -7,7 +7,7 @@ use dotgraft_engine::ids::Timestamp;
 use dotgraft_engine::model::Reason;
 use dotgraft_engine::run::{
     CancelReason, DENIED_ATTEMPTS, ESTIMATE_WAIT_MS, ESTIMATES_AT_ONCE, Initial, ItemState, NoteReason, Outcome, PROGRESS_MS, Retry,
-    RunEffectKind, RunEvent, RunSpec, SILENT_MS, STOP_MS, State, VERIFY_MS,
+    RunEffectKind, RunEvent, RunSpec, SILENT_MS, STOP_MS, State, StepState, VERIFY_MS,
 };
 use run_support::*;
 
@@ -219,7 +219,7 @@ fn a_retry_resumes_from_the_receivers_checkpoint() {
     let (mut rig, seq) = sending(spec());
     rig.give(RunEvent::Progress { seq, bytes: 200 * MIB, resumed_from: 0 });
     rig.give(RunEvent::SendDone { seq, result: Err(problem(Reason::Unreachable)) });
-    assert_eq!(rig.report().current.map(|c| (c.state, c.replicated)), Some(("Retry".to_owned(), 200 * MIB)));
+    assert_eq!(rig.report().current.map(|c| (c.state, c.replicated)), Some((StepState::Retry, 200 * MIB)));
     rig.effects();
     rig.give(RunEvent::Wake);
     let mut peer = receiver(&[1]);
@@ -435,7 +435,7 @@ fn a_send_that_succeeds_while_it_is_stopped_for_silence_counts() {
 fn verifying_may_take_longer_but_not_for_ever() {
     let (mut rig, seq) = sending(spec());
     rig.give(RunEvent::Verifying { seq });
-    assert_eq!(rig.report().current.map(|c| c.state), Some("Verifying".to_owned()));
+    assert_eq!(rig.report().current.map(|c| c.state), Some(StepState::Verifying));
     assert_eq!(rig.sleep(), VERIFY_MS);
     assert!(rig.effects().iter().any(|e| e.kind == RunEffectKind::CancelSend));
 }
@@ -632,7 +632,7 @@ fn a_report_after_the_end_does_not_change() {
         rig.give(event);
     }
     assert_eq!(rig.report(), report);
-    assert_eq!(report.state, "Completed");
+    assert_eq!(report.state, State::Completed);
     assert_eq!(report.problem.map(|p| p.reason), Some(Reason::Invalid));
 }
 
@@ -656,8 +656,8 @@ fn an_error_is_cleared_on_success_but_the_attempt_keeps_it() {
     let report = rig.report();
     assert_eq!(report.problem, None);
     assert_eq!(report.resolution.as_deref(), Some(format!("start at most recent commit {}", id(1)).as_str()));
-    let attempts: Vec<_> = report.attempts.iter().map(|a| (a.state.as_str(), a.error.is_some())).collect();
-    assert_eq!(attempts, [("PlanningError", true), ("Completed", false)]);
+    let attempts: Vec<_> = report.attempts.iter().map(|a| (a.state, a.error.is_some())).collect();
+    assert_eq!(attempts, [(State::PlanningError, true), (State::Completed, false)]);
 }
 
 #[test]

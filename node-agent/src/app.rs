@@ -104,6 +104,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     let (renewing, listed, listing) = (stop.clone(), own.object(), pools_fresh.clone());
     let unlisted = move || listing.trouble().is_none() && listed.borrow().is_none();
     tokio::spawn(async move { renewer.run(unlisted, renewing).await });
+    let fresh = pools_fresh.clone();
     ready.check(move || pools_fresh.trouble());
 
     let pool = tokio::select! {
@@ -139,6 +140,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     let mut supervisor = Supervisor::new(node, own);
     supervisor.wake_all().await.map_err(|e| anyhow::anyhow!("{e}"))?;
     let (events, replicas_fresh, _watch) = replicas::watch(client.clone(), &settings.node);
+    let fresh = vec![fresh, replicas_fresh.clone()];
     ready.check(move || replicas_fresh.trouble());
     let listener = TcpListener::bind(settings.listen).await.with_context(|| format!("--listen {}", settings.listen))?;
     let bounds = ServerSettings::with_silence(settings.peer_silence, settings.kernel_silence);
@@ -150,7 +152,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     ready.done("services");
     tokio::spawn(lease::beat(client, settings.namespace.clone(), settings.node.clone()));
     info!(node = %settings.node, pool = %info.id, listen = %settings.listen, "the agent runs");
-    supervisor.run(events, stop).await;
+    supervisor.run(events, fresh, stop).await;
     info!("stopped; mounts stay as they are");
     Ok(())
 }

@@ -3,6 +3,7 @@
 //! `actor` decides (through `engine`) and owns; `driver` and `btrfs` are the disk; `stream` applies what peers send;
 //! `peer` is the network; `csi` is what the kubelet asks; `journal` is memory that survives; `cluster` is the API server.
 
+pub mod account;
 pub mod actor;
 pub mod app;
 pub mod btrfs;

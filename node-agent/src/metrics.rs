@@ -4,25 +4,50 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
+use dotgraft_api::ConditionType;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
-use prometheus_client::registry::{Registry, Unit};
+use prometheus_client::registry::{Metric, Registry, Unit};
 
 use crate::journal::Observation;
 
-/// `result` of a counter: `success`, `failure` or a [`dotgraft_engine::model::Reason`].
+/// Of every name.
+const PREFIX: &str = "dotgraft";
+
+/// How a replication run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RunResult {
+    /// Its target is on the receiver.
+    Success,
+    /// It gave up, or its deadline passed.
+    Failure,
+    /// Somebody ended it: its job was deleted, suspended or changed, or its Filesystem moved or went.
+    Cancelled,
+}
+
+impl RunResult {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Success => "success",
+            Self::Failure => "failure",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}
+
+/// `result` of a counter: `success` or `failure`; of a run also `cancelled`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ByResult {
-    result: String,
+    result: &'static str,
 }
 
 /// `condition` of a gauge.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ByCondition {
-    condition: String,
+    condition: &'static str,
 }
 
 /// A CSI call: which, and how it ended.
@@ -43,7 +68,7 @@ type Float = Gauge<f64, AtomicU64>;
 /// All figures of one agent. A cheap clone.
 #[derive(Debug, Clone)]
 pub struct Metrics {
-    registry: Arc<Registry>,
+    families: Arc<Families>,
     actors: Gauge,
     mailbox: Gauge,
     recoveries: Counter,
@@ -81,46 +106,60 @@ impl Default for Metrics {
 impl Metrics {
     /// All at zero.
     pub fn new() -> Self {
-        let mut r = Registry::with_prefix("dotgraft");
-        let r = &mut r;
+        let r = &mut Families::default();
         let mut made = Self {
-            registry: Arc::default(),
-            actors: gauge(r, "actors", "Filesystems that live on this node"),
-            mailbox: gauge(r, "mailbox_depth", "Requests that wait for actors, all together"),
-            recoveries: counter(r, "recoveries", "Times that an actor was rebuilt from the journal"),
-            journal_seconds: seconds(r, "journal", "Time of one journal transaction until it was durable", 0.0001, 16),
-            journal_requests: counter(r, "journal_requests", "Requests that journal transactions carried"),
-            journal_errors: counter(r, "journal_errors", "Journal transactions that failed"),
-            commits: family(r, "commits", "Commits by result"),
-            commit_seconds: seconds(r, "commit", "Time of one commit until it was durable", 0.001, 16),
-            sent: bytes(r, "sent", "Stream bytes sent to peers"),
-            received: bytes(r, "received", "Stream bytes received from peers"),
-            runs: family(r, "runs", "Replication runs by result"),
-            runs_in_progress: gauge(r, "runs_in_progress", "Replication runs that are working now"),
-            run_seconds: seconds(r, "run", "Time of one replication run", 0.01, 20),
-            last_success: float(r, "run_last_success_timestamp", "Unix time of the last run that succeeded"),
-            lag_seconds: float(r, "replication_lag_max", "Age of the oldest commit that some replica should have and lacks"),
-            pool_bytes: size(r, "pool", "Size of the pool"),
-            pool_available: size(r, "pool_available", "What new copies could use"),
-            quota_bytes: size(r, "quota_used", "What all copies use, by their quota groups"),
-            quota_limit: size(r, "quota_limit", "Sum of the limits of all copies"),
-            orphans: gauge(r, "orphans", "Copies on this pool that no object asks for"),
-            conditions: family_gauge(r, "condition", "Copies on which this condition is true"),
-            api_age: float(r, "api_silence", "Time since the API server last proved that nothing was missed"),
-            statuses_behind: gauge(r, "statuses_behind", "Replicas whose newest status the API server doesn't have yet"),
-            csi_calls: calls(r, "csi_calls", "CSI calls by method and code"),
-            csi_seconds: call_seconds(r, "csi_call", "Time of one CSI call by method"),
-            group_changed: counter(r, "group_changed_files", "Files that were given to a pod's group (fsGroup)"),
+            families: Arc::default(),
+            actors: r.plain("actors", "Filesystems that live on this node"),
+            mailbox: r.plain("mailbox_depth", "Requests that wait for actors, all together"),
+            recoveries: r.plain("recoveries", "Times that an actor was rebuilt from the journal"),
+            journal_seconds: r.seconds("journal", "Time of one journal transaction until it was durable", doubling(0.0001, 16)),
+            journal_requests: r.plain("journal_requests", "Requests that journal transactions carried"),
+            journal_errors: r.plain("journal_errors", "Journal transactions that failed"),
+            commits: r.plain("commits", "Commits by result"),
+            commit_seconds: r.seconds("commit", "Time of one commit until it was durable", doubling(0.001, 16)),
+            sent: r.bytes("sent", "Stream bytes sent to peers"),
+            received: r.bytes("received", "Stream bytes received from peers"),
+            runs: r.plain("runs", "Replication runs that ended, by result"),
+            runs_in_progress: r.plain("runs_in_progress", "Replication runs that are under way"),
+            run_seconds: r.seconds("run", "Time of one replication run", doubling(0.01, 20)),
+            last_success: r.seconds("run_last_success_timestamp", "Unix time of the last run that succeeded", Float::default()),
+            lag_seconds: r.seconds(
+                "replication_lag_max",
+                "Age of the oldest commit that some replica should have and lacks",
+                Float::default(),
+            ),
+            pool_bytes: r.bytes("pool", "Size of the pool"),
+            pool_available: r.bytes("pool_available", "What new copies could use"),
+            quota_bytes: r.bytes("quota_used", "What all copies use, by their quota groups"),
+            quota_limit: r.bytes("quota_limit", "Sum of the limits of all copies"),
+            orphans: r.plain("orphans", "Copies on this pool that no object asks for"),
+            conditions: r.plain("condition", "Copies on which this condition is true"),
+            api_age: r.seconds("api_silence", "Time since the API server last proved that nothing was missed", Float::default()),
+            statuses_behind: r.plain("statuses_behind", "Replicas whose newest status the API server doesn't have yet"),
+            csi_calls: r.plain("csi_calls", "CSI calls by method and code"),
+            csi_seconds: r.seconds("csi_call", "Time of one CSI call by method", Family::new_with_constructor(|| doubling(0.0005, 18))),
+            group_changed: r.plain("group_changed_files", "Files that were given to a pod's group (fsGroup)"),
         };
-        made.registry = Arc::new(std::mem::take(r));
+        made.families = Arc::new(std::mem::take(r));
+        // An increase from nothing is none: what an alert counts is there from the start.
+        for result in [RunResult::Success, RunResult::Failure] {
+            made.runs.get_or_create(&ByResult { result: result.as_str() }).inc_by(0);
+        }
         made
+    }
+
+    /// The name of every family that is registered, as a scrape shows it, without the suffixes of counters and histograms. A family without
+    /// a value yet is here and not in a scrape.
+    #[cfg(test)]
+    fn families(&self) -> &[String] {
+        &self.families.names
     }
 
     /// The text that Prometheus scrapes (the `OpenMetrics` text format, 1.0).
     pub fn encode(&self) -> String {
         let mut text = String::new();
         // Writing to a String can't fail.
-        let _ = prometheus_client::encoding::text::encode(&mut text, &self.registry);
+        let _ = prometheus_client::encoding::text::encode(&mut text, &self.families.registry);
         text
     }
 
@@ -157,22 +196,22 @@ impl Metrics {
     pub fn received(&self, bytes: usize) {
         self.received.inc_by(bytes as u64);
     }
-    /// A run starts to work.
-    pub fn run_started(&self) {
-        self.runs_in_progress.inc();
-    }
-    /// A run that started ends. `at`: Unix seconds now.
-    pub fn run_ended(&self, ok: bool, took: Duration, at: f64) {
-        self.runs_in_progress.dec();
-        self.runs.get_or_create(&result(ok)).inc();
+    /// A run has ended.
+    pub fn run_ended(&self, result: RunResult, took: Duration) {
+        self.runs.get_or_create(&ByResult { result: result.as_str() }).inc();
         self.run_seconds.observe(took.as_secs_f64());
-        if ok {
-            self.last_success.set(at);
-        }
     }
-    /// Age in seconds of the oldest commit that a replica lacks; 0 if none.
-    pub fn replication_lag(&self, seconds: f64) {
-        self.lag_seconds.set(seconds);
+    /// Runs that are under way.
+    pub fn runs_in_progress(&self, n: usize) {
+        set(&self.runs_in_progress, n as u64);
+    }
+    /// When a run last succeeded, in Unix seconds; 0: never.
+    pub fn run_last_success(&self, at: f64) {
+        self.last_success.set(at);
+    }
+    /// Age of the oldest commit that a replica should have and lacks; zero if none.
+    pub fn replication_lag(&self, age: Duration) {
+        self.lag_seconds.set(age.as_secs_f64());
     }
     /// Size of the pool and what is left.
     pub fn pool(&self, capacity: u64, available: u64) {
@@ -188,9 +227,9 @@ impl Metrics {
     pub fn orphans(&self, n: usize) {
         set(&self.orphans, n as u64);
     }
-    /// How many copies have this condition. Only names of our own, never text from outside.
-    pub fn condition(&self, name: &str, copies: usize) {
-        set(&self.conditions.get_or_create(&ByCondition { condition: name.to_owned() }), copies as u64);
+    /// How many copies have this condition.
+    pub fn condition(&self, type_: ConditionType, copies: usize) {
+        set(&self.conditions.get_or_create(&ByCondition { condition: type_.as_str() }), copies as u64);
     }
     /// A CSI call ended. Only names of methods and codes, never text from outside.
     pub fn csi_call(&self, method: &str, code: &str, took: Duration) {
@@ -211,73 +250,54 @@ impl Metrics {
     }
 }
 
-fn result(ok: bool) -> ByResult {
-    ByResult { result: if ok { "success" } else { "failure" }.into() }
+const fn result(ok: bool) -> ByResult {
+    ByResult { result: if ok { "success" } else { "failure" } }
 }
 
 fn set(gauge: &Gauge, value: u64) {
     gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
 }
 
-fn gauge(r: &mut Registry, name: &str, help: &str) -> Gauge {
-    let metric = Gauge::default();
-    r.register(name, help, metric.clone());
-    metric
+/// Buckets from `first` seconds on, each twice as wide as the one before.
+fn doubling(first: f64, buckets: u16) -> Histogram {
+    Histogram::new(exponential_buckets(first, 2.0, buckets))
 }
 
-fn size(r: &mut Registry, name: &str, help: &str) -> Gauge {
-    let metric = Gauge::default();
-    r.register_with_unit(name, help, Unit::Bytes, metric.clone());
-    metric
+/// The registry, and the names of what is in it: it tells nobody of a family without a value.
+#[derive(Debug)]
+struct Families {
+    registry: Registry,
+    names: Vec<String>,
 }
 
-fn float(r: &mut Registry, name: &str, help: &str) -> Float {
-    let metric = Float::default();
-    r.register_with_unit(name, help, Unit::Seconds, metric.clone());
-    metric
+impl Default for Families {
+    fn default() -> Self {
+        Self { registry: Registry::with_prefix(PREFIX), names: Vec::new() }
+    }
 }
 
-fn counter(r: &mut Registry, name: &str, help: &str) -> Counter {
-    let metric = Counter::default();
-    r.register(name, help, metric.clone());
-    metric
-}
+impl Families {
+    fn add<M: Metric + Clone>(&mut self, name: &str, help: &str, unit: Option<Unit>, metric: M) -> M {
+        let suffix = unit.as_ref().map(|u| format!("_{}", u.as_str())).unwrap_or_default();
+        self.names.push(format!("{PREFIX}_{name}{suffix}"));
+        match unit {
+            Some(unit) => self.registry.register_with_unit(name, help, unit, metric.clone()),
+            None => self.registry.register(name, help, metric.clone()),
+        }
+        metric
+    }
 
-fn bytes(r: &mut Registry, name: &str, help: &str) -> Counter {
-    let metric = Counter::default();
-    r.register_with_unit(name, help, Unit::Bytes, metric.clone());
-    metric
-}
+    fn plain<M: Metric + Clone + Default>(&mut self, name: &str, help: &str) -> M {
+        self.add(name, help, None, M::default())
+    }
 
-fn family(r: &mut Registry, name: &str, help: &str) -> Family<ByResult, Counter> {
-    let metric = Family::default();
-    r.register(name, help, metric.clone());
-    metric
-}
+    fn bytes<M: Metric + Clone + Default>(&mut self, name: &str, help: &str) -> M {
+        self.add(name, help, Some(Unit::Bytes), M::default())
+    }
 
-fn calls(r: &mut Registry, name: &str, help: &str) -> Family<ByCall, Counter> {
-    let metric = Family::default();
-    r.register(name, help, metric.clone());
-    metric
-}
-
-fn family_gauge(r: &mut Registry, name: &str, help: &str) -> Family<ByCondition, Gauge> {
-    let metric = Family::default();
-    r.register(name, help, metric.clone());
-    metric
-}
-
-/// Doubling buckets from `first` seconds on.
-fn seconds(r: &mut Registry, name: &str, help: &str, first: f64, buckets: u16) -> Histogram {
-    let metric = Histogram::new(exponential_buckets(first, 2.0, buckets));
-    r.register_with_unit(name, help, Unit::Seconds, metric.clone());
-    metric
-}
-
-fn call_seconds(r: &mut Registry, name: &str, help: &str) -> Family<ByMethod, Histogram> {
-    let metric: Family<ByMethod, Histogram> = Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.0005, 2.0, 18)));
-    r.register_with_unit(name, help, Unit::Seconds, metric.clone());
-    metric
+    fn seconds<M: Metric + Clone>(&mut self, name: &str, help: &str, metric: M) -> M {
+        self.add(name, help, Some(Unit::Seconds), metric)
+    }
 }
 
 #[cfg(test)]
@@ -290,9 +310,8 @@ mod tests {
         metrics.commit(true, Duration::from_millis(20));
         metrics.sent(7);
         metrics.pool(100, 40);
-        metrics.condition("NoSpace", 2);
-        metrics.run_started();
-        metrics.run_ended(false, Duration::from_secs(1), 5.0);
+        metrics.condition(ConditionType::HeadMissing, 2);
+        metrics.run_ended(RunResult::Failure, Duration::from_secs(1));
         metrics.csi_call("Probe", "Ok", Duration::from_millis(1));
         metrics.journal(Observation { took: Duration::from_micros(150), requests: 3, ok: true });
         let text = metrics.clone().encode();
@@ -301,8 +320,9 @@ mod tests {
             "dotgraft_commit_seconds_count 1",
             "dotgraft_sent_bytes_total 7",
             "dotgraft_pool_available_bytes 40",
-            "dotgraft_condition{condition=\"NoSpace\"} 2",
+            "dotgraft_condition{condition=\"HeadMissing\"} 2",
             "dotgraft_runs_total{result=\"failure\"} 1",
+            "dotgraft_runs_total{result=\"success\"} 0",
             "dotgraft_runs_in_progress 0",
             "dotgraft_csi_calls_total{method=\"Probe\",code=\"Ok\"} 1",
             "dotgraft_csi_call_seconds_count{method=\"Probe\"} 1",
@@ -312,5 +332,14 @@ mod tests {
         ] {
             assert!(text.lines().any(|l| l == line), "no line {line:?} in\n{text}");
         }
+    }
+
+    /// What is registered and not on the page would be watched by nobody.
+    #[test]
+    fn the_page_of_metrics_has_every_family() {
+        let page = include_str!("../../docs/metrics.md");
+        let told: Vec<&str> = page.lines().filter_map(|l| l.strip_prefix("| `")?.split('`').next()).collect();
+        let told: Vec<&str> = told.into_iter().filter(|n| !n.starts_with("dotgraft_operator_")).collect();
+        assert_eq!(told, Metrics::new().families(), "docs/metrics.md, in the order of registration");
     }
 }

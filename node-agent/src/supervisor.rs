@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dotgraft_api::Replica;
-use dotgraft_engine::filesystem::{Desired, FilesystemStatus};
+use dotgraft_engine::filesystem::Desired;
 use dotgraft_engine::ids::FsId;
 use dotgraft_engine::model::Problem;
 use kube::ResourceExt;
@@ -14,9 +14,11 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::account;
 use crate::actor::{self, Node, Order, Orders, translate};
 use crate::cluster::pools::{Fact, OwnPool, PoolFacts};
 use crate::cluster::replicas::ReplicaEvent;
+use crate::cluster::watch::Freshness;
 use crate::driver::Space;
 use crate::probe::Probe;
 
@@ -28,6 +30,8 @@ pub struct Supervisor {
     node: Arc<Node>,
     own: OwnPool,
     probe: Probe,
+    /// Of every watch.
+    fresh: Vec<Freshness>,
     /// Actors that live, with the slot's generation.
     actors: BTreeMap<FsId, (Orders, u64)>,
     /// What is wanted, for an actor that ends just then.
@@ -43,6 +47,7 @@ impl Supervisor {
             node,
             own,
             probe: Probe::default(),
+            fresh: Vec::new(),
             actors: BTreeMap::new(),
             wanted: BTreeMap::new(),
             ended: mpsc::unbounded_channel(),
@@ -71,8 +76,10 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Runs until the watch ends or `stop` is cancelled; then stops all actors. Mounts stay.
-    pub async fn run(mut self, mut replicas: mpsc::Receiver<ReplicaEvent>, stop: CancellationToken) {
+    /// Runs until the watch ends or `stop` is cancelled; then stops all actors. Mounts stay. `fresh`: how long each watch of the API server
+    /// has been silent, for the node's figures.
+    pub async fn run(mut self, mut replicas: mpsc::Receiver<ReplicaEvent>, fresh: Vec<Freshness>, stop: CancellationToken) {
+        self.fresh = fresh;
         let mut account = tokio::time::interval(ACCOUNT_EVERY);
         account.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -173,7 +180,14 @@ impl Supervisor {
         self.probe.look(&self.node, &all);
         let orphans: Vec<_> =
             if self.synced { all.iter().filter(|s| !s.managed).filter_map(|s| translate::orphan_of(s)).collect() } else { Vec::new() };
-        self.count(&all, space, orphans.len());
+        let counts = account::Counts {
+            space,
+            orphans: orphans.len(),
+            waiting: self.node.registry.waiting(),
+            statuses_behind: self.node.api.behind(),
+            api_silence: self.fresh.iter().map(Freshness::age).max().unwrap_or_default(),
+        };
+        account::tell(&self.node.metrics, &all, &counts, self.node.now());
         let pool = self.node.driver.pool();
         let failed = ready.status == Some(false);
         let mut conditions = vec![ready];
@@ -191,41 +205,7 @@ impl Supervisor {
             conditions,
         });
     }
-
-    fn count(&self, all: &[Arc<FilesystemStatus>], space: Space, orphans: usize) {
-        let metrics = &self.node.metrics;
-        metrics.pool(space.total, space.available);
-        metrics.orphans(orphans);
-        metrics.quota(all.iter().map(|s| s.bytes).sum(), all.iter().map(|s| s.limit).sum());
-        metrics.statuses_behind(self.node.api.behind());
-        let mut troubles: BTreeMap<&str, usize> = TROUBLES.iter().map(|t| (*t, 0)).collect();
-        for condition in all.iter().flat_map(|s| s.conditions.iter()).filter(|c| c.status) {
-            if let Some(n) = troubles.get_mut(condition.r#type.as_str()) {
-                *n += 1;
-            }
-        }
-        for (name, n) in troubles {
-            metrics.condition(name, n);
-        }
-    }
 }
-
-/// Conditions of copies that are counted; each names a trouble.
-const TROUBLES: [&str; 13] = [
-    "MoveBlocked",
-    "PendingLost",
-    "Superseded",
-    "AuthorityUnknown",
-    "CommitBlocked",
-    "CommitsLost",
-    "DataMissing",
-    "Degraded",
-    "DeletionBlocked",
-    "EpochRegression",
-    "HeadMissing",
-    "ReceiveFailed",
-    "StaleIntent",
-];
 
 const READ_ONLY: &str = "the kernel has made the pool read-only: see the node's kernel log; reads go on, replicas on other nodes are whole";
 

@@ -7,14 +7,13 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
+use dotgraft_api::common::CA_SECRET;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::{ObjectMeta, PostParams};
 use kube::{Api, Client};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData};
 
-/// Name of the Secret.
-pub const SECRET: &str = "dotgraft-ca";
 const CERT_KEY: &str = "ca.crt";
 const PRIVATE_KEY: &str = "ca.key";
 const CA_LIFE: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
@@ -31,10 +30,10 @@ pub fn validity(now: SystemTime, life: Duration) -> (SystemTime, SystemTime) {
 #[derive(Debug, thiserror::Error)]
 pub enum CaError {
     /// The API server refused or could not be reached.
-    #[error("reading or creating Secret `{SECRET}`: {0}")]
+    #[error("reading or creating Secret `{CA_SECRET}`: {0}")]
     Api(#[from] kube::Error),
     /// The Secret's content is damaged: a person must restore it, we never replace a CA that exists.
-    #[error("Secret `{SECRET}` lacks a usable `{0}`: restore it, or delete the Secret to start a new CA")]
+    #[error("Secret `{CA_SECRET}` lacks a usable `{0}`: restore it, or delete the Secret to start a new CA")]
     Damaged(&'static str),
     /// Making a key or a certificate failed.
     #[error("making a certificate: {0}")]
@@ -120,7 +119,7 @@ pub fn generate() -> Result<BTreeMap<String, ByteString>, CaError> {
 /// [`CaError`]: the API server refuses, or what it has is no CA.
 pub async fn ensure(client: &Client, namespace: &str) -> Result<Ca, CaError> {
     let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
-    let secret = match secrets.get_opt(SECRET).await? {
+    let secret = match secrets.get_opt(CA_SECRET).await? {
         Some(secret) => secret,
         None => create(&secrets).await?,
     };
@@ -129,7 +128,7 @@ pub async fn ensure(client: &Client, namespace: &str) -> Result<Ca, CaError> {
 
 async fn create(secrets: &Api<Secret>) -> Result<Secret, CaError> {
     let secret = Secret {
-        metadata: ObjectMeta { name: Some(SECRET.into()), ..ObjectMeta::default() },
+        metadata: ObjectMeta { name: Some(CA_SECRET.into()), ..ObjectMeta::default() },
         data: Some(generate()?),
         type_: Some("Opaque".into()),
         ..Secret::default()
@@ -139,7 +138,7 @@ async fn create(secrets: &Api<Secret>) -> Result<Secret, CaError> {
             tracing::info!("created the CA of the agents");
             Ok(made)
         }
-        Err(kube::Error::Api(s)) if s.is_already_exists() => Ok(secrets.get(SECRET).await?),
+        Err(kube::Error::Api(s)) if s.is_already_exists() => Ok(secrets.get(CA_SECRET).await?),
         Err(e) => Err(e.into()),
     }
 }

@@ -3,7 +3,7 @@
 //! Each kind has base conditions that are always there; what makes an object wait stands in `Ready`'s reason *and*
 //! as a condition of its own type while it lasts, so that `kubectl wait --for=condition=BranchesExist` works.
 
-use dotgraft_api::{Condition, ConditionUpdate, Time, condition, set_condition};
+use dotgraft_api::{Condition, ConditionType, ConditionUpdate, Reason, Time, Word, condition, says, set_condition};
 
 use crate::context::Note;
 
@@ -52,28 +52,31 @@ pub fn merge(old: &[Condition], wanted: &[Wanted], generation: Option<i64>, now:
     list
 }
 
-/// Conditions that are good when true; all others are bad when true.
+/// Good when true; all others, and what this version doesn't know, are bad when true.
 fn good(type_: &str) -> bool {
-    matches!(type_, "Ready" | "Progressing")
+    type_.parse().is_ok_and(ConditionType::is_good)
 }
 
 /// One note per condition whose status or reason changed; `Progressing` is too chatty for events.
 pub fn transitions(old: &[Condition], new: &[Condition]) -> Vec<Note> {
     let mut notes: Vec<Note> = Vec::new();
-    for c in new.iter().filter(|c| c.type_ != "Progressing") {
+    for c in new.iter().filter(|c| c.type_ != ConditionType::Progressing.as_str()) {
         let before = condition(old, &c.type_);
         let same = before.is_some_and(|b| b.status == c.status && b.reason == c.reason);
         // A trouble that is over is told by what is well again, if by nothing else.
-        let over = !good(&c.type_) && c.status != "True";
+        let over = !good(&c.type_) && says(c) != Some(true);
         let quiet = over && (before.is_none() || c.message.is_empty());
-        if same || quiet || c.status == "Unknown" || notes.iter().any(|n| n.reason == c.reason) {
+        if same || quiet || says(c).is_none() || notes.iter().any(|n| n.reason == c.reason) {
             continue;
         }
-        let fine = (c.status == "True") == good(&c.type_);
-        let was_well = before.is_some_and(|b| b.status == "True");
-        let starting = match c.reason.as_str() {
-            "Creating" | "Pending" | "Running" | "Deleting" | "SourceNotReady" => true,
-            "Absent" => !was_well, // nothing is there yet, or nothing is there any more
+        let fine = (says(c) == Some(true)) == good(&c.type_);
+        let was_well = before.is_some_and(|b| says(b) == Some(true));
+        let starting = match c.reason.parse() {
+            Ok(
+                Reason::Word(Word::Creating | Word::Pending | Word::Running)
+                | Reason::Of(ConditionType::Deleting | ConditionType::SourceNotReady),
+            ) => true,
+            Ok(Reason::Word(Word::Absent)) => !was_well, // nothing is there yet, or nothing is there any more
             _ => false,
         };
         notes.push(Note { warning: !fine && !starting, reason: c.reason.clone(), message: c.message.clone() });

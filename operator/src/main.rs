@@ -58,6 +58,9 @@ struct Args {
     /// Whether the operator applies its own CRDs where the cluster's are older or missing. Never the other way round.
     #[arg(long, env = "DOTGRAFT_APPLY_CRDS", default_value_t = true, action = clap::ArgAction::Set)]
     apply_crds: bool,
+    /// Seconds in deletion after which an object counts as stuck (`dotgraft_operator_stuck_finalizers`).
+    #[arg(long, env = "DOTGRAFT_STUCK_AFTER", hide = true, default_value_t = 600, value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    stuck_after: u32,
     /// json for machines, human for a terminal.
     #[arg(long, value_enum, default_value = "json")]
     log_format: LogFormat,
@@ -161,7 +164,7 @@ async fn main() -> Result<()> {
         () = runtime::watch(ctx.clone()) => anyhow::bail!("the watches have ended"),
         () = crds.run() => {}
         () = watch_health(ctx.clone(), crds.clone(), health) => {}
-        () = runtime::count_stuck(ctx.clone()) => {}
+        () = runtime::count_stuck(ctx.clone(), Duration::from_secs(args.stuck_after.into())) => {}
         () = leader::run(client.clone(), args.namespace.clone(), identity.clone(), tx) => {}
         served = serve_csi(&args, ctx.clone(), &crds) => served?,
         served = serve_webhook(&args, ctx.clone(), rx.clone()) => served?,

@@ -7,7 +7,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
-use prometheus_client::registry::Registry;
+use prometheus_client::registry::{Metric, Registry};
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct ControllerResult {
@@ -38,7 +38,7 @@ struct CsiMethod {
 
 /// The program's metrics; cheap to share by `Arc`.
 pub struct Metrics {
-    registry: Registry,
+    families: Families,
     reconciles: Family<ControllerResult, Counter>,
     seconds: Family<Controller, Histogram>,
     certificates: Family<ResultLabel, Counter>,
@@ -57,33 +57,44 @@ impl std::fmt::Debug for Metrics {
     }
 }
 
+/// Buckets from `first` seconds on, each twice as wide as the one before.
+fn doubling(first: f64, buckets: u16) -> Histogram {
+    Histogram::new(exponential_buckets(first, 2.0, buckets))
+}
+
 impl Default for Metrics {
     fn default() -> Self {
-        let mut m = Self {
-            registry: Registry::with_prefix("dotgraft_operator"),
-            reconciles: Family::default(),
-            seconds: Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.001, 2.0, 14))),
-            certificates: Family::default(),
-            stuck: Family::default(),
-            watch_errors: Family::default(),
-            leader: Gauge::default(),
-            csi_calls: Family::default(),
-            csi_seconds: Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.001, 2.0, 15))),
-            webhook_requests: Family::default(),
-            webhook_seconds: Histogram::new(exponential_buckets(0.000_05, 2.0, 15)),
-        };
-        let r = &mut m.registry;
-        r.register("reconciles", "Reconciles by controller and result", m.reconciles.clone());
-        r.register("reconcile_seconds", "Seconds of a reconcile", m.seconds.clone());
-        r.register("certificate_requests", "Certificate requests by result", m.certificates.clone());
-        r.register("stuck_finalizers", "Objects in deletion for more than ten minutes", m.stuck.clone());
-        r.register("watch_errors", "Watches of the API server that ended with an error", m.watch_errors.clone());
-        r.register("leader", "1 while this process leads", m.leader.clone());
-        r.register("csi_calls", "CSI calls by method and gRPC code", m.csi_calls.clone());
-        r.register("csi_seconds", "Seconds of a CSI call", m.csi_seconds.clone());
-        r.register("webhook_requests", "Pods looked at by the webhook, by result", m.webhook_requests.clone());
-        r.register("webhook_seconds", "Seconds of a request to the pod webhook", m.webhook_seconds.clone());
-        m
+        let mut r = Families { registry: Registry::with_prefix(PREFIX), names: Vec::new() };
+        Self {
+            reconciles: r.add("reconciles", "Reconciles by controller and result", Family::default()),
+            seconds: r.add("reconcile_seconds", "Seconds of a reconcile", Family::new_with_constructor(|| doubling(0.001, 14))),
+            certificates: r.add("certificate_requests", "Certificate requests by result", Family::default()),
+            stuck: r.add("stuck_finalizers", "Objects in deletion for more than ten minutes", Family::default()),
+            watch_errors: r.add("watch_errors", "Watches of the API server that ended with an error", Family::default()),
+            leader: r.add("leader", "1 while this process leads", Gauge::default()),
+            csi_calls: r.add("csi_calls", "CSI calls by method and gRPC code", Family::default()),
+            csi_seconds: r.add("csi_seconds", "Seconds of a CSI call", Family::new_with_constructor(|| doubling(0.001, 15))),
+            webhook_requests: r.add("webhook_requests", "Pods looked at by the webhook, by result", Family::default()),
+            webhook_seconds: r.add("webhook_seconds", "Seconds of a request to the pod webhook", doubling(0.000_05, 15)),
+            families: r,
+        }
+    }
+}
+
+/// Of every name.
+const PREFIX: &str = "dotgraft_operator";
+
+/// The registry, and the names of what is in it: it tells nobody of a family without a value.
+struct Families {
+    registry: Registry,
+    names: Vec<String>,
+}
+
+impl Families {
+    fn add<M: Metric + Clone>(&mut self, name: &str, help: &str, metric: M) -> M {
+        self.names.push(format!("{PREFIX}_{name}"));
+        self.registry.register(name, help, metric.clone());
+        metric
     }
 }
 
@@ -119,10 +130,16 @@ impl Metrics {
     pub fn leading(&self, leads: bool) {
         self.leader.set(i64::from(leads));
     }
+    /// The name of every family that is registered, as a scrape shows it, without the suffixes of counters and histograms. A family without
+    /// a value yet is here and not in a scrape.
+    #[cfg(test)]
+    fn families(&self) -> &[String] {
+        &self.families.names
+    }
     /// All of it in `OpenMetrics` text.
     pub fn render(&self) -> String {
         let mut out = String::new();
-        if prometheus_client::encoding::text::encode(&mut out, &self.registry).is_err() {
+        if prometheus_client::encoding::text::encode(&mut out, &self.families.registry).is_err() {
             out.clear();
         }
         out
@@ -141,5 +158,14 @@ mod tests {
         let text = m.render();
         assert!(text.contains("dotgraft_operator_reconciles_total{controller=\"dot\",result=\"ok\"} 1"), "{text}");
         assert!(text.contains("dotgraft_operator_leader 1"), "{text}");
+    }
+
+    /// What is registered and not on the page would be watched by nobody.
+    #[test]
+    fn the_page_of_metrics_has_every_family() {
+        let page = include_str!("../../docs/metrics.md");
+        let told: Vec<&str> = page.lines().filter_map(|l| l.strip_prefix("| `")?.split('`').next()).collect();
+        let told: Vec<&str> = told.into_iter().filter(|n| n.starts_with("dotgraft_operator_")).collect();
+        assert_eq!(told, Metrics::default().families(), "docs/metrics.md, in the order of registration");
     }
 }

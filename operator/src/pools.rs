@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use dotgraft_api::{NodePool, Place, Placement, Replica, condition};
+use dotgraft_api::{ConditionType, NodePool, Place, Placement, Replica, condition, says};
 use k8s_openapi::api::core::v1::Node;
 use kube::{Api, ResourceExt};
 
@@ -53,9 +53,9 @@ impl PoolView {
 /// One pool from its objects.
 pub fn view(pool: &NodePool, node: Option<&Node>) -> PoolView {
     let status = pool.status.clone().unwrap_or_default();
-    let ready = condition(&status.conditions, "Ready");
+    let ready = condition(&status.conditions, ConditionType::Ready);
     let problem = match ready {
-        Some(c) if c.status != "True" => format!("{}: {}", c.reason, c.message),
+        Some(c) if says(c) != Some(true) => format!("{}: {}", c.reason, c.message),
         Some(_) => String::new(),
         None => "its agent has not reported".into(),
     };
@@ -65,7 +65,7 @@ pub fn view(pool: &NodePool, node: Option<&Node>) -> PoolView {
         node: pool.spec.node.clone(),
         group: pool.spec.pool_group.clone(),
         pool: status.pool,
-        ready: ready.is_some_and(|c| c.status == "True"),
+        ready: ready.is_some_and(|c| says(c) == Some(true)),
         problem,
         available: status.available_bytes,
         node_exists: node.is_some(),

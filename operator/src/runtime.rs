@@ -435,23 +435,28 @@ fn pool_triggers(ctx: &Arc<Ctx>) -> Triggers<NodePool> {
     ]
 }
 
-/// Counts objects that hang in deletion for more than ten minutes, once a minute.
-pub async fn count_stuck(ctx: Arc<Ctx>) {
-    fn stuck<K: Kind>(cache: &Cache<K>) -> usize {
-        let long_ago = k8s_openapi::jiff::Timestamp::now().as_second() - 600;
-        let hangs = |o: &&Arc<K>| o.meta().deletion_timestamp.as_ref().is_some_and(|t| t.0.as_second() < long_ago);
-        cache.all().iter().filter(hangs).count()
-    }
+/// Longest time between two counts of what hangs in deletion.
+const COUNT_STUCK_EVERY: Duration = Duration::from_secs(60);
+
+/// Counts objects that have been in deletion for longer than `after`, once a minute, or as often as that time passes. Runs for ever.
+pub async fn count_stuck(ctx: Arc<Ctx>, after: Duration) {
     loop {
+        let since = k8s_openapi::jiff::Timestamp::now().as_second() - i64::try_from(after.as_secs()).unwrap_or(i64::MAX);
         let (c, m) = (&ctx.caches, &ctx.metrics);
-        m.stuck("dot", stuck(&c.dots));
-        m.stuck("branch", stuck(&c.branches));
-        m.stuck("commit", stuck(&c.commits));
-        m.stuck("replicationjob", stuck(&c.jobs));
-        m.stuck("filesystem", stuck(&c.filesystems));
-        m.stuck("replica", stuck(&c.replicas));
-        tokio::time::sleep(Duration::from_secs(60)).await;
+        m.stuck("dot", stuck(&c.dots, since));
+        m.stuck("branch", stuck(&c.branches, since));
+        m.stuck("commit", stuck(&c.commits, since));
+        m.stuck("replicationjob", stuck(&c.jobs, since));
+        m.stuck("filesystem", stuck(&c.filesystems, since));
+        m.stuck("replica", stuck(&c.replicas, since));
+        tokio::time::sleep(after.min(COUNT_STUCK_EVERY)).await;
     }
+}
+
+/// Objects in deletion since before that Unix time.
+fn stuck<K: Kind>(cache: &Cache<K>, since: i64) -> usize {
+    let hangs = |o: &&Arc<K>| o.meta().deletion_timestamp.as_ref().is_some_and(|t| t.0.as_second() < since);
+    cache.all().iter().filter(hangs).count()
 }
 
 #[cfg(test)]

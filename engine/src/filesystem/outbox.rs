@@ -7,9 +7,10 @@ use super::event::{Ctx, Out, Task};
 use super::history::History;
 use super::record::Record;
 use super::standing::Standing;
+use super::status::JobStatus;
 use super::tasks::{Desk, JobLane, Slot, Tasks};
 use crate::ids::{BootTime, CommitId, FsId, JobUid, MigId, NodeName, Now, OpId};
-use crate::model::{Problem, Reason, RunReport, Versions};
+use crate::model::{Commit, Problem, Reason, RunReport, Versions};
 use crate::run::{CancelReason, Job, JobRow, NoteReason, RunEffect, RunEffectKind, RunEvent, RunSeed, SendOutcome, SendStep};
 use crate::words::{JobKey, WantedJob};
 
@@ -98,12 +99,19 @@ impl Outbox {
 
     // ---- views ----
 
-    /// The jobs of objects: durable part and report.
-    pub(super) fn of_objects(&self, now: Now) -> impl Iterator<Item = (JobUid, JobRow, Option<RunReport>)> {
-        self.jobs.iter().filter_map(move |(key, s)| match key {
-            JobKey::Object(uid) => Some((*uid, s.job.row().clone(), s.job.report(now))),
+    /// How the jobs of objects stand. `history`: every commit here, oldest first.
+    pub(super) fn statuses(&self, history: &[&Commit], now: Now) -> Vec<JobStatus> {
+        let of_objects = self.jobs.iter().filter_map(|(key, s)| match key {
+            JobKey::Object(uid) => Some((*uid, &s.job)),
             _ => None,
-        })
+        });
+        let status = |(uid, job): (JobUid, &Job)| JobStatus {
+            uid,
+            row: job.row().clone(),
+            report: job.report(now),
+            behind_since: job.behind_since(history.iter().copied()),
+        };
+        of_objects.map(status).collect()
     }
 
     pub(super) fn row(&self, key: JobKey) -> Option<&JobRow> {

@@ -93,6 +93,8 @@ pub struct JobStatus {
     pub row: JobRow,
     /// The report of the present or last run.
     pub report: Option<RunReport>,
+    /// When the oldest commit was taken that its receiver should have and lacks; `None`: it lacks none.
+    pub behind_since: Option<Timestamp>,
 }
 
 /// How a handoff goes, or went.
@@ -191,7 +193,7 @@ impl Filesystem {
             receiving: self.inbox.coming(),
             migration: self.migration_status(),
             import_start: self.handoff.import_start(),
-            jobs: self.outbox.of_objects(self.clock).map(|(uid, row, report)| JobStatus { uid, row, report }).collect(),
+            jobs: self.outbox.statuses(&history, self.clock),
             requests: self.request_statuses(),
             mounts: self.mounts.shown(),
             frozen: self.standing.frozen(),

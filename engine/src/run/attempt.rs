@@ -83,7 +83,7 @@ impl Run {
     }
 
     pub(super) fn open_attempt(&mut self, now: Now) {
-        let state = State::Planning.to_string();
+        let state = State::Planning;
         self.attempts.push(AttemptReport { state, started_at: now.wall, finished_at: None, error: None });
         if self.attempts.len() > ATTEMPTS_KEPT {
             self.attempts.remove(0);
@@ -92,7 +92,7 @@ impl Run {
 
     pub(super) fn close_attempt(&mut self, state: State, error: Option<&Problem>, now: Now) {
         if let Some(attempt) = self.attempts.last_mut().filter(|a| a.finished_at.is_none()) {
-            attempt.state = state.to_string();
+            attempt.state = state;
             attempt.finished_at = Some(now.wall);
             attempt.error = error.cloned();
         }

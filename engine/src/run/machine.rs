@@ -238,7 +238,7 @@ impl Run {
             }
         }
         if let Some(open) = self.attempts.last_mut().filter(|a| a.finished_at.is_none()) {
-            open.state = to.to_string();
+            open.state = to;
         }
         self.phase = phase;
         self.wake_at = wake_in.map(|ms| now.boot.plus_ms(ms));

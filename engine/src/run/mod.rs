@@ -9,6 +9,7 @@
 
 mod attempt;
 mod backoff;
+mod behind;
 mod job;
 mod machine;
 pub mod plan;

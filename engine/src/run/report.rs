@@ -11,7 +11,7 @@ impl Run {
         let steps = self.plan.as_ref().map_or(0, |p| p.steps.len());
         let (expected_bytes, imprecise) = self.expected();
         RunReport {
-            state: self.state().to_string(),
+            state: self.state(),
             attempt: self.attempt,
             started_at: self.started_at,
             finished_at: self.finished_at,
@@ -89,7 +89,7 @@ impl Run {
         Some(StepReport {
             from: step.from,
             to: step.to,
-            state: self.current_state().to_string(),
+            state: self.current_state(),
             resumed: self.step_bytes.prefix() > 0,
             expected: self.estimate(step),
             replicated: self.step_bytes.replicated,

@@ -21,6 +21,7 @@ use super::handle::{FsHandle, MAILBOX, Offer, Reply, Request};
 use super::node::Node;
 use super::orders::{Order, Orders};
 use super::tasks::{self, TaskCtx};
+use crate::account;
 use crate::driver;
 use crate::journal::{Entry, Op, Scope};
 
@@ -263,7 +264,8 @@ impl FsActor {
         let changed = **self.status.borrow() != status;
         if changed {
             let status = Arc::new(status);
-            self.status.send_replace(status.clone());
+            let before = self.status.send_replace(status.clone());
+            account::runs_ended(&before, &status, |result, took| self.node.metrics.run_ended(result, took));
             self.node.publish(&status);
         }
     }

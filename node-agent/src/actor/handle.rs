@@ -158,6 +158,10 @@ impl FsHandle {
     pub fn fs_id(&self) -> FsId {
         self.fs
     }
+    /// Requests that its owner hasn't looked at yet.
+    pub fn waiting(&self) -> usize {
+        self.mailbox.max_capacity() - self.mailbox.capacity()
+    }
     /// The last status.
     pub fn current(&self) -> Arc<FilesystemStatus> {
         self.status.borrow().clone()

@@ -13,6 +13,7 @@ mod orders;
 pub mod ports;
 mod receive;
 pub mod registry;
+pub mod report;
 mod send;
 mod tasks;
 pub mod translate;

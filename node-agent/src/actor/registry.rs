@@ -29,6 +29,10 @@ impl Registry {
     pub fn all(&self) -> Vec<FsHandle> {
         self.lock().values().map(|s| s.handle.clone()).collect()
     }
+    /// Requests that wait for all of them together.
+    pub fn waiting(&self) -> usize {
+        self.lock().values().map(|s| s.handle.waiting()).sum()
+    }
     /// Puts an actor in; returns the slot's generation for `remove`.
     pub fn insert(&self, handle: FsHandle) -> u64 {
         let mut slots = self.lock();

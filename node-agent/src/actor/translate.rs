@@ -1,8 +1,7 @@
 //! Between the API's words and the engine's: `Replica.spec.desired` in, `Replica.status` and orphans out. Pure.
 
-use dotgraft_api::common::{
-    ConditionUpdate, Fencing, Initial as ApiInitial, Intermediate as ApiIntermediate, ReclaimPolicy, set_condition,
-};
+use dotgraft_api::common::{Fencing, Initial as ApiInitial, Intermediate as ApiIntermediate, ReclaimPolicy};
+use dotgraft_api::condition::{ConditionUpdate, set_condition};
 use dotgraft_api::node_pool::Orphan;
 use dotgraft_api::replica::{
     CommitState, CommitWish, CopyRole, DesiredRole, DesiredState, ImportStart, JobWish, LastRun, Migration, Replica, ReplicaCommit,
@@ -16,6 +15,8 @@ use dotgraft_engine::ids::{Epoch, FsId, IdError, Timestamp};
 use dotgraft_engine::model::{Claim, Origin, Place};
 use dotgraft_engine::run::{Initial, Intermediate, JobSpec, OnConflict, Outcome, Retry, RunParams};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+
+use super::report;
 
 /// A Replica object that this agent can't make sense of.
 #[derive(Debug, thiserror::Error)]
@@ -234,7 +235,7 @@ fn job_status(j: &JobStatus) -> ReplicaJobStatus {
         uid: j.uid.to_string(),
         observed_trigger: j.row.observed_trigger.clone(),
         observed_generation: j.row.observed_generation,
-        report: j.report.as_ref().and_then(|r| serde_json::to_value(r).ok()),
+        report: j.report.as_ref().map(|r| report::of(r).into()),
         last,
         last_successful_time: j.row.last_successful_time.map(time),
         consecutive_failures: j.row.consecutive_failures,

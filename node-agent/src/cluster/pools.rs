@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use dotgraft_api::common::{ConditionUpdate, MANAGER_AGENT, Time};
-use dotgraft_api::{NodePool, NodePoolStatus, Orphan, Orphans, set_condition};
+use dotgraft_api::common::{MANAGER_AGENT, Time};
+use dotgraft_api::condition::{ConditionUpdate, set_condition};
+use dotgraft_api::{NodePool, NodePoolStatus, Orphan, Orphans};
 use dotgraft_engine::ids::{NodeName, PoolId};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, Patch, PatchParams};

@@ -8,13 +8,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use dotgraft_api::common::MANAGER_AGENT;
-use dotgraft_api::{Replica, ReplicaStatus};
+use dotgraft_api::{AgentReport, Replica, ReplicaStatus};
 use dotgraft_engine::ids::FsId;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use kube::api::{Api, Patch, PatchParams};
 use kube::{Client, Resource, ResourceExt};
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -284,24 +284,10 @@ async fn write(api: &Api<Replica>, write: Write) -> (Write, Result<Option<u64>, 
     (write, version)
 }
 
-/// The form in which a status comes back from the API server: times in whole seconds, no nulls in reports.
-fn normal(mut status: ReplicaStatus) -> ReplicaStatus {
-    for report in status.jobs.iter_mut().filter_map(|j| j.report.as_mut()) {
-        strip_nulls(report);
-    }
+/// The form in which a status comes back from the API server: times in whole seconds.
+fn normal(status: ReplicaStatus) -> ReplicaStatus {
     let round_trip = serde_json::to_value(&status).and_then(serde_json::from_value);
     round_trip.unwrap_or(status)
-}
-
-fn strip_nulls(value: &mut Value) {
-    match value {
-        Value::Object(map) => {
-            map.retain(|_, v| !v.is_null());
-            map.values_mut().for_each(strip_nulls);
-        }
-        Value::Array(items) => items.iter_mut().for_each(strip_nulls),
-        _ => {}
-    }
 }
 
 /// Whether the two differ at most in numbers that run.
@@ -315,13 +301,11 @@ fn still(status: &ReplicaStatus) -> ReplicaStatus {
     if let Some(migration) = &mut still.migration {
         (migration.bytes, migration.frozen_ms) = (0, 0);
     }
-    for report in still.jobs.iter_mut().filter_map(|j| j.report.as_mut()).filter_map(Value::as_object_mut) {
-        for moving in ["replicatedBytes", "bytesPerSecond", "expectedBytes", "imprecise"] {
-            report.remove(moving);
-        }
-        if let Some(step) = report.get_mut("current").and_then(Value::as_object_mut) {
-            step.remove("replicated");
-            step.remove("expected");
+    for report in still.jobs.iter_mut().filter_map(|j| j.report.as_mut()) {
+        let AgentReport::Known(report) = report else { continue };
+        (report.replicated_bytes, report.bytes_per_second, report.expected_bytes, report.imprecise) = (0, None, None, false);
+        if let Some(step) = &mut report.current {
+            (step.replicated, step.expected) = (0, None);
         }
     }
     still

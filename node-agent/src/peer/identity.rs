@@ -156,19 +156,6 @@ struct Held {
     previous: Option<Arc<Identity>>,
 }
 
-/// Tells of renewals since it was made.
-#[derive(Debug)]
-pub struct Renewals(watch::Receiver<Held>);
-
-impl Renewals {
-    /// Waits for the next one; for ever, when the store is gone.
-    pub async fn next(&mut self) {
-        if self.0.changed().await.is_err() {
-            std::future::pending::<()>().await;
-        }
-    }
-}
-
 impl IdentityStore {
     /// Opens `<state-dir>/tls` (made 0700 if missing) and loads what is there. Files that can't be used are logged and
     /// treated as missing: the agent asks for a new certificate, and mounts volumes meanwhile.
@@ -202,11 +189,6 @@ impl IdentityStore {
     /// The identity before the last renewal of this process, if there was one.
     pub fn previous(&self) -> Option<Arc<Identity>> {
         self.current.borrow().previous.clone()
-    }
-
-    /// Notification of renewals from now on.
-    pub fn renewals(&self) -> Renewals {
-        Renewals(self.current.subscribe())
     }
 
     fn replace(&self, identity: Arc<Identity>) {

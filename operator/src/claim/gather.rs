@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use dotgraft_api::{Branch, ClaimKind, CopyRole, DesiredState, Filesystem, FilesystemPhase, Replica, condition};
+use dotgraft_api::{Branch, ClaimKind, ConditionType, CopyRole, DesiredState, Filesystem, FilesystemPhase, Replica, is_true};
 use kube::api::ListParams;
 use kube::{Api, ResourceExt};
 
@@ -130,7 +130,7 @@ fn reachable(pools: &[PoolView]) -> impl Fn(&&Arc<Replica>) -> bool {
 fn mounts(replicas: &[Arc<Replica>], pools: &[PoolView]) -> Vec<String> {
     let of = |r: &Arc<Replica>| {
         let status = r.status.clone().unwrap_or_default();
-        let found = condition(&status.conditions, "Mounted").filter(|c| c.status == "True").map(|c| c.message.clone());
+        let found = is_true(&status.conditions, ConditionType::Mounted).map(|c| c.message.clone());
         let all = if found.is_some() { found.into_iter().collect() } else { status.mounts };
         all.into_iter().map(|m| format!("{m} on node {}", r.spec.node)).collect::<Vec<_>>()
     };

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use dotgraft_api::{
-    Authority, Condition, CopyRole, DesiredState, DotStatus, FilesystemPhase, Place, RecentCommit, Replica, ReplicaSummary, Time, condition,
+    Authority, Condition, ConditionType, CopyRole, DesiredState, DotStatus, FilesystemPhase, Place, Reason, RecentCommit, Replica,
+    ReplicaSummary, Time, Word, condition, is_true, says,
 };
 use kube::ResourceExt;
 
@@ -18,7 +19,14 @@ use crate::pvc;
 use crate::write;
 
 /// Conditions of the owner's Replica that people must read on the claim.
-const MIRRORED: [&str; 6] = ["AuthorityUnknown", "EpochRegression", "PendingLost", "HeadMissing", "StaleIntent", "DataMissing"];
+const MIRRORED: [ConditionType; 6] = [
+    ConditionType::AuthorityUnknown,
+    ConditionType::EpochRegression,
+    ConditionType::PendingLost,
+    ConditionType::HeadMissing,
+    ConditionType::StaleIntent,
+    ConditionType::DataMissing,
+];
 
 /// What the status is made from.
 struct Input<'a> {
@@ -117,7 +125,7 @@ fn summaries(input: &Input<'_>) -> Vec<ReplicaSummary> {
 fn verdicts(input: &Input<'_>) -> Vec<Wanted> {
     let (ready, reason, message) = readiness(input);
     let mut list = vec![wanted("Ready", ready, &reason, message.clone())];
-    let working = matches!(reason.as_str(), "Creating" | "Deleting");
+    let working = matches!(reason.parse(), Ok(Reason::Word(Word::Creating) | Reason::Of(ConditionType::Deleting)));
     list.push(wanted("Progressing", working, if working { &reason } else { "AsExpected" }, if working { message } else { String::new() }));
     list.push(degraded(input));
     list.push(diverged(input));
@@ -136,7 +144,7 @@ fn verdicts(input: &Input<'_>) -> Vec<Wanted> {
 
 fn mirrored<'a>(input: &'a Input<'_>) -> Vec<&'a Condition> {
     let Some(status) = input.owner().and_then(|r| r.status.as_ref()) else { return Vec::new() };
-    MIRRORED.iter().filter_map(|t| condition(&status.conditions, t)).filter(|c| c.status == "True").collect()
+    MIRRORED.iter().filter_map(|t| is_true(&status.conditions, *t)).collect()
 }
 
 fn readiness(input: &Input<'_>) -> (bool, String, String) {
@@ -161,8 +169,8 @@ fn readiness(input: &Input<'_>) -> (bool, String, String) {
     let Some(status) = input.owner().and_then(|r| r.status.as_ref()) else {
         return no("Creating", format!("waiting for the agent of node `{node}`"));
     };
-    match condition(&status.conditions, "Ready") {
-        Some(c) if c.status == "False" => no(&c.reason, c.message.clone()),
+    match condition(&status.conditions, ConditionType::Ready) {
+        Some(c) if says(c) == Some(false) => no(&c.reason, c.message.clone()),
         _ if status.role == CopyRole::Owner && input.phase() == Some(FilesystemPhase::Active) => {
             (true, "Ready".into(), format!("node `{node}` owns it"))
         }
@@ -180,8 +188,8 @@ fn degraded(input: &Input<'_>) -> Wanted {
     if have < want && !input.view.claim.deleting {
         return wanted("Degraded", true, "CopiesMissing", format!("{have} of {want} copies have data"));
     }
-    let own = input.owner().and_then(|r| r.status.as_ref()).and_then(|s| condition(&s.conditions, "Degraded"));
-    match own.filter(|c| c.status == "True") {
+    let own = input.owner().and_then(|r| r.status.as_ref()).and_then(|s| is_true(&s.conditions, ConditionType::Degraded));
+    match own {
         Some(c) => wanted("Degraded", true, &c.reason, c.message.clone()),
         None => wanted("Degraded", false, "AsExpected", ""),
     }
@@ -189,15 +197,14 @@ fn degraded(input: &Input<'_>) -> Wanted {
 
 fn diverged(input: &Input<'_>) -> Wanted {
     let own = input.owner().and_then(|r| r.status.as_ref());
-    if let Some(c) = own.and_then(|s| condition(&s.conditions, "Diverged")).filter(|c| c.status == "True") {
+    if let Some(c) = own.and_then(|s| is_true(&s.conditions, ConditionType::Diverged)) {
         return wanted("Diverged", true, &c.reason, c.message.clone());
     }
-    let reports = own.iter().flat_map(|s| s.jobs.iter()).filter_map(|j| crate::job::run_report(j.report.as_ref()));
-    let apart = reports
-        .filter_map(|r| r.problem)
-        .find(|p| matches!(p.reason, dotgraft_engine::model::Reason::Diverged | dotgraft_engine::model::Reason::NoCommonAncestor));
+    let reports = own.iter().flat_map(|s| s.jobs.iter()).filter_map(|j| j.report.as_ref()?.known());
+    let apart =
+        reports.filter_map(|r| r.problem.as_ref()).find(|p| matches!(p.reason, ConditionType::Diverged | ConditionType::NoCommonAncestor));
     match apart {
-        Some(p) => wanted("Diverged", true, &format!("{:?}", p.reason), p.message),
+        Some(p) => wanted("Diverged", true, p.reason.as_str(), p.message.clone()),
         None => wanted("Diverged", false, "AsExpected", ""),
     }
 }

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use dotgraft_api::common::ANNOTATION_CSI_NAME;
 use dotgraft_api::{
-    Branch, ClaimKind, CommitState, CopyRole, Dot, Filesystem, FilesystemPhase, ReplicaCommitStatus, ReplicaStatus, condition,
+    Branch, ClaimKind, CommitState, ConditionType, CopyRole, Dot, Filesystem, FilesystemPhase, ReplicaCommitStatus, ReplicaStatus,
+    condition, says,
 };
 use kube::{Api, Resource, ResourceExt};
 use tokio::time::Instant;
@@ -88,8 +89,8 @@ pub fn is_usable(fs: &Filesystem, claim: &ClaimView) -> bool {
 /// Why the claim isn't ready, if it says so.
 pub fn trouble<K: ClaimObject>(claim: &K) -> Option<String> {
     let status = claim.status();
-    let ready = condition(&status.conditions, "Ready")?;
-    (ready.status != "True").then(|| format!("{}: {}", ready.reason, ready.message))
+    let ready = condition(&status.conditions, ConditionType::Ready)?;
+    (says(ready) != Some(true)).then(|| format!("{}: {}", ready.reason, ready.message))
 }
 
 /// The name of the CSI call that made the object.

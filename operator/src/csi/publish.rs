@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use dotgraft_api::{CopyRole, Filesystem, NodePool, Publication, ReplicaStatus};
+use dotgraft_api::{CopyRole, Filesystem, MovePhase, NodePool, Publication, ReplicaStatus};
 use dotgraft_proto::csi::v1 as wire;
 use kube::{Api, ResourceExt};
 use serde_json::json;
@@ -224,7 +224,9 @@ fn progress(id: &str, node: &str, ctx: &Ctx) -> String {
     let Some(owner) = owner else { return "the volume has no owner yet".into() };
     let now = moving::standing(&ctx.caches.replicas.with(id), node);
     let text = match now.phase.as_str() {
-        "Waiting" => format!("waiting for node `{}` to begin to move the volume to `{node}`", owner.node),
+        waiting if waiting == MovePhase::Waiting.as_str() => {
+            format!("waiting for node `{}` to begin to move the volume to `{node}`", owner.node)
+        }
         phase => format!("moving from node `{}` to `{node}`: {phase}, {} bytes sent", owner.node, now.bytes),
     };
     if now.detail.is_empty() { text } else { format!("{text}: {}", now.detail) }

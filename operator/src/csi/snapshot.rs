@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use dotgraft_api::common::ANNOTATION_CSI_NAME;
-use dotgraft_api::{Commit, CommitSource, CommitSpec, DesiredState, Filesystem, FilesystemPhase, condition};
+use dotgraft_api::{Commit, CommitSource, CommitSpec, ConditionType, DesiredState, Filesystem, FilesystemPhase, condition, is_true};
 use dotgraft_proto::csi::v1 as wire;
 use kube::api::{ListParams, ObjectMeta, PostParams};
 use kube::{Api, ResourceExt};
@@ -189,7 +189,8 @@ async fn settle(commit: &Commit, ctx: &Ctx) -> Result<Arc<Commit>, CsiError> {
     if let Some(made) = until(PATIENCE, || cached().filter(|c| id_of(c).is_some())).await {
         return Ok(made);
     }
-    let ready = cached().and_then(|c| condition(&c.status.as_ref()?.conditions, "Ready").map(|r| format!("{}: {}", r.reason, r.message)));
+    let ready = cached()
+        .and_then(|c| condition(&c.status.as_ref()?.conditions, ConditionType::Ready).map(|r| format!("{}: {}", r.reason, r.message)));
     let why = ready.unwrap_or_else(|| "the operator has not looked at it yet".into());
     Err(CsiError::InProgress(format!("Commit {namespace}/{name} is not made yet: {why}")))
 }
@@ -272,8 +273,8 @@ pub async fn delete(snapshot_id: &str, ctx: &Ctx) -> Result<(), CsiError> {
         return Ok(());
     }
     let conditions = left().and_then(|c| c.status.clone()).unwrap_or_default().conditions;
-    let pinned = condition(&conditions, "Pinned").filter(|c| c.status == "True");
-    let waits = condition(&conditions, "Ready").map(|c| c.message.clone()).unwrap_or_default();
+    let pinned = is_true(&conditions, ConditionType::Pinned);
+    let waits = condition(&conditions, ConditionType::Ready).map(|c| c.message.clone()).unwrap_or_default();
     match pinned {
         Some(by) => Err(CsiError::InUse(format!("the snapshot is needed: {}", by.message))),
         None => Err(CsiError::InProgress(format!("the snapshot is being deleted: {waits}"))),

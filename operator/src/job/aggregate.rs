@@ -5,7 +5,8 @@
 
 use std::collections::BTreeSet;
 
-use dotgraft_api::{FilesystemCounts, JobReport, Progress, ReplicationJob, ReplicationJobStatus, Time};
+use dotgraft_api::run_report::RunState;
+use dotgraft_api::{ConditionType, FilesystemCounts, JobReport, Progress, ReplicationJob, ReplicationJobStatus, Time, says};
 use k8s_openapi::jiff::Timestamp;
 
 use super::item::{Item, Judged, Stage, judge, time};
@@ -40,8 +41,8 @@ fn frozen(job: &ReplicationJob, mut old: ReplicationJobStatus, now: &Time) -> Re
     let mut list: Vec<Wanted> = old
         .conditions
         .iter()
-        .filter(|c| c.type_ != "Suspended")
-        .map(|c| wanted(&c.type_, c.status == "True", &c.reason, c.message.clone()))
+        .filter(|c| c.type_ != ConditionType::Suspended.as_str())
+        .map(|c| wanted(&c.type_, says(c) == Some(true), &c.reason, c.message.clone()))
         .collect();
     list.push(suspended(job));
     old.conditions = conditions::merge(&old.conditions, &list, job.metadata.generation, now);
@@ -50,15 +51,15 @@ fn frozen(job: &ReplicationJob, mut old: ReplicationJobStatus, now: &Time) -> Re
 }
 
 fn state(judged: &[Judged]) -> Option<String> {
-    let rank = |j: &Judged| match (j.ended(), j.state.as_str()) {
-        (false, "PlanningError") => 0,
-        (false, "WorkingWait") => 1,
-        (false, "Planning") => 2,
+    let rank = |j: &Judged| match (j.ended(), j.state) {
+        (false, RunState::PlanningError) => 0,
+        (false, RunState::WorkingWait) => 1,
+        (false, RunState::Planning) => 2,
         (false, _) => 3,
-        (true, "ContextDone") => 4,
+        (true, RunState::ContextDone) => 4,
         (true, _) => 5,
     };
-    judged.iter().min_by_key(|j| rank(j)).map(|j| j.state.clone())
+    judged.iter().min_by_key(|j| rank(j)).map(|j| j.state.as_str().to_owned())
 }
 
 fn counts(judged: &[Judged]) -> FilesystemCounts {
@@ -197,7 +198,7 @@ fn verdicts(job: &ReplicationJob, judged: &[Judged], new: &ReplicationJobStatus)
     let apart = judged
         .iter()
         .filter_map(|j| Some((j, j.problem.as_ref()?)))
-        .find(|(_, p)| matches!(p.reason.as_str(), "Diverged" | "NoCommonAncestor"));
+        .find(|(_, p)| matches!(p.reason.parse(), Ok(ConditionType::Diverged | ConditionType::NoCommonAncestor)));
     list.push(match apart {
         Some((j, p)) => wanted("Diverged", true, &p.reason, format!("{}: {}", j.item.name, p.message)),
         None => wanted("Diverged", false, "AsExpected", ""),
@@ -205,7 +206,7 @@ fn verdicts(job: &ReplicationJob, judged: &[Judged], new: &ReplicationJobStatus)
     list.push(suspended(job));
     let mut typed = BTreeSet::new();
     for (j, p) in judged.iter().filter_map(|j| Some((j, j.problem.as_ref()?))) {
-        if p.reason != "Diverged" && typed.len() < MAX_TYPED && typed.insert(p.reason.as_str()) {
+        if p.reason != ConditionType::Diverged.as_str() && typed.len() < MAX_TYPED && typed.insert(p.reason.as_str()) {
             list.push(wanted(&p.reason, true, &p.reason, format!("{}: {}", j.item.name, p.message)));
         }
     }

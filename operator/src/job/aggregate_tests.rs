@@ -23,6 +23,7 @@ fn report(state: &str, edit: impl FnOnce(&mut serde_json::Value)) -> serde_json:
     r
 }
 fn item(name: &str, report: Option<serde_json::Value>) -> Item {
+    let report = report.map(|r| serde_json::from_value(r).unwrap());
     let job = report.map(|r| ReplicaJobStatus { uid: FS.into(), report: Some(r), ..ReplicaJobStatus::default() });
     let target = Ok(Place { node: "n2".into(), pool: FS.into() });
     Item { name: name.into(), target, job, commits: vec![] }
@@ -251,4 +252,15 @@ fn durations_read_like_kubectls() {
     for (s, text) in [(0, "0s"), (59, "59s"), (60, "1m"), (90, "1m30s"), (3600, "1h"), (90000, "1d1h")] {
         assert_eq!(spell(s), text);
     }
+}
+
+#[test]
+fn a_report_that_cannot_be_read_is_said_and_changes_nothing_else() {
+    let newer = report("Verifying", |_| {}); // a state that this version doesn't know
+    let s = status(&job("j", "n2", 1), vec![item("db", Some(newer))], &at(2000));
+    assert_eq!(ready(&s), ("False", "ReportUnreadable"));
+    assert!(is_true(&s, "ReportUnreadable"));
+    let problem = s.problem.unwrap();
+    assert!(problem.message.contains("Verifying"), "{problem:?}");
+    assert_eq!((s.state.as_deref(), s.finished_at), (Some("Planning"), None));
 }

@@ -1,9 +1,10 @@
 //! One Filesystem of a job: what its owner's agent reports, in the words of replication.md §1 and §5. Pure.
 
+use dotgraft_api::condition::ConditionType;
 use dotgraft_api::replication_job::{AttemptError, CurrentStep};
+use dotgraft_api::run_report::{AgentReport, RunAttempt, RunProblem, RunReport, RunState, UnixMillis};
 use dotgraft_api::{AttemptReport, ItemReport, Place, Problem, ReplicaCommit, ReplicaJobStatus, ReplicationJob, StepCounts, Time};
-use dotgraft_engine::ids::Timestamp as Millis;
-use dotgraft_engine::model::{self, RunReport};
+use dotgraft_engine::model;
 use dotgraft_engine::run::PLACING_ATTEMPTS;
 use k8s_openapi::jiff::Timestamp;
 
@@ -49,57 +50,60 @@ pub struct Judged {
     pub report: Option<RunReport>,
     /// How far it is.
     pub stage: Stage,
-    /// State of the run: `Planning` … `ContextDone`.
-    pub state: String,
+    /// State of the run.
+    pub state: RunState,
     /// What stands in the way.
     pub problem: Option<Problem>,
 }
 
-/// The report in `Replica.status.jobs[].report`; what can't be read is no report.
-pub fn run_report(value: Option<&serde_json::Value>) -> Option<RunReport> {
-    serde_json::from_value(value?.clone()).ok()
+/// The API's time of a report's.
+pub fn time(at: UnixMillis) -> Option<Time> {
+    Timestamp::from_millisecond(at).ok().map(Time)
 }
 
-/// Milliseconds of the engine as the API's time.
-pub fn time(at: Millis) -> Option<Time> {
-    Timestamp::from_millisecond(at.0).ok().map(Time)
-}
-
-fn problem(p: &model::Problem) -> Problem {
-    Problem { reason: format!("{:?}", p.reason), message: p.message.chars().take(4096).collect() }
+fn problem(p: &RunProblem) -> Problem {
+    Problem { reason: p.reason.to_string(), message: p.message.chars().take(4096).collect() }
 }
 
 /// Looks at one item.
 pub fn judge(item: Item, job: &ReplicationJob) -> Judged {
-    let current = item.job.as_ref().filter(|j| j.observed_trigger == job.spec.trigger);
-    let report = current.and_then(|j| run_report(j.report.as_ref()));
+    let current = item.job.as_ref().filter(|j| j.observed_trigger == job.spec.trigger).and_then(|j| j.report.as_ref());
+    let report = current.and_then(AgentReport::known).cloned();
     if let Err(block) = &item.target {
-        let final_ = matches!(block.reason, "TargetIsOwner" | "TargetNotFound" | "SourceNotFound");
+        use ConditionType::{SourceNotFound, TargetIsOwner, TargetNotFound};
+        let final_ = matches!(block.reason.parse(), Ok(TargetIsOwner | TargetNotFound | SourceNotFound));
         let problem = Some(Problem { reason: block.reason.into(), message: block.message.clone() });
         let stage = if final_ { Stage::Failed } else { Stage::Pending };
-        return Judged { item, report: None, stage, state: "Planning".into(), problem };
+        return Judged { item, report: None, stage, state: RunState::Planning, problem };
     }
     let Some(report) = report else {
-        return Judged { item, report: None, stage: Stage::Pending, state: "Planning".into(), problem: None };
+        let problem = current.and_then(AgentReport::trouble).map(|why| unreadable(&why));
+        return Judged { item, report: None, stage: Stage::Pending, state: RunState::Planning, problem };
     };
     if was_stopped(&report) {
-        return Judged { item, state: report.state.clone(), report: Some(report), stage: Stage::Pending, problem: None };
+        return Judged { item, state: report.state, report: Some(report), stage: Stage::Pending, problem: None };
     }
-    let stage = match (report.state.as_str(), &report.problem) {
-        ("Completed" | "ContextDone", Some(_)) => Stage::Failed,
-        ("Completed", None) => Stage::Completed,
-        ("ContextDone", None) => Stage::Pending,
-        ("Working", _) => Stage::Active,
-        ("WorkingWait" | "PlanningError", _) => Stage::RetryWait,
-        _ => Stage::Planning,
+    let stage = match (report.state, &report.problem) {
+        (RunState::Completed | RunState::ContextDone, Some(_)) => Stage::Failed,
+        (RunState::Completed, None) => Stage::Completed,
+        (RunState::ContextDone, None) => Stage::Pending,
+        (RunState::Working, _) => Stage::Active,
+        (RunState::WorkingWait | RunState::PlanningError, _) => Stage::RetryWait,
+        (RunState::Planning, _) => Stage::Planning,
     };
     let problem = report.problem.as_ref().filter(|p| !is_being_placed(&report, p)).map(problem);
-    Judged { item, state: report.state.clone(), report: Some(report), stage, problem }
+    Judged { item, state: report.state, report: Some(report), stage, problem }
+}
+
+/// The agent's report is there, and says nothing to this version: of a newer agent, as in the middle of an upgrade.
+fn unreadable(why: &str) -> Problem {
+    let message = format!("the report of the owner's agent can't be read ({why}): its version is newer than this operator's");
+    Problem { reason: ConditionType::ReportUnreadable.to_string(), message: message.chars().take(4096).collect() }
 }
 
 /// Stopped from outside, before its own end: suspended, without its order for a while, or its owner moved. The agent still owes it.
 fn was_stopped(report: &RunReport) -> bool {
-    report.state == "ContextDone" && report.problem.as_ref().is_some_and(|p| p.reason == model::Reason::Cancelled)
+    report.state == RunState::ContextDone && report.problem.as_ref().is_some_and(|p| p.reason == ConditionType::Cancelled)
 }
 
 /// A send that brings no byte and is none the worse for it. Coarse: a new text is a new status.
@@ -108,14 +112,14 @@ fn silent(seconds: u64) -> String {
 }
 
 /// The target's agent makes the copy when it sees its object: the first attempts of a first push may come before that.
-fn is_being_placed(report: &RunReport, problem: &model::Problem) -> bool {
-    problem.reason == model::Reason::NotPlaced && report.attempt <= PLACING_ATTEMPTS && report.finished_at.is_none()
+fn is_being_placed(report: &RunReport, problem: &RunProblem) -> bool {
+    problem.reason == ConditionType::NotPlaced && report.attempt <= PLACING_ATTEMPTS && report.finished_at.is_none()
 }
 
 impl Judged {
     /// Whether its run has come to its end.
     pub fn ended(&self) -> bool {
-        self.report.as_ref().is_some_and(|r| matches!(r.state.as_str(), "Completed" | "ContextDone") && !was_stopped(r))
+        self.report.as_ref().is_some_and(|r| r.state.is_end() && !was_stopped(r))
     }
 
     /// Its line in the report.
@@ -145,8 +149,8 @@ impl Judged {
             blocked_on,
             steps: report.filter(|r| r.steps_total > 0).map(|r| StepCounts { done: r.steps_done, total: r.steps_total }),
             current: report.filter(|_| !self.ended()).and_then(|r| r.current.as_ref()).map(|c| CurrentStep {
-                from: c.from.map(|f| f.to_string()),
-                to: c.to.to_string(),
+                from: c.from.clone(),
+                to: c.to.clone(),
                 resumed: c.resumed,
                 expected: c.expected,
                 replicated: c.replicated,
@@ -168,23 +172,27 @@ impl Judged {
         let there = self
             .report
             .as_ref()
-            .and_then(|r| r.replicated)
-            .map(|c| c.to_string())
+            .and_then(|r| r.replicated.clone())
             .or_else(|| self.item.job.as_ref().and_then(|j| j.last.as_ref()).and_then(|l| l.commit.clone()));
         let missing = self.item.commits.iter().take_while(|c| Some(&c.id) != there.as_ref());
         missing.last().map(|c| c.time.0)
     }
 }
 
-fn attempt(a: &model::AttemptReport) -> AttemptReport {
+fn attempt(a: &RunAttempt) -> AttemptReport {
     AttemptReport {
-        state: a.state.chars().take(64).collect(),
+        state: a.state.as_str().into(),
         started_at: time(a.started_at),
         finished_at: a.finished_at.and_then(time),
         error: a.error.as_ref().map(|e| AttemptError {
-            class: if e.reason.is_permanent() { "Permanent" } else { "Temporary" }.into(),
-            reason: format!("{:?}", e.reason),
+            class: if is_permanent(e.reason) { "Permanent" } else { "Temporary" }.into(),
+            reason: e.reason.to_string(),
             message: e.message.chars().take(4096).collect(),
         }),
     }
+}
+
+/// Whether trying again unchanged can't help, as the engine has it. What isn't one of its reasons ends no run.
+fn is_permanent(reason: ConditionType) -> bool {
+    serde_json::from_value::<model::Reason>(reason.as_str().into()).is_ok_and(model::Reason::is_permanent)
 }

@@ -15,7 +15,6 @@ use kube::{Api, Resource, ResourceExt};
 use serde_json::json;
 
 use self::item::Item;
-pub use self::item::run_report;
 use crate::claim::{self, ClaimObject, ClaimView};
 use crate::conditions::{self, Block};
 use crate::context::Ctx;

@@ -2,7 +2,8 @@
 //! and replaces the head in the same act, so the operation is done when the Commit is ready.
 
 use dotgraft_api::{
-    Commit, CommitSource, CommitSpec, DotOperation, DotOperationStatus, OperationPhase, Origin, Reset, ResetPlan, Time, condition,
+    Commit, CommitSource, CommitSpec, ConditionType, DotOperation, DotOperationStatus, OperationPhase, Origin, Reset, ResetPlan, Time,
+    condition,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::jiff::{SignedDuration, Timestamp, Unit};
@@ -104,7 +105,7 @@ pub async fn reconcile(operation: &DotOperation, wish: &Reset, view: &View, ctx:
         return finish(operation, keep(ended_as(OperationPhase::Refused, None, None, None, &why)), "Reset", ctx).await;
     }
     let status = commit.status.clone().unwrap_or_default();
-    let ready = condition(&status.conditions, "Ready");
+    let ready = condition(&status.conditions, ConditionType::Ready);
     if status.id.is_some() {
         let why = format!("the volume is commit {} again; what it held before is Commit `{}`", plan.to.commit, plan.kept);
         return finish(operation, keep(ended_as(OperationPhase::Done, None, None, None, &why)), "Reset", ctx).await;

@@ -6,6 +6,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use dotgraft_api::common::{EXTRA_NODE_NAME, SERVICE_ACCOUNT_AGENT};
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use k8s_openapi::api::core::v1::Node;
 use rcgen::{
@@ -22,7 +23,6 @@ const MIN_LIFE: Duration = Duration::from_secs(600);
 /// Shortest life that the operator can be told to give (`--certificate-lifetime`).
 pub const SHORTEST_LIFE: Duration = Duration::from_secs(10);
 const MAX_REQUEST_BYTES: usize = 16 * 1024;
-const NODE_EXTRA: &str = "authentication.kubernetes.io/node-name";
 const USAGES: [&str; 3] = ["digital signature", "server auth", "client auth"];
 
 /// Why a request is denied; shown in its `Denied` condition.
@@ -89,10 +89,10 @@ pub struct Approved {
 /// A [`Denial`], with the reason that the request is given.
 pub fn requester_node(csr: &CertificateSigningRequest, namespace: &str) -> Result<String, Denial> {
     let username = csr.spec.username.clone().unwrap_or_default();
-    if username != format!("system:serviceaccount:{namespace}:dotgraft-agent") {
+    if username != format!("system:serviceaccount:{namespace}:{SERVICE_ACCOUNT_AGENT}") {
         return Err(Denial::Username(username));
     }
-    match csr.spec.extra.as_ref().and_then(|e| e.get(NODE_EXTRA)).map(Vec::as_slice) {
+    match csr.spec.extra.as_ref().and_then(|e| e.get(EXTRA_NODE_NAME)).map(Vec::as_slice) {
         Some([node]) if !node.is_empty() => Ok(node.clone()),
         _ => Err(Denial::NoNode),
     }

@@ -40,7 +40,7 @@ pub(in crate::signer) fn csr(pem: Vec<u8>) -> CertificateSigningRequest {
             signer_name: crate::names::SIGNER.into(),
             usages: Some(USAGES.map(str::to_owned).to_vec()),
             username: Some("system:serviceaccount:dotgraft-system:dotgraft-agent".into()),
-            extra: Some(BTreeMap::from([(NODE_EXTRA.into(), vec!["n1".into()])])),
+            extra: Some(BTreeMap::from([(EXTRA_NODE_NAME.into(), vec!["n1".into()])])),
             ..CertificateSigningRequestSpec::default()
         },
         status: None,
@@ -79,14 +79,14 @@ fn another_service_account_or_an_unbound_token_is_denied() {
     c.spec.extra = None;
     assert_eq!(verdict(&c).unwrap_err(), Denial::NoNode);
     let mut c = csr(request(|_| {}));
-    c.spec.extra = Some(BTreeMap::from([(NODE_EXTRA.into(), vec!["n1".into(), "n2".into()])]));
+    c.spec.extra = Some(BTreeMap::from([(EXTRA_NODE_NAME.into(), vec!["n1".into(), "n2".into()])]));
     assert_eq!(verdict(&c).unwrap_err(), Denial::NoNode);
 }
 
 #[test]
 fn another_nodes_name_is_denied_wherever_it_stands() {
     let mut c = csr(request(|_| {}));
-    c.spec.extra = Some(BTreeMap::from([(NODE_EXTRA.into(), vec!["n2".into()])]));
+    c.spec.extra = Some(BTreeMap::from([(EXTRA_NODE_NAME.into(), vec!["n2".into()])]));
     assert!(matches!(verdict(&c), Err(Denial::Subject { .. })));
     let c = csr(request(|p| p.subject_alt_names.push(SanType::DnsName("n2".to_owned().try_into().unwrap()))));
     assert!(matches!(verdict(&c), Err(Denial::Names { .. })));

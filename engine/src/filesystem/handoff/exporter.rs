@@ -8,7 +8,7 @@ use super::super::{Filesystem, transfer};
 use super::{Agreed, Cut, Exporting, InHand, Phase, Stall, Terms};
 use crate::ids::{CommitId, MigId};
 use crate::model::{Place, Problem, Reason};
-use crate::run::{Initial, JobSpec, Outcome};
+use crate::run::{Initial, JobSpec, Outcome, State};
 use crate::words::{JobKey, Role, WantedJob};
 
 /// How often a head that something has mounted is tried again.
@@ -172,7 +172,7 @@ impl Filesystem {
             None => {
                 let report = self.outbox.report(e.key(), ctx.clock());
                 let bytes = report.as_ref().map_or(0, |r| r.replicated_bytes);
-                let waits = report.filter(|r| matches!(r.state.as_str(), "WorkingWait" | "PlanningError"));
+                let waits = report.filter(|r| matches!(r.state, State::WorkingWait | State::PlanningError));
                 // A target that is full doesn't get less so while the head stands frozen.
                 match waits.as_ref().and_then(|r| r.problem.clone()).filter(|p| p.reason == Reason::NoSpace) {
                     Some(full) => self.give_up(full, ctx, out),
