@@ -234,9 +234,9 @@ pub struct RunConflict {
     #[schemars(schema_with = "schema::uuid")]
     pub base: Option<String>,
     /// On the sender only.
-    #[schemars(length(max = 64), extend("x-kubernetes-list-type" = "atomic"))]
+    #[schemars(length(max = 64), inner(length(max = 36)), extend("x-kubernetes-list-type" = "atomic"))]
     pub sender_only: Vec<String>,
     /// On the receiver only.
-    #[schemars(length(max = 64), extend("x-kubernetes-list-type" = "atomic"))]
+    #[schemars(length(max = 64), inner(length(max = 36)), extend("x-kubernetes-list-type" = "atomic"))]
     pub receiver_only: Vec<String>,
 }
