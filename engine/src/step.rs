@@ -189,3 +189,42 @@ impl<W> Machine<W> {
         self.fs.status()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{BootId, Fresh, PoolId, Timestamp};
+    use crate::model::{Place, Reason};
+    use uuid::Uuid;
+
+    fn machine() -> Machine<u8> {
+        let id = |n: u128| Uuid::from_u128(0x0198_c2a5_7f00_7000_8000_0000_0000_0000 + n);
+        let place = Place { node: "n1".parse().unwrap(), pool: PoolId::from_uuid(id(2)) };
+        let here = Here { place, boot: BootId::from_uuid(id(3)), stream_version: 2, kernel_release: "6.18".into() };
+        Machine::new(FsId::from_uuid(id(1)), here)
+    }
+
+    fn ctx() -> Ctx {
+        Ctx { now: Timestamp(1), boot: BootTime(1), fresh: Fresh::new(Uuid::from_u128(7)), jitter: 0 }
+    }
+
+    #[test]
+    fn a_failed_journal_refuses_whoever_waits_shows_nothing_and_forgets_no_wish() {
+        let mut machine = machine();
+        machine.recovered(1, Recovered::default());
+        assert_eq!((machine.first(), machine.first()), (Some(Event::Start), None));
+        let full = Problem::new(Reason::NoSpace, "full");
+        for (failures, after_ms) in [(1, 400), (2, 800)] {
+            machine.wait(failures);
+            let step = machine.handle(Event::Vanished, &ctx());
+            let expected = [Effect::StopTasks, Effect::Refuse(failures, full.clone()), Effect::Reload { after_ms }];
+            assert_eq!(machine.settle(step, Err(full.clone())), expected);
+            assert!(!machine.is_live() && machine.waiters().len() == 0);
+            // What comes before the journal is read again leads to nothing.
+            let step = machine.handle(Event::Start, &ctx());
+            assert!(step.records().is_empty() && step.out == Out::default());
+            machine.recovered(u64::from(failures) + 1, Recovered::default());
+            assert_eq!((machine.first(), machine.first(), machine.first()), (Some(Event::Vanished), Some(Event::Start), None));
+        }
+    }
+}

@@ -117,6 +117,7 @@ impl Sim<'_> {
             | (Asked::Forged, Answer::Plain(Err(_)) | Answer::Versions(Err(_)) | Answer::Receive(Err(_))) => {}
             (Asked::Mount(what), Answer::Plain(result)) => self.watch_mounted(n, what, result.is_ok()),
             (Asked::Export(back, life, op), Answer::Plain(result)) => {
+                self.watch_exported(n, result.is_ok());
                 let result = if self.partition || self.fault(60) { Err(self.unreachable()) } else { result };
                 self.later(30, What::Exported(back, life, op, result));
             }

@@ -271,7 +271,9 @@ impl<'a> Sim<'a> {
     }
 
     pub fn fault(&mut self, permille: u64) -> bool {
-        self.faults && self.rng.permille(permille)
+        let hit = self.faults && self.rng.permille(permille);
+        self.ledger.faulty |= hit;
+        hit
     }
 
     pub fn later_at(&mut self, at: i64, what: What) {

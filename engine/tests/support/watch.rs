@@ -26,6 +26,8 @@ pub struct Ledger {
     pub served: Vec<Option<(Epoch, BootId)>>,
     /// Nodes on which a planned fence has seen that nothing has the head mounted, and no mount was begun since.
     pub planned: std::collections::BTreeSet<usize>,
+    /// Something failed on purpose.
+    pub faulty: bool,
     /// What pods were told is durable.
     pub writes: super::writes::Writes,
     /// Commits that a Branch pins.
@@ -205,6 +207,9 @@ impl Sim<'_> {
             Task::Destroy { .. } => {
                 assert!(self.nodes[n].tasks.is_empty(), "destroys while tasks run");
                 assert!(life == Some(Life::Deleting), "destroys without a durable intent");
+                let meta = self.nodes[n].disk.meta.as_ref();
+                let said = meta.is_none_or(|m| m.life == Life::Deleting);
+                assert!(said || self.ledger.faulty, "destroys before fs.json says so");
             }
             Task::DeleteCommit(id) => {
                 let intent = self.nodes[n].journal.0.contains_key(&format!("removing/{id}"));
@@ -255,6 +260,12 @@ impl Sim<'_> {
             let pods = self.nodes[n].disk.mounts.iter().any(|(at, what)| *what == MountWhat::Head && at != super::work::FOREIGN);
             assert!(!pods, "a planned fence ends and a pod has the head mounted");
         }
+    }
+
+    /// `EImportStart` is durable before the exporter hears of it: by that word it lets authority go.
+    pub fn watch_exported(&self, n: usize, ok: bool) {
+        let recorded = self.nodes[n].journal.0.contains_key("migration");
+        assert!(!ok || recorded, "an importer says that it has all, and has not recorded it");
     }
 
     fn waiters(&self, n: usize) -> Vec<&Asked> {
