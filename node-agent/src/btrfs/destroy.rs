@@ -25,24 +25,37 @@ impl BtrfsPool {
 
     /// See [`crate::driver::Driver::destroy`].
     ///
-    /// btrfs itself deletes what a pod has mounted without a word, so it is looked for twice: before the fence, so that a running pod is
-    /// not killed for nothing, and under it, right before the deletion. The limits go, because deleting what is nested writes in the volume.
+    /// The limits go, because deleting what is nested writes in the volume.
     pub(super) fn destroy_fs(&self, fs: FsId, qgroup: u64) -> Result<(), DriverError> {
         if let Some(dir) = fsx::maybe(self.fs_dir(fs))? {
-            mounts::nobody(&self.holders_of(fs)?)?;
-            if let Some(head) = subvol::find(&dir, layout::HEAD)? {
-                self.freeze(&head)?;
-                if let Err(held) = mounts::nobody(&self.holders_of(fs)?) {
-                    self.unfreeze(&head)?;
-                    return Err(held);
+            match subvol::find(&dir, layout::HEAD)? {
+                Some(head) => {
+                    self.freeze_unless_held(&head, || self.holders_of(fs))?;
+                    self.open_to_nested(&head, &[qgroup])?;
                 }
-                self.open_to_nested(&head, &[qgroup])?;
+                None => mounts::nobody(&self.holders_of(fs)?)?,
             }
             self.remove_subvolumes(&dir)?;
             self.remove_rest(fs, &dir)?;
         }
         fsx::sync_dir(fsx::open_dir(&self.root, layout::FS)?)?;
         self.remove_qgroups(qgroup)
+    }
+
+    /// Freezes a head that is to be deleted, unless something has it mounted.
+    ///
+    /// btrfs itself deletes what a pod has mounted without a word, so it is looked for twice: before the fence, so that a running pod is
+    /// not killed for nothing, and under it, right before the deletion. A head that is not deleted after all is left as it was found: one
+    /// that was fenced, such as a superseded one, must not become writable.
+    fn freeze_unless_held(&self, head: &Subvol, holders: impl Fn() -> Result<Vec<Holder>, DriverError>) -> Result<(), DriverError> {
+        mounts::nobody(&holders()?)?;
+        let was_fenced = ioctl::is_read_only(&head.fd).doing(|| "read flags of the head".to_owned())?;
+        self.freeze(head)?;
+        let unheld = holders().and_then(|found| mounts::nobody(&found));
+        if unheld.is_err() && !was_fenced {
+            self.unfreeze(head)?;
+        }
+        unheld
     }
 
     /// Deleting what is nested writes in the head: its fence and the limits go.
@@ -56,19 +69,11 @@ impl BtrfsPool {
         Ok(())
     }
 
-    /// See [`crate::driver::Driver::drop_head`]. Whether something has it mounted is looked at as in [`Self::destroy_fs`], twice (storage.md §3).
+    /// See [`crate::driver::Driver::drop_head`] (storage.md §3).
     pub(super) fn drop_head_of(&self, fs: FsId) -> Result<(), DriverError> {
         let Some(dir) = fsx::maybe(self.fs_dir(fs))? else { return Ok(()) };
         let Some(head) = subvol::find(&dir, layout::HEAD)? else { return Ok(()) };
-        mounts::nobody(&self.holders_of_head(fs)?)?;
-        let was_fenced = ioctl::is_read_only(&head.fd).doing(|| "read flags of the head".to_owned())?;
-        self.freeze(&head)?;
-        if let Err(held) = mounts::nobody(&self.holders_of_head(fs)?) {
-            if !was_fenced {
-                self.unfreeze(&head)?;
-            }
-            return Err(held);
-        }
+        self.freeze_unless_held(&head, || self.holders_of_head(fs))?;
         self.open_to_nested(&head, &quota::groups_of(self.root(), head.info.id)?)?;
         drop(head);
         subvol::remove(self, &dir, layout::HEAD)?;

@@ -258,3 +258,63 @@ fn damaged_or_newer_metadata_is_an_error_and_not_an_empty_volume() {
     assert!(t.inspect(v.fs).is_ok());
     t.destroy(v.fs, v.n).unwrap();
 }
+
+/// No filesystem call that writes goes on in the pool, until this value is gone; reading and mounting do.
+struct Stopped(std::path::PathBuf);
+impl Stopped {
+    fn new(t: &TestPool) -> Self {
+        let path = t.place.mount_point();
+        run("fsfreeze", &["--freeze", path.to_str().unwrap()]);
+        Self(path)
+    }
+}
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        run("fsfreeze", &["--unfreeze", self.0.to_str().unwrap()]);
+    }
+}
+
+/// Limit of the own group of a head, as the kernel says it.
+fn own_limit(t: &TestPool, v: &Volume) -> String {
+    let groups = run("btrfs", &["qgroup", "show", "-r", "--raw", "-f", t.head(v.fs).to_str().unwrap()]);
+    groups.lines().last().unwrap().split_whitespace().nth(3).unwrap_or_default().to_owned()
+}
+
+#[test]
+fn a_mount_found_by_the_second_look_leaves_the_head_as_fenced_as_it_was() {
+    let t = TestPool::new(512);
+    let target = t.target("late");
+    for (fenced, whole) in [(true, true), (true, false), (false, true), (false, false)] {
+        let v = t.volume(50);
+        if fenced {
+            // A fence that a crash cut off between flag and limit: the next one has something to write.
+            run("btrfs", &["property", "set", "-ts", t.head(v.fs).to_str().unwrap(), "ro", "true"]);
+        }
+        let unlimited = own_limit(&t, &v);
+        let refused = std::thread::scope(|scope| {
+            let stopped = Stopped::new(&t);
+            let (tell, told) = std::sync::mpsc::channel();
+            let (t, v) = (&t, &v);
+            let deletes = scope.spawn(move || {
+                tell.send(rustix::thread::gettid().as_raw_nonzero()).unwrap();
+                if whole { t.destroy(v.fs, v.n) } else { t.drop_head(v.fs) }
+            });
+            // It has looked once, and sleeps in the freeze: nothing else it does waits for the pool.
+            let stat = format!("/proc/self/task/{}/stat", told.recv().unwrap());
+            let mut asleep = 0;
+            eventually("the freeze began", || {
+                let now = fs::read_to_string(&stat).unwrap();
+                asleep = if now.rsplit_once(") ").unwrap().1.starts_with('D') { asleep + 1 } else { 0 };
+                asleep == 10
+            });
+            rustix::mount::mount_bind(t.head(v.fs), &target).unwrap();
+            drop(stopped);
+            deletes.join().unwrap()
+        });
+        assert!(matches!(refused, Err(DriverError::Mounted(_))), "{refused:?}");
+        assert_eq!(t.is_fenced(v.fs).unwrap(), fenced, "whole: {whole}");
+        assert_eq!(own_limit(&t, &v) != unlimited, fenced, "the second look refused, under the freeze");
+        t.unmount(&target).unwrap();
+        t.destroy(v.fs, v.n).unwrap();
+    }
+}
