@@ -242,12 +242,6 @@ fn numbers_alone_are_throttled_and_words_are_not() {
 }
 
 #[test]
-fn a_report_that_cannot_be_read_is_none() {
-    let s = status(&job("j", "n2", 1), vec![item("db", Some(json!({"state": 5})))], &at(1));
-    assert_eq!(ready(&s), ("False", "Pending"));
-}
-
-#[test]
 fn durations_read_like_kubectls() {
     for (s, text) in [(0, "0s"), (59, "59s"), (60, "1m"), (90, "1m30s"), (3600, "1h"), (90000, "1d1h")] {
         assert_eq!(spell(s), text);
