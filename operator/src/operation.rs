@@ -155,6 +155,6 @@ mod tests {
         let Step::Take(next) = promote(&v, Some("n2"), true) else { panic!("refused") };
         assert_eq!((next.owner.node.as_str(), next.epoch), ("n2", 4));
         v.fs.status.as_mut().unwrap().phase = FilesystemPhase::Deleting;
-        assert!(refused(promote(&v, None, true)).contains("Deleting"));
+        assert!(refused(promote(&v, None, true)).contains("being deleted"));
     }
 }

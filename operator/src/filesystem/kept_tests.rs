@@ -44,7 +44,7 @@ fn drained() -> View {
     holds(&mut v, "n1", &[LATER]);
     holds(&mut v, "n2", &[LATER, S2]);
     let a = v.fs.status.as_mut().unwrap().authority.as_mut().unwrap();
-    a.opened = Some(Opened { epoch: a.epoch, boot_id: "b".into() });
+    a.opened = Some(Opened { epoch: a.epoch, boot_id: "0198c2a5-7f00-7000-8000-0000000000b0".into() });
     let epoch = a.epoch;
     edit(&mut v, "n1", |r| r.status.as_mut().unwrap().epoch = epoch);
     edit(&mut v, "n2", |r| {

@@ -48,7 +48,7 @@ fn moved() -> View {
     });
     edit(&mut v, "n2", |r| ours(r, Some(1_000)));
     let a = v.fs.status.as_mut().unwrap().authority.as_mut().unwrap();
-    a.opened = Some(Opened { epoch: a.epoch, boot_id: "b".into() });
+    a.opened = Some(Opened { epoch: a.epoch, boot_id: "0198c2a5-7f00-7000-8000-0000000000b0".into() });
     let epoch = a.epoch;
     edit(&mut v, "n1", |r| r.status.as_mut().unwrap().epoch = epoch);
     for node in ["n1", "n2"] {
