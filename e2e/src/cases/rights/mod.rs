@@ -73,7 +73,8 @@ struct World {
 }
 
 impl World {
-    async fn make(t: &Test) -> Result<Self> {
+    /// An Active Filesystem of a Dot `d`, owned by n1; returns its id.
+    async fn filesystem(t: &Test) -> Result<String> {
         let fs_id = uuid::Uuid::now_v7().to_string();
         let kube = t.kube();
         let claim = json!({"kind": "Dot", "namespace": t.namespace, "name": "d"});
@@ -82,6 +83,12 @@ impl World {
         kube.create("", &filesystem).await?;
         let authority = json!({"owner": {"node": "n1", "pool": POOL_1}, "epoch": 1, "attempt": 0});
         kube.patch("Filesystem", "", &fs_id, "status", &json!({"status": {"phase": "Active", "authority": authority}})).await?;
+        Ok(fs_id)
+    }
+
+    async fn make(t: &Test) -> Result<Self> {
+        let fs_id = Self::filesystem(t).await?;
+        let kube = t.kube();
         for (node, pool) in [("n1", POOL_1), ("n2", POOL_2)] {
             kube.create("", &replica(&fs_id, node, pool)).await?;
             let pool = json!({"apiVersion": "dotgraft.dev/v1alpha1", "kind": "NodePool", "metadata": {"name": node},

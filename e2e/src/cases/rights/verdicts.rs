@@ -138,10 +138,10 @@ async fn agree(t: Arc<Test>) -> Result<()> {
     let (mut rows, mut taken, mut differ) = (0, 0, Vec::new());
     for old in olds()? {
         // A Filesystem for each: what an API server has taken can't be taken back.
-        let world = World::make(&t).await?;
+        let fs_id = World::filesystem(&t).await?;
         let stands = json!({ "status": status(&old) });
-        t.kube().patch("Filesystem", "", &world.fs_id, "status", &stands).await?;
-        let object = Api::<Filesystem>::all(t.kube().client()).get(&world.fs_id).await?;
+        t.kube().patch("Filesystem", "", &fs_id, "status", &stands).await?;
+        let object = Api::<Filesystem>::all(t.kube().client()).get(&fs_id).await?;
         let as_read = dotgraft_api::authority::read(&object)?;
         let mut seen = HashSet::new();
         for made in transitions(&old)? {
@@ -155,7 +155,7 @@ async fn agree(t: Arc<Test>) -> Result<()> {
                 for (node, client) in nodes.iter().zip(&agents) {
                     let may = may_agent_write(&as_read, &new, node);
                     let params = PostParams { dry_run: true, ..PostParams::default() };
-                    let answer = Api::<Filesystem>::all(client.clone()).replace_status(&world.fs_id, &params, &object).await;
+                    let answer = Api::<Filesystem>::all(client.clone()).replace_status(&fs_id, &params, &object).await;
                     let does = match answer {
                         Ok(_) => true,
                         // The CRD's own rules may be quicker than the policy: a refusal either way.
