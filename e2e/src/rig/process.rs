@@ -16,6 +16,8 @@ use crate::sandbox::child_of;
 
 /// Longest from nsenter to what it starts.
 const STARTS: Duration = Duration::from_secs(30);
+/// Longest that a pause is waited for.
+const STOPS: Duration = Duration::from_secs(2);
 /// Longest that a program may take to end; the kernel finishes what it does for it first, also on a busy disk.
 pub const ENDS: Duration = Duration::from_secs(60);
 
@@ -159,6 +161,9 @@ impl Processes {
     pub fn signal(&self, name: &str, signal: Signal) -> Result<()> {
         let pid = self.pid(name)?;
         rustix::process::kill_process(pid, signal).with_context(|| format!("signalling {name}"))?;
+        if signal == Signal::STOP {
+            until_stopped(pid);
+        }
         if signal == Signal::CONT || signal == Signal::KILL {
             // On a machine nsenter stops along with what it started, and then can't see that it has ended. It may be gone already.
             if let Ok(outer) = self.with(name, |e| own_pid(e, name)) {
@@ -272,8 +277,22 @@ fn own_pid(entry: &mut Entry, name: &str) -> Result<Pid> {
 }
 
 fn is_stopped(pid: Pid) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).unwrap_or_default();
+    stands(Path::new(&format!("/proc/{}/stat", pid.as_raw_nonzero())))
+}
+
+fn stands(stat: &Path) -> bool {
+    let stat = fs::read_to_string(stat).unwrap_or_default();
     stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
+}
+
+/// A thread that runs on another processor stops a moment after the signal was sent, and could still answer somebody. One that waits for a
+/// disk stops later; it answers nobody meanwhile.
+fn until_stopped(pid: Pid) {
+    let (tasks, until) = (format!("/proc/{}/task", pid.as_raw_nonzero()), Instant::now() + STOPS);
+    let all = || fs::read_dir(&tasks).is_ok_and(|list| list.flatten().all(|task| stands(&task.path().join("stat"))));
+    while !all() && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 fn alive(child: &mut Option<Child>) -> bool {
