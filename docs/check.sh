@@ -58,6 +58,10 @@ promises() {
 }
 promises
 
+# Cases share e2e/src/steps, never each other: a file of cases can be read, changed and deleted alone.
+cases=$(find e2e/src/cases -maxdepth 1 -mindepth 1 ! -name mod.rs -printf '%f\n' | sed 's/\.rs$//' | paste -sd'|')
+if found=$(grep -rnE "(cases|super)::\{?($cases)\b" e2e/src/cases); then wrong "cases that use other cases: $found"; fi
+
 docs/picture/draw.sh --check architecture || bad=1
 
 count=0

@@ -7,10 +7,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use dotgraft_e2e::harness::test::Test;
-use dotgraft_e2e::rig::Rig;
-use dotgraft_e2e::rig::programs::http_get;
-use dotgraft_e2e::rig::wait::eventually_quiet;
+use dotgraft_rig::harness::test::Test;
+use dotgraft_rig::rig::Rig;
+use dotgraft_rig::rig::programs::http_get;
+use dotgraft_rig::rig::wait::eventually_quiet;
 use serde_json::{Value, json};
 
 use crate::report::median;

@@ -11,9 +11,9 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use clap::Parser;
-use dotgraft_e2e::harness::test::Test;
-use dotgraft_e2e::rig::{Options, Rig};
-use dotgraft_e2e::sandbox;
+use dotgraft_rig::harness::test::Test;
+use dotgraft_rig::rig::{Options, Rig};
+use dotgraft_rig::sandbox;
 
 use crate::contenders::Bench;
 use crate::report::Table;

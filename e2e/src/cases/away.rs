@@ -6,17 +6,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use serde_json::Value;
 
-use super::csi_pvc::{claim, pod, started, stop};
 use crate::harness::{Case, Test};
 use crate::rig::programs;
 use crate::rig::wait::eventually;
+use crate::steps::pod::{WRITER, claim, filesystem, grows, lines, pod, started, stop, written};
 
 /// Longest that one step with a pod may take.
 const STEP: Duration = Duration::from_secs(180);
-/// Writes a line after the other, each to the disk; says so if one fails.
-pub const WRITER: &str = "n=0; while n=$((n+1)); echo line $n >> /data/log && sync; do usleep 20000; done; echo failed; sleep 1000";
 
 /// The cases of this file.
 pub fn cases() -> Vec<Case> {
@@ -25,27 +22,6 @@ pub fn cases() -> Vec<Case> {
         Case::new("scale-api-away", title, |t| away(t, Duration::from_secs(10))).kubelets().within(STEP * 4),
         Case::new("measure-api-away", title, |t| away(t, Duration::from_secs(300))).kubelets().within(Duration::from_secs(480)).measures(),
     ]
-}
-
-/// What a pod has written into a file of its volume, as the machine of `node` sees it, whether or not the API server is there.
-pub fn written(t: &Test, node: &str, fs_id: &str, file: &str) -> Result<String> {
-    let head = t.rig.node(node)?.files.state.join("pool/fs").join(fs_id).join("head").join(file);
-    let path = t.rig.machine(node)?.outside(&head)?;
-    std::fs::read_to_string(&path).with_context(|| format!("reading {file} of {fs_id} on {node}"))
-}
-
-/// How many lines there are; each must be the one after the line before.
-pub fn lines(log: &str) -> Result<usize> {
-    for (at, line) in (1usize..).zip(log.split_inclusive('\n').filter(|l| l.ends_with('\n'))) {
-        ensure!(line == format!("line {at}\n"), "line {at} is {line:?}");
-    }
-    Ok(log.matches('\n').count())
-}
-
-/// The Filesystem of a claim.
-pub async fn filesystem(t: &Test, claim: &str) -> Result<String> {
-    let dot = t.ready("Dot", claim).await?;
-    Ok(dot.pointer("/status/fsId").and_then(Value::as_str).context("no fsId")?.to_owned())
 }
 
 async fn away(t: Arc<Test>, gap: Duration) -> Result<()> {
@@ -142,16 +118,4 @@ fn pids(t: &Test) -> Result<Vec<(String, i32)>> {
         |name: &str| ["etcd", "apiserver", "kcm", "scheduler"].contains(&name) || name.contains("containerd") || name.contains("kubelet");
     let ours = t.rig.processes.names().into_iter().filter(|n| !of_cluster(n));
     ours.map(|name| Ok((name.clone(), t.rig.processes.pid(&name)?.as_raw_nonzero().get()))).collect()
-}
-
-/// Waits until a file that a pod writes has grown by some lines, as its machine sees it; how many there are. A pod runs before it has made its file.
-pub async fn grows(t: &Test, node: &str, fs_id: &str, file: &str) -> Result<usize> {
-    let what = format!("the pod on {node} to write");
-    let first = eventually(&what, STEP, || async { lines(&written(t, node, fs_id, file)?) }).await?;
-    eventually(&what, STEP, || async {
-        let now = lines(&written(t, node, fs_id, file)?)?;
-        ensure!(now > first + 5, "it stands at line {now}");
-        Ok(now)
-    })
-    .await
 }

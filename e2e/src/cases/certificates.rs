@@ -5,13 +5,13 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
-use super::deletion::noise;
 use crate::data::digest::same_trees;
 use crate::harness::test::STEP;
 use crate::harness::{Case, Test};
 use crate::rig::Options;
 use crate::rig::peer::{Identity, Impostor, Peer, let_in};
 use crate::rig::wait::eventually;
+use crate::steps::left::noise;
 
 /// Seconds that a certificate lives in the rigs of these cases; it is renewed after about seven.
 const LIFE: &str = "12";

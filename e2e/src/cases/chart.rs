@@ -10,9 +10,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
-use super::api_loss::lose_all;
-use super::cli::dot;
-use super::csi_pvc::{claim, pod, started, stop};
 use crate::data::digest::tree_digest;
 use crate::harness::Case;
 use crate::harness::test::{STEP, Test, text};
@@ -20,6 +17,9 @@ use crate::rig::Options;
 use crate::rig::helm::{NAMESPACE, RELEASE};
 use crate::rig::kube::KINDS;
 use crate::rig::wait::eventually;
+use crate::steps::cli::dot;
+use crate::steps::etcd::lose_all;
+use crate::steps::pod::{claim, pod, started, stop};
 
 /// The cases of this file.
 pub fn cases() -> Vec<Case> {

@@ -1,16 +1,15 @@
 //! The real `kubectl-dot` at work, and what a job says that can't run.
 
-use std::path::Path;
-use std::process::Stdio;
 use std::sync::Arc;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
 use crate::harness::test::{STEP, text};
 use crate::harness::{Case, Test};
 use crate::rig::kube::conditions;
 use crate::rig::wait::eventually;
+use crate::steps::cli::dot;
 
 /// All cases.
 pub fn cases() -> Vec<Case> {
@@ -21,29 +20,6 @@ pub fn cases() -> Vec<Case> {
         Case::new("job-no-node", "a job whose target node does not exist says so by a typed reason", no_node),
         Case::new("6-two-jobs", "two jobs to one target: one at a time, both complete", two_jobs),
     ]
-}
-
-/// Runs `kubectl dot …` in the test's namespace as administrator; its standard output, or its message as error.
-pub async fn dot(t: &Test, args: &[&str]) -> Result<String> {
-    dot_as(t, t.kube().kubeconfig(), args).await
-}
-
-/// The same as whom the kubeconfig is for.
-pub async fn dot_as(t: &Test, kubeconfig: &Path, args: &[&str]) -> Result<String> {
-    let output = tokio::process::Command::new(t.rig.program("kubectl-dot")?)
-        .arg("--kubeconfig")
-        .arg(kubeconfig)
-        .args(["--namespace", &t.namespace, "--timeout", "180"])
-        .args(args)
-        .stdin(Stdio::null())
-        .kill_on_drop(true)
-        .output()
-        .await
-        .context("starting kubectl-dot")?;
-    if !output.status.success() {
-        bail!("kubectl dot {}: {}", args.join(" "), String::from_utf8_lossy(&output.stderr).trim());
-    }
-    Ok(String::from_utf8(output.stdout)?)
 }
 
 async fn dot_json(t: &Test, args: &[&str]) -> Result<Value> {

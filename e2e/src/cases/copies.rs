@@ -6,15 +6,16 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
 
-use super::csi_controller::{Sidecar, read, refused, write};
-use super::deletion::on_disk;
-use super::moving::{owned_by, place};
-use super::pods::read_only;
-use super::{csi_pvc, pods};
 use crate::harness::test::STEP;
 use crate::harness::{Case, Test};
 use crate::rig::Options;
 use crate::rig::wait::{eventually, throughout};
+use crate::steps::csi::refused;
+use crate::steps::left::on_disk;
+use crate::steps::owner::{owned_by, place};
+use crate::steps::pods::read_only;
+use crate::steps::sidecar::{Sidecar, read, write};
+use crate::steps::{owner, pod as csi_pvc, pods};
 
 /// Seconds that a spare copy stays in the rigs of these cases.
 const SPARE: u64 = 3;
@@ -61,7 +62,7 @@ async fn has(t: &Test, fs_id: &str, node: &str, commit: &str) -> Result<()> {
 }
 
 async fn spare(t: Arc<Test>) -> Result<()> {
-    let (fs_id, digest) = super::moving::filled(&t, "d").await?;
+    let (fs_id, digest) = owner::filled(&t, "d").await?;
     let commit = t.commit("c1", "d").await?;
     place(&t, "d", "n2").await?;
     owned_by(&t, "d", "n2").await?;

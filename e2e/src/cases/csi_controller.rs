@@ -1,28 +1,23 @@
 //! CSI's Controller service (csi.md §1): what the sidecars ask of the operator, by its socket. No sidecar and no kubelet is needed.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use dotgraft_proto::csi::v1::controller_client::ControllerClient;
-use dotgraft_proto::csi::v1::volume_capability::access_mode::Mode;
-use dotgraft_proto::csi::v1::volume_capability::{AccessMode, AccessType, MountVolume};
+use dotgraft_proto::csi::v1 as csi;
 use dotgraft_proto::csi::v1::volume_content_source::{SnapshotSource, Type as Source, VolumeSource};
-use dotgraft_proto::csi::v1::{self as csi, VolumeCapability};
-use hyper_util::rt::TokioIo;
 use serde_json::Value;
-use tokio::net::UnixStream;
-use tonic::transport::{Channel, Endpoint};
-use tonic::{Code, Status};
+use tonic::Code;
 
-use super::csi_pvc;
-use super::deletion::{nothing_left, on_disk};
-use super::moving::owned_by;
-use super::pods::commits::read_only_volume;
 use crate::harness::test::STEP;
 use crate::harness::{Case, Test};
 use crate::rig::wait::eventually;
+use crate::steps::csi::refused;
+use crate::steps::left::{nothing_left, on_disk};
+use crate::steps::owner::owned_by;
+use crate::steps::pod as csi_pvc;
+use crate::steps::pods::read_only_volume;
+use crate::steps::sidecar::{SIZE, Sidecar, read, write};
 
 /// All cases.
 pub fn cases() -> Vec<Case> {
@@ -40,136 +35,6 @@ pub fn cases() -> Vec<Case> {
             .kubelets(),
         Case::new("9-csi/again", "a call repeated after the operator died between request and reply finds what it made", operator_dies),
     ]
-}
-
-const SIZE: i64 = 256 << 20;
-
-/// The operator's Controller service, as one sidecar sees it.
-pub struct Sidecar {
-    /// Cheap to clone.
-    pub client: ControllerClient<Channel>,
-    namespace: String,
-}
-
-/// A channel to a Unix socket.
-pub async fn channel(socket: &Path) -> Result<Channel> {
-    let at = socket.to_owned();
-    let connector = tower::service_fn(move |_| {
-        let at = at.clone();
-        async move { Ok::<_, std::io::Error>(TokioIo::new(UnixStream::connect(at).await?)) }
-    });
-    let endpoint = Endpoint::from_static("http://localhost");
-    endpoint.connect_with_connector(connector).await.with_context(|| format!("connecting to {}", socket.display()))
-}
-
-fn capability(mode: Mode) -> VolumeCapability {
-    let mount = MountVolume::default();
-    VolumeCapability { access_mode: Some(AccessMode { mode: mode.into() }), access_type: Some(AccessType::Mount(mount)) }
-}
-
-fn writer() -> VolumeCapability {
-    capability(Mode::SingleNodeWriter)
-}
-
-/// Refused with that code, and words that help.
-pub fn refused<T: std::fmt::Debug>(result: Result<T, Status>, code: Code, words: &str) -> Result<()> {
-    match result {
-        Err(status) if status.code() == code && status.message().contains(words) => Ok(()),
-        other => anyhow::bail!("expected {code:?} with {words:?}, got {other:?}"),
-    }
-}
-
-impl Sidecar {
-    /// Of the test's namespace.
-    pub async fn new(t: &Test) -> Result<Self> {
-        let client = ControllerClient::new(channel(&t.rig.csi_socket()).await?);
-        Ok(Self { client, namespace: t.namespace.clone() })
-    }
-
-    /// What the provisioner sends for a PVC of the test's namespace that was scheduled to a node.
-    pub fn request(&self, pvc: &str, node: &str) -> csi::CreateVolumeRequest {
-        let pair = |k: &str, v: &str| (k.to_owned(), v.to_owned());
-        let at = |segments| csi::Topology { segments };
-        let preferred = at([pair("topology.dotgraft.dev/node", node), pair("topology.dotgraft.dev/pool", "default")].into());
-        let requisite = at([pair("topology.dotgraft.dev/pool", "default")].into());
-        csi::CreateVolumeRequest {
-            name: format!("pvc-{}-{pvc}", self.namespace),
-            capacity_range: Some(csi::CapacityRange { required_bytes: SIZE, limit_bytes: 0 }),
-            volume_capabilities: vec![writer()],
-            parameters: [
-                pair("csi.storage.k8s.io/pvc/name", pvc),
-                pair("csi.storage.k8s.io/pvc/namespace", &self.namespace),
-                pair("csi.storage.k8s.io/pv/name", "pv"),
-            ]
-            .into(),
-            accessibility_requirements: Some(csi::TopologyRequirement { requisite: vec![requisite], preferred: vec![preferred] }),
-            ..csi::CreateVolumeRequest::default()
-        }
-    }
-
-    /// `CreateVolume`, once.
-    pub async fn create(&self, request: &csi::CreateVolumeRequest) -> Result<csi::Volume, Status> {
-        let answer = self.client.clone().create_volume(request.clone()).await?.into_inner();
-        answer.volume.ok_or_else(|| Status::internal("no volume in the answer"))
-    }
-
-    /// As a sidecar does: again while it is on its way.
-    pub async fn volume(&self, request: &csi::CreateVolumeRequest) -> Result<csi::Volume> {
-        eventually("the volume to be made", STEP, || async { Ok(self.create(request).await?) }).await
-    }
-
-    /// `DeleteVolume`, again until it is done.
-    pub async fn delete(&self, id: &str) -> Result<()> {
-        let request = csi::DeleteVolumeRequest { volume_id: id.into(), ..csi::DeleteVolumeRequest::default() };
-        let delete = || async { Ok(self.client.clone().delete_volume(request.clone()).await.map(|_| ())?) };
-        eventually("the volume to be deleted", STEP, delete).await
-    }
-
-    /// `ControllerPublish`, once.
-    pub async fn publish(&self, id: &str, node: &str, readonly: bool) -> Result<(), Status> {
-        let request = csi::ControllerPublishVolumeRequest {
-            volume_id: id.into(),
-            node_id: node.into(),
-            volume_capability: Some(writer()),
-            readonly,
-            ..csi::ControllerPublishVolumeRequest::default()
-        };
-        self.client.clone().controller_publish_volume(request).await.map(|_| ())
-    }
-
-    /// `ControllerUnpublish`, once.
-    pub async fn unpublish(&self, id: &str, node: &str) -> Result<(), Status> {
-        let request = csi::ControllerUnpublishVolumeRequest {
-            volume_id: id.into(),
-            node_id: node.into(),
-            ..csi::ControllerUnpublishVolumeRequest::default()
-        };
-        self.client.clone().controller_unpublish_volume(request).await.map(|_| ())
-    }
-
-    async fn try_snapshot(&self, name: &str, volume: &str) -> Result<csi::Snapshot, Status> {
-        let name = format!("snapshot-{}-{name}", self.namespace);
-        let request = csi::CreateSnapshotRequest { name, source_volume_id: volume.into(), ..csi::CreateSnapshotRequest::default() };
-        let answer = self.client.clone().create_snapshot(request).await?.into_inner();
-        answer.snapshot.ok_or_else(|| Status::internal("no snapshot in the answer"))
-    }
-
-    /// `CreateSnapshot`, again until it is made.
-    pub async fn snapshot(&self, name: &str, volume: &str) -> Result<csi::Snapshot> {
-        eventually("the snapshot to be made", STEP, || async { Ok(self.try_snapshot(name, volume).await?) }).await
-    }
-
-    /// `DeleteSnapshot`, again until it is done.
-    pub async fn delete_snapshot(&self, id: &str) -> Result<()> {
-        let request = csi::DeleteSnapshotRequest { snapshot_id: id.into(), ..csi::DeleteSnapshotRequest::default() };
-        let delete = || async { Ok(self.client.clone().delete_snapshot(request.clone()).await.map(|_| ())?) };
-        eventually("the snapshot to be deleted", STEP, delete).await
-    }
-
-    async fn get(&self, id: &str) -> Result<csi::ControllerGetVolumeResponse, Status> {
-        let request = csi::ControllerGetVolumeRequest { volume_id: id.into() };
-        Ok(self.client.clone().controller_get_volume(request).await?.into_inner())
-    }
 }
 
 async fn create(t: Arc<Test>) -> Result<()> {
@@ -242,22 +107,6 @@ async fn name_taken(t: Arc<Test>) -> Result<()> {
     Ok(())
 }
 
-/// What a file of a volume says, read through the agent of its owner.
-pub async fn read(t: &Test, node: &str, volume: &str, file: &str) -> Result<String> {
-    let path = t.mount(node, volume).await?;
-    let text = std::fs::read_to_string(path.join(file));
-    t.unmount(&path).await?;
-    Ok(text?)
-}
-
-/// Writes a file of a volume.
-pub async fn write(t: &Test, node: &str, volume: &str, file: &str, content: &str) -> Result<()> {
-    let path = t.mount(node, volume).await?;
-    let written = std::fs::write(path.join(file), content);
-    t.unmount(&path).await?;
-    Ok(written?)
-}
-
 /// No object and no disk has it any more; what began with it still says so.
 async fn gone(t: &Test, volume: &str) -> Result<()> {
     eventually("the source to be gone", STEP, || async {
@@ -325,13 +174,13 @@ async fn snapshot(t: Arc<Test>) -> Result<()> {
     ensure!(csi.snapshot("s", &volume).await?.snapshot_id == shot.snapshot_id, "made once");
     write(&t, "n1", &volume, "a", "after").await?;
     let path = t.mount("n1", &volume).await?;
-    std::fs::write(path.join("big"), super::deletion::noise(32 << 20))?;
+    std::fs::write(path.join("big"), crate::steps::left::noise(32 << 20))?;
     t.unmount(&path).await?;
     csi.delete(&volume).await?;
     let phase = || async { anyhow::Ok(t.object("Filesystem", &volume).await?["status"]["phase"].clone()) };
     ensure!(phase().await? == "Headless", "without a head: {}", phase().await?);
     eventually("the head's space to come back", STEP, || async {
-        super::killpoints::headless(&t, &volume).await?;
+        crate::steps::kill::headless(&t, &volume).await?;
         let bytes = t.replica(&volume, "n1").await?["status"]["bytes"].as_u64();
         ensure!(bytes.is_some_and(|b| b < 16 << 20), "{bytes:?} bytes are in use");
         Ok(())

@@ -11,10 +11,11 @@ use dotgraft_proto::csi::v1::volume_capability::access_mode::Mode;
 use serde_json::json;
 use tonic::Code;
 
-use super::csi_node::{Pod, capability, refused};
 use crate::harness::test::STEP;
 use crate::harness::{Case, Test};
 use crate::rig::wait::eventually;
+use crate::steps::csi::{capability, refused};
+use crate::steps::mount::Pod;
 
 /// All cases.
 pub fn cases() -> Vec<Case> {

@@ -9,12 +9,12 @@ use serde_json::Value;
 use tokio::task::JoinHandle;
 use tonic::Status;
 
-use super::csi_controller::{Sidecar, read, write};
-use super::deletion::nothing_left;
 use crate::harness::test::STEP;
 use crate::harness::{Case, Test};
 use crate::rig::tokens::SYSTEM;
 use crate::rig::wait::eventually;
+use crate::steps::left::nothing_left;
+use crate::steps::sidecar::{Sidecar, read, write};
 
 /// All cases.
 pub fn cases() -> Vec<Case> {

@@ -2,30 +2,27 @@
 //!
 //! No kubelet is needed: the cases speak CSI as it would, also as it should not (twice, at once, while the agent dies).
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use dotgraft_proto::csi::v1::identity_client::IdentityClient;
-use dotgraft_proto::csi::v1::node_client::NodeClient;
 use dotgraft_proto::csi::v1::volume_capability::access_mode::Mode;
-use dotgraft_proto::csi::v1::volume_capability::{AccessMode, AccessType, BlockVolume, MountVolume};
+use dotgraft_proto::csi::v1::volume_capability::{AccessType, BlockVolume};
 use dotgraft_proto::csi::v1::{self as csi, VolumeCapability};
 use dotgraft_proto::registration::registration_client::RegistrationClient;
 use dotgraft_proto::registration::{InfoRequest, RegistrationStatus};
-use hyper_util::rt::TokioIo;
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use tokio::net::UnixStream;
-use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
-use super::deletion::nothing_left;
 use crate::harness::test::STEP;
 use crate::harness::{Case, Test};
-use crate::rig::unmount_below;
 use crate::rig::wait::{eventually, throughout};
+use crate::steps::csi::{capability, channel, refused, text};
+use crate::steps::left::nothing_left;
+use crate::steps::mount::Pod;
 
 /// All cases.
 pub fn cases() -> Vec<Case> {
@@ -41,127 +38,6 @@ pub fn cases() -> Vec<Case> {
     ]
 }
 
-/// A node's driver, as one volume of one pod sees it. Its mounts go with it, whatever happens.
-pub(super) struct Pod {
-    socket: PathBuf,
-    dir: PathBuf,
-}
-
-impl Drop for Pod {
-    fn drop(&mut self) {
-        unmount_below(&self.dir);
-    }
-}
-
-impl Pod {
-    /// A pod of the test on a node: a directory of its own below the kubelet's.
-    pub(super) fn new(t: &Test, node: &str, name: &str) -> Result<Self> {
-        let node = t.rig.node(node)?;
-        let dir = node.kubelet_dir().join("pods").join(&t.namespace).join(name);
-        std::fs::create_dir_all(&dir)?;
-        Ok(Self { socket: node.csi_socket(), dir })
-    }
-
-    fn staging(&self) -> PathBuf {
-        self.dir.join("globalmount")
-    }
-
-    pub(super) fn target(&self) -> PathBuf {
-        self.dir.join("mount")
-    }
-
-    async fn node(&self) -> Result<NodeClient<Channel>> {
-        Ok(NodeClient::new(channel(&self.socket).await?))
-    }
-
-    pub(super) async fn stage(&self, volume: &str, capability: VolumeCapability) -> Result<Result<(), Status>> {
-        let request = csi::NodeStageVolumeRequest {
-            volume_id: volume.into(),
-            staging_target_path: text(&self.staging()),
-            volume_capability: Some(capability),
-            ..csi::NodeStageVolumeRequest::default()
-        };
-        Ok(self.node().await?.node_stage_volume(request).await.map(|_| ()))
-    }
-
-    async fn publish_at(&self, volume: &str, target: &Path, capability: VolumeCapability, readonly: bool) -> Result<Result<(), Status>> {
-        let request = csi::NodePublishVolumeRequest {
-            volume_id: volume.into(),
-            staging_target_path: text(&self.staging()),
-            target_path: text(target),
-            volume_capability: Some(capability),
-            readonly,
-            ..csi::NodePublishVolumeRequest::default()
-        };
-        Ok(self.node().await?.node_publish_volume(request).await.map(|_| ()))
-    }
-
-    pub(super) async fn publish(&self, volume: &str, capability: VolumeCapability, readonly: bool) -> Result<Result<(), Status>> {
-        self.publish_at(volume, &self.target(), capability, readonly).await
-    }
-
-    async fn unpublish_at(&self, volume: &str, target: &Path) -> Result<Result<(), Status>> {
-        let request = csi::NodeUnpublishVolumeRequest { volume_id: volume.into(), target_path: text(target) };
-        Ok(self.node().await?.node_unpublish_volume(request).await.map(|_| ()))
-    }
-
-    async fn unpublish(&self, volume: &str) -> Result<Result<(), Status>> {
-        self.unpublish_at(volume, &self.target()).await
-    }
-
-    async fn unstage(&self, volume: &str) -> Result<Result<(), Status>> {
-        let request = csi::NodeUnstageVolumeRequest { volume_id: volume.into(), staging_target_path: text(&self.staging()) };
-        Ok(self.node().await?.node_unstage_volume(request).await.map(|_| ()))
-    }
-
-    async fn stats(&self, volume: &str, path: &Path) -> Result<Result<csi::NodeGetVolumeStatsResponse, Status>> {
-        let request =
-            csi::NodeGetVolumeStatsRequest { volume_id: volume.into(), volume_path: text(path), staging_target_path: String::new() };
-        Ok(self.node().await?.node_get_volume_stats(request).await.map(tonic::Response::into_inner))
-    }
-
-    async fn expand(&self, volume: &str, bytes: i64) -> Result<Result<i64, Status>> {
-        let request = csi::NodeExpandVolumeRequest {
-            volume_id: volume.into(),
-            volume_path: text(&self.target()),
-            capacity_range: Some(csi::CapacityRange { required_bytes: bytes, limit_bytes: 0 }),
-            ..csi::NodeExpandVolumeRequest::default()
-        };
-        Ok(self.node().await?.node_expand_volume(request).await.map(|r| r.into_inner().capacity_bytes))
-    }
-
-    /// As a pod starts: staged and published, writable.
-    pub(super) async fn start(&self, volume: &str) -> Result<()> {
-        self.stage(volume, writer()).await??;
-        Ok(self.publish(volume, writer(), false).await??)
-    }
-
-    /// As a pod ends.
-    pub(super) async fn end(&self, volume: &str) -> Result<()> {
-        self.unpublish(volume).await??;
-        Ok(self.unstage(volume).await??)
-    }
-}
-
-async fn channel(socket: &Path) -> Result<Channel> {
-    let at = socket.to_owned();
-    let connector = tower::service_fn(move |_| {
-        let at = at.clone();
-        async move { Ok::<_, std::io::Error>(TokioIo::new(UnixStream::connect(at).await?)) }
-    });
-    let endpoint = Endpoint::from_static("http://csi.local");
-    endpoint.connect_with_connector(connector).await.with_context(|| format!("connecting to {}", socket.display()))
-}
-
-fn text(path: &Path) -> String {
-    path.to_string_lossy().into_owned()
-}
-
-pub(super) fn capability(mode: Mode, group: &str) -> VolumeCapability {
-    let mount = MountVolume { volume_mount_group: group.into(), ..MountVolume::default() };
-    VolumeCapability { access_mode: Some(AccessMode { mode: mode.into() }), access_type: Some(AccessType::Mount(mount)) }
-}
-
 fn writer() -> VolumeCapability {
     capability(Mode::SingleNodeMultiWriter, "")
 }
@@ -174,14 +50,6 @@ fn reader() -> VolumeCapability {
 fn mounts_at(path: &Path) -> Result<usize> {
     let table = std::fs::read_to_string("/proc/self/mounts")?;
     Ok(table.lines().filter(|l| l.split(' ').nth(1).is_some_and(|p| Path::new(p) == path)).count())
-}
-
-/// Refused with that code, and words that help.
-pub(super) fn refused<T: std::fmt::Debug>(result: Result<T, Status>, code: Code, words: &str) -> Result<()> {
-    match result {
-        Err(status) if status.code() == code && status.message().contains(words) => Ok(()),
-        other => anyhow::bail!("expected {code:?} with {words:?}, got {other:?}"),
-    }
 }
 
 async fn lifecycle(t: Arc<Test>) -> Result<()> {

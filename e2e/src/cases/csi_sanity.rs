@@ -14,11 +14,11 @@ use dotgraft_proto::csi::v1 as csi;
 use serde_json::Value;
 use tokio::process::Command;
 
-use super::csi_controller::Sidecar;
 use crate::harness::test::STEP;
 use crate::harness::{Case, Test};
 use crate::rig::Options;
 use crate::rig::wait::eventually;
+use crate::steps::sidecar::Sidecar;
 
 /// Specs in csi-test 5.6; one of them is pending upstream.
 const SPECS: usize = 103;

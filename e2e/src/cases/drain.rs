@@ -5,12 +5,12 @@ use std::sync::Arc;
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
-use super::cli::dot;
-use super::moving::owned_by;
 use crate::data::digest::tree_digest;
 use crate::harness::test::STEP;
 use crate::harness::{Case, Test};
 use crate::rig::wait::eventually;
+use crate::steps::cli::dot;
+use crate::steps::owner::owned_by;
 
 /// All cases.
 pub fn cases() -> Vec<Case> {

@@ -6,11 +6,11 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
-use super::scale::{ALL, all_gone, can_schedule};
 use crate::harness::figures::{Csi, spread};
 use crate::harness::timeline::{PodTimes, Timeline};
 use crate::harness::{Case, Test};
 use crate::rig::wait::eventually;
+use crate::steps::many::{ALL, all_gone, can_schedule};
 
 /// First it makes a file and its sum, at its next start it says whether they are whole; and it notes each node it has been on.
 const KEEPS: &str = "trap exit TERM; cd /data; if [ -e sum ]; then md5sum -c -s sum && echo whole || echo broken; \

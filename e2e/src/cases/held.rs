@@ -8,12 +8,11 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::away::{WRITER, filesystem, grows, lines, written};
-use super::csi_pvc::{claim, pod, says, started, stop};
 use crate::harness::{Case, Test};
 use crate::rig::kube::{condition_of, conditions};
 use crate::rig::pools::NodeFiles;
 use crate::rig::wait::{eventually, throughout};
+use crate::steps::pod::{WRITER, claim, filesystem, grows, lines, pod, says, started, stop, written};
 
 /// Longest that one step with a pod may take.
 const STEP: Duration = Duration::from_secs(180);

@@ -2,15 +2,16 @@
 //! agent's `tests/peer_net` and `tests/stream_hostile`; here whole programs meet them.
 
 use std::fs::OpenOptions;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
-use tokio::io::AsyncWriteExt;
+use tokio::io::AsyncWriteExt as _;
 
-use crate::harness::{Case, test::Test};
+use crate::harness::Case;
+use crate::harness::test::Test;
 use crate::rig::wait::eventually;
 
 const STEP: Duration = Duration::from_secs(90);

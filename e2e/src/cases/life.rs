@@ -95,7 +95,7 @@ async fn on_commit(t: Arc<Test>) -> Result<()> {
 async fn deleted_base(t: Arc<Test>) -> Result<()> {
     let fs_id = t.dot("d", "n1").await?;
     let head = t.mount("n1", &fs_id).await?;
-    std::fs::write(head.join("a"), super::deletion::noise(8 << 20))?;
+    std::fs::write(head.join("a"), crate::steps::left::noise(8 << 20))?;
     let spec = json!({"direction": "Push", "source": {"names": ["d"]}, "target": {"node": "n2"}, "schedule": {"onCommit": true}});
     t.create("ReplicationJob", "j", &spec).await?;
     let first = t.commit("c1", "d").await?;
@@ -111,7 +111,7 @@ async fn deleted_base(t: Arc<Test>) -> Result<()> {
         Ok(())
     })
     .await?;
-    let log = super::cli::dot(&t, &["log", "d"]).await?;
+    let log = crate::steps::cli::dot(&t, &["log", "d"]).await?;
     ensure!(log.contains("(deleted; the next increment starts from it)"), "{log}");
     let refused = t.local("n1")?.mount(&fs_id, &t.dir.join("deleted"), Some(&first)).await;
     let said = refused.err().map(|e| format!("{e:#}")).unwrap_or_default();

@@ -6,10 +6,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 
-use super::away::filesystem;
-use super::csi_pvc::{claim, pod, started};
 use crate::harness::{Case, Test};
 use crate::rig::wait::eventually;
+use crate::steps::pod::{claim, filesystem, pod, started};
 
 /// Longest that one step may take.
 const STEP: Duration = Duration::from_secs(180);

@@ -9,13 +9,13 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, PostParams};
 use serde_json::{Value, json};
 
-use super::csi_pvc::{claim, pod, started, stop};
-use super::moving::owned_by;
 use crate::harness::Case;
 use crate::harness::test::Test;
 use crate::rig::programs::{OPERATOR, http_get};
 use crate::rig::tokens::SYSTEM;
 use crate::rig::wait::eventually;
+use crate::steps::owner::owned_by;
+use crate::steps::pod::{claim, pod, started, stop};
 
 /// Longest that one step with a pod may take.
 const STEP: Duration = Duration::from_secs(180);

@@ -10,11 +10,11 @@ use std::sync::{Arc, Mutex};
 use anyhow::{Context as _, Result, anyhow, ensure};
 use serde_json::json;
 
-use super::moving::{owned_by, place};
 use crate::data::digest::same_trees;
 use crate::harness::test::STEP;
 use crate::harness::{Case, Test};
 use crate::rig::wait::{eventually, throughout};
+use crate::steps::owner::{owned_by, place};
 
 /// All cases.
 pub fn cases() -> Vec<Case> {

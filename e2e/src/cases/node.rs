@@ -1,19 +1,20 @@
 //! What happens to a node while volumes are in use: its agent dies again and again, is started twice, loses the API server;
 //! and what users put into their volumes (failures.md rows 10, 26, 28).
 
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::MetadataExt as _;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
 
-use super::pools::loops;
 use crate::data::digest::same_trees;
 use crate::data::sqlite::{self, SqliteWriter};
-use crate::harness::{Case, test::Test};
+use crate::harness::Case;
+use crate::harness::test::Test;
 use crate::rig::wait::eventually;
 use crate::rig::{Options, unmount_below};
+use crate::steps::loops::loops;
 
 /// Longest that one step may take.
 const STEP: Duration = Duration::from_secs(90);

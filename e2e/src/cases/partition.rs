@@ -6,13 +6,12 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
-use super::away::{WRITER, filesystem, grows, lines, written};
-use super::csi_controller::Sidecar;
-use super::csi_pvc::{pod, started};
-use super::moving::{authority, says_fenced, taint};
 use crate::harness::{Case, Test};
 use crate::rig::machine::network::CONTROL_PLANE;
 use crate::rig::wait::{eventually, throughout};
+use crate::steps::owner::{authority, says_fenced, taint};
+use crate::steps::pod::{WRITER, filesystem, grows, lines, pod, started, written};
+use crate::steps::sidecar::Sidecar;
 
 /// Longest that one step with pods may take.
 const STEP: Duration = Duration::from_secs(180);

@@ -9,13 +9,13 @@ use dotgraft_proto::agent::v1 as wire;
 use serde_json::{Value, json};
 use wire::receive_request::Message;
 
-use super::deletion::{noise, on_disk};
 use crate::data::digest::same_trees;
 use crate::data::stream;
 use crate::harness::test::{STEP, text};
 use crate::harness::{Case, Test};
 use crate::rig::peer::{Identity, Peer, framed, request};
 use crate::rig::wait::eventually;
+use crate::steps::left::{noise, on_disk};
 
 /// Seconds that n2 waits for a frame in these cases.
 const SILENCE: u64 = 4;

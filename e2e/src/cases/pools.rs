@@ -17,6 +17,7 @@ use crate::harness::{Case, Test};
 use crate::rig::kube::conditions;
 use crate::rig::wait::eventually;
 use crate::rig::{Options, ports, unmount_below};
+use crate::steps::loops::loops;
 
 /// The cases of this file.
 pub fn cases() -> Vec<Case> {
@@ -94,12 +95,6 @@ async fn second_agent_refuses(t: &Test, state: &Path) -> Result<()> {
     ensure!(last.contains("in use by another agent"), "it ended for another reason: {last}");
     std::fs::remove_file(processes.log(&twin))?;
     processes.forget(&twin)
-}
-
-/// Loop devices behind a file.
-pub fn loops(file: &Path) -> Result<Vec<String>> {
-    let output = Command::new("losetup").arg("-j").arg(file).output().context("running losetup")?;
-    Ok(String::from_utf8_lossy(&output.stdout).lines().filter_map(|l| l.split(':').next().map(str::to_owned)).collect())
 }
 
 // ---- 24-reinstalled ----

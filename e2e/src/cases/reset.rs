@@ -6,14 +6,14 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
-use super::cli::{dot, dot_as};
-use super::killpoints::{Operation, everywhere};
 use crate::data::digest::{same_trees, tree_digest};
 use crate::data::tree as source;
 use crate::harness::test::{STEP, text};
 use crate::harness::{Case, Test};
 use crate::rig::kube::conditions;
 use crate::rig::wait::eventually;
+use crate::steps::cli::{dot, dot_as};
+use crate::steps::kill::{Operation, everywhere};
 
 /// All cases.
 pub fn cases() -> Vec<Case> {
@@ -96,7 +96,7 @@ async fn whole(t: Arc<Test>) -> Result<()> {
 async fn read_meanwhile(t: Arc<Test>) -> Result<()> {
     let fs_id = t.dot("d", "n1").await?;
     let head = t.mount("n1", &fs_id).await?;
-    std::fs::write(head.join("a"), super::deletion::noise(24 << 20))?;
+    std::fs::write(head.join("a"), crate::steps::left::noise(24 << 20))?;
     let commit = t.commit("c1", "d").await?;
     let reader = t.mount_commit("n1", &fs_id, &commit).await?;
     let first = tree_digest(&reader)?;

@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
-use super::deletion::noise;
 use crate::data::digest::same_trees;
 use crate::harness::test::STEP;
 use crate::harness::{Case, Test};
 use crate::rig::wait::eventually;
+use crate::steps::left::noise;
 
 /// What is pushed.
 const SIZE: u64 = 128 << 20;

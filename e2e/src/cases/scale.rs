@@ -6,19 +6,17 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use futures::future::try_join_all;
-use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, ServiceAccount};
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use kube::api::{Api, PostParams};
 use serde_json::{Value, json};
 
-use super::csi_pvc;
 use crate::harness::figures::{self, Csi, spread};
 use crate::harness::timeline::Timeline;
 use crate::harness::{Case, Test};
 use crate::rig::programs::OPERATOR;
 use crate::rig::wait::eventually;
+use crate::steps::many::{ALL, all_gone, can_schedule};
 
-/// Longest that all pods of a case may take to start.
-pub const ALL: Duration = Duration::from_secs(300);
 /// The calls that stand between a claim and a pod's container.
 const CALLS: [&str; 4] = ["CreateVolume", "ControllerPublishVolume", "NodeStageVolume", "NodePublishVolume"];
 
@@ -59,20 +57,6 @@ async fn claims(t: Arc<Test>, pods: usize, idle: Duration) -> Result<()> {
     on_three_nodes(&timeline)?;
     rests(&t, &["operator", "n1", "n2", "n3"], idle).await?;
     all_gone(&t).await
-}
-
-/// Pods and claims are deleted at once, and every Dot goes.
-pub async fn all_gone(t: &Test) -> Result<()> {
-    let start = Instant::now();
-    t.kubectl(&["delete", "pod,pvc", "--all", "--timeout=600s"]).await?;
-    eventually("all Dots to be gone", ALL, || async {
-        let left = t.kube().names("Dot", &t.namespace, |_| true).await?.len();
-        ensure!(left == 0, "{left} are there");
-        Ok(())
-    })
-    .await?;
-    println!("        pods, claims and volumes deleted after {:.1} s", start.elapsed().as_secs_f64());
-    Ok(())
 }
 
 fn on_three_nodes(timeline: &Timeline) -> Result<()> {
@@ -135,21 +119,6 @@ async fn idle(t: Arc<Test>) -> Result<()> {
 async fn actors(t: &Test, node: &str) -> Result<String> {
     let (_, text) = crate::rig::programs::http_get(&t.rig.node(node)?.http, "/metrics").await?;
     Ok(text.lines().find_map(|l| l.strip_prefix("dotgraft_actors ")).context("no dotgraft_actors")?.to_owned())
-}
-
-/// Waits until pods with volumes can be made, and scheduled to every node: the scheduler knows of a node what its driver, its capacity
-/// and its taints say, each in its own time.
-pub async fn can_schedule(t: &Arc<Test>) -> Result<()> {
-    csi_pvc::registered(t.clone()).await?;
-    eventually("all nodes to be free of taints", ALL, || async {
-        let taints = t.kubectl(&["get", "nodes", "-o", "jsonpath={.items[*].spec.taints[*].key}"]).await?;
-        ensure!(taints.is_empty(), "{taints}");
-        Ok(())
-    })
-    .await?;
-    tokio::time::sleep(Duration::from_secs(1)).await; // the scheduler's own watch
-    let accounts: Api<ServiceAccount> = Api::namespaced(t.kube().client(), &t.namespace);
-    eventually("the namespace's ServiceAccount", ALL, || async { Ok(accounts.get("default").await?) }).await.map(drop)
 }
 
 async fn make_claim(t: &Test, name: String) -> Result<()> {

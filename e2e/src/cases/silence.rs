@@ -6,11 +6,11 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
-use super::deletion::noise;
 use crate::data::digest::same_trees;
 use crate::harness::test::STEP;
 use crate::harness::{Case, Test};
 use crate::rig::wait::eventually;
+use crate::steps::left::noise;
 
 /// `BYTES:SECONDS` of a kernel that goes silent, once in each send.
 const PAUSE: &str = "DOTGRAFT_SEND_PAUSE";

@@ -10,13 +10,13 @@ use anyhow::{Context as _, Result, bail, ensure};
 use rustix::fs::{FallocateFlags, fallocate};
 use serde_json::{Value, json};
 
-use super::deletion::{noise, on_disk};
 use crate::data::digest::same_trees;
 use crate::harness::test::STEP;
 use crate::harness::{Case, Test};
 use crate::rig::Options;
 use crate::rig::kube::conditions;
 use crate::rig::wait::eventually;
+use crate::steps::left::{noise, on_disk};
 
 /// For a run that sleeps between two tries, and for the kernel's cleaner.
 const AGAIN: Duration = Duration::from_secs(240);
@@ -208,7 +208,7 @@ async fn no_space(t: Arc<Test>) -> Result<()> {
         t.kube().delete(kind, &t.namespace, name).await?;
         t.kube().gone(kind, &t.namespace, name, STEP).await?;
     }
-    super::deletion::nothing_left(&t, &other).await?;
+    crate::steps::left::nothing_left(&t, &other).await?;
     remove_filler(&t, &head).await?;
     t.arrived(&fs_id, &commit, "n2", AGAIN).await?;
     let job = t.condition("ReplicationJob", "j", "Ready", "True", Some("Completed")).await?;

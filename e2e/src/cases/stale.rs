@@ -7,12 +7,12 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
-use super::api_loss::etcd;
-use super::deletion::nothing_left;
 use crate::harness::test::STEP;
 use crate::harness::{Case, Test};
 use crate::rig::programs::http_get;
 use crate::rig::wait::{eventually, throughout};
+use crate::steps::etcd::etcd;
+use crate::steps::left::nothing_left;
 
 /// The cases of this file.
 pub fn cases() -> Vec<Case> {

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, ensure};
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use super::{STEP, claim, clear, fs_id, left, node_of, ready};
-use crate::cases::csi_pvc;
 use crate::harness::{Case, Test};
 use crate::rig::kube::conditions;
 use crate::rig::wait::{eventually, throughout};
+use crate::steps::pod as csi_pvc;
+use crate::steps::pods::{STEP, claim, clear, fs_id, left, node_of, read_only, ready};
 
 /// The cases of this file.
 pub fn cases() -> Vec<Case> {
@@ -21,30 +21,6 @@ pub fn cases() -> Vec<Case> {
         )
         .kubelets(),
     ]
-}
-
-/// A `PersistentVolume` for any number of readers: a commit on the nodes that have it. Its name.
-pub async fn read_only_volume(t: &Test, name: &str, handle: &str) -> Result<String> {
-    let volume = format!("{}-{name}", t.namespace);
-    let object = json!({
-        "apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": volume},
-        "spec": {
-            "capacity": {"storage": "64Mi"}, "accessModes": ["ReadOnlyMany"], "persistentVolumeReclaimPolicy": "Retain",
-            "csi": {"driver": "csi.dotgraft.dev", "volumeHandle": handle, "readOnly": true},
-        },
-    });
-    t.apply(&object.to_string()).await?;
-    Ok(volume)
-}
-
-/// The same, and a claim that gets it.
-pub async fn read_only(t: &Test, name: &str, handle: &str) -> Result<()> {
-    let volume = read_only_volume(t, name, handle).await?;
-    let claim = json!({
-        "apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": name, "namespace": "NAMESPACE"},
-        "spec": {"storageClassName": "", "volumeName": volume, "accessModes": ["ReadOnlyMany"], "resources": {"requests": {"storage": "64Mi"}}},
-    });
-    t.apply(&claim.to_string()).await
 }
 
 async fn reads(t: &Test, pod: &str) -> Result<()> {
@@ -99,7 +75,7 @@ async fn commit(t: Arc<Test>) -> Result<()> {
     ensure!(filesystem.as_ref().map(|f| &f["metadata"]["name"]).is_some_and(Value::is_string), "the Filesystem is gone under its reader");
     t.kubectl(&["delete", "pod", "reader", "--timeout=180s"]).await.context("the reader can't go")?;
     t.kubectl(&["delete", "pvc", "reader", "--timeout=180s"]).await?;
-    super::nothing(&t, &id).await?;
+    crate::steps::pods::nothing(&t, &id).await?;
     t.kube().gone("Commit", &t.namespace, "c", STEP).await?;
     left(&t, &id).await?;
     clear(&t, &[]).await?;

@@ -6,14 +6,14 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
 
-use super::postgres::{acknowledged, check, goes_on, newest};
-use super::timeline::Timeline;
-use super::{STEP, clear, fs_id, make_notes, node_of, notes, postgres, ready, took, uid};
 use crate::harness::test::text;
 use crate::harness::{Case, Test};
 use crate::rig::kube::condition_of;
 use crate::rig::programs::http_get;
 use crate::rig::wait::eventually;
+use crate::steps::pods::postgres::{acknowledged, check, goes_on, newest};
+use crate::steps::pods::timeline::Timeline;
+use crate::steps::pods::{STEP, clear, fs_id, make_notes, node_of, notes, postgres, ready, took, uid};
 
 /// The cases of this file.
 pub fn cases() -> Vec<Case> {

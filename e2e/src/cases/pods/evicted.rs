@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::{STEP, clear, node_of, ready, took, uid};
-use crate::cases::cli::dot;
-use crate::cases::csi_pvc;
 use crate::harness::test::text;
 use crate::harness::{Case, Test};
 use crate::rig::wait::{eventually, throughout};
+use crate::steps::cli::dot;
+use crate::steps::pod as csi_pvc;
+use crate::steps::pods::{STEP, clear, node_of, ready, took, uid};
 
 /// The cases of this file.
 pub fn cases() -> Vec<Case> {
@@ -34,7 +34,7 @@ pub fn cases() -> Vec<Case> {
 
 /// A controller with one pod that has the PVC `data`, ends after `grace` seconds, and writes a word where there is none.
 async fn controller(t: &Test, kind: &str, grace: u8, node: &str) -> Result<()> {
-    super::claim(t, "data", "64Mi").await?;
+    crate::steps::pods::claim(t, "data", "64Mi").await?;
     let set = if kind == "StatefulSet" { "  serviceName: w\n" } else { "" };
     let node = if node.is_empty() { String::new() } else { format!("      nodeSelector: {{kubernetes.io/hostname: {node}}}\n") };
     // It ends late on purpose: a shell that is the first process ignores SIGTERM.
@@ -51,7 +51,7 @@ async fn controller(t: &Test, kind: &str, grace: u8, node: &str) -> Result<()> {
 /// The controller's newest pod that isn't leaving and runs, other than `old`: its name and uid.
 async fn runs(t: &Test, old: &str) -> Result<(String, String)> {
     eventually("a pod to run", STEP, || async {
-        let pods = super::pods(t).list(&kube::api::ListParams::default().labels("app=w")).await?.items;
+        let pods = crate::steps::pods::pods(t).list(&kube::api::ListParams::default().labels("app=w")).await?.items;
         let pod = pods.into_iter().find(|p| p.metadata.deletion_timestamp.is_none() && p.metadata.uid.as_deref() != Some(old));
         let pod = pod.context("there is none")?;
         let conditions = pod.status.and_then(|s| s.conditions).unwrap_or_default();

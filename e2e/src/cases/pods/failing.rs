@@ -7,14 +7,14 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::writer::Writer;
-use super::{STEP, claim, clear, fs_id, took};
-use crate::cases::csi_pvc;
 use crate::data::synced;
 use crate::harness::{Case, Test};
 use crate::rig::command::run;
 use crate::rig::kube::conditions;
 use crate::rig::wait::eventually;
+use crate::steps::pod as csi_pvc;
+use crate::steps::pods::writer::Writer;
+use crate::steps::pods::{STEP, claim, clear, fs_id, took};
 
 /// The cases of this file.
 pub fn cases() -> Vec<Case> {
@@ -92,9 +92,9 @@ async fn while_failing(t: &Test, other: &Writer) -> Result<()> {
     other.goes_on(t, 50).await?;
     // Its last pod can be deleted, and another starts: it reads, and is told that it can't write.
     t.kubectl(&["delete", "pod", "read", "--timeout=180s"]).await.context("a pod on the failing disk can't go")?;
-    super::left(t, &fs_id(t, "read").await?).await?;
+    crate::steps::pods::left(t, &fs_id(t, "read").await?).await?;
     csi_pvc::pod(t, "again", "read", "n2", "sleep 1000").await?;
-    super::ready(t, "again", "").await?;
+    crate::steps::pods::ready(t, "again", "").await?;
     let said = t.kubectl(&["exec", "again", "--", "sh", "-c", "(cat /data/word; echo more > /data/more) 2>&1 || true"]).await?;
     ensure!(said.starts_with("precious") && said.contains("Read-only file system"), "it is told {said:?}");
     t.kubectl(&["delete", "pod", "again", "--timeout=180s"]).await?;

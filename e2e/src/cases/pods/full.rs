@@ -5,12 +5,12 @@ use std::sync::Arc;
 use anyhow::{Result, ensure};
 use serde_json::json;
 
-use super::writer::Writer;
-use super::{STEP, claim, clear, fs_id, ready};
-use crate::cases::csi_pvc;
 use crate::harness::{Case, Test};
 use crate::rig::kube::conditions;
 use crate::rig::wait::eventually;
+use crate::steps::pod as csi_pvc;
+use crate::steps::pods::writer::Writer;
+use crate::steps::pods::{STEP, claim, clear, fs_id, ready};
 
 /// The cases of this file.
 pub fn cases() -> Vec<Case> {

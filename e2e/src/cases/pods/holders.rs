@@ -8,13 +8,13 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::writer::Writer;
-use super::{STEP, claim, clear, fs_id, node_of, pods};
 use crate::data::synced;
 use crate::harness::{Case, Test};
 use crate::rig::kube::conditions;
 use crate::rig::machine::Machine;
 use crate::rig::wait::eventually;
+use crate::steps::pods::writer::Writer;
+use crate::steps::pods::{STEP, claim, clear, fs_id, node_of, pods};
 
 /// The cases of this file.
 pub fn cases() -> Vec<Case> {
@@ -144,7 +144,7 @@ async fn copy_of_kubelet(t: &Test) -> Result<()> {
          hostPath: {path: /var/lib/kubelet}\n",
     )
     .await?;
-    super::ready(t, "copy", "").await.map(|_| ())
+    crate::steps::pods::ready(t, "copy", "").await.map(|_| ())
 }
 
 /// The move waits, and says for whom; so does the pod that waits for it.

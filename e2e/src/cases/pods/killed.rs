@@ -8,11 +8,11 @@ use anyhow::{Result, ensure};
 use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use kube::api::Api;
 
-use super::writer::Writer;
-use super::{STEP, claim, clear, fs_id, left, notes, pods, took};
 use crate::data::synced;
 use crate::harness::{Case, Test};
 use crate::rig::wait::eventually;
+use crate::steps::pods::writer::Writer;
+use crate::steps::pods::{STEP, claim, clear, fs_id, left, notes, pods, took};
 
 /// The cases of this file.
 pub fn cases() -> Vec<Case> {
@@ -205,7 +205,7 @@ async fn deleted(t: &Test, moments: &mut Moments) -> Result<()> {
         .await?;
         t.kube().gone("Dot", &t.namespace, &name, STEP).await?;
         if let Some(id) = id {
-            super::nothing(t, &id).await?;
+            crate::steps::pods::nothing(t, &id).await?;
         }
         let _ = std::fs::remove_file(notes(t, NODE, &writer.pod)?);
     }

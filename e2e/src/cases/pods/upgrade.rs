@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use rustix::process::Signal;
 
-use super::writer::Writer;
-use super::{STEP, claim, clear, fs_id};
 use crate::data::synced::{self, BLOCK};
 use crate::harness::{Case, Test};
 use crate::rig::command;
 use crate::rig::process::ENDS;
+use crate::steps::pods::writer::Writer;
+use crate::steps::pods::{STEP, claim, clear, fs_id};
 
 /// The cases of this file.
 pub fn cases() -> Vec<Case> {

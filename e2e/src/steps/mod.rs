@@ -1,0 +1,14 @@
+//! What several cases do: no cases here.
+
+pub mod cli;
+pub mod csi;
+pub mod etcd;
+pub mod kill;
+pub mod left;
+pub mod loops;
+pub mod many;
+pub mod mount;
+pub mod owner;
+pub mod pod;
+pub mod pods;
+pub mod sidecar;
