@@ -14,6 +14,10 @@ use kube::api::{ObjectMeta, PostParams};
 use kube::{Api, Client};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData};
 
+/// Longest life of a leaf: seven days.
+pub const MAX_LIFE: Duration = Duration::from_secs(7 * 24 * 3600);
+/// Shortest life that the operator can be told to give (`--certificate-lifetime`).
+pub const SHORTEST_LIFE: Duration = Duration::from_secs(10);
 const CERT_KEY: &str = "ca.crt";
 const PRIVATE_KEY: &str = "ca.key";
 const CA_LIFE: Duration = Duration::from_secs(10 * 365 * 24 * 3600);

@@ -5,7 +5,7 @@
 
 use dotgraft_api::{Condition, ConditionType, ConditionUpdate, Reason, Time, Word, condition, says, set_condition};
 
-use crate::context::Note;
+use crate::note::Note;
 
 /// What stands in the way: a word and a sentence.
 #[derive(Debug, Clone, PartialEq, Eq)]

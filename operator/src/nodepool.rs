@@ -6,6 +6,7 @@
 
 mod adopt;
 mod claim;
+pub mod triggers;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,9 +18,10 @@ use kube::{Api, Resource, ResourceExt};
 use serde_json::json;
 
 use self::adopt::{Decision, Holder, View, decide};
-use crate::context::{Ctx, Note};
+use crate::context::Ctx;
 use crate::error::Error;
-use crate::{filesystem, names, write};
+use crate::note::Note;
+use crate::{live, names, write};
 
 const RETRY: Duration = Duration::from_secs(10);
 
@@ -65,7 +67,7 @@ async fn gather(pools: &[NodePool], fs_id: &str, ctx: &Ctx) -> Result<View, Erro
     let filesystems: Api<Filesystem> = Api::all(ctx.client.clone());
     let holders = holders(pools, fs_id);
     let fs = filesystems.get_opt(fs_id).await?;
-    let replicas = filesystem::live_replicas(fs_id, ctx).await?;
+    let replicas = live::replicas(fs_id, ctx).await?;
     let orphans = pools.iter().filter_map(|p| p.status.as_ref()).flat_map(|s| s.orphans.items.iter());
     let orphans = orphans.map(|o| (o.fs_id.clone(), o.clone())).collect();
     Ok(View { fs_id: fs_id.to_owned(), holders, fs, replicas, orphans })

@@ -1,6 +1,7 @@
 //! Controller of `DotOperation`: gather → decide → apply → status. Each is done once; its status is the record of it.
 
 mod reset;
+pub mod triggers;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,8 +16,8 @@ use crate::claim;
 use crate::context::Ctx;
 use crate::error::Error;
 use crate::filesystem::authority::{self, Stays};
+use crate::filesystem::gather_live;
 use crate::filesystem::plan::View;
-use crate::filesystem::{gather_live, set_status};
 use crate::write;
 
 /// Something that it waits for is looked at again after this long.
@@ -88,7 +89,7 @@ pub async fn reconcile(operation: Arc<DotOperation>, ctx: Arc<Ctx>) -> Result<Ac
             }
             Step::Take(next) => {
                 let (to, epoch) = (next.owner.node.clone(), next.epoch);
-                set_status(&view.fs, FilesystemPhase::Active, Some(*next), &ctx).await?;
+                write::phase(&ctx.client, &view.fs, FilesystemPhase::Active, Some(*next)).await?;
                 let text = format!("node `{to}` owns it in epoch {epoch}; if the old owner returns, what it has is fenced and kept");
                 ended_as(OperationPhase::Done, owner, Some(to), Some(epoch), &text)
             }
@@ -101,7 +102,7 @@ pub async fn reconcile(operation: Arc<DotOperation>, ctx: Arc<Ctx>) -> Result<Ac
 async fn finish(operation: &DotOperation, status: DotOperationStatus, reason: &str, ctx: &Ctx) -> Result<Action, Error> {
     write::status(&write::namespaced(&ctx.client, operation), operation, &status).await?;
     let warning = status.phase == Some(OperationPhase::Refused);
-    let note = crate::context::Note { warning, reason: reason.to_owned(), message: status.message };
+    let note = crate::note::Note { warning, reason: reason.to_owned(), message: status.message };
     ctx.notes(&operation.object_ref(&()), "Operate", vec![note]).await;
     Ok(Action::await_change())
 }

@@ -7,8 +7,9 @@ use dotgraft_api::{ConditionType, NodePool, Place, Placement, Replica, condition
 use k8s_openapi::api::core::v1::Node;
 use kube::{Api, ResourceExt};
 
+use crate::caches::Caches;
 use crate::conditions::Block;
-use crate::context::{Caches, Ctx};
+use crate::context::Ctx;
 use crate::error::Error;
 
 /// One agent's pool.

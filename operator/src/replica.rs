@@ -3,6 +3,8 @@
 //! What is desired of a Replica is decided with its Filesystem; this only ends what has ended, also after the
 //! Filesystem is gone (tombstones outlive it, design §2).
 
+pub mod triggers;
+
 use std::sync::Arc;
 use std::time::Duration;
 

@@ -2,7 +2,8 @@
 
 use std::fmt::Debug;
 
-use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
+use dotgraft_api::{Authority, Filesystem, FilesystemPhase, FilesystemStatus};
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::core::NamespaceResourceScope;
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::Serialize;
@@ -63,6 +64,21 @@ where
     }
     let params = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
     Ok(api.patch(&object.name_any(), &params, &Patch::Merge(&patch)).await?)
+}
+
+/// Compare-and-swap of a Filesystem's phase and authority; never an apply (design §2).
+///
+/// # Errors
+///
+/// A conflict if somebody else wrote since it was read; the API server refuses or doesn't answer.
+pub async fn phase(client: &Client, fs: &Filesystem, phase: FilesystemPhase, authority: Option<Authority>) -> Result<(), Error> {
+    let api: Api<Filesystem> = Api::all(client.clone());
+    let mut next = fs.clone();
+    tracing::info!(fs = fs.name_any(), ?phase, ?authority, "deciding about a Filesystem");
+    next.status = Some(FilesystemStatus { phase, authority });
+    let params = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
+    api.replace_status(&fs.name_any(), &params, &next).await?;
+    Ok(())
 }
 
 /// The object's finalizers with `ours` added or taken away.

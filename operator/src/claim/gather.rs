@@ -8,9 +8,11 @@ use kube::{Api, ResourceExt};
 
 use super::decide::{Child, View};
 use super::{ClaimObject, ClaimView, origin};
+use crate::caches::claim_term;
 use crate::commit;
-use crate::context::{Ctx, claim_term};
+use crate::context::Ctx;
 use crate::error::Error;
+use crate::live;
 use crate::names;
 use crate::pools::{self, PoolView};
 use crate::pvc;
@@ -56,7 +58,7 @@ pub async fn live<K: ClaimObject>(name: &str, namespace: &str, ctx: &Ctx) -> Res
         let list: Vec<_> = branches.list(&ListParams::default()).await?.items.into_iter().map(Arc::new).collect();
         view.children = children(&view.claim, &list, ctx);
         if let Some(id) = &view.claim.fs_id {
-            let replicas = crate::filesystem::live_replicas(id, ctx).await?;
+            let replicas = live::replicas(id, ctx).await?;
             let pools = pools::confirmed(ctx, &replicas).await?;
             view.mounts = mounts(&replicas, &pools);
             view.unconfirmed = unconfirmed(&replicas, &pools, seconds_since_deletion(&object));

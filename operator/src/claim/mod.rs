@@ -6,6 +6,7 @@ mod decide;
 mod gather;
 pub mod origin;
 mod status;
+pub mod triggers;
 mod view;
 
 use std::sync::Arc;
@@ -22,7 +23,6 @@ use self::decide::{Decision, Step, View, decide};
 pub use self::view::{ClaimObject, ClaimView, cached};
 use crate::context::Ctx;
 use crate::error::Error;
-use crate::filesystem;
 use crate::names;
 use crate::write;
 
@@ -103,7 +103,7 @@ async fn take<K: ClaimObject>(object: &K, view: &View, step: Step, ctx: &Ctx) ->
         Step::Hold => hold(object, None, ctx).await,
         Step::Create(origin) => create(&view.claim, origin, ctx).await,
         Step::Start => match fs {
-            Some(fs) => filesystem::set_status(fs, FilesystemPhase::New, None, ctx).await,
+            Some(fs) => write::phase(&ctx.client, fs, FilesystemPhase::New, None).await,
             None => Ok(()),
         },
         Step::Bind => match fs {
@@ -113,7 +113,7 @@ async fn take<K: ClaimObject>(object: &K, view: &View, step: Step, ctx: &Ctx) ->
         Step::Mark(phase) => match fs {
             Some(fs) => {
                 let authority = fs.status.as_ref().and_then(|s| s.authority.clone());
-                filesystem::set_status(fs, phase, authority, ctx).await
+                write::phase(&ctx.client, fs, phase, authority).await
             }
             None => Ok(()),
         },
@@ -178,7 +178,7 @@ async fn bind(claim: &ClaimView, fs: &Filesystem, ctx: &Ctx) -> Result<(), Error
     let patch = json!({ "spec": { "claimRef": { "uid": claim.uid } } });
     let fs = write::guarded(&api, fs, patch).await?;
     match fs.status.clone() {
-        Some(s) if s.phase == FilesystemPhase::Released => filesystem::set_status(&fs, FilesystemPhase::Active, s.authority, ctx).await,
+        Some(s) if s.phase == FilesystemPhase::Released => write::phase(&ctx.client, &fs, FilesystemPhase::Active, s.authority).await,
         _ => Ok(()),
     }
 }

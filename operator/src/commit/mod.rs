@@ -5,6 +5,7 @@
 //! reference: it is a snapshot, and keeps the Filesystem, without a head, until it goes itself.
 
 mod decide;
+pub mod triggers;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,11 +19,12 @@ use kube::{Api, Resource, ResourceExt};
 use serde_json::json;
 
 use self::decide::{Step, View, decide};
+use crate::caches::fs_term;
 use crate::claim;
 use crate::conditions;
-use crate::context::{Ctx, fs_term};
+use crate::context::Ctx;
 use crate::error::Error;
-use crate::filesystem;
+use crate::live;
 use crate::names::{COMMIT_FINALIZER, FS_LABEL, TRANSIENT_LABEL};
 use crate::pools;
 use crate::write;
@@ -47,6 +49,11 @@ fn gather(commit: &Arc<Commit>, ctx: &Ctx) -> View {
 /// The Filesystem that it was made in, once it is made.
 pub fn recorded_in(commit: &Commit) -> Option<&str> {
     commit.status.as_ref()?.fs_id.as_deref()
+}
+
+/// Whether the commit's result stands in its status.
+pub fn is_recorded(commit: &Commit) -> bool {
+    commit.status.as_ref().is_some_and(|s| s.id.is_some())
 }
 
 fn is_csi(commit: &Commit) -> bool {
@@ -92,7 +99,7 @@ async fn gather_live(commit: &Commit, ctx: &Ctx) -> Result<Option<View>, Error> 
     let id = recorded_in(&live).map(str::to_owned).or_else(|| view.claim.as_ref().and_then(|c| c.fs_id.clone()));
     if let Some(id) = id {
         view.fs = Api::all(ctx.client.clone()).get_opt(&id).await?.map(Arc::new);
-        view.replicas = filesystem::live_replicas(&id, ctx).await?;
+        view.replicas = live::replicas(&id, ctx).await?;
         view.pools = pools::confirmed(ctx, &view.replicas).await?;
     }
     Ok(Some(view))

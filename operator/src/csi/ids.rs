@@ -10,49 +10,10 @@ use std::fmt;
 use dotgraft_engine::ids::{CommitId, FsId};
 
 use super::error::CsiError;
+pub use crate::handle::Handle;
 
 /// Longest name or id in a CSI call, in bytes (CSI spec, "Size Limits").
 pub const NAME_MAX: usize = 128;
-/// Before the id in a read-only handle.
-const READ_ONLY: &str = "ro/";
-
-/// A volume handle.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Handle {
-    /// The Filesystem.
-    pub fs: FsId,
-    /// Only to read.
-    pub read_only: bool,
-    /// That commit, not the newest; read-only handles only.
-    pub commit: Option<CommitId>,
-}
-
-impl Handle {
-    /// `None`: not a handle that we ever gave out.
-    pub fn parse(text: &str) -> Option<Self> {
-        let Some(rest) = text.strip_prefix(READ_ONLY) else {
-            return text.parse().ok().map(Self::head);
-        };
-        let (fs, commit) = match rest.split_once('@') {
-            Some((fs, commit)) => (fs, Some(commit.parse().ok()?)),
-            None => (rest, None),
-        };
-        Some(Self { fs: fs.parse().ok()?, read_only: true, commit })
-    }
-
-    /// The writable head of a Filesystem.
-    pub const fn head(fs: FsId) -> Self {
-        Self { fs, read_only: false, commit: None }
-    }
-}
-
-impl fmt::Display for Handle {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}{}", if self.read_only { READ_ONLY } else { "" }, self.fs)?;
-        self.commit.map_or(Ok(()), |commit| write!(f, "@{commit}"))
-    }
-}
-
 /// A snapshot id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct SnapshotId {

@@ -13,9 +13,10 @@ use super::error::CsiError;
 use super::find::{self, Volume, is_usable};
 use super::ids::{self, Handle, SnapshotId};
 use super::{snapshot, topology};
+use crate::caches::fs_term;
 use crate::claim::{self, ClaimView};
-use crate::context::{Ctx, fs_term};
-use crate::pvc::decide;
+use crate::context::Ctx;
+use crate::handle;
 
 /// Most entries of a page, so that an answer stays far below gRPC's 4 MiB.
 const PAGE: usize = 2_000;
@@ -63,7 +64,7 @@ pub fn volumes(request: &wire::ListVolumesRequest, ctx: &Ctx) -> Result<wire::Li
 /// the attacher publishes again each minute (`--reconcile-sync`).
 fn handles(id: FsId, ctx: &Ctx) -> BTreeSet<Handle> {
     let volumes = ctx.caches.volumes.with(&fs_term(&id.to_string()));
-    let read_only = volumes.iter().filter_map(|pv| decide::handle_of(pv)).filter(|h| h.read_only);
+    let read_only = volumes.iter().filter_map(|pv| handle::handle_of(pv)).filter(|h| h.read_only);
     read_only.chain([Handle::head(id)]).collect()
 }
 

@@ -13,7 +13,8 @@ use kube::{Api, ResourceExt};
 use super::error::CsiError;
 use super::find::{self, PATIENCE, Volume, csi_name, until};
 use super::ids::{self, SnapshotId, required};
-use crate::context::{Ctx, csi_term, fs_term};
+use crate::caches::{csi_term, fs_term};
+use crate::context::Ctx;
 use crate::names::{self, FS_LABEL, TRANSIENT_LABEL, sha256_hex};
 use crate::write;
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use dotgraft_api::{Authority, CopyRole, DesiredState, FilesystemPhase, Place, Replica, ReplicaSpec, Time};
 
 use super::plan::View;
-use crate::context::Note;
+use crate::note::Note;
 use crate::pools::PoolView;
 
 /// Taken out of scheduling, and working: there is time to prepare.

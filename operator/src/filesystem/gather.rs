@@ -10,11 +10,13 @@ use kube::{Api, ResourceExt};
 
 use super::plan::View;
 use super::wishes::ResetWish;
+use crate::caches::{claim_term, fs_term};
 use crate::claim::{ClaimObject, ClaimView, cached as cached_claim};
 use crate::commit;
-use crate::context::{Ctx, claim_term, fs_term};
+use crate::context::Ctx;
 use crate::error::Error;
 use crate::job::resolve;
+use crate::live;
 use crate::pools;
 
 /// With what the watches saw.
@@ -31,7 +33,7 @@ pub async fn live(name: &str, ctx: &Ctx) -> Result<Option<View>, Error> {
     let filesystems: Api<Filesystem> = Api::all(ctx.client.clone());
     let Some(fs) = filesystems.get_opt(name).await? else { return Ok(None) };
     let claim = live_claim(&fs.spec.claim_ref, ctx).await?;
-    let replicas = live_replicas(name, ctx).await?;
+    let replicas = live::replicas(name, ctx).await?;
     let origin = match &fs.spec.origin {
         Some(o) => filesystems.get_opt(&o.fs_id).await?,
         None => None,
@@ -40,13 +42,6 @@ pub async fn live(name: &str, ctx: &Ctx) -> Result<Option<View>, Error> {
     let headless = fs.status.as_ref().is_some_and(|s| s.phase == FilesystemPhase::Headless);
     let snapshots = if headless { commit::live_snapshots(name, ctx).await? } else { 0 };
     Ok(Some(View { pools, snapshots, ..assemble(fs, claim, replicas, origin.as_ref(), ctx) }))
-}
-
-/// All Replicas of a Filesystem, as the API server has them now.
-pub async fn live_replicas(fs_id: &str, ctx: &Ctx) -> Result<Vec<Arc<Replica>>, Error> {
-    let replicas: Api<Replica> = Api::all(ctx.client.clone());
-    let list = replicas.list(&ListParams::default().fields(&format!("spec.fsId={fs_id}"))).await?;
-    Ok(list.items.into_iter().map(Arc::new).collect())
 }
 
 /// The Commit objects of a view, as the API server has them now: a copy goes only by those.

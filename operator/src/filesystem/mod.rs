@@ -8,27 +8,28 @@ pub mod kept;
 pub mod moving;
 pub mod plan;
 pub mod spare;
+pub mod triggers;
 pub mod wishes;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dotgraft_api::{Authority, Dot, Filesystem, FilesystemPhase, FilesystemStatus, Replica, ReplicaSpec};
+use dotgraft_api::{Dot, Filesystem, Replica, ReplicaSpec};
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{Patch, PostParams};
+use kube::api::Patch;
 use kube::runtime::controller::Action;
 use kube::{Api, Resource, ResourceExt};
 use serde_json::json;
 
-pub use self::gather::{jobs_of, live as gather_live, live_replicas};
+pub use self::gather::{jobs_of, live as gather_live};
 use self::plan::{Plan, View, Write};
 use self::spare::Marks;
-pub use self::wishes::is_recorded;
-use crate::context::{Ctx, Note};
+use crate::context::Ctx;
 use crate::error::Error;
 use crate::names;
+use crate::note::Note;
 use crate::write;
 
 /// A Filesystem that waits looks again after this long even if no watch says anything.
@@ -72,7 +73,7 @@ async fn decide_live(name: &str, ctx: &Ctx) -> Result<Plan, Error> {
 async fn apply(plan: &Plan, view: &View, ctx: &Ctx) -> Result<(), Error> {
     for write in &plan.writes {
         match write {
-            Write::Status(phase, authority) => set_status(&view.fs, *phase, authority.as_deref().cloned(), ctx).await?,
+            Write::Status(phase, authority) => write::phase(&ctx.client, &view.fs, *phase, authority.as_deref().cloned()).await?,
             Write::Create(spec, marks) => apply_replica(spec, *marks, None, ctx).await?,
             Write::Update(spec, marks) => {
                 let name = names::replica_name(&spec.fs_id, &spec.pool);
@@ -99,17 +100,6 @@ async fn tell(view: &View, action: &str, note: Option<Note>, ctx: &Ctx) {
         ..ObjectReference::default()
     };
     ctx.notes(&about, action, vec![note]).await;
-}
-
-/// Compare-and-swap of phase and authority; never an apply (design §2).
-pub async fn set_status(fs: &Filesystem, phase: FilesystemPhase, authority: Option<Authority>, ctx: &Ctx) -> Result<(), Error> {
-    let api: Api<Filesystem> = Api::all(ctx.client.clone());
-    let mut next = fs.clone();
-    tracing::info!(fs = fs.name_any(), ?phase, ?authority, "deciding about a Filesystem");
-    next.status = Some(FilesystemStatus { phase, authority });
-    let params = PostParams { field_manager: Some(names::FIELD_MANAGER.into()), ..PostParams::default() };
-    api.replace_status(&fs.name_any(), &params, &next).await?;
-    Ok(())
 }
 
 /// Creates or changes a Replica by apply. The finalizer is set at birth; later it is repeated only while it is

@@ -13,8 +13,8 @@ use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 
 use super::plan::View;
-use crate::context::Note;
 use crate::names;
+use crate::note::Note;
 
 /// Labels and annotations of a Replica that follow from the plan.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

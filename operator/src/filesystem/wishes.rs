@@ -9,6 +9,7 @@ use std::sync::Arc;
 use dotgraft_api::{Commit, CommitState, CommitWish, JobWish, Origin, Place, Replica, ReplicationJob, parse_quantity};
 use kube::ResourceExt;
 
+use crate::commit::is_recorded;
 use crate::job::resolve;
 use crate::names::{COMMIT_FINALIZER, OPERATION_ANNOTATION};
 use crate::write::has_finalizer;
@@ -25,11 +26,6 @@ pub struct ResetWish {
     pub to: Origin,
     /// New mounts wait for it.
     pub hold: bool,
-}
-
-/// Whether the commit's result stands in its status.
-pub fn is_recorded(commit: &Commit) -> bool {
-    commit.status.as_ref().is_some_and(|s| s.id.is_some())
 }
 
 /// Which copy is asked.

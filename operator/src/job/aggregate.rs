@@ -9,7 +9,7 @@ use dotgraft_api::run_report::RunState;
 use dotgraft_api::{ConditionType, FilesystemCounts, JobReport, Progress, ReplicationJob, ReplicationJobStatus, Time, says};
 use k8s_openapi::jiff::Timestamp;
 
-use super::item::{Item, Judged, Stage, judge, time};
+use super::item::{Item, Judged, Stage, coarse, judge, spell, time};
 use super::resolve;
 use crate::conditions::{self, Wanted, wanted};
 
@@ -122,19 +122,6 @@ fn seconds(from: Timestamp, to: Timestamp) -> u64 {
     u64::try_from(to.as_second().saturating_sub(from.as_second())).unwrap_or(0)
 }
 
-/// `90` → `1m30s`: two units, as kubectl shows ages.
-pub(super) fn spell(seconds: u64) -> String {
-    let two = |big: u64, unit: &str, small: u64, small_unit: &str| {
-        if small == 0 { format!("{big}{unit}") } else { format!("{big}{unit}{small}{small_unit}") }
-    };
-    match seconds {
-        0..60 => format!("{seconds}s"),
-        60..3600 => two(seconds / 60, "m", seconds % 60, "s"),
-        3600..86400 => two(seconds / 3600, "h", seconds % 3600 / 60, "m"),
-        _ => two(seconds / 86400, "d", seconds % 86400 / 3600, "h"),
-    }
-}
-
 fn progress(judged: &[Judged]) -> Option<Progress> {
     let reports: Vec<_> = judged.iter().filter_map(|j| j.report.as_ref().map(|r| (j.ended(), r))).collect();
     if reports.is_empty() {
@@ -166,15 +153,6 @@ fn lag(judged: &[Judged], now: &Time) -> Option<String> {
     }
     let oldest = judged.iter().filter_map(Judged::oldest_missing).min();
     Some(oldest.map_or_else(|| "0s".to_owned(), |at| spell(coarse(seconds(at, now.0)))))
-}
-
-/// Fewer digits as it grows, so that a lag that only ages isn't written again and again.
-pub(super) fn coarse(seconds: u64) -> u64 {
-    match seconds {
-        0..60 => seconds - seconds % 5,
-        60..3600 => seconds - seconds % 60,
-        _ => seconds - seconds % 3600,
-    }
 }
 
 fn suspended(job: &ReplicationJob) -> Wanted {

@@ -8,7 +8,6 @@ use dotgraft_engine::model;
 use dotgraft_engine::run::PLACING_ATTEMPTS;
 use k8s_openapi::jiff::Timestamp;
 
-use super::aggregate::{coarse, spell};
 use crate::conditions::Block;
 
 /// What is known of one source of a job.
@@ -59,6 +58,28 @@ pub struct Judged {
 /// The API's time of a report's.
 pub fn time(at: UnixMillis) -> Option<Time> {
     Timestamp::from_millisecond(at).ok().map(Time)
+}
+
+/// `90` → `1m30s`: two units, as kubectl shows ages.
+pub(super) fn spell(seconds: u64) -> String {
+    let two = |big: u64, unit: &str, small: u64, small_unit: &str| {
+        if small == 0 { format!("{big}{unit}") } else { format!("{big}{unit}{small}{small_unit}") }
+    };
+    match seconds {
+        0..60 => format!("{seconds}s"),
+        60..3600 => two(seconds / 60, "m", seconds % 60, "s"),
+        3600..86400 => two(seconds / 3600, "h", seconds % 3600 / 60, "m"),
+        _ => two(seconds / 86400, "d", seconds % 86400 / 3600, "h"),
+    }
+}
+
+/// Fewer digits as it grows, so that a lag that only ages isn't written again and again.
+pub(super) fn coarse(seconds: u64) -> u64 {
+    match seconds {
+        0..60 => seconds - seconds % 5,
+        60..3600 => seconds - seconds % 60,
+        _ => seconds - seconds % 3600,
+    }
 }
 
 fn problem(p: &RunProblem) -> Problem {

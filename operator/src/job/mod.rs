@@ -4,6 +4,7 @@
 mod aggregate;
 mod item;
 pub mod resolve;
+pub mod triggers;
 
 use std::sync::Arc;
 use std::time::Duration;

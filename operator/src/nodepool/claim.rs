@@ -11,8 +11,8 @@ use super::adopt::{Burial, Restore, View};
 use crate::conditions::Block;
 use crate::context::Ctx;
 use crate::error::Error;
+use crate::filesystem::apply_replica;
 use crate::filesystem::spare::Marks;
-use crate::filesystem::{apply_replica, set_status};
 use crate::names;
 use crate::write;
 
@@ -34,7 +34,7 @@ pub async fn restore(restore: &Restore, view: &View, ctx: &Ctx) -> Result<Option
     };
     let fs = filesystem(view, &restore.claim, uid, restore.facts.origin.clone(), ctx).await?;
     if fs.status.as_ref().and_then(|s| s.authority.as_ref()).is_none() {
-        set_status(&fs, FilesystemPhase::Active, Some(restore.authority.clone()), ctx).await?;
+        write::phase(&ctx.client, &fs, FilesystemPhase::Active, Some(restore.authority.clone())).await?;
     }
     for spec in &restore.replicas {
         apply_replica(spec, Marks::default(), None, ctx).await?;
@@ -52,7 +52,7 @@ pub async fn bury(burial: &Burial, view: &View, ctx: &Ctx) -> Result<(), Error> 
     if view.fs.is_none() {
         let fs = filesystem(view, &burial.claim, None, origin, ctx).await?;
         if fs.status.is_none() {
-            set_status(&fs, FilesystemPhase::Deleting, Some(burial.authority.clone()), ctx).await?;
+            write::phase(&ctx.client, &fs, FilesystemPhase::Deleting, Some(burial.authority.clone())).await?;
         }
     }
     apply_replica(&burial.replica, Marks { unmanaged: true, ..Marks::default() }, None, ctx).await

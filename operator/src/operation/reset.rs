@@ -12,7 +12,8 @@ use kube::runtime::controller::Action;
 use kube::{Api, ResourceExt};
 
 use super::{WAIT, ended_as, finish, wait, wait_with};
-use crate::context::{Ctx, claim_term};
+use crate::caches::claim_term;
+use crate::context::Ctx;
 use crate::error::Error;
 use crate::filesystem::plan::View;
 use crate::filesystem::wishes::is_of_operation;

@@ -7,7 +7,7 @@ use kube::ResourceExt;
 use serde_json::{Value, json};
 
 use crate::conditions::Block;
-use crate::csi::ids::Handle;
+use crate::handle::filesystem_of;
 use crate::names::FS_LABEL;
 
 /// What a PVC's `dataSourceRef` means.
@@ -129,22 +129,6 @@ pub fn volume(pvc: &PersistentVolumeClaim, v: &Volume<'_>) -> Value {
     })
 }
 
-/// The handle of a PV of this driver.
-pub fn handle_of(pv: &PersistentVolume) -> Option<Handle> {
-    let csi = pv.spec.as_ref()?.csi.as_ref().filter(|c| c.driver == DRIVER_NAME)?;
-    Handle::parse(&csi.volume_handle)
-}
-
-/// The Filesystem of a PV of this driver.
-pub fn filesystem_of(pv: &PersistentVolume) -> Option<String> {
-    handle_of(pv).map(|h| h.fs.to_string())
-}
-
-/// Of this driver, and with a handle that is only to read commits.
-pub fn is_read_only(pv: &PersistentVolume) -> bool {
-    handle_of(pv).is_some_and(|h| h.read_only)
-}
-
 /// Made here, to be taken away here when its claim is gone: nobody else takes a `Retain` PV away, and the data is not its own.
 pub fn is_ours_to_drop(pv: &PersistentVolume) -> bool {
     let spec = pv.spec.clone().unwrap_or_default();
@@ -223,7 +207,7 @@ pub(super) mod tests {
         let read = made(&Access { read_only: true, modes: vec!["ReadOnlyMany".into()] });
         assert_ne!(read.name_any(), pv.name_any());
         assert_eq!(filesystem_of(&read).as_deref(), Some(FS));
-        assert!(is_read_only(&read) && !is_read_only(&pv), "its pods have no head");
+        assert!(crate::handle::is_read_only(&read) && !crate::handle::is_read_only(&pv), "its pods have no head");
     }
 
     #[test]

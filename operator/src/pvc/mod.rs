@@ -4,6 +4,7 @@
 //! PVC's own, as a snapshot would. The provisioner leaves both alone, for it knows these kinds not.
 
 pub mod decide;
+pub mod triggers;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,12 +19,15 @@ use kube::runtime::controller::Action;
 use kube::{Api, Resource, ResourceExt};
 
 use self::decide::{Access, Source, Volume};
+use crate::caches::fs_term;
 use crate::claim;
 use crate::conditions::Block;
-use crate::context::{Ctx, Note, fs_term};
+use crate::context::Ctx;
 use crate::csi;
 use crate::error::Error;
+use crate::handle;
 use crate::names;
+use crate::note::Note;
 use crate::write;
 
 const BLOCKED: Duration = Duration::from_secs(30);
@@ -153,7 +157,7 @@ async fn restore(pvc: &PersistentVolumeClaim, name: &str, access: &Access, class
 async fn bind(pvc: &PersistentVolumeClaim, volume: &Volume<'_>, what: &str, ctx: &Ctx) -> Result<Outcome, Error> {
     let rivals = ctx.caches.volumes.with(&fs_term(volume.fs_id));
     let name = decide::volume_name(volume.fs_id, volume.access.read_only);
-    let is_rival = |pv: &PersistentVolume| pv.name_any() != name && decide::is_read_only(pv) == volume.access.read_only;
+    let is_rival = |pv: &PersistentVolume| pv.name_any() != name && handle::is_read_only(pv) == volume.access.read_only;
     if let Some(other) = rivals.iter().find(|pv| is_rival(pv)) {
         return blocked("AlreadyClaimed", already(what, other));
     }
@@ -208,7 +212,7 @@ pub fn bound_claims(fs_id: &str, ctx: &Ctx) -> Vec<String> {
 /// PVCs of a namespace that are bound to a Filesystem for writing: their pods have its head.
 pub fn writing_claims(fs_id: &str, namespace: &str, ctx: &Ctx) -> Vec<String> {
     let volumes = ctx.caches.volumes.with(&fs_term(fs_id));
-    let claims = volumes.iter().filter(|pv| !decide::is_read_only(pv)).filter_map(|pv| decide::bound_claim(pv));
+    let claims = volumes.iter().filter(|pv| !handle::is_read_only(pv)).filter_map(|pv| decide::bound_claim(pv));
     let mut list: Vec<String> = claims.filter_map(|c| Some(c.strip_prefix(namespace)?.strip_prefix('/')?.to_owned())).collect();
     list.sort();
     list.truncate(16);

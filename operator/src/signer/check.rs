@@ -14,14 +14,11 @@ use rcgen::{
     PublicKey, SanType,
 };
 
+use crate::ca::MAX_LIFE;
 use crate::names::PEER_PORT_ANNOTATION;
 
-/// Longest life of a leaf: seven days.
-pub const MAX_LIFE: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Shortest life that can be asked for; the API server has the same floor.
 const MIN_LIFE: Duration = Duration::from_secs(600);
-/// Shortest life that the operator can be told to give (`--certificate-lifetime`).
-pub const SHORTEST_LIFE: Duration = Duration::from_secs(10);
 const MAX_REQUEST_BYTES: usize = 16 * 1024;
 const USAGES: [&str; 3] = ["digital signature", "server auth", "client auth"];
 

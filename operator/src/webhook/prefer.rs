@@ -12,9 +12,11 @@ use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use kube::ResourceExt;
 
 use super::review::{HOSTNAME, Pod, Term};
+use crate::caches::claim_term;
 use crate::claim;
-use crate::context::{Ctx, claim_term};
+use crate::context::Ctx;
 use crate::filesystem::moving;
+use crate::handle;
 use crate::pools::{self, PoolView};
 use crate::pvc::decide::{self, Source};
 
@@ -90,7 +92,7 @@ fn filesystem_of(pvc: &PersistentVolumeClaim, namespace: &str, ctx: &Ctx) -> Opt
     let spec = pvc.spec.as_ref()?;
     if let Some(name) = spec.volume_name.as_deref().filter(|n| !n.is_empty()) {
         let pv = ctx.caches.volumes.get(name)?;
-        let handle = decide::handle_of(&pv)?;
+        let handle = handle::handle_of(&pv)?;
         return Some((handle.fs.to_string(), handle.read_only));
     }
     let Ok(Source::Claim(kind, name)) = decide::source(pvc)? else { return None };
