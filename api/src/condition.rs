@@ -100,8 +100,12 @@ words! {
         DeletionBlocked,
         /// The API shows an older epoch than this node has seen.
         EpochRegression,
+        /// A newer program wrote a row, file or message of it, which is left alone until this one is upgraded.
+        FormatNewer,
         /// The Filesystem has no writable subvolume.
         HeadMissing,
+        /// The rows of its journal are damaged, or the journal can't be read.
+        JournalUnreadable,
         /// The commit that this one starts from is not in the pool.
         OriginMissing,
         /// What is written can't be committed for a copy that is kept close behind.
@@ -242,7 +246,9 @@ impl ConditionType {
         Self::Degraded,
         Self::DeletionBlocked,
         Self::EpochRegression,
+        Self::FormatNewer,
         Self::HeadMissing,
+        Self::JournalUnreadable,
         Self::MoveBlocked,
         Self::OriginMissing,
         Self::PendingLost,

@@ -7,14 +7,11 @@ use serde::{Deserialize, Serialize};
 use crate::ids::{CommitId, Epoch, FsId, NodeName, PoolId, RequestUid, Timestamp};
 use crate::run::{State, StepState};
 
-/// Version of the on-disk `Commit` and `fs.json` formats that this program writes and the newest it reads.
-pub const FORMAT_VERSION: u32 = 1;
-
 /// An immutable snapshot, as it stands in `commits/<id>.json` (storage.md §1) and in the journal.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Commit {
-    /// Format version, [`FORMAT_VERSION`] when written by us.
+    /// Version of [`crate::format::Kind::Commit`].
     pub version: u32,
     /// Its name, the same everywhere.
     pub id: CommitId,
@@ -166,6 +163,8 @@ pub enum Reason {
     Timeout,
     /// A feature that the operation needs is missing here.
     Unsupported,
+    /// A row, file or message was written by a newer program; it is left alone until this one is upgraded.
+    FormatNewer,
     /// The request itself is malformed.
     Invalid,
     /// Someone has it mounted; the message names who.
@@ -225,6 +224,7 @@ impl Reason {
             | Self::AuthorityUnknown
             | Self::EpochRegression
             | Self::PoolFailed
+            | Self::FormatNewer
             | Self::Internal => false,
         }
     }

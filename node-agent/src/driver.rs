@@ -36,7 +36,10 @@ pub enum DriverError {
     /// A checksum error: the data on disk is damaged.
     #[error("checksum error: {0}")]
     CorruptDisk(String),
-    /// A file of ours in the pool can't be understood or is of a newer version.
+    /// A file of ours in the pool was written by a newer program; it is left alone.
+    #[error("{0}")]
+    FormatNewer(String),
+    /// A file of ours in the pool can't be understood.
     #[error("unreadable metadata: {0}")]
     BadMetadata(String),
     /// This kernel or pool can't do it.
@@ -63,6 +66,7 @@ impl DriverError {
             Self::FenceRaced(_) => Reason::Busy,
             Self::PoolFailed(_) => Reason::PoolFailed,
             Self::CorruptDisk(_) => Reason::CorruptDisk,
+            Self::FormatNewer(_) => Reason::FormatNewer,
             Self::BadMetadata(_) | Self::Io { .. } => Reason::Internal,
             Self::Unsupported(_) => Reason::Unsupported,
         }
@@ -81,7 +85,7 @@ impl DriverError {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FsMeta {
-    /// [`dotgraft_engine::model::FORMAT_VERSION`]; a newer one is refused.
+    /// Version of [`dotgraft_engine::format::Kind::FsFile`]; a newer one is refused.
     pub version: u32,
     /// The Filesystem.
     pub fs_id: FsId,
@@ -250,8 +254,9 @@ pub trait Driver: Send + Sync + 'static {
     fn space(&self) -> Result<Space, DriverError>;
     /// Every Filesystem that has a directory in the pool.
     fn list(&self) -> Result<Vec<FsId>, DriverError>;
-    /// What is there of one; nothing at all gives `Found::default()`. `BadMetadata` where `fs.json` is damaged, of a newer version or of
-    /// another pool: data is there then, so it must not look like nothing.
+    /// What is there of one; nothing at all gives `Found::default()`. `BadMetadata` where `fs.json` is damaged or of
+    /// another pool, `FormatNewer` where it, or what stands beside a commit, is of a newer version: data is there then, so it must not look
+    /// like nothing.
     fn inspect(&self, fs: FsId) -> Result<Found, DriverError>;
 
     /// A number for a new Filesystem's level-1 qgroup: used by no qgroup of the pool, unique among concurrent callers, below 2^40.

@@ -18,6 +18,8 @@ pub const MAX_STRUCTURED: usize = 256 << 10;
 pub const MAX_VERSIONS: usize = 65_536;
 /// Most metadata entries of one commit.
 pub const MAX_METADATA: usize = 64;
+/// Most jobs and commit requests in a handoff: far above what one Filesystem may have.
+pub const MAX_HANDED_OVER: usize = 1024;
 /// Most metadata entries in a listing.
 pub const MAX_LISTED_METADATA: usize = 262_144;
 
@@ -30,7 +32,6 @@ pub trait Bounded {
 }
 
 impl Bounded for v1::VersionsRequest {}
-impl Bounded for v1::ExportRequest {}
 impl Bounded for v1::ExportResponse {}
 impl Bounded for v1::ReceiveResponse {}
 impl Bounded for v1::MountRequest {}
@@ -61,6 +62,28 @@ impl Bounded for v1::ReceiveRequest {
             Some(Ok(Field { number: DATA, body, rest: [] })) if !body.is_empty() => Ok(()),
             _ => Err("a message over 256 KiB is not a Data frame"),
         }
+    }
+}
+
+impl Bounded for v1::ExportRequest {
+    /// Counts what leaves with authority.
+    fn check(encoded: &[u8]) -> Result<(), &'static str> {
+        const LEAVES: u64 = 3;
+        if encoded.len() > MAX_STRUCTURED {
+            return Err("the message is larger than 256 KiB");
+        }
+        let mut fields = 0_usize;
+        for field in Fields(encoded) {
+            let field = field?;
+            fields += 1;
+            if field.number == LEAVES {
+                fields += Fields(field.body).take(MAX_HANDED_OVER + 1).count();
+            }
+            if fields > MAX_HANDED_OVER {
+                return Err("the handoff has more than 1024 parts");
+            }
+        }
+        Ok(())
     }
 }
 
@@ -210,6 +233,16 @@ mod tests {
             v1::Version { metadata: (0..=MAX_METADATA).map(|i| (i.to_string(), String::new())).collect(), ..v1::Version::default() };
         let listing = v1::VersionsResponse { versions: vec![version], ..v1::VersionsResponse::default() };
         assert!(v1::VersionsResponse::check(&listing.encode_to_vec()).is_err());
+    }
+
+    #[test]
+    fn a_bomb_of_empty_jobs_is_not_unfolded() {
+        let handoff = |jobs| v1::Handoff { jobs: vec![v1::JobCursor::default(); jobs], ..v1::Handoff::default() };
+        let export = |jobs| v1::ExportRequest { leaves: Some(handoff(jobs)), ..v1::ExportRequest::default() }.encode_to_vec();
+        assert_eq!(v1::ExportRequest::check(&export(300)), Ok(()));
+        assert!(v1::ExportRequest::check(&export(MAX_HANDED_OVER)).is_err());
+        let several: Vec<u8> = std::iter::repeat_n(export(300), 4).flatten().collect();
+        assert!(v1::ExportRequest::check(&several).is_err(), "in several pieces, which protobuf merges");
     }
 
     #[test]

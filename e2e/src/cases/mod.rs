@@ -18,6 +18,7 @@ pub mod deletion;
 pub mod drain;
 pub mod drained;
 pub mod fence;
+pub mod formats;
 pub mod held;
 pub mod hostile;
 pub mod killpoints;
@@ -88,6 +89,7 @@ pub fn all() -> Vec<Case> {
         links::cases(),
         partition::cases(),
         held::cases(),
+        formats::cases(),
     ]
     .into_iter()
     .flatten()

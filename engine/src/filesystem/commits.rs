@@ -10,8 +10,9 @@ use super::head::For;
 use super::record::{RequestRow, RequestState};
 use super::tasks::{Slot, desk};
 use super::{Filesystem, source};
+use crate::format::Kind;
 use crate::ids::{CommitId, RequestUid, Timestamp};
-use crate::model::{Commit, FORMAT_VERSION, Problem, Reason};
+use crate::model::{Commit, Problem, Reason};
 use crate::words::{Role, WantedCommit};
 
 /// Transient commits are kept so long as a base for the way back (migration.md §1).
@@ -95,7 +96,7 @@ impl Filesystem {
 
     fn intend(&mut self, want: &WantedCommit, ctx: &Ctx, out: &mut Out) -> RequestRow {
         let row = RequestRow {
-            version: FORMAT_VERSION,
+            version: Kind::Request.newest(),
             uid: want.uid,
             id: CommitId::from_uuid(ctx.fresh.uuid()),
             state: RequestState::Pending,
@@ -124,7 +125,7 @@ impl Filesystem {
     fn commit_of(&mut self, row: &RequestRow, want: &WantedCommit) -> Commit {
         let epoch = self.standing.epoch();
         Commit {
-            version: FORMAT_VERSION,
+            version: Kind::Commit.newest(),
             id: row.id,
             fs_id: self.id,
             parent: row.parent,
@@ -142,7 +143,7 @@ impl Filesystem {
     pub(super) fn transient_commit(&mut self, ctx: &Ctx) -> Commit {
         let epoch = self.standing.epoch();
         Commit {
-            version: FORMAT_VERSION,
+            version: Kind::Commit.newest(),
             id: CommitId::from_uuid(ctx.fresh.uuid()),
             fs_id: self.id,
             parent: self.parent_of_next(),
@@ -366,7 +367,7 @@ impl Filesystem {
 
 fn removed_row(uid: RequestUid, id: Option<CommitId>) -> RequestRow {
     RequestRow {
-        version: FORMAT_VERSION,
+        version: Kind::Request.newest(),
         uid,
         id: id.unwrap_or_else(|| CommitId::from_uuid(uid.uuid())),
         state: if id.is_some() { RequestState::Removing } else { RequestState::Removed },

@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::event::Out;
 use super::record::{OriginPinRow, Record, Recovered, RequestRow, RequestState};
+use crate::format::Kind;
 use crate::ids::{CommitId, Epoch, FsId, RequestUid, Timestamp};
-use crate::model::{Commit, FORMAT_VERSION, Problem, Reason};
+use crate::model::{Commit, Problem, Reason};
 
 /// See the module's documentation.
 #[derive(Debug)]
@@ -260,7 +261,7 @@ impl History {
     pub(super) fn finish_request_of(&mut self, commit: &Commit, out: &mut Out) {
         let Some(uid) = commit.kept.filter(|_| !commit.is_let_go()) else { return };
         let row = self.request(uid).cloned().unwrap_or(RequestRow {
-            version: FORMAT_VERSION,
+            version: Kind::Request.newest(),
             uid,
             id: commit.id,
             state: RequestState::Pending,
@@ -280,7 +281,7 @@ impl History {
     /// A Filesystem of this node starts from it.
     pub(super) fn pin_origin(&mut self, by: FsId, commit: CommitId, out: &mut Out) {
         self.origin_pins.insert(by, commit);
-        out.records.push(Record::OriginPin(Box::new(OriginPinRow { version: FORMAT_VERSION, by, commit })));
+        out.records.push(Record::OriginPin(Box::new(OriginPinRow { version: Kind::OriginPin.newest(), by, commit })));
     }
 
     /// It is gone. `true`: it had pinned something.

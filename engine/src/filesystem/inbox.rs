@@ -11,8 +11,9 @@ use super::event::{Out, Task};
 use super::record::{CheckpointRow, PartialRow, Record};
 use super::standing::Standing;
 use super::tasks::{Desk, Slot, Tasks};
+use crate::format::Kind;
 use crate::ids::CommitId;
-use crate::model::{FORMAT_VERSION, Problem, Reason, ResumeToken};
+use crate::model::{Problem, Reason, ResumeToken};
 use crate::words::{ReceiveOffer, ReqId};
 
 /// See the module's documentation.
@@ -71,7 +72,7 @@ impl Inbox {
 
     /// It may come.
     pub(super) fn admit(&mut self, req: ReqId, offer: ReceiveOffer, qgroup: u64, desk: &mut Desk<'_>) {
-        let partial = PartialRow { version: FORMAT_VERSION, target: offer.target.clone(), base: offer.base };
+        let partial = PartialRow { version: Kind::Partial.newest(), target: offer.target.clone(), base: offer.base };
         let here = self.checkpoint.as_ref().map(|c| &c.token);
         let goes_on = here.is_some_and(|t| offer.resume.as_ref() == Some(t) && t.target == offer.target.id && t.base == offer.base);
         let checkpoint = if goes_on { self.checkpoint.clone().map(Box::new) } else { None };

@@ -186,6 +186,11 @@ impl Filesystem {
 
     pub(super) fn on_life_failed(&mut self, task: &Task, problem: Problem, out: &mut Out) {
         let condition = match task {
+            // Nothing of it is touched before it has been read.
+            Task::Inspect if problem.reason == Reason::FormatNewer => {
+                self.standing.is_newer(problem.clone());
+                "FormatNewer"
+            }
             Task::Open { .. } => match problem.reason {
                 Reason::AuthorityUnknown => "AuthorityUnknown",
                 Reason::EpochRegression => "EpochRegression",
@@ -292,6 +297,7 @@ impl Filesystem {
     /// What the journal says and what the disk shows become one (design §4, `recover`).
     fn on_inspected(&mut self, found: Found, out: &mut Out) {
         self.standing.inspected();
+        self.troubles.clear("FormatNewer");
         self.head.seen(found.head);
         if self.standing.life() == Some(Life::Gone) && (found.head || found.base.is_some() || !found.commits.is_empty()) {
             self.standing.delete_again(found.base.as_ref().map_or(0, |b| b.qgroup), out);

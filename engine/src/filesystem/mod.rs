@@ -50,7 +50,7 @@ mod wish;
 pub use event::{Answer, AuthorityView, Ctx, Event, Found, Handoff, Here, Note, Out, Swap, Task, TaskDone};
 pub use record::{
     Base, CheckpointRow, Life, MigrationPhase, MigrationRow, Opened, OriginPinRow, PartialRow, Record, Recovered, RequestRow, RequestState,
-    Row, RowError,
+    Row,
 };
 pub use status::{CommitStatus, Condition, FilesystemStatus, JobStatus, MigrationStatus, RequestStatus, RoleStatus};
 

@@ -4,8 +4,9 @@ use super::event::{Answer, Out, Task};
 use super::record::CheckpointRow;
 use super::tasks::{Slot, desk};
 use super::{Ctx, Filesystem};
+use crate::format::Kind;
 use crate::ids::{CommitId, NodeName, OpId};
-use crate::model::{Commit, FORMAT_VERSION, Problem, Reason, Versions, VersionsRole};
+use crate::model::{Commit, Problem, Reason, Versions, VersionsRole};
 use crate::words::{ReceiveOffer, ReqId, Role};
 
 impl Filesystem {
@@ -68,8 +69,9 @@ impl Filesystem {
             ));
         }
         self.checked_sender(&offer.from, offer.epoch)?;
-        if offer.target.fs_id != self.id || offer.target.version > FORMAT_VERSION {
-            return Err(Problem::new(Reason::Invalid, "the offered commit belongs to another Filesystem or to a newer format"));
+        Kind::Commit.check("the offered commit", offer.target.version).map_err(|e| e.problem())?;
+        if offer.target.fs_id != self.id {
+            return Err(Problem::new(Reason::Invalid, "the offered commit belongs to another Filesystem"));
         }
         if offer.epoch < epoch {
             return Err(Problem::new(Reason::StaleEpoch, format!("the sender's epoch {} is older than {epoch}, known here", offer.epoch)));

@@ -1,12 +1,13 @@
 //! What a Filesystem writes to its journal: rows by key, so that the journal's size follows the state, not the history.
 //!
-//! Bodies are JSON with a `version`; a newer one is refused. The name of a record (not its key) is what fail points and
+//! Bodies are JSON with the version of their kind ([`Kind`]); what is newer is refused. The name of a record (not its key) is what fail points and
 //! metrics know it by.
 
 use serde::{Deserialize, Serialize};
 
+use crate::format::{FormatError, Kind};
 use crate::ids::{BootId, CommitId, Epoch, FsId, MigId, RequestUid, Timestamp};
-use crate::model::{Claim, Commit, FORMAT_VERSION, Origin, Place, Problem, ResumeToken};
+use crate::model::{Claim, Commit, Origin, Place, Problem, ResumeToken};
 use crate::run::JobRow;
 
 use crate::words::Role;
@@ -256,27 +257,6 @@ pub enum Row {
     DeleteAll,
 }
 
-/// A row that can't be read.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum RowError {
-    /// Not JSON, or not of the shape.
-    #[error("journal row `{key}` is damaged: {why}")]
-    Damaged {
-        /// Which.
-        key: String,
-        /// Why.
-        why: String,
-    },
-    /// Written by a newer program.
-    #[error("journal row `{key}` has format version {version}, newer than this program knows ({FORMAT_VERSION}): upgrade the agent")]
-    Newer {
-        /// Which.
-        key: String,
-        /// Its version.
-        version: u32,
-    },
-}
-
 fn json<T: Serialize>(row: &T) -> Vec<u8> {
     // Our own rows hold strings, numbers and maps with string keys: serialising them can't fail.
     serde_json::to_vec(row).unwrap_or_default()
@@ -311,7 +291,7 @@ impl Record {
             Self::Commit(_, c) => vec![Row::Put(format!("commit/{}", c.id), json(c))],
             Self::CommitGone(id) => vec![Row::Delete(format!("commit/{id}"))],
             Self::CommitRemoving(id) => {
-                vec![Row::Put(format!("removing/{id}"), json(&FORMAT_VERSION))]
+                vec![Row::Put(format!("removing/{id}"), json(&Kind::Removing.newest()))]
             }
             Self::CommitRemoved(id) => vec![Row::Delete(format!("removing/{id}"))],
             Self::Request(_, r) => vec![Row::Put(format!("request/{}", r.uid), json(r))],
@@ -354,50 +334,53 @@ pub struct Recovered {
 }
 
 impl Recovered {
-    /// Parses rows; unknown keys are refused, as a newer program may have written them.
-    pub fn parse(rows: &[(String, Vec<u8>)]) -> Result<Self, RowError> {
+    /// Parses rows. What a newer program wrote closes the Filesystem, also a kind of row that is not known here.
+    ///
+    /// # Errors
+    /// Which row can't be read, and why. The rows before it say nothing then.
+    pub fn parse(rows: &[(String, Vec<u8>)]) -> Result<Self, FormatError> {
         let mut all = Self::default();
         for (key, body) in rows {
             let (kind, rest) = key.split_once('/').unwrap_or((key, ""));
             match kind {
-                "base" => all.base = Some(read(key, body)?),
-                "commit" => all.commits.push(read(key, body)?),
-                "removing" => all
-                    .removing
-                    .push(rest.parse().map_err(|e: crate::ids::IdError| RowError::Damaged { key: key.clone(), why: e.to_string() })?),
-                "request" => all.requests.push(read(key, body)?),
-                "partial" => all.partial = Some(read(key, body)?),
-                "checkpoint" => all.checkpoint = Some(read(key, body)?),
-                "job" => all.jobs.push(read(key, body)?),
-                "pin" => all.pins.push(read(key, body)?),
+                "base" => all.base = Some(Kind::Base.read(key, body)?),
+                "commit" => all.commits.push(Kind::Commit.read(key, body)?),
+                "removing" => all.removing.push(removing(key, rest, body)?),
+                "request" => all.requests.push(Kind::Request.read(key, body)?),
+                "partial" => all.partial = Some(partial(key, body)?),
+                "checkpoint" => all.checkpoint = Some(Kind::Checkpoint.read(key, body)?),
+                "job" => all.jobs.push(Kind::Job.read(key, body)?),
+                "pin" => all.pins.push(Kind::OriginPin.read(key, body)?),
                 "migration" => all.migration = Some(migration(key, body)?),
-                _ => {
-                    return Err(RowError::Damaged { key: key.clone(), why: "unknown kind of row".into() });
-                }
+                _ => return Err(FormatError::Unknown { name: key.clone() }),
             }
         }
         Ok(all)
     }
 }
 
-/// Each phase but the first has its final commit: without one nothing could be decided.
-fn migration(key: &str, body: &[u8]) -> Result<MigrationRow, RowError> {
-    let row: MigrationRow = read(key, body)?;
-    if row.phase != MigrationPhase::Begun && row.final_commit.is_none() {
-        return Err(RowError::Damaged { key: key.to_owned(), why: format!("phase {:?} without a final commit", row.phase) });
-    }
+/// Its body is the bare version.
+fn removing(key: &str, id: &str, body: &[u8]) -> Result<CommitId, FormatError> {
+    let damaged = |why: String| FormatError::Damaged { name: key.to_owned(), why };
+    Kind::Removing.check(key, serde_json::from_slice(body).map_err(|e| damaged(e.to_string()))?)?;
+    id.parse().map_err(|e: crate::ids::IdError| damaged(e.to_string()))
+}
+
+/// The commit in it has a version of its own.
+fn partial(key: &str, body: &[u8]) -> Result<PartialRow, FormatError> {
+    let row: PartialRow = Kind::Partial.read(key, body)?;
+    Kind::Commit.check(key, row.target.version)?;
     Ok(row)
 }
 
-fn read<T: serde::de::DeserializeOwned>(key: &str, body: &[u8]) -> Result<T, RowError> {
-    #[derive(Deserialize)]
-    struct Head {
-        version: u32,
+/// The rows that a handoff brought have versions of their own. Each phase but the first has its final commit: without one nothing could be
+/// decided.
+fn migration(key: &str, body: &[u8]) -> Result<MigrationRow, FormatError> {
+    let row: MigrationRow = Kind::Migration.read(key, body)?;
+    if row.phase != MigrationPhase::Begun && row.final_commit.is_none() {
+        return Err(FormatError::Damaged { name: key.to_owned(), why: format!("phase {:?} without a final commit", row.phase) });
     }
-    let damaged = |e: serde_json::Error| RowError::Damaged { key: key.to_owned(), why: e.to_string() };
-    let head: Head = serde_json::from_slice(body).map_err(damaged)?;
-    if head.version > FORMAT_VERSION {
-        return Err(RowError::Newer { key: key.to_owned(), version: head.version });
-    }
-    serde_json::from_slice(body).map_err(damaged)
+    row.jobs.iter().try_for_each(|j| Kind::Job.check(key, j.version))?;
+    row.requests.iter().try_for_each(|r| Kind::Request.check(key, r.version))?;
+    Ok(row)
 }

@@ -3,8 +3,9 @@
 
 use super::event::{AuthorityView, Out};
 use super::record::{Base, Life, Opened, Record};
+use crate::format::Kind;
 use crate::ids::{BootId, CommitId, Epoch, FsId};
-use crate::model::{FORMAT_VERSION, Origin, Problem, Reason};
+use crate::model::{Origin, Problem, Reason};
 use crate::words::{Present, Role};
 
 /// See the module's documentation.
@@ -13,6 +14,8 @@ pub(super) struct Standing {
     id: FsId,
     /// The disk has been looked at.
     inspected: bool,
+    /// Why the disk can't be looked at: a newer program wrote there.
+    newer: Option<Problem>,
     /// Durable facts; `None`: nothing here.
     base: Option<Base>,
     /// `fs.json` or the limit is behind the base row.
@@ -21,7 +24,7 @@ pub(super) struct Standing {
 
 impl Standing {
     pub(super) const fn recovered(id: FsId, base: Option<Base>) -> Self {
-        Self { id, inspected: false, base, dirty: true }
+        Self { id, inspected: false, newer: None, base, dirty: true }
     }
 
     // ---- views ----
@@ -112,13 +115,21 @@ impl Standing {
         if self.is_deleting() {
             return Problem::new(Reason::Deleting, "this Filesystem is being deleted here");
         }
+        if let Some(why) = &self.newer {
+            return why.clone();
+        }
         Problem::new(Reason::NotPlaced, "no copy of this Filesystem is ready here yet; it follows its Replica object")
     }
 
     // ---- the disk ----
 
-    pub(super) const fn inspected(&mut self) {
-        self.inspected = true;
+    pub(super) fn inspected(&mut self) {
+        (self.inspected, self.newer) = (true, None);
+    }
+
+    /// It can't be looked at before this agent is upgraded: that is what requesters are told.
+    pub(super) fn is_newer(&mut self, why: Problem) {
+        self.newer = Some(why);
     }
 
     /// `fs.json` was written with that. What changed meanwhile is written next.
@@ -301,7 +312,7 @@ impl Standing {
 /// A base row with nothing in it.
 fn blank(id: FsId, role: Role) -> Base {
     Base {
-        version: FORMAT_VERSION,
+        version: Kind::Base.newest(),
         fs_id: id,
         role,
         life: Life::Creating,

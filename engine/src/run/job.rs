@@ -6,15 +6,13 @@
 
 use std::collections::BTreeSet;
 
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{CancelReason, Initial, Intermediate, OnConflict, Outcome, Retry, Run, RunEffect, RunEffectKind, RunEvent, RunSpec};
+use crate::format::Kind;
 use crate::ids::{BootTime, CommitId, JobUid, Now, Timestamp};
 use crate::model::{Place, RunReport};
-
-/// Version of [`JobRow`] that this program writes, and the newest it reads.
-pub const JOB_ROW_VERSION: u32 = 1;
 
 /// What each run of a job gets from its spec. A change supersedes the run in hand.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,8 +64,7 @@ pub struct RunSeed {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct JobRow {
-    /// Format version.
-    #[serde(deserialize_with = "known_version")]
+    /// Version of [`Kind::Job`].
     pub version: u32,
     /// The job.
     pub uid: JobUid,
@@ -113,7 +110,7 @@ impl JobRow {
     /// Of a job that was never seen before.
     pub const fn new(uid: JobUid) -> Self {
         Self {
-            version: JOB_ROW_VERSION,
+            version: Kind::Job.newest(),
             uid,
             peer: None,
             observed_generation: 0,
@@ -127,15 +124,6 @@ impl JobRow {
             consecutive_failures: 0,
         }
     }
-}
-
-fn known_version<'de, D: Deserializer<'de>>(input: D) -> Result<u32, D::Error> {
-    let version = u32::deserialize(input)?;
-    if version == 0 || version > JOB_ROW_VERSION {
-        let text = format!("job row version {version} is not known (newest known: {JOB_ROW_VERSION})");
-        return Err(serde::de::Error::custom(text));
-    }
-    Ok(version)
 }
 
 /// Reasons, met while a run was under way, for the next one to start as soon as it ends.

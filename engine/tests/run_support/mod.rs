@@ -1,8 +1,9 @@
 //! Small words for the tests of `engine::run`: commits by number, versions, and a run with its effects.
 #![allow(dead_code, missing_docs, clippy::unnecessary_wraps)] // each test file uses a part; `sent` is an event's result
 
+use dotgraft_engine::format::Kind;
 use dotgraft_engine::ids::{BootTime, CommitId, Epoch, FsId, JobUid, Now, PoolId, Timestamp};
-use dotgraft_engine::model::{Commit, FORMAT_VERSION, Place, Problem, Reason, ResumeToken, RunReport, Versions, VersionsRole};
+use dotgraft_engine::model::{Commit, Place, Problem, Reason, ResumeToken, RunReport, Versions, VersionsRole};
 use dotgraft_engine::run::{
     Initial, Intermediate, NoteReason, OnConflict, Outcome, Retry, Run, RunEffect, RunEffectKind, RunEvent, RunSpec, SendOutcome, SendStep,
     State,
@@ -17,7 +18,7 @@ pub fn id(n: u64) -> CommitId {
 
 pub fn commit(n: u64) -> Commit {
     Commit {
-        version: FORMAT_VERSION,
+        version: Kind::Commit.newest(),
         id: id(n),
         fs_id: FsId::from_uuid(Uuid::from_u128(7)),
         parent: (n > 1).then(|| id(n - 1)),

@@ -6,8 +6,9 @@ use dotgraft_engine::filesystem::{
     Event, FilesystemStatus, Handoff, Intent, Life, MountWhat, Present, ReceiveOffer, RequestState, Role, Task, TaskDone, WantedCommit,
     WantedJob,
 };
+use dotgraft_engine::format::Kind;
 use dotgraft_engine::ids::{CommitId, Epoch, FsId, MigId, OpId, RequestUid, Timestamp};
-use dotgraft_engine::model::{Commit, FORMAT_VERSION, Origin, Place, Problem, Reason};
+use dotgraft_engine::model::{Commit, Origin, Place, Problem, Reason};
 use dotgraft_engine::run::{Initial, Intermediate, JobSpec, OnConflict, Outcome, Retry, RunParams};
 
 use super::api::Phase;
@@ -333,7 +334,7 @@ impl Sim<'_> {
 
     pub fn forged_offer(&mut self, from: &Place, epoch: Epoch) -> ReceiveOffer {
         let target = Commit {
-            version: FORMAT_VERSION,
+            version: Kind::Commit.newest(),
             id: CommitId::from_uuid(self.fresh()),
             fs_id: self.id,
             parent: None,

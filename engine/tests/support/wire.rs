@@ -1,8 +1,9 @@
 //! Transfers between two simulated nodes: offer, bytes, checkpoints, verdict; cut at any point, acks lost.
 
 use dotgraft_engine::filesystem::{CheckpointRow, Event, ReceiveOffer, Task, TaskDone};
+use dotgraft_engine::format::Kind;
 use dotgraft_engine::ids::{CommitId, OpId};
-use dotgraft_engine::model::{Commit, FORMAT_VERSION, Problem, Reason, ResumeToken};
+use dotgraft_engine::model::{Commit, Problem, Reason, ResumeToken};
 
 use super::sim::{Asked, Sim, What};
 
@@ -229,7 +230,7 @@ impl Sim<'_> {
             stream_version: 2,
             kernel_release: "6.18".into(),
         };
-        let row = CheckpointRow { version: FORMAT_VERSION, token, state: "simulated".into() };
+        let row = CheckpointRow { version: Kind::Checkpoint.newest(), token, state: "simulated".into() };
         let req = self.req(s.to, Asked::Checkpoint(id, last));
         self.deliver_later(s.to, Event::Checkpoint(op, req, Box::new(row)));
     }

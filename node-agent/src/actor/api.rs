@@ -104,6 +104,21 @@ impl ClusterApi {
         }
     }
 
+    /// A copy is closed, as its rows or files can't be read. What its object said last stays, for nothing newer is known; only the
+    /// conditions change, and nothing counts as observed.
+    pub fn publish_closed(&self, closed: &FilesystemStatus, now: Timestamp) {
+        let mut known = self.known();
+        let Some(entry) = known.get_mut(&closed.fs_id) else { return };
+        let mut next = entry.status.clone().unwrap_or_default();
+        let said = translate::status_of(closed, entry.status.as_ref(), now);
+        next.phase = said.phase;
+        next.conditions = said.conditions;
+        if entry.status.as_ref() != Some(&next) {
+            entry.status = Some(next.clone());
+            self.status.put(closed.fs_id, &entry.name, &entry.uid, next);
+        }
+    }
+
     /// An event about a copy.
     pub fn tell(&self, fs: FsId, note: &Note) {
         if let Some(entry) = self.known().get(&fs) {
@@ -116,3 +131,7 @@ impl ClusterApi {
         self.status.behind()
     }
 }
+
+#[cfg(test)]
+#[path = "api_tests.rs"]
+mod tests;

@@ -1,15 +1,15 @@
 //! Between the engine's base row and `fs.json`.
 
 use dotgraft_engine::filesystem::{Base, Life, Opened, Role};
+use dotgraft_engine::format::Kind;
 use dotgraft_engine::ids::PoolId;
-use dotgraft_engine::model::{FORMAT_VERSION, Problem, Reason};
 
 use crate::driver::{FsMeta, FsRole, FsState};
 
 /// What goes to disk.
 pub fn meta_of(base: &Base, pool: PoolId) -> FsMeta {
     FsMeta {
-        version: FORMAT_VERSION,
+        version: Kind::FsFile.newest(),
         fs_id: base.fs_id,
         pool,
         role: match base.role {
@@ -36,13 +36,7 @@ pub fn meta_of(base: &Base, pool: PoolId) -> FsMeta {
 
 /// What comes from disk when the journal knows nothing. An owner without a head is one whose creation did not end, or one that
 /// only keeps its commits.
-pub fn base_of(meta: &FsMeta, head: bool) -> Result<Base, Problem> {
-    if meta.version > FORMAT_VERSION {
-        return Err(Problem::new(
-            Reason::Unsupported,
-            format!("fs.json has version {}, newer than this agent knows: upgrade it", meta.version),
-        ));
-    }
+pub fn base_of(meta: &FsMeta, head: bool) -> Base {
     let role = match meta.role {
         FsRole::Owner => Role::Owner,
         FsRole::Replica => Role::Replica,
@@ -52,8 +46,8 @@ pub fn base_of(meta: &FsMeta, head: bool) -> Result<Base, Problem> {
         FsState::Active if role == Role::Owner && !head && !meta.headless => Life::Creating,
         FsState::Active => Life::Active,
     };
-    Ok(Base {
-        version: FORMAT_VERSION,
+    Base {
+        version: Kind::Base.newest(),
         fs_id: meta.fs_id,
         role,
         life,
@@ -72,5 +66,5 @@ pub fn base_of(meta: &FsMeta, head: bool) -> Result<Base, Problem> {
         reset_to: None,
         superseded: false,
         headless: meta.headless,
-    })
+    }
 }

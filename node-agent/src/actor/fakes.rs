@@ -122,6 +122,7 @@ pub struct FakeApi {
     /// Owned by us, not created yet.
     pub is_new: Mutex<bool>,
     pub published: Mutex<u64>,
+    pub closed: Mutex<u64>,
 }
 
 impl ApiPort for FakeApi {
@@ -143,6 +144,9 @@ impl ApiPort for FakeApi {
     fn detach(&self, _: FsId) {}
     fn publish(&self, _: &FilesystemStatus, _: Timestamp) {
         *self.published.lock().unwrap() += 1;
+    }
+    fn publish_closed(&self, _: &FilesystemStatus, _: Timestamp) {
+        *self.closed.lock().unwrap() += 1;
     }
     fn tell(&self, _: FsId, _: &Note) {}
     fn behind(&self) -> usize {
@@ -198,6 +202,10 @@ pub struct Disk {
     pub fenced: bool,
     pub commits: BTreeMap<CommitId, Commit>,
     pub mounts: BTreeSet<PathBuf>,
+    /// A newer program wrote fs.json.
+    pub newer: bool,
+    /// Calls that changed something, or tried to.
+    pub changes: u64,
     /// How often each commit was taken.
     pub taken: BTreeMap<RequestUid, BTreeSet<CommitId>>,
 }
@@ -231,6 +239,9 @@ impl Driver for FakeDriver {
     }
     fn inspect(&self, _: FsId) -> Result<Found, DriverError> {
         let disk = self.disk();
+        if disk.newer {
+            return Err(DriverError::FormatNewer("`fs.json` has format version 3".into()));
+        }
         Ok(Found { meta: disk.meta.clone(), head: disk.head, commits: disk.commits.values().cloned().collect(), ..Found::default() })
     }
     fn allocate_qgroup(&self) -> Result<u64, DriverError> {
@@ -240,6 +251,7 @@ impl Driver for FakeDriver {
         self.write_meta(meta)
     }
     fn write_meta(&self, meta: &FsMeta) -> Result<(), DriverError> {
+        self.disk().changes += 1;
         self.disk().meta = Some(meta.clone());
         Ok(())
     }
@@ -269,6 +281,7 @@ impl Driver for FakeDriver {
     }
     fn destroy(&self, _: FsId, _: u64) -> Result<(), DriverError> {
         let mut disk = self.disk();
+        disk.changes += 1;
         if !disk.mounts.is_empty() {
             return Err(DriverError::Mounted("a pod".into()));
         }

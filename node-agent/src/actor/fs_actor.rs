@@ -24,6 +24,7 @@ use super::tasks::{self, TaskCtx};
 use crate::account;
 use crate::driver;
 use crate::journal::{Entry, Op, Scope};
+use crate::stream::ApplierState;
 
 /// Yes, or why not.
 pub type Plain = oneshot::Sender<Result<(), Problem>>;
@@ -38,7 +39,7 @@ pub enum Said {
 }
 
 /// A request that waits for its answer, or a transfer that waits for its task.
-enum Waiting {
+pub(super) enum Waiting {
     Plain(oneshot::Sender<Result<(), Problem>>),
     Versions(oneshot::Sender<Result<dotgraft_engine::model::Versions, Problem>>),
     Fence(oneshot::Sender<Result<(dotgraft_engine::ids::CommitId, u64), Problem>>),
@@ -50,15 +51,15 @@ enum Waiting {
 
 /// See the module's documentation.
 pub struct FsActor {
-    machine: Machine<Waiting>,
-    node: Arc<Node>,
-    requests: mpsc::Receiver<Request>,
-    orders: Orders,
+    pub(super) machine: Machine<Waiting>,
+    pub(super) node: Arc<Node>,
+    pub(super) requests: mpsc::Receiver<Request>,
+    pub(super) orders: Orders,
     said: mpsc::Receiver<Said>,
     said_tx: mpsc::Sender<Said>,
     tasks: JoinSet<()>,
     cancels: BTreeMap<OpId, CancellationToken>,
-    status: watch::Sender<Arc<FilesystemStatus>>,
+    pub(super) status: watch::Sender<Arc<FilesystemStatus>>,
 }
 
 /// How to reach a running actor.
@@ -99,8 +100,8 @@ enum Next {
 impl FsActor {
     /// The loop of design §4. The machine keeps its order; here is what it needs of the world.
     async fn run(mut self) {
-        self.recover().await;
-        loop {
+        let mut over = !self.recover().await;
+        while !over {
             let event = match self.machine.first() {
                 Some(event) => event,
                 None => match self.next_event().await {
@@ -110,12 +111,8 @@ impl FsActor {
             };
             let step = self.machine.handle(event, &self.ctx()); // engine: synchronous, total, no I/O
             let journaled = self.save(step.records()).await;
-            let mut over = false;
             for effect in self.machine.settle(step, journaled) {
                 over |= self.carry_out(effect).await;
-            }
-            if over {
-                break;
             }
         }
         self.orders.close();
@@ -135,7 +132,7 @@ impl FsActor {
         }
     }
 
-    fn ctx(&self) -> Ctx {
+    pub(super) fn ctx(&self) -> Ctx {
         let fresh = uuid::Uuid::now_v7();
         Ctx { now: self.node.now(), boot: self.node.boot_time(), jitter: fresh.as_u64_pair().1, fresh: Fresh::new(fresh) }
     }
@@ -241,7 +238,7 @@ impl FsActor {
             Effect::Refuse(waiting, problem) => waiting.refuse(problem),
             Effect::Reload { after_ms } => {
                 tokio::time::sleep(Duration::from_millis(after_ms)).await;
-                self.recover().await;
+                return !self.recover().await;
             }
             Effect::End => return true,
         }
@@ -281,24 +278,28 @@ impl FsActor {
 
     // ---- recovery ----
 
-    async fn recover(&mut self) {
-        loop {
+    /// Reads the journal. What can't be read is waited for, closed. `false`: told to stop meanwhile.
+    async fn recover(&mut self) -> bool {
+        let rows = loop {
             match self.load().await {
-                Ok(rows) => {
-                    self.node.count_recovery();
-                    return self.machine.recovered(self.node.next_generation(), rows);
-                }
-                Err(problem) => {
-                    error!("the journal of this Filesystem can't be read, it stays closed: {problem}");
-                    tokio::time::sleep(Duration::from_secs(10)).await;
-                }
+                Ok(rows) => break rows,
+                Err(problem) if self.stay_closed(&problem).await => {}
+                Err(_) => return false,
             }
-        }
+        };
+        self.node.count_recovery();
+        self.machine.recovered(self.node.next_generation(), rows);
+        true
     }
 
-    async fn load(&self) -> Result<Recovered, String> {
-        let rows = self.node.journal.load(Scope::Fs(self.machine.id())).await.map_err(|e| e.to_string())?;
-        Recovered::parse(&rows).map_err(|e| e.to_string())
+    async fn load(&self) -> Result<Recovered, Problem> {
+        let rows = self.node.journal.load(Scope::Fs(self.machine.id())).await.map_err(|e| e.problem())?;
+        let rows = Recovered::parse(&rows).map_err(|e| e.problem())?;
+        // The receiver's own state is opaque to the engine, and of a kind of its own. A damaged one costs no more than its receive.
+        match rows.checkpoint.as_ref().map(|c| ApplierState::read(&c.state)) {
+            Some(Err(e)) if e.reason() == Reason::FormatNewer => Err(e.problem()),
+            _ => Ok(rows),
+        }
     }
 
     /// Cancels all tasks and waits for each: no two operations ever meet half-way.

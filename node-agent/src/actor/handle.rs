@@ -138,6 +138,20 @@ pub enum Request {
     },
 }
 
+impl Request {
+    /// Answers that it can't be done. A requester that has gone away needs no answer.
+    pub fn refuse(self, problem: Problem) {
+        match self {
+            Self::Versions { reply, .. } => drop(reply.send(Err(problem))),
+            Self::Fence { reply, .. } => drop(reply.send(Err(problem))),
+            Self::Receive { replies, .. } => drop(replies.try_send(Reply::Refused(problem))),
+            Self::Mount { reply, .. } | Self::Unmount { reply, .. } | Self::Export { reply, .. } | Self::Thaw { reply } => {
+                drop(reply.send(Err(problem)));
+            }
+        }
+    }
+}
+
 /// Read-only view for people and tests: JSON of the engine's status.
 pub type StatusJson = Arc<serde_json::Value>;
 

@@ -1,7 +1,9 @@
 //! One owner of all state of a Filesystem on this node (design §4): `FsHandle` is the way to it, `Registry` says who lives
-//! here, `FsActor` is the owner, `tasks`, `send` and `receive` are the work that it starts and waits for.
+//! here, `FsActor` is the owner, `tasks`, `send` and `receive` are the work that it starts and waits for;
+//! `closed` is what it does while its rows can't be read.
 
 pub mod api;
+mod closed;
 pub mod convert;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)] // a world of tests

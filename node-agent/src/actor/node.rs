@@ -140,6 +140,11 @@ impl Node {
         self.api.publish(status, self.now());
     }
 
+    /// A Filesystem is closed: only that is told, what the object says of it otherwise stays.
+    pub fn publish_closed(&self, status: &FilesystemStatus) {
+        self.api.publish_closed(status, self.now());
+    }
+
     /// An event for people.
     pub fn tell(&self, fs: FsId, note: &Note) {
         self.api.tell(fs, note);

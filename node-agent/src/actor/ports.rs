@@ -59,6 +59,8 @@ pub trait ApiPort: Send + Sync + 'static {
     fn detach(&self, fs: FsId);
     /// A copy's status, to its Replica object, if there is one.
     fn publish(&self, status: &FilesystemStatus, now: Timestamp);
+    /// A copy is closed ([`ClusterApi::publish_closed`]).
+    fn publish_closed(&self, closed: &FilesystemStatus, now: Timestamp);
     /// An event about a copy.
     fn tell(&self, fs: FsId, note: &Note);
     /// Statuses that are newer than what the API server has.
@@ -116,6 +118,9 @@ impl ApiPort for ClusterApi {
     }
     fn publish(&self, status: &FilesystemStatus, now: Timestamp) {
         Self::publish(self, status, now);
+    }
+    fn publish_closed(&self, closed: &FilesystemStatus, now: Timestamp) {
+        Self::publish_closed(self, closed, now);
     }
     fn tell(&self, fs: FsId, note: &Note) {
         Self::tell(self, fs, note);

@@ -4,7 +4,8 @@
 use std::time::Duration;
 
 use dotgraft_engine::filesystem::{CheckpointRow, ReceiveOffer, TaskDone};
-use dotgraft_engine::model::{Commit, FORMAT_VERSION, Problem, Reason, ResumeToken};
+use dotgraft_engine::format::{FormatError, Kind};
+use dotgraft_engine::model::{Commit, Problem, Reason, ResumeToken};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 
@@ -154,8 +155,9 @@ impl Receive {
         let (class, limits) = (ContentClass::Trusted, Limits::default());
         let opened = match checkpoint {
             Some(row) => {
-                let state: ApplierState = serde_json::from_str(&row.state).map_err(|e| {
-                    Problem::new(Reason::CorruptStream, format!("the receiver's checkpoint can't be read: {e}; it starts again"))
+                let state = ApplierState::read(&row.state).map_err(|e| match e {
+                    FormatError::Damaged { .. } => Problem::new(Reason::CorruptStream, format!("{e}; the receive starts again")),
+                    newer => newer.problem(),
                 })?;
                 Applier::resume(incoming.root, incoming.base, class, limits, state)
             }
@@ -181,7 +183,7 @@ impl Receive {
             stream_version: self.offer.stream_version,
             kernel_release: self.offer.kernel_release.clone(),
         };
-        let row = CheckpointRow { version: FORMAT_VERSION, token, state };
+        let row = CheckpointRow { version: Kind::Checkpoint.newest(), token, state };
         let (ack, journaled) = oneshot::channel();
         let said = Said::Checkpoint(self.ctx.op, Box::new(row), ack);
         let durable = self.handle.block_on(async { self.ctx.said.send(said).await.is_ok() && journaled.await.is_ok() });

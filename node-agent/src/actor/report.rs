@@ -105,6 +105,7 @@ pub const fn reason(r: Reason) -> ConditionType {
         Reason::Unreachable => ConditionType::Unreachable,
         Reason::Timeout => ConditionType::Timeout,
         Reason::Unsupported => ConditionType::Unsupported,
+        Reason::FormatNewer => ConditionType::FormatNewer,
         Reason::Invalid => ConditionType::Invalid,
         Reason::Mounted => ConditionType::Mounted,
         Reason::Pinned => ConditionType::Pinned,

@@ -163,7 +163,7 @@ async fn inspect(ctx: &TaskCtx) -> Result<TaskDone, Problem> {
             );
             return Err(Problem::new(Reason::Invalid, text));
         }
-        Some(meta) => Some(convert::base_of(&meta, found.head)?),
+        Some(meta) => Some(convert::base_of(&meta, found.head)),
         None => None,
     };
     Ok(TaskDone::Inspected(Box::new(Found {

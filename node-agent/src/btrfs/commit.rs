@@ -15,12 +15,16 @@ use crate::driver::{CommitDone, DriverError, FsMeta};
 /// The measuring of a commit's size may take this long.
 const MEASURE: Duration = Duration::from_millis(3);
 
-/// A commit that is there already; its metadata is put beside it if that is missing or can't be read.
+/// A commit that is there already; its metadata is put beside it if that is missing or damaged. A newer program's is left as it is.
 pub fn existing(commits: impl AsFd, commit: &Commit) -> Result<Option<Subvol>, DriverError> {
     let Some(there) = subvol::find(&commits, &commit.id.to_string())? else { return Ok(None) };
-    if meta::read_commit(&commits, commit.id).is_err() {
-        meta::write_commit(&commits, commit)?;
-        fsx::sync_dir(&commits)?;
+    match meta::read_commit(&commits, commit.id) {
+        Ok(_) => {}
+        Err(DriverError::NotFound(_) | DriverError::BadMetadata(_)) => {
+            meta::write_commit(&commits, commit)?;
+            fsx::sync_dir(&commits)?;
+        }
+        Err(e) => return Err(e),
     }
     Ok(Some(there))
 }

@@ -28,6 +28,7 @@ impl BtrfsPool {
     /// The limits go, because deleting what is nested writes in the volume.
     pub(super) fn destroy_fs(&self, fs: FsId, qgroup: u64) -> Result<(), DriverError> {
         if let Some(dir) = fsx::maybe(self.fs_dir(fs))? {
+            meta::refuse_newer_fs(&dir)?;
             match subvol::find(&dir, layout::HEAD)? {
                 Some(head) => {
                     self.freeze_unless_held(&head, || self.holders_of(fs))?;

@@ -10,15 +10,15 @@ use kube::client::Body;
 use serde_json::{Value, json};
 
 /// A request, read whole.
-pub(super) struct Asked {
-    pub(super) method: String,
-    pub(super) path: String,
-    pub(super) query: String,
-    pub(super) body: Value,
+pub(crate) struct Asked {
+    pub(crate) method: String,
+    pub(crate) path: String,
+    pub(crate) query: String,
+    pub(crate) body: Value,
 }
 
 /// What comes back.
-pub(super) enum Answer {
+pub(crate) enum Answer {
     /// JSON with a status code.
     Json(u16, Value),
     /// Lines of a watch, which then ends.
@@ -31,7 +31,7 @@ pub(super) enum Answer {
 
 impl Answer {
     /// An error as the API server words it.
-    pub(super) fn error(code: u16, reason: &str) -> Self {
+    pub(crate) fn error(code: u16, reason: &str) -> Self {
         Self::Json(
             code,
             json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": reason, "message": reason, "code": code}),
@@ -40,7 +40,7 @@ impl Answer {
 }
 
 /// A client whose every request is answered by `server`.
-pub(super) fn client(server: impl Fn(Asked) -> Answer + Send + Sync + 'static) -> Client {
+pub(crate) fn client(server: impl Fn(Asked) -> Answer + Send + Sync + 'static) -> Client {
     let server = Arc::new(server);
     let service = tower::service_fn(move |request: Request<Body>| {
         let server = Arc::clone(&server);

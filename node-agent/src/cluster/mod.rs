@@ -9,7 +9,7 @@ pub mod crds;
 mod error;
 pub mod events;
 #[cfg(test)]
-mod fake;
+pub(crate) mod fake;
 pub mod lease;
 pub mod node;
 pub mod pools;

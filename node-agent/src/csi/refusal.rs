@@ -52,6 +52,7 @@ pub const fn code_of(reason: Reason) -> Code {
         | Reason::NotOwner
         | Reason::AuthorityUnknown
         | Reason::EpochRegression
+        | Reason::FormatNewer
         | Reason::Mounted
         | Reason::Pinned
         | Reason::NestedSubvolume

@@ -31,7 +31,7 @@ use super::server::KERNEL_SILENCE;
 use super::status::problem_of;
 use super::tls::{PeerIdentity, TlsContext, is_denial};
 use super::transfer::{Opened, Patience, start};
-use super::{H2_FRAME, KEEPALIVE, KEEPALIVE_TIMEOUT, WINDOW, convert, unix_now};
+use super::{H2_FRAME, KEEPALIVE, KEEPALIVE_TIMEOUT, WINDOW, convert, handoff, unix_now};
 use crate::actor::handle::Offer;
 
 /// Deadlines of a client.
@@ -146,8 +146,7 @@ impl PeerClient {
     ///
     /// `Unreachable` or `Timeout` if no answer comes: then it may be recorded there all the same. Else the peer's refusal.
     pub async fn export(&self, node: &NodeName, fs: FsId, handoff: &Handoff) -> Result<(), Problem> {
-        let handoff = serde_json::to_vec(handoff).map_err(|e| Problem::new(Reason::Internal, e.to_string()))?;
-        let request = wire::ExportRequest { fs_id: fs.to_string(), handoff };
+        let request = handoff::request_of(fs, handoff)?;
         let (connection, reused) = self.connection(node).await?;
         match self.export_on(&connection, request.clone()).await {
             Err(problem) if reused && problem.reason == Reason::Unreachable => {

@@ -4,8 +4,9 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use dotgraft_engine::format::Kind;
 use dotgraft_engine::ids::{CommitId, Epoch, FsId, JobUid, NodeName, Timestamp};
-use dotgraft_engine::model::{Commit, FORMAT_VERSION, Problem, Reason, ResumeToken, Versions, VersionsRole};
+use dotgraft_engine::model::{Commit, Problem, Reason, ResumeToken, Versions, VersionsRole};
 use dotgraft_proto::agent::v1 as wire;
 use dotgraft_proto::bounded::{MAX_LISTED_METADATA, MAX_METADATA, MAX_VERSIONS};
 use wire::versions_response::Role;
@@ -31,16 +32,16 @@ const MAX_LISTING: usize = 8 << 20;
 /// Largest listing on the wire, bytes: [`MAX_VERSIONS`] without messages and metadata fit.
 pub const MAX_LISTING_WIRE: usize = 16 << 20;
 
-fn invalid(what: impl std::fmt::Display) -> Problem {
+pub(super) fn invalid(what: impl std::fmt::Display) -> Problem {
     Problem::new(Reason::Invalid, format!("malformed request: {what}"))
 }
 
-fn parse<T: std::str::FromStr<Err: std::fmt::Display>>(text: &str) -> Result<T, Problem> {
+pub(super) fn parse<T: std::str::FromStr<Err: std::fmt::Display>>(text: &str) -> Result<T, Problem> {
     text.parse().map_err(invalid)
 }
 
 /// An empty text is "none".
-fn parse_optional<T: std::str::FromStr<Err: std::fmt::Display>>(text: &str) -> Result<Option<T>, Problem> {
+pub(super) fn parse_optional<T: std::str::FromStr<Err: std::fmt::Display>>(text: &str) -> Result<Option<T>, Problem> {
     if text.is_empty() { Ok(None) } else { parse(text).map(Some) }
 }
 
@@ -91,12 +92,11 @@ pub fn commit_from_wire(fs: FsId, v: wire::Version) -> Result<Commit, Problem> {
         within("a metadata key", key.len(), MAX_KEY)?;
         within("a metadata value", value.len(), MAX_VALUE)?;
     }
-    if v.format > FORMAT_VERSION {
-        let what = format!("the commit's record has format {}, this agent knows {FORMAT_VERSION}: upgrade it", v.format);
-        return Err(Problem::new(Reason::Unsupported, what));
-    }
+    // 0 is what a program wrote that had no version yet: 1.
+    let version = v.format.max(1);
+    Kind::Commit.check("a commit in a message", version).map_err(|e| e.problem())?;
     Ok(Commit {
-        version: v.format.max(1),
+        version,
         id: parse(&v.id)?,
         fs_id: parse_optional(&v.fs_id)?.unwrap_or(fs),
         parent: parse_optional(&v.parent)?,
@@ -336,3 +336,7 @@ pub fn versions_from_wire(fs: FsId, v: wire::VersionsResponse) -> Result<Version
         takes_older: v.takes_older,
     })
 }
+
+#[cfg(test)]
+#[path = "convert_tests.rs"]
+mod tests;

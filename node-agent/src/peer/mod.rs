@@ -6,11 +6,15 @@
 //! Filesystem's actor does.
 
 pub mod accept;
+#[cfg(test)]
+#[path = "../../../engine/tests/format_support/mod.rs"]
+mod any_of;
 pub mod bandwidth;
 pub mod client;
 pub mod convert;
 pub mod csr;
 pub mod directory;
+pub mod handoff;
 pub mod identity;
 pub mod leaf;
 pub mod limits;

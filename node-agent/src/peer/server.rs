@@ -4,7 +4,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use dotgraft_engine::filesystem::Handoff;
 use dotgraft_engine::ids::{FsId, NodeName};
 use dotgraft_engine::model::{Problem, Reason};
 use dotgraft_engine::run::VERIFY_MS;
@@ -23,7 +22,7 @@ use super::progress::{Expectation, Progress};
 use super::receive::{Ends, Pump};
 use super::status::{cut, status_of};
 use super::tls::{PeerIdentity, TlsContext};
-use super::{H2_FRAME, KEEPALIVE, KEEPALIVE_TIMEOUT, WINDOW, convert, unix_now};
+use super::{H2_FRAME, KEEPALIVE, KEEPALIVE_TIMEOUT, WINDOW, convert, handoff, unix_now};
 use crate::actor::handle::FsHandle;
 use crate::actor::registry::Registry;
 
@@ -159,8 +158,7 @@ impl Service {
         let (peer, _pass) = self.admit(&request)?;
         let request = request.into_inner();
         let fs = convert::fs_id(&request.fs_id)?;
-        let handoff: Handoff =
-            serde_json::from_slice(&request.handoff).map_err(|e| Problem::new(Reason::Invalid, format!("handoff: {e}")))?;
+        let handoff = handoff::of_request(request)?;
         if handoff.from.node != peer.leaf.node {
             return Err(Problem::new(Reason::Denied, format!("node {} can't hand over for {}", peer.leaf.node, handoff.from.node)));
         }

@@ -26,7 +26,8 @@ pub const fn code_of(reason: Reason) -> Code {
         | Reason::Held
         | Reason::NotOwner
         | Reason::AuthorityUnknown
-        | Reason::EpochRegression => Code::FailedPrecondition,
+        | Reason::EpochRegression
+        | Reason::FormatNewer => Code::FailedPrecondition,
         Reason::StaleEpoch | Reason::BaseGone | Reason::DigestMismatch => Code::Aborted,
         Reason::CorruptStream | Reason::Invalid => Code::InvalidArgument,
         Reason::Denied => Code::PermissionDenied,
@@ -96,7 +97,7 @@ pub(super) fn cut(text: &str, max: usize) -> &str {
 mod tests {
     use super::*;
 
-    const ALL: [Reason; 29] = [
+    const ALL: [Reason; 30] = [
         Reason::Busy,
         Reason::NotPlaced,
         Reason::Deleting,
@@ -115,6 +116,7 @@ mod tests {
         Reason::Unreachable,
         Reason::Timeout,
         Reason::Unsupported,
+        Reason::FormatNewer,
         Reason::Invalid,
         Reason::Mounted,
         Reason::Pinned,

@@ -10,6 +10,7 @@
 
 use std::os::fd::OwnedFd;
 
+use dotgraft_engine::format::Kind;
 use rustix::fs::{FileType, Stat};
 use rustix::io::Errno;
 
@@ -19,7 +20,7 @@ use super::frame;
 use super::object::Object;
 use super::parse::{self, Command, CommandKind, Time, Version};
 use super::path::StreamPath;
-use super::state::{ApplierState, New, PathBytes, Pending, STATE_VERSION, StreamIds, Target};
+use super::state::{ApplierState, New, PathBytes, Pending, StreamIds, Target};
 use super::times::{DirTimes, Times};
 use super::{ContentClass, Donor, Limits, Position, Skipped};
 use crate::digest::ResumableHasher;
@@ -102,7 +103,7 @@ impl Applier {
     /// Goes on from `state` in a subvolume that is as it was when [`Self::state`] gave it.
     ///
     /// # Errors
-    /// As [`Self::new`], and for a state of another version or for another kind of stream.
+    /// As [`Self::new`], and for a state whose parts contradict each other or that is of another kind of stream.
     pub fn resume(
         root: OwnedFd,
         base: Option<OwnedFd>,
@@ -111,9 +112,6 @@ impl Applier {
         state: ApplierState,
     ) -> Result<Self, StreamError> {
         let refused = |what| StreamError { offset: state.offset, command: None, cause: Cause::State(what) };
-        if state.version != STATE_VERSION {
-            return Err(refused("unknown version"));
-        }
         if state.hasher.offset() != state.offset || (state.protocol.is_none() && state.offset != 0) {
             return Err(refused("its parts contradict each other"));
         }
@@ -178,7 +176,7 @@ impl Applier {
     /// The point to go on from. It is small after [`Self::flush`]; without, it also holds what is held back.
     pub fn state(&self) -> ApplierState {
         ApplierState {
-            version: STATE_VERSION,
+            version: Kind::ReceiveState.newest(),
             offset: self.hasher.offset(),
             protocol: self.protocol,
             ids: self.ids,

@@ -97,11 +97,13 @@ impl Cause {
             | Self::Path(_)
             | Self::Sequence(_)
             | Self::ForeignClone
-            | Self::Crossing { .. } => Reason::CorruptStream,
+            | Self::Crossing { .. }
+            // The receiver drops what it has and the checkpoint with it, as for bytes that can't be used.
+            | Self::State(_) => Reason::CorruptStream,
             Self::Unsupported(_) => Reason::Unsupported,
             Self::Forbidden(_) => Reason::Denied,
             Self::System { errno, .. } => kind_of_errno(*errno),
-            Self::Failed | Self::State(_) => Reason::Internal,
+            Self::Failed => Reason::Internal,
         }
     }
 }

@@ -23,7 +23,7 @@ pub mod treedigest;
 pub use apply::Applier;
 pub use donor::Donor;
 pub use error::{Cause, StreamError};
-pub use state::{ApplierState, STATE_VERSION, StreamIds};
+pub use state::{ApplierState, StreamIds};
 
 /// What a stream may bring with it (storage.md §5).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

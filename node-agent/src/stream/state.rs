@@ -5,14 +5,12 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use dotgraft_engine::format::{FormatError, Kind};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::parse::{Uuid, Version};
 use super::times::Times;
 use crate::digest::ResumableHasher;
-
-/// Version of [`ApplierState`] that is written, and the only one read.
-pub const STATE_VERSION: u32 = 1;
 
 /// Which subvolume a stream is about, by its first command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,7 +28,7 @@ pub struct StreamIds {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ApplierState {
-    /// [`STATE_VERSION`].
+    /// Version of [`Kind::ReceiveState`].
     pub version: u32,
     /// Bytes of complete commands applied, header included; the stream goes on there.
     pub offset: u64,
@@ -48,6 +46,16 @@ pub struct ApplierState {
     pub(crate) root_times: Times,
     /// Times of directories not set yet.
     pub(crate) dir_times: Vec<(PathBytes, Times)>,
+}
+
+impl ApplierState {
+    /// Reads what a checkpoint row holds.
+    ///
+    /// # Errors
+    /// `Newer` if a newer agent made the checkpoint: it can go on from it, this one can't. `Damaged` if it is no such document.
+    pub fn read(text: &str) -> Result<Self, FormatError> {
+        Kind::ReceiveState.read("the state in the checkpoint of a receive", text.as_bytes())
+    }
 }
 
 /// Something the stream has made under a temporary name, held back because its real name usually comes next.
@@ -105,3 +113,7 @@ impl<'de> Deserialize<'de> for Target {
         BASE64.decode(String::deserialize(deserializer)?).map(Self).map_err(serde::de::Error::custom)
     }
 }
+
+#[cfg(test)]
+#[path = "state_tests.rs"]
+mod tests;

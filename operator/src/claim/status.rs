@@ -19,7 +19,9 @@ use crate::pvc;
 use crate::write;
 
 /// Conditions of the owner's Replica that people must read on the claim.
-const MIRRORED: [ConditionType; 6] = [
+const MIRRORED: [ConditionType; 8] = [
+    ConditionType::FormatNewer,
+    ConditionType::JournalUnreadable,
     ConditionType::AuthorityUnknown,
     ConditionType::EpochRegression,
     ConditionType::PendingLost,

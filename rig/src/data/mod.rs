@@ -2,6 +2,7 @@
 //! shares code with the agents.
 
 pub mod digest;
+pub mod journal;
 pub mod sqlite;
 pub mod stream;
 pub mod synced;

@@ -18,8 +18,9 @@ mod report;
 use super::event::{self, Ctx, Out};
 use super::record::{MigrationPhase, MigrationRow, Record, RequestRow};
 use super::status::MigrationStatus;
+use crate::format::Kind;
 use crate::ids::{BootTime, CommitId, Epoch, MigId, Timestamp};
-use crate::model::{FORMAT_VERSION, Place, Problem};
+use crate::model::{Place, Problem};
 use crate::run::JobRow;
 use crate::words::JobKey;
 
@@ -176,7 +177,7 @@ impl Importing {
 
 fn row_of(phase: MigrationPhase, terms: &Terms, attempt: u64) -> MigrationRow {
     MigrationRow {
-        version: FORMAT_VERSION,
+        version: Kind::Migration.newest(),
         phase,
         mig: terms.mig,
         attempt,
@@ -341,10 +342,11 @@ mod tests {
 
     #[test]
     fn a_row_past_the_begin_without_its_final_commit_is_refused_not_guessed() {
-        use super::super::record::{Recovered, RowError};
+        use super::super::record::Recovered;
+        use crate::format::FormatError;
         let rows = |phase| vec![("migration".to_owned(), serde_json::to_vec(&row(phase, 1)).unwrap())];
         assert!(Recovered::parse(&rows(MigrationPhase::Begun)).is_ok());
-        assert!(matches!(Recovered::parse(&rows(MigrationPhase::Frozen)), Err(RowError::Damaged { .. })));
+        assert!(matches!(Recovered::parse(&rows(MigrationPhase::Frozen)), Err(FormatError::Damaged { .. })));
     }
 
     #[test]
