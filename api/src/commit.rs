@@ -28,6 +28,7 @@ use crate::schema::{self, rules};
     printcolumn(name = "Id", type_ = "string", json_path = ".status.id"),
     printcolumn(name = "Message", type_ = "string", json_path = ".spec.message"),
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].reason", priority = 1),
+    printcolumn(name = "Copies", type_ = "string", json_path = ".status.copies", description = "nodes that hold it", priority = 1),
     printcolumn(name = "Changed", type_ = "integer", json_path = ".status.changedBytes", description = "bytes", priority = 1),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
@@ -84,7 +85,11 @@ pub struct CommitStatus {
     /// Bytes in extents newer than the parent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub changed_bytes: Option<u64>,
-    /// Ready, Pinned.
+    /// Nodes whose copies are known to hold it, at most 16.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), inner(length(max = 253)), extend("x-kubernetes-list-type" = "atomic"))]
+    pub copies: Vec<String>,
+    /// Ready, Pinned, `AtRisk`; `NoCopyLeft` while no copy holds it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "schema::conditions")]
     pub conditions: Vec<Condition>,

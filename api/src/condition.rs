@@ -72,6 +72,8 @@ words! {
         Suspended,
         /// A commit can't be deleted, because something needs it.
         Pinned,
+        /// A commit has fewer copies than were asked for.
+        AtRisk,
         /// A `DotOperation` has come to its end. Good when true.
         Complete,
         /// Authority is on its way to another node.
@@ -132,6 +134,8 @@ words! {
         BranchesExist,
         /// A copy that is to go stays, as commits that someone wants kept are on no other.
         CopyStays,
+        /// No copy holds the commit any more.
+        NoCopyLeft,
         /// A `PersistentVolumeClaim` is bound to it.
         ClaimBound,
         /// The Filesystem of `spec.fsId` is another object's.
@@ -290,6 +294,8 @@ words! {
         Committed,
         /// Nothing needs the commit.
         NotPinned,
+        /// One copy holds a commit, and more were asked for.
+        OneCopy,
         /// `spec.suspend` isn't set.
         NotSuspended,
         /// A ReplicationJob has no source.

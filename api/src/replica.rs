@@ -120,6 +120,24 @@ pub struct Desired {
     pub commits: Vec<CommitWish>,
 }
 
+/// Up to where a copy has its Filesystem's history: its newest commit, which is there whole, also one that people don't see. Commits are ordered
+/// by these fields, in this order; a clock decides only between commits that a version before 0.2 has taken, which have no number.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CompleteTo {
+    /// The owner's epoch when it took the commit.
+    pub epoch: u64,
+    /// Its number in that epoch, from 1; 0: taken by a version before 0.2.
+    #[serde(default)]
+    pub seq: u64,
+    /// When the owner took it.
+    #[schemars(schema_with = "schema::time")]
+    pub time: Time,
+    /// Its id.
+    #[schemars(schema_with = "schema::uuid")]
+    pub commit: String,
+}
+
 /// Whether a copy is wanted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum DesiredState {
@@ -252,6 +270,16 @@ pub struct ReplicaStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "atomic"))]
     pub recent_commits: Vec<ReplicaCommit>,
+    /// Commits that objects want kept, and that it holds, whole and durable; the newest 1024.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 1024), inner(length(max = 36)), extend("x-kubernetes-list-type" = "atomic"))]
+    pub kept: Vec<String>,
+    /// `kept` has all of them. `false`: there are more, the disk has not been looked at yet, or the agent is of a version before 0.2.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub kept_complete: bool,
+    /// Up to where it has the history.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub complete_to: Option<CompleteTo>,
     /// The handoff in hand, or the last one, as the exporter tells it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub migration: Option<Migration>,
@@ -277,6 +305,15 @@ pub struct ReplicaStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "schema::conditions")]
     pub conditions: Vec<Condition>,
+}
+
+impl ReplicaStatus {
+    /// Up to where the copy has the history, as (epoch, number, time, id), to be compared with another copy's; of an agent before 0.2 its
+    /// newest commit that people see, without a number. `None`: it has none.
+    pub fn reach(&self) -> Option<(u64, u64, Time, String)> {
+        let listed = || self.recent_commits.first().map(|c| (c.epoch, 0, c.time.clone(), c.id.clone()));
+        self.complete_to.as_ref().map(|c| (c.epoch, c.seq, c.time.clone(), c.commit.clone())).or_else(listed)
+    }
 }
 
 /// What a copy is, as the agent sees it.

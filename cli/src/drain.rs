@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
-use dotgraft_api::{Branch, ClaimKind, ConditionType, CopyRole, Dot, DotStatus, Filesystem, FilesystemPhase, NodePool, Replica, is_true};
+use dotgraft_api::{
+    Branch, ClaimKind, ConditionType, CopyRole, Dot, DotStatus, Filesystem, FilesystemPhase, NodePool, Replica, ReplicaStatus, is_true,
+};
 use futures::{StreamExt, stream};
 use kube::api::{ListParams, Patch, PatchParams};
 use kube::{Api, Client, ResourceExt};
@@ -94,7 +96,7 @@ impl View {
     fn target(&self, fs_id: &str, node: &str) -> Result<String, String> {
         let group = self.pools.iter().find(|p| p.spec.node == node).map(|p| p.spec.pool_group.as_str());
         let copies = self.replicas_of(fs_id).filter(|r| r.spec.node != node && self.open_pool(&r.spec.node, group).is_some());
-        let newest = |r: &&Replica| r.status.as_ref().and_then(|s| s.recent_commits.first()).map(|c| c.time.0.as_millisecond());
+        let newest = |r: &&Replica| r.status.as_ref().and_then(ReplicaStatus::reach);
         let held = copies.filter(|r| r.status.as_ref().is_some_and(|s| s.role == CopyRole::Replica) && newest(r).is_some());
         if let Some(replica) = held.max_by_key(newest) {
             return Ok(replica.spec.node.clone());
@@ -306,6 +308,22 @@ mod tests {
         let to: Vec<_> = view.lines("n1", None).into_iter().map(|l| (l.name, l.to)).collect();
         assert_eq!(to, [("d1".to_owned(), Some("n3".to_owned())), ("d2".to_owned(), Some("n2".to_owned()))]);
         assert!(view.lines("n1", Some("n9")).iter().all(|l| l.to.as_deref() == Some("n9")), "a person's word goes first");
+    }
+
+    #[test]
+    fn the_copy_that_is_complete_to_most_is_the_newest_whatever_the_clocks_say() {
+        let complete = |node: &str, time: &str, seq: u64| {
+            let mut r = replica(1, node, "Replica", 10, Some(time));
+            let to = json!({"epoch": 1, "seq": seq, "time": time, "commit": id(100)});
+            r.status.as_mut().expect("a status").complete_to = of(to);
+            r
+        };
+        let view = View {
+            filesystems: vec![filesystem(1, "Active", "n1")],
+            replicas: vec![complete("n2", "2026-01-01T00:00:00Z", 8), complete("n3", "2026-01-01T01:00:00Z", 7)],
+            pools: vec![pool("n1", "default", 0, true), pool("n2", "default", 9, true), pool("n3", "default", 9, true)],
+        };
+        assert_eq!(view.lines("n1", None)[0].to.as_deref(), Some("n2"));
     }
 
     #[test]

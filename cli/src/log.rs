@@ -1,6 +1,6 @@
 //! `kubectl dot log`: the commits of a Dot or Branch, newest first, with the object that wants each, if one does.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Result, bail};
 use clap::Args;
@@ -31,7 +31,7 @@ struct Line {
     message: String,
     /// The Commit object.
     object: Option<String>,
-    /// Nodes that hold it, as far as their newest commits are shown.
+    /// Nodes that hold it.
     nodes: Vec<String>,
 }
 
@@ -42,11 +42,17 @@ pub async fn run(client: &Client, common: &Common, args: &LogArgs) -> Result<()>
     let source = source(client, &args.source).await?;
     let Some(fs_id) = source.fs_id else { bail!("{} has no Filesystem yet", args.source) };
     let mut lines: BTreeMap<String, Line> = BTreeMap::new();
+    let mut holders: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     let replicas = Api::<Replica>::all(client.clone()).list(&ListParams::default().fields(&format!("spec.fsId={fs_id}"))).await?;
     for replica in replicas {
         let node = replica.spec.node.clone();
-        for commit in replica.status.unwrap_or_default().recent_commits {
-            let line = lines.entry(commit.id.clone()).or_insert(Line {
+        let status = replica.status.unwrap_or_default();
+        for id in status.kept {
+            holders.entry(id).or_default().insert(node.clone());
+        }
+        for commit in status.recent_commits {
+            holders.entry(commit.id.clone()).or_default().insert(node.clone());
+            lines.entry(commit.id.clone()).or_insert(Line {
                 id: commit.id,
                 time: Some(commit.time.0),
                 parent: commit.parent,
@@ -54,7 +60,6 @@ pub async fn run(client: &Client, common: &Common, args: &LogArgs) -> Result<()>
                 object: None,
                 nodes: Vec::new(),
             });
-            line.nodes.push(node.clone());
         }
     }
     for object in Api::<Commit>::default_namespaced(client.clone()).list(&ListParams::default()).await? {
@@ -69,6 +74,11 @@ pub async fn run(client: &Client, common: &Common, args: &LogArgs) -> Result<()>
             nodes: Vec::new(),
         });
         line.object = Some(object.name_any());
+    }
+    for (id, nodes) in holders {
+        if let Some(line) = lines.get_mut(&id) {
+            line.nodes = nodes.into_iter().collect();
+        }
     }
     let mut lines: Vec<Line> = lines.into_values().collect();
     lines.sort_by(|a, b| b.time.cmp(&a.time).then_with(|| b.id.cmp(&a.id)));

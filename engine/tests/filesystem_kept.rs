@@ -1,4 +1,5 @@
-//! Kept commits get to where they are missing (ADR 13): to who is to have all, with the next run, whatever it had been sent first.
+//! Kept commits get to where they are missing (ADR 13): to who is to have all, with the next run, whatever it had been sent first;
+//! and what a copy holds is told.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // its helpers too are tests
 
 mod support;
@@ -37,6 +38,18 @@ fn id(sim: &Sim, uid: RequestUid) -> CommitId {
 }
 
 #[test]
+fn a_copy_says_which_kept_commits_it_holds_and_up_to_where_it_has_the_history() {
+    let mut trace = Vec::new();
+    let (sim, uids) = newest_only(&mut trace);
+    let (owner, copy) = (status(&sim, 0).holding, status(&sim, 1).holding);
+    assert_eq!(owner.kept, uids.iter().rev().map(|u| id(&sim, *u)).collect::<Vec<_>>(), "newest first");
+    assert_eq!(copy.kept, [id(&sim, uids[2])]);
+    assert!(owner.complete && copy.complete);
+    assert_eq!(owner.complete_to, copy.complete_to, "the older ones don't count for that");
+    assert_eq!(copy.complete_to.map(|o| (o.epoch, o.seq)), Some((Epoch(1), 3)), "numbered by the owner");
+}
+
+#[test]
 fn who_is_to_have_all_gets_what_it_was_never_sent() {
     let mut trace = Vec::new();
     let (mut sim, uids) = newest_only(&mut trace);
@@ -46,9 +59,8 @@ fn who_is_to_have_all_gets_what_it_was_never_sent() {
         (spec.generation, spec.trigger) = (spec.generation + 1, Some("all".into()));
     });
     sim.run_for(10_000);
-    assert!(uids.iter().all(|u| on_disk(&sim, 1, *u)), "{:?}", status(&sim, 1).recent_commits);
-    let listed = |n: usize| status(&sim, n).recent_commits.into_iter().map(|c| c.id).collect::<Vec<_>>();
-    assert_eq!(listed(0), listed(1), "each in its place in the history");
+    assert!(uids.iter().all(|u| on_disk(&sim, 1, *u)), "{:?}", status(&sim, 1).holding);
+    assert_eq!(status(&sim, 0).holding, status(&sim, 1).holding);
     let row = status(&sim, 0).jobs.remove(0).row;
     assert_eq!((row.cursor, row.consecutive_failures), (Some(id(&sim, uids[2])), 0), "the cursor stays at the newest");
 }

@@ -24,6 +24,8 @@ pub const SPARE_ANNOTATION: &str = "dotgraft.dev/spare-since";
 pub const ALLOCATED_ANNOTATION: &str = "dotgraft.dev/allocated-for";
 /// On Commits that were made to clone from, and go when the clone is there.
 pub const TRANSIENT_LABEL: &str = "dotgraft.dev/transient";
+/// On Commits that CSI made: on how many nodes they must be durable to be ready, where that is more than one.
+pub const SNAPSHOT_COPIES_ANNOTATION: &str = "dotgraft.dev/csi-snapshot-copies";
 /// On Commits that an operation has made: the name of the `DotOperation`. One is taken only as that says.
 pub const OPERATION_ANNOTATION: &str = "dotgraft.dev/operation";
 /// On `NodePool`: UID of the last certificate request that was signed for it.

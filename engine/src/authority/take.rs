@@ -100,12 +100,18 @@ impl Copy {
         self.wanted && !self.lost && self.place != authority.owner && (holds || self.has_all(authority))
     }
 
-    /// What it holds. Of an agent that doesn't say, its newest commit stands for it, with that commit's time between two of the kind.
-    fn holds(&self) -> (Option<CompleteTo>, Option<Timestamp>) {
-        match (self.complete_to, self.newest) {
-            (Some(to), _) => (Some(to), None),
-            (None, newest) => (newest.map(|n| CompleteTo { epoch: n.epoch, seq: 0 }), newest.map(|n| n.time)),
+    /// The epoch of its newest commit.
+    fn reaches(&self) -> Option<Epoch> {
+        self.complete_to.map(|to| to.epoch).max(self.newest.map(|n| n.epoch))
+    }
+
+    /// What it holds. While some copy of that epoch doesn't say what it is complete to, all are compared by their newest commits, as release
+    /// 0.1 did: a number says nothing beside a commit that has none.
+    fn holds(&self, all_say: bool) -> (Option<CompleteTo>, Option<Timestamp>) {
+        if all_say {
+            return (self.complete_to, None);
         }
+        (self.newest.map(|n| CompleteTo { epoch: n.epoch, seq: 0 }), self.newest.map(|n| n.time))
     }
 }
 
@@ -225,8 +231,11 @@ fn active(read: &Read) -> Result<&Authority, Refusal> {
 
 /// The copy that has all of it, else the most complete one; then the one on the `wanted` node, then by name.
 fn best<'a>(authority: &Authority, copies: &'a [Copy], wanted: Option<&NodeName>) -> Option<&'a Copy> {
-    let usable = copies.iter().filter(|c| c.ready && c.can_own(authority));
-    usable.max_by_key(|c| (c.has_all(authority), c.holds(), wanted == Some(&c.place.node), Reverse(c.place.node.clone())))
+    let usable: Vec<&Copy> = copies.iter().filter(|c| c.ready && c.can_own(authority)).collect();
+    let latest = usable.iter().map(|c| c.reaches()).max();
+    let all_say = usable.iter().all(|c| c.complete_to.is_some() || Some(c.reaches()) < latest);
+    let rank = |c: &Copy| (c.has_all(authority), c.holds(all_say));
+    usable.into_iter().max_by_key(|c| (rank(c), wanted == Some(&c.place.node), Reverse(c.place.node.clone())))
 }
 
 /// The one transition of all of them.

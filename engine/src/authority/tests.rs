@@ -230,6 +230,10 @@ fn the_most_complete_copy_takes_over_whatever_any_clock_says() {
         ..copy(n, 0)
     };
     assert_eq!(to(&[old(2, 5, 1), old(3, 5, 2), old(4, 4, 9)], None), Ok(node(3)));
+    // One of them among others: what its commit's number would be, nobody knows.
+    let taken_at = |c: Copy, time: i64| Copy { newest: c.newest.map(|n| Newest { time: Timestamp(time), ..n }), ..c };
+    assert_eq!(to(&[taken_at(copy(2, 7), 1), old(3, 5, 2), taken_at(copy(4, 9), 1)], None), Ok(node(3)));
+    assert_eq!(to(&[taken_at(copy(2, 7), 1), old(3, 4, 9), copy(4, 6)], None), Ok(node(2)), "not beside one of an epoch before");
 }
 
 #[test]

@@ -21,7 +21,7 @@
 //! | `mounts`, `usage` | what is mounted, what room it takes | |
 //! | `tasks` | what runs and what sleeps; troubles | `results`: what a task gave |
 //!
-//! `event` and `record` are the words in, out and on disk; `status` is what people see.
+//! `event` and `record` are the words in, out and on disk; `status` is what people see, `holding` what others decide by.
 
 mod commits;
 mod death;
@@ -31,6 +31,7 @@ mod handoff;
 mod head;
 mod headless;
 mod history;
+mod holding;
 mod inbox;
 mod life;
 mod mounts;
@@ -48,6 +49,7 @@ mod usage;
 mod wish;
 
 pub use event::{Answer, AuthorityView, Ctx, Event, Found, Handoff, Here, Note, Out, Swap, Task, TaskDone};
+pub use holding::Holding;
 pub use record::{
     Base, CheckpointRow, Life, MigrationPhase, MigrationRow, Opened, OriginPinRow, PartialRow, Record, Recovered, RequestRow, RequestState,
     Row,

@@ -149,6 +149,8 @@ pub struct FilesystemStatus {
     pub bytes: u64,
     /// Their limit.
     pub limit: u64,
+    /// What it says that it holds.
+    pub holding: super::Holding,
     /// Stream bytes of a receive that are safe, if one is under way or interrupted.
     pub receiving: Option<(CommitId, u64)>,
     /// Jobs that send from here.
@@ -190,6 +192,7 @@ impl Filesystem {
             recent_commits: shows().rev().take(RECENT_COMMITS).map(|c| shown(c)).collect(),
             bytes,
             limit,
+            holding: self.holding(),
             receiving: self.inbox.coming(),
             migration: self.migration_status(),
             import_start: self.handoff.import_start(),

@@ -4,8 +4,8 @@ use dotgraft_api::common::{Fencing, Initial as ApiInitial, Intermediate as ApiIn
 use dotgraft_api::condition::{ConditionUpdate, set_condition};
 use dotgraft_api::node_pool::Orphan;
 use dotgraft_api::replica::{
-    CommitState, CommitWish, CopyRole, DesiredRole, DesiredState, ImportStart, JobWish, LastRun, Migration, Replica, ReplicaCommit,
-    ReplicaCommitStatus, ReplicaJobStatus, ReplicaStatus,
+    CommitState, CommitWish, CompleteTo, CopyRole, DesiredRole, DesiredState, ImportStart, JobWish, LastRun, Migration, Replica,
+    ReplicaCommit, ReplicaCommitStatus, ReplicaJobStatus, ReplicaStatus,
 };
 use dotgraft_engine::filesystem::{
     Desired, FilesystemStatus, Intent, JobStatus, MigrationStatus, Present, RequestState, RequestStatus, Role, RoleStatus, WantedCommit,
@@ -167,6 +167,14 @@ pub fn status_of(s: &FilesystemStatus, before: Option<&ReplicaStatus>, now: Time
                 deleted: c.let_go,
             })
             .collect(),
+        kept: s.holding.kept.iter().map(ToString::to_string).collect(),
+        kept_complete: s.holding.complete,
+        complete_to: s.holding.complete_to.map(|o| CompleteTo {
+            epoch: o.epoch.0,
+            seq: o.seq,
+            time: time(o.time),
+            commit: o.id.to_string(),
+        }),
         migration: s.migration.as_ref().map(migration),
         import_start: s.import_start.map(|(mig, attempt, commit)| ImportStart {
             mig: mig.to_string(),

@@ -6,13 +6,22 @@ use std::sync::Arc;
 use dotgraft_api::{
     Commit, CommitState, CommitStatus, DesiredState, Filesystem, FilesystemPhase, Place, Replica, ReplicaCommitStatus, Time,
 };
+use dotgraft_engine::copies::{Copies, Safety};
+use dotgraft_engine::ids::CommitId;
 use kube::ResourceExt;
 
+use super::copies_named;
 use crate::claim::ClaimView;
 use crate::conditions::{self, Block, Wanted, wanted};
+use crate::filesystem::kept;
 use crate::names::COMMIT_FINALIZER;
 use crate::pools::{self, PoolView};
 use crate::write::has_finalizer;
+
+/// Most nodes that `status.copies` names.
+const MOST_COPIES: usize = 16;
+/// What a Commit without a copy says.
+const NO_COPY: &str = "no copy holds it any more: the disks that did are gone. It can't be restored; delete it, or bring such a disk back";
 
 /// What the decision needs.
 #[derive(Debug, Clone)]
@@ -97,17 +106,54 @@ pub fn status(view: &View, now: &Time) -> CommitStatus {
         new.time = old.time.or_else(|| a.time.clone());
         new.changed_bytes = old.changed_bytes.or(a.changed_bytes);
     }
-    let wanted = verdicts(view, new.id.is_some());
+    let safety = safety(view, new.id.as_deref());
+    new.copies = copies(view, new.id.as_deref());
+    let wanted = verdicts(view, new.id.is_some(), safety);
     new.conditions = conditions::merge(&old.conditions, &wanted, view.commit.metadata.generation, now);
     new
 }
 
-fn verdicts(view: &View, made: bool) -> Vec<Wanted> {
+/// The copies of a commit that is made; empty before that.
+fn held(view: &View, id: Option<&str>) -> Option<(CommitId, Copies<Place>)> {
+    Some((id?.parse().ok()?, kept::copies_of(&view.replicas, &view.pools)))
+}
+
+/// The nodes whose copies are known to hold it.
+pub fn copies(view: &View, id: Option<&str>) -> Vec<String> {
+    let Some((id, all)) = held(view, id) else { return Vec::new() };
+    let mut nodes: Vec<String> = all.holders(id).map(|p| p.node.clone()).collect();
+    nodes.sort();
+    nodes.truncate(MOST_COPIES);
+    nodes
+}
+
+/// How well it is held. While no Replica is known nothing is: an empty cache proves no loss.
+fn safety(view: &View, id: Option<&str>) -> Safety {
+    held(view, id).filter(|_| !view.replicas.is_empty()).map_or(Safety::Unknown, |(id, all)| all.safety(id))
+}
+
+/// How many copies of it were asked for: those that its volume keeps, or those that its snapshot's class names.
+fn asked_for(view: &View) -> usize {
+    let kept = view.claim.as_ref().map_or(0, |c| c.placement.replicas).saturating_add(1);
+    usize::try_from(kept).unwrap_or(usize::MAX).max(copies_named(&view.commit))
+}
+
+/// Whether one copy, or none, holds it, and more were asked for.
+fn at_risk(view: &View, safety: Safety) -> Wanted {
+    let asked = asked_for(view);
+    match safety {
+        Safety::Nowhere => wanted("AtRisk", true, "NoCopyLeft", NO_COPY),
+        Safety::Copies(1) if asked > 1 => wanted("AtRisk", true, "OneCopy", format!("one copy holds it, of {asked} that were asked for")),
+        _ => wanted("AtRisk", false, "AsExpected", ""),
+    }
+}
+
+fn verdicts(view: &View, made: bool, safety: Safety) -> Vec<Wanted> {
     let pinned = view.replicas.iter().find_map(|r| {
         let a = answer(r, &view.commit).filter(|a| a.state == CommitState::Pinned)?;
         Some(format!("on node {}: {}", r.spec.node, a.message.clone().unwrap_or_default()))
     });
-    let ready = match readiness(view, made, pinned.as_deref()) {
+    let ready = match readiness(view, made.then_some(safety), pinned.as_deref()) {
         Ok(()) => wanted("Ready", true, "Committed", "durable on its owner"),
         Err(b) => wanted("Ready", false, b.reason, b.message),
     };
@@ -115,10 +161,17 @@ fn verdicts(view: &View, made: bool) -> Vec<Wanted> {
         Some(by) => wanted("Pinned", true, "Pinned", by),
         None => wanted("Pinned", false, "NotPinned", ""),
     };
-    vec![ready, pinned]
+    let mut list = vec![ready, pinned];
+    // What is being deleted has fewer and fewer copies, as it should.
+    if made && view.commit.metadata.deletion_timestamp.is_none() {
+        list.push(at_risk(view, safety));
+        list.extend((safety == Safety::Nowhere).then(|| wanted("NoCopyLeft", true, "NoCopyLeft", NO_COPY)));
+    }
+    list
 }
 
-fn readiness(view: &View, made: bool, pinned: Option<&str>) -> Result<(), Block> {
+/// `made`: how well it is held, once it is made.
+fn readiness(view: &View, made: Option<Safety>, pinned: Option<&str>) -> Result<(), Block> {
     let source = &view.commit.spec.source;
     if view.commit.metadata.deletion_timestamp.is_some() {
         if let Some(by) = pinned {
@@ -127,8 +180,10 @@ fn readiness(view: &View, made: bool, pinned: Option<&str>) -> Result<(), Block>
         let nodes: Vec<&str> = waiting(view).iter().map(|r| r.spec.node.as_str()).collect();
         return Err(Block::new("Deleting", format!("waiting for the copies on: {}", nodes.join(", "))));
     }
-    if made {
-        return Ok(());
+    match made {
+        Some(Safety::Nowhere) => return Err(Block::new("NoCopyLeft", NO_COPY)),
+        Some(_) => return Ok(()),
+        None => {}
     }
     let Some(claim) = &view.claim else {
         return Err(Block::new("SourceNotFound", format!("there is no {} `{}` in this namespace", source.kind.as_str(), source.name)));
@@ -259,5 +314,40 @@ mod tests {
         v.claim = None;
         v.fs = None;
         assert_eq!(decide(&v), Step::LetGo);
+    }
+
+    #[test]
+    fn how_many_copies_hold_it_is_told_and_none_is_not_ready() {
+        let id = "0198c2a5-7f00-7000-8000-0000000000c2";
+        let made = |at: &[&str]| {
+            let mut c = commit("c", 1);
+            c.status.get_or_insert_default().id = Some(id.into());
+            let holding = |node: &str| {
+                let mut r = Arc::unwrap_or_clone(copy(node, None));
+                let s = r.status.as_mut().unwrap();
+                (s.kept_complete, s.kept) = (true, if at.contains(&node) { vec![id.to_owned()] } else { Vec::new() });
+                Arc::new(r)
+            };
+            view(c, vec![holding("n1"), holding("n2")])
+        };
+        let told = |v: &View| {
+            let s = status(v, &now());
+            let risk = dotgraft_api::condition(&s.conditions, "AtRisk").unwrap();
+            (s.copies.join(","), ready(v).0, risk.reason.clone())
+        };
+        let want = |copies: &str, ready: &str, why: &str| (copies.to_owned(), ready.to_owned(), why.to_owned());
+        assert_eq!(told(&made(&["n1", "n2"])), want("n1,n2", "True", "AsExpected"));
+        let mut v = made(&["n2"]);
+        assert_eq!(told(&v), want("n2", "True", "AsExpected"), "one copy is what was asked for");
+        v.claim.as_mut().unwrap().placement.replicas = 1;
+        assert_eq!(told(&v), want("n2", "True", "OneCopy"));
+        assert_eq!(told(&made(&[])), want("", "False", "NoCopyLeft"));
+        let mut v = made(&["n2"]);
+        v.pools[1].ready = false;
+        assert_eq!(told(&v), want("", "True", "AsExpected"), "who has it is away: it isn't lost");
+        v.pools.truncate(1);
+        assert_eq!(told(&v), want("", "False", "NoCopyLeft"), "its disk is gone for good");
+        v.replicas.clear();
+        assert_eq!(told(&v).1, "True", "no Replica in the cache proves nothing");
     }
 }

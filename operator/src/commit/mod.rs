@@ -25,7 +25,7 @@ use crate::conditions;
 use crate::context::Ctx;
 use crate::error::Error;
 use crate::live;
-use crate::names::{COMMIT_FINALIZER, FS_LABEL, TRANSIENT_LABEL};
+use crate::names::{COMMIT_FINALIZER, FS_LABEL, SNAPSHOT_COPIES_ANNOTATION, TRANSIENT_LABEL};
 use crate::pools;
 use crate::write;
 
@@ -58,6 +58,11 @@ pub fn is_recorded(commit: &Commit) -> bool {
 
 fn is_csi(commit: &Commit) -> bool {
     commit.annotations().contains_key(ANNOTATION_CSI_NAME)
+}
+
+/// On how many nodes it is to be: what the class of a snapshot asks for, else one.
+pub fn copies_named(commit: &Commit) -> usize {
+    commit.annotations().get(SNAPSHOT_COPIES_ANNOTATION).and_then(|n| n.parse().ok()).unwrap_or(1)
 }
 
 /// Whether the Filesystem is kept for it, without a head, when its Dot goes: a snapshot that CSI made (csi.md §1).

@@ -105,14 +105,18 @@ pub fn amount(bytes: u64) -> String {
     exact.map_or_else(|| bytes.to_string(), |(unit, shift)| format!("{}{unit}", bytes >> shift))
 }
 
-/// Whether a copy has a commit, as far as its Replica tells: it lists the newest, and of one before those it is taken to be there, if there are
-/// more than it lists (ids are UUIDv7, so they sort by time).
+/// Whether a copy says that it has a commit. An agent of before 0.2 lists the newest only: of one before those it is taken to be there, if there
+/// are more than it lists (ids are UUIDv7, so they sort by time); no copy goes because of that ([`crate::filesystem::kept`]).
 pub fn holds(copy: &ReplicaStatus, commit: &str) -> bool {
     let recent = &copy.recent_commits;
     let is_there = |c: &&ReplicaCommitStatus| matches!(c.state, CommitState::Done | CommitState::Pinned);
     let wished = copy.commits.iter().filter(is_there).any(|c| c.id.as_deref() == Some(commit));
-    let before = recent.last().is_some_and(|c| commit < c.id.as_str()) && u64::try_from(recent.len()).is_ok_and(|n| n < copy.commit_count);
-    matches!(copy.role, CopyRole::Owner | CopyRole::Replica) && (wished || before || recent.iter().any(|c| c.id == commit && !c.deleted))
+    let is_older = !copy.kept_complete && copy.complete_to.is_none();
+    let before = is_older
+        && recent.last().is_some_and(|c| commit < c.id.as_str())
+        && u64::try_from(recent.len()).is_ok_and(|n| n < copy.commit_count);
+    matches!(copy.role, CopyRole::Owner | CopyRole::Replica)
+        && (wished || before || copy.kept.iter().any(|id| id == commit) || recent.iter().any(|c| c.id == commit && !c.deleted))
 }
 
 #[cfg(test)]
@@ -156,6 +160,10 @@ mod tests {
         assert!(holds(&s, "01-b") && !holds(&s, "01-a") && !holds(&s, "01-d"));
         s.commit_count = 9;
         assert!(holds(&s, "01-a") && !holds(&s, "01-d"), "a newer one has not arrived");
+        s.kept_complete = true;
+        assert!(!holds(&s, "01-a"), "it says what it has");
+        s.kept = vec!["01-a".into()];
+        assert!(holds(&s, "01-a"));
         s.recent_commits[0].deleted = true;
         assert!(holds(&s, "01-b") && !holds(&s, "01-c"), "nobody can mount it any more");
         let answer = |state| vec![ReplicaCommitStatus { id: Some("01-e".into()), state, ..ReplicaCommitStatus::default() }];

@@ -14,15 +14,14 @@ use super::error::CsiError;
 use super::find::{self, PATIENCE, Volume, csi_name, until};
 use super::ids::{self, SnapshotId, required};
 use crate::caches::{csi_term, fs_term};
+use crate::commit::copies_named;
 use crate::context::Ctx;
-use crate::names::{self, FS_LABEL, TRANSIENT_LABEL, sha256_hex};
+use crate::names::{self, FS_LABEL, SNAPSHOT_COPIES_ANNOTATION, TRANSIENT_LABEL, sha256_hex};
 use crate::write;
 
 /// On Commits that CSI made: size of the volume then, in bytes.
 const ANNOTATION_SIZE: &str = "dotgraft.dev/csi-size";
-/// On Commits that CSI made: on how many nodes they must be durable to be ready, where that is more than one.
-const ANNOTATION_COPIES: &str = "dotgraft.dev/csi-snapshot-copies";
-/// The same as a parameter of the `VolumeSnapshotClass`: 1 (usual) to 8, the owner's among them.
+/// On how many nodes a snapshot must be durable to be ready ([`SNAPSHOT_COPIES_ANNOTATION`]): 1 (usual) to 8, the owner's among them.
 const PARAMETER_COPIES: &str = "dotgraft.dev/snapshot-copies";
 const SIDECARS: &str = "csi.storage.k8s.io/";
 
@@ -62,9 +61,12 @@ fn on_wire(commit: &Commit, ctx: &Ctx) -> Option<wire::Snapshot> {
     })
 }
 
-/// Durable on as many nodes as its class asks for; the owner's is one of them.
+/// Durable on as many nodes as its class asks for; the owner's is one of them. What no copy holds any more isn't.
 fn is_ready(commit: &Commit, id: &SnapshotId, ctx: &Ctx) -> bool {
-    let wanted: usize = commit.annotations().get(ANNOTATION_COPIES).and_then(|n| n.parse().ok()).unwrap_or(1);
+    let wanted = copies_named(commit);
+    if commit.status.as_ref().is_some_and(|s| is_true(&s.conditions, ConditionType::NoCopyLeft).is_some()) {
+        return false;
+    }
     let commit = id.commit.to_string();
     let copies = || ctx.caches.replicas.with(&id.fs.to_string()).into_iter().filter(|r| r.spec.desired.state == DesiredState::Present);
     wanted <= 1 || copies().filter(|r| r.status.as_ref().is_some_and(|s| find::holds(s, &commit))).count() >= wanted
@@ -160,7 +162,7 @@ async fn make(object: &str, name: &str, message: &str, marks: &Marks, volume: &V
     let mut annotations =
         BTreeMap::from([(ANNOTATION_CSI_NAME.to_owned(), name.to_owned()), (ANNOTATION_SIZE.to_owned(), size.to_string())]);
     if marks.copies > 1 {
-        annotations.insert(ANNOTATION_COPIES.to_owned(), marks.copies.to_string());
+        annotations.insert(SNAPSHOT_COPIES_ANNOTATION.to_owned(), marks.copies.to_string());
     }
     if marks.transient {
         labels.insert(TRANSIENT_LABEL.to_owned(), "true".to_owned());

@@ -144,9 +144,10 @@ fn copy(view: &View, replica: &Arc<api::Replica>) -> Option<Copy> {
     })
 }
 
-/// What its agent says that it is complete to.
-fn complete_to(_status: &api::ReplicaStatus) -> Option<CompleteTo> {
-    None // until agents report it
+/// What its agent says that it is complete to. A commit without a number was taken by a version before 0.2: then the newest commit decides.
+fn complete_to(status: &api::ReplicaStatus) -> Option<CompleteTo> {
+    let to = status.complete_to.as_ref().filter(|to| to.seq > 0)?;
+    Some(CompleteTo { epoch: Epoch(to.epoch), seq: to.seq })
 }
 
 #[cfg(test)]

@@ -37,6 +37,9 @@ fn start(attempt: u64) -> ImportStart {
 fn importer(attempt: u64) -> Arc<Replica> {
     changed(&copy("n2", CopyRole::Replica, 5), |r| r.status.as_mut().unwrap().import_start = Some(start(attempt)))
 }
+fn testing_time(seconds: i64) -> dotgraft_api::Time {
+    dotgraft_api::Time(k8s_openapi::jiff::Timestamp::from_second(seconds).unwrap())
+}
 fn stolen(v: &View) -> Result<String, Stays> {
     steal(v).map(|a| a.owner.node)
 }
@@ -53,6 +56,23 @@ fn the_newest_copy_takes_over_and_one_that_has_all_before_it() {
     v.replicas[1] = importer(2);
     let taken = steal(&v).unwrap();
     assert_eq!((taken.owner, taken.fork_points.len(), taken.pending, taken.epoch), (place("n2"), 0, None, 4));
+}
+
+#[test]
+fn what_a_copy_is_complete_to_decides_and_its_clock_does_not() {
+    // n3's clock was an hour ahead when it owned the volume, and n2 has what was written after that.
+    let to = |seq| dotgraft_api::CompleteTo { epoch: 3, seq, time: testing_time(9), commit: FS.into() };
+    let complete = |node: &str, seconds: i64, seq| {
+        changed(&copy(node, CopyRole::Replica, seconds), |r| r.status.as_mut().unwrap().complete_to = Some(to(seq)))
+    };
+    let mut v = lost();
+    v.replicas.extend([complete("n2", 5, 8), complete("n3", 3_605, 7)]);
+    assert_eq!(stolen(&v).unwrap(), "n2", "although the volume is needed on n3");
+    assert_eq!(promote(&v, None, true).unwrap().owner, place("n2"));
+    v.replicas[2] = complete("n3", 3_605, 8);
+    assert_eq!(stolen(&v).unwrap(), "n3", "between equals that decides");
+    v.replicas[1] = complete("n2", 5, 0);
+    assert_eq!(stolen(&v).unwrap(), "n3", "a commit of a version before 0.2 has no number: then its time decides");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use dotgraft_api::{Authority, CopyRole, DesiredState, FilesystemPhase, Place, Replica, ReplicaSpec, Time};
+use dotgraft_api::{Authority, CopyRole, DesiredState, FilesystemPhase, Place, Replica, ReplicaSpec, ReplicaStatus};
 
 use super::plan::View;
 use crate::note::Note;
@@ -32,7 +32,7 @@ pub fn precopy_to(view: &View, phase: FilesystemPhase, authority: &Authority) ->
     };
     let now = view.replicas.iter().find(|r| r.spec.pool == authority.owner.pool).and_then(|r| r.spec.desired.precopy_to.as_ref());
     let rank = |r: &Arc<Replica>| {
-        let newest: Option<(u64, Time)> = r.status.as_ref().and_then(|s| s.recent_commits.first()).map(|c| (c.epoch, c.time.clone()));
+        let newest = r.status.as_ref().and_then(ReplicaStatus::reach);
         (Some(&place_of(&r.spec)) == now, newest, std::cmp::Reverse(r.spec.node.clone()))
     };
     view.replicas.iter().filter(will_do).max_by_key(|r| rank(r)).map(|r| place_of(&r.spec))
@@ -127,6 +127,20 @@ mod tests {
         let mut v = cordoned();
         v.replicas.truncate(1);
         assert_eq!(to(&v), None);
+    }
+
+    #[test]
+    fn what_a_copy_is_complete_to_decides_and_no_clock() {
+        let mut v = cordoned();
+        let to = |seq| dotgraft_api::CompleteTo {
+            epoch: 3,
+            seq,
+            time: dotgraft_api::Time(k8s_openapi::jiff::Timestamp::UNIX_EPOCH),
+            commit: crate::testing::FS.into(),
+        };
+        edit(&mut v, "n2", |r| r.status.as_mut().unwrap().complete_to = Some(to(8)));
+        edit(&mut v, "n3", |r| r.status.as_mut().unwrap().complete_to = Some(to(7)));
+        assert_eq!(super::tests::to(&v), Some(place("n2")), "n3's newest that people see was made by a clock that was ahead");
     }
 
     #[test]

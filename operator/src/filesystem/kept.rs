@@ -2,6 +2,7 @@
 //! [`dotgraft_engine::copies`]. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use dotgraft_api::{Commit, CopyRole, DesiredState, Place, Replica, ReplicaStatus, condition};
 use dotgraft_engine::copies::{Copies, Copy, Held, LastCopy, Standing};
@@ -9,7 +10,7 @@ use dotgraft_engine::ids::CommitId;
 use kube::ResourceExt;
 
 use super::plan::View;
-use crate::pools;
+use crate::pools::{self, PoolView};
 
 /// Most Commits that a message names.
 const NAMED: usize = 4;
@@ -39,21 +40,31 @@ fn is_pinned(commit: &Commit) -> bool {
     condition(list, "Pinned").is_some_and(|c| c.status == "True")
 }
 
-/// What a copy says that it holds. Its list of the newest commits says all only while there are no more than it lists.
+/// What a copy says that it holds: `kept`, of an agent that reports it. An older one lists its newest commits, which are all only while there
+/// are no more than it lists.
 pub fn held(status: Option<&ReplicaStatus>) -> Held {
     let Some(status) = status else { return Held::default() };
-    let commits = status.recent_commits.iter().filter(|c| !c.deleted).filter_map(|c| c.id.parse().ok()).collect();
+    let listed = status.recent_commits.iter().filter(|c| !c.deleted).map(|c| &c.id);
+    let commits = status.kept.iter().chain(listed).filter_map(|id| id.parse().ok()).collect();
+    let is_older = !status.kept_complete && status.complete_to.is_none();
+    // An agent that has not looked at its disk yet shows nothing, too.
+    let lists_all =
+        is_older && status.role != CopyRole::Absent && u64::try_from(status.recent_commits.len()).is_ok_and(|n| status.commit_count <= n);
     let reports = !matches!(status.role, CopyRole::Creating | CopyRole::Deleting);
-    let complete = reports && u64::try_from(status.recent_commits.len()).is_ok_and(|n| status.commit_count <= n);
-    Held { commits, complete }
+    Held { commits, complete: reports && (status.kept_complete || lists_all) }
 }
 
-/// Every copy of the Filesystem, as its Replica and its pool tell.
+/// Every copy of the view's Filesystem, as its Replica and its pool tell.
 pub fn copies(view: &View) -> Copies<Place> {
+    copies_of(&view.replicas, &view.pools)
+}
+
+/// The same from its parts.
+pub fn copies_of(replicas: &[Arc<Replica>], pools: &[PoolView]) -> Copies<Place> {
     let standing = |r: &Replica, at: &Place| {
-        let pool = view.pools.iter().find(|p| p.place().as_ref() == Some(at));
+        let pool = pools.iter().find(|p| p.place().as_ref() == Some(at));
         match () {
-            () if pools::is_gone(&view.pools, at) => Standing::Lost,
+            () if pools::is_gone(pools, at) => Standing::Lost,
             () if r.spec.desired.state != DesiredState::Present => Standing::Doubtful,
             () if pool.is_some_and(|p| p.ready && !p.out_of_service) => Standing::Stays,
             () => Standing::Doubtful,
@@ -63,7 +74,7 @@ pub fn copies(view: &View) -> Copies<Place> {
         let at = Place { node: r.spec.node.clone(), pool: r.spec.pool.clone() };
         Copy { standing: standing(r, &at), held: held(r.status.as_ref()), at }
     };
-    Copies::new(view.replicas.iter().map(|r| copy(r)).collect())
+    Copies::new(replicas.iter().map(|r| copy(r)).collect())
 }
 
 /// Pools whose copies go, of those that a person has given up (`dropped`) and those that are `spare`; and the copies that stay although they
@@ -111,4 +122,4 @@ fn sentence(last: &LastCopy, names: &BTreeMap<CommitId, String>) -> String {
 
 #[cfg(test)]
 #[path = "kept_tests.rs"]
-mod tests;
+pub mod tests;

@@ -1,4 +1,5 @@
 //! No last copy of a kept commit goes: by the collector, by a person's drop, or two at once because of each other.
+#![allow(clippy::missing_panics_doc)] // tests
 
 use std::sync::Arc;
 
@@ -12,8 +13,10 @@ use crate::names;
 use crate::pools::tests::pool_id;
 use crate::testing;
 
-const S2: &str = "0198c2a5-7f00-7000-8000-0000000000c2";
-const LATER: &str = "0198c2a5-7f00-7000-8000-0000000000c3";
+/// A snapshot that n2 alone has.
+pub const S2: &str = "0198c2a5-7f00-7000-8000-0000000000c2";
+/// The newest.
+pub const LATER: &str = "0198c2a5-7f00-7000-8000-0000000000c3";
 
 fn listed(id: &str) -> ReplicaCommit {
     let time = Time(Timestamp::from_second(5).unwrap());
@@ -24,11 +27,13 @@ fn object(name: &str, id: &str) -> Arc<Commit> {
     c.status.get_or_insert_default().id = Some(id.into());
     Arc::new(c)
 }
-fn edit(v: &mut View, node: &str, change: impl FnOnce(&mut Replica)) {
+/// Changes a node's Replica.
+pub fn edit(v: &mut View, node: &str, change: impl FnOnce(&mut Replica)) {
     let i = v.replicas.iter().position(|r| r.spec.node == node).unwrap();
     change(Arc::make_mut(&mut v.replicas[i]));
 }
-fn holds(v: &mut View, node: &str, ids: &[&str]) {
+/// What a node's copy has, newest first, as an agent of before 0.2 says it.
+pub fn holds(v: &mut View, node: &str, ids: &[&str]) {
     edit(v, node, |r| {
         let s = r.status.as_mut().unwrap();
         (s.commit_count, s.head) = (ids.len() as u64, ids.first().map(|id| (*id).to_owned()));
@@ -37,7 +42,7 @@ fn holds(v: &mut View, node: &str, ids: &[&str]) {
 }
 /// Issue 11, fault 0: n2 had it, with snapshot s2 and a Commit; a push brought the newest only to n1, which owns it now; n2's copy is spare
 /// for long enough.
-fn drained() -> View {
+pub fn drained() -> View {
     let mut v = view();
     v.replicas.push(copy("n2", CopyRole::Replica, 5));
     v.commits = vec![object("s2", S2), object("later", LATER)];
@@ -148,4 +153,38 @@ fn a_commit_that_was_made_in_another_filesystem_is_not_looked_for_here() {
     v.commits[0] = Arc::new(other);
     v.dropped.insert(pool_id("n2"));
     assert_eq!(leaves(&v), ["n2"]);
+}
+
+#[test]
+fn what_an_agent_reports_counts_beyond_its_newest_commits() {
+    let mut v = drained();
+    let told = |v: &mut View, node: &str, kept: &[&str], complete: bool| {
+        edit(v, node, |r| {
+            let s = r.status.as_mut().unwrap();
+            s.kept = kept.iter().map(|id| (*id).to_owned()).collect();
+            (s.kept_complete, s.commit_count) = (complete, 900);
+        });
+    };
+    told(&mut v, "n1", &[LATER], true);
+    told(&mut v, "n2", &[LATER, S2], true);
+    assert_eq!(leaves(&v), [""; 0]);
+    told(&mut v, "n1", &[LATER, S2], true);
+    assert_eq!(leaves(&v), ["n2"]);
+    told(&mut v, "n2", &[LATER], false);
+    edit(&mut v, "n2", |r| r.status.as_mut().unwrap().recent_commits.truncate(1));
+    v.commits.push(object("old", "0198c2a5-7f00-7000-8000-0000000000c1"));
+    assert_eq!(leaves(&v), [""; 0], "its report was cut");
+}
+
+#[test]
+fn a_copy_that_has_not_looked_at_its_disk_may_hold_all_that_is_wanted() {
+    let mut v = drained();
+    holds(&mut v, "n1", &[LATER, S2]);
+    assert_eq!(leaves(&v), ["n2"]);
+    holds(&mut v, "n1", &[LATER]);
+    edit(&mut v, "n2", |r| r.status = Some(dotgraft_api::ReplicaStatus { role: CopyRole::Absent, ..Default::default() }));
+    v.dropped.insert(pool_id("n2"));
+    assert_eq!(leaves(&v), [""; 0], "its journal was lost, or it has just started");
+    edit(&mut v, "n2", |r| r.status.as_mut().unwrap().kept_complete = true);
+    assert_eq!(leaves(&v), ["n2"], "it has looked");
 }
