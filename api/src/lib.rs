@@ -39,8 +39,8 @@ pub use filesystem::{Authority, Filesystem, FilesystemPhase, FilesystemSpec, Fil
 pub use node_pool::{NodePool, NodePoolSpec, NodePoolStatus, Orphan, OrphanAction, OrphanActionKind, Orphans};
 pub use quantity::{QuantityError, parse_quantity};
 pub use replica::{
-    CommitState, CommitWish, CompleteTo, CopyRole, Desired, DesiredRole, DesiredState, ImportStart, JobWish, LastRun, Migration, Replica,
-    ReplicaCommit, ReplicaCommitStatus, ReplicaJobStatus, ReplicaRetry, ReplicaSpec, ReplicaStatus,
+    CommitState, CommitTransfer, CommitWish, CompleteTo, CopyRole, Desired, DesiredRole, DesiredState, ImportStart, JobWish, LastRun,
+    Migration, Replica, ReplicaCommit, ReplicaCommitStatus, ReplicaJobStatus, ReplicaRetry, ReplicaSpec, ReplicaStatus,
 };
 pub use replication_job::{
     AttemptError, AttemptReport, CommitsPolicy, ConflictFail, CurrentStep, Direction, FilesystemCounts, ItemReport, JobReport, JobSource,

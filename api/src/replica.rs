@@ -118,6 +118,25 @@ pub struct Desired {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(min = 1, max = 256), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["uid"]))]
     pub commits: Vec<CommitWish>,
+    /// Kept commits that this copy lacks and takes from another copy that has them, also if it is the owner's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(min = 1, max = 16), extend("x-kubernetes-list-type" = "atomic"))]
+    pub fetch: Vec<CommitTransfer>,
+    /// Kept commits that this copy sends to another copy, which fetches them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(min = 1, max = 16), extend("x-kubernetes-list-type" = "atomic"))]
+    pub lend: Vec<CommitTransfer>,
+}
+
+/// One kept commit that is brought from one copy to another.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CommitTransfer {
+    /// Id of the commit.
+    #[schemars(schema_with = "schema::uuid")]
+    pub commit: String,
+    /// The other side: of `fetch` who sends it, of `lend` who gets it.
+    pub with: Place,
 }
 
 /// Up to where a copy has its Filesystem's history: its newest commit, which is there whole, also one that people don't see. Commits are ordered

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Result, bail};
 use clap::Args;
-use dotgraft_api::{Commit, Replica};
+use dotgraft_api::{Commit, ConditionType, Replica, is_true};
 use kube::api::ListParams;
 use kube::{Api, Client, ResourceExt};
 use serde::Serialize;
@@ -74,6 +74,10 @@ pub async fn run(client: &Client, common: &Common, args: &LogArgs) -> Result<()>
             nodes: Vec::new(),
         });
         line.object = Some(object.name_any());
+        // The Replicas of disks that are gone still say what was there.
+        if is_true(&status.conditions, ConditionType::NoCopyLeft).is_some() {
+            holders.remove(&line.id);
+        }
     }
     for (id, nodes) in holders {
         if let Some(line) = lines.get_mut(&id) {

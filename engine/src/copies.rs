@@ -114,6 +114,17 @@ impl<P: PartialEq> Copies<P> {
         Ok(())
     }
 
+    /// The commits of `wanted` that the copy at `at` says it lacks, oldest id first, each with the copy to bring it from: the first by place of
+    /// those that stay and are known to hold it, so that the answer stays the same. Nothing is brought on a guess.
+    pub fn to_bring(&self, at: &P, wanted: &BTreeSet<CommitId>) -> Vec<(CommitId, &P)>
+    where
+        P: Ord,
+    {
+        let Some(copy) = self.all.iter().find(|c| c.at == *at) else { return Vec::new() };
+        let lacks = wanted.iter().filter(|id| copy.held.has(**id) == Some(false));
+        lacks.filter_map(|id| Some((*id, self.holders(*id).filter(|p| *p != at).min()?))).collect()
+    }
+
     /// Where a commit is known to be, in copies that stay.
     pub fn holders(&self, id: CommitId) -> impl Iterator<Item = &P> {
         self.all.iter().filter(move |c| is_safe_in(c, id)).map(|c| &c.at)
@@ -192,6 +203,18 @@ mod tests {
         assert!(Copies::new(vec![away.clone(), copy(2, &[])]).may_go(&1, &ids(&[1])).is_err(), "it may come back with it");
         away.standing = Standing::Lost;
         assert_eq!(Copies::new(vec![away, copy(2, &[])]).may_go(&1, &ids(&[1])), Ok(()));
+    }
+
+    #[test]
+    fn what_a_copy_lacks_is_brought_from_who_is_known_to_hold_it_and_stays() {
+        let mut away = copy(4, &[5]);
+        away.standing = Standing::Doubtful;
+        let all = Copies::new(vec![copy(1, &[1]), copy(3, &[1, 2]), copy(2, &[2, 3]), away]);
+        assert_eq!(all.to_bring(&1, &ids(&[1, 2, 3, 4, 5])), [(id(2), &2), (id(3), &2)]);
+        assert_eq!(all.to_bring(&9, &ids(&[1])), [], "no copy is there");
+        let mut cut = copy(1, &[1]);
+        cut.held.complete = false;
+        assert_eq!(Copies::new(vec![cut, copy(2, &[2])]).to_bring(&1, &ids(&[2])), [], "it may have it");
     }
 
     #[test]

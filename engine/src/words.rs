@@ -67,6 +67,19 @@ pub struct Present {
     pub precopy_to: Option<Place>,
     /// Its claim is deleted, and only its commits are kept: the head goes.
     pub headless: bool,
+    /// Kept commits that this copy takes from another one, also if it is the owner's.
+    pub fetch: BTreeSet<Transfer>,
+    /// Kept commits that this copy sends to another one, also if that is the owner's.
+    pub lend: BTreeSet<Transfer>,
+}
+
+/// One kept commit that is brought from one copy to another.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Transfer {
+    /// Which.
+    pub commit: CommitId,
+    /// The other side.
+    pub with: Place,
 }
 
 /// One entry of `desired.commits`.

@@ -1,15 +1,16 @@
-//! Kept commits get to where they are missing (ADR 13): to who is to have all, with the next run, whatever it had been sent first;
-//! and what a copy holds is told.
+//! Kept commits get to where they are missing (ADR 13): to who is to have all, with the next run; to who is asked to fetch one, by itself.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // its helpers too are tests
 
 mod support;
 
-use dotgraft_engine::filesystem::{Intent, Role};
+use std::collections::BTreeSet;
+
+use dotgraft_engine::filesystem::{Intent, Role, Transfer};
 use dotgraft_engine::ids::{CommitId, Epoch, RequestUid};
 use dotgraft_engine::run::{Initial, Intermediate};
 use support::Sim;
-use support::sim::Two;
-use support::user::{on_disk, present, status};
+use support::sim::{Asked, Two};
+use support::user::{on_disk, pair, present, status};
 
 /// An owner with three kept commits, and a copy that was sent the newest only.
 fn newest_only(trace: &mut Vec<String>) -> (Sim<'_>, Vec<RequestUid>) {
@@ -72,4 +73,86 @@ fn commits_are_numbered_by_their_owner() {
     let orders: Vec<_> = uids.iter().map(|u| sim.nodes[0].disk.commits[&id(&sim, *u)].0.order()).collect();
     assert_eq!(orders.iter().map(|o| (o.epoch, o.seq)).collect::<Vec<_>>(), [(Epoch(1), 1), (Epoch(1), 2), (Epoch(1), 3)]);
     assert_eq!(sim.nodes[1].disk.commits[&id(&sim, uids[2])].0.order(), orders[2], "as it was sent");
+}
+
+#[test]
+fn a_commit_that_is_asked_for_is_lent_and_no_other() {
+    let mut trace = Vec::new();
+    let (mut sim, uids) = newest_only(&mut trace);
+    let wish = |sim: &Sim, with: usize| BTreeSet::from([Transfer { commit: id(sim, uids[0]), with: sim.nodes[with].place.clone() }]);
+    let (lend, fetch) = (wish(&sim, 1), wish(&sim, 0));
+    sim.edit(0, |p| p.lend = lend);
+    sim.edit(1, |p| p.fetch = fetch);
+    sim.run_for(10_000);
+    assert_eq!(uids.iter().map(|u| on_disk(&sim, 1, *u)).collect::<Vec<_>>(), [true, false, true]);
+    assert_eq!(status(&sim, 1).head, Some(id(&sim, uids[2])), "its newest is what it was");
+}
+
+#[test]
+fn an_owner_takes_back_from_its_copy_what_its_disk_has_lost() {
+    let mut trace = Vec::new();
+    let (mut sim, uids) = pair(2, &mut trace);
+    let lost = id(&sim, uids[0]);
+    // Its result is recorded in its object, so nobody asks for it any more.
+    sim.edit(0, |p| p.commits.retain(|c| c.uid != uids[0]));
+    sim.run_for(1_000);
+    sim.nodes[0].disk.commits.remove(&lost);
+    sim.crash(0, false);
+    sim.run_for(3_000);
+    assert!(!status(&sim, 0).holding.kept.contains(&lost), "it says that it has it");
+    let wish = |sim: &Sim, with: usize| BTreeSet::from([Transfer { commit: lost, with: sim.nodes[with].place.clone() }]);
+    let (lend, fetch) = (wish(&sim, 0), wish(&sim, 1));
+    sim.edit(1, |p| p.lend = lend);
+    sim.run_for(10_000);
+    assert!(!on_disk(&sim, 0, uids[0]), "an owner takes a commit only as its own object says");
+    sim.edit(0, |p| p.fetch = fetch);
+    sim.run_for(60_000);
+    assert!(on_disk(&sim, 0, uids[0]));
+    assert_eq!(status(&sim, 0).holding, status(&sim, 1).holding);
+    assert_eq!(status(&sim, 0).head, Some(id(&sim, uids[1])), "its newest is what it was");
+}
+
+/// Authority was taken for n1, which had the newest commit only; n0 has the others, and one of after that. Both are asked for.
+fn superseded(trace: &mut Vec<String>) -> (Sim<'_>, Vec<RequestUid>) {
+    let (mut sim, mut uids) = newest_only(trace);
+    sim.edit(0, |p| p.jobs.clear());
+    uids.push(sim.wish());
+    sim.run_for(5_000);
+    sim.promote(1, true);
+    sim.run_for(10_000);
+    let wishes = |with: usize| uids.iter().map(|u| Transfer { commit: id(&sim, *u), with: sim.nodes[with].place.clone() }).collect();
+    let (lend, fetch): (BTreeSet<_>, BTreeSet<_>) = (wishes(1), wishes(0));
+    sim.edit(0, |p| p.lend = lend);
+    sim.edit(1, |p| p.fetch = fetch);
+    sim.run_for(60_000);
+    (sim, uids)
+}
+
+#[test]
+fn what_a_superseded_copy_alone_has_comes_to_the_owner_and_never_as_its_newest() {
+    let mut trace = Vec::new();
+    let (mut sim, uids) = superseded(&mut trace);
+    let there = |sim: &Sim| uids.iter().map(|u| on_disk(sim, 1, *u)).collect::<Vec<_>>();
+    assert_eq!(there(&sim), [true, true, true, false]);
+    assert_eq!(status(&sim, 1).head, Some(id(&sim, uids[2])), "what its head started from");
+    // Once it has a commit of its own, what is older by its epoch has a place before that.
+    let own = sim.fresh_request();
+    sim.edit(1, |p| p.commits.push(support::user::wanted(own)));
+    sim.run_for(120_000);
+    assert_eq!(there(&sim), [true; 4]);
+    let newest = &status(&sim, 1).recent_commits[0];
+    assert_eq!((newest.id, newest.parent), (id(&sim, own), Some(id(&sim, uids[2]))), "not after what the lost owner had beyond it");
+    assert_eq!(status(&sim, 1).epoch, Epoch(2));
+}
+
+#[test]
+fn an_owner_fetches_kept_commits_only() {
+    let mut trace = Vec::new();
+    let (mut sim, _) = pair(1, &mut trace);
+    let forged = sim.forged_offer(&sim.nodes[1].place.clone(), Epoch(1));
+    let with = sim.nodes[1].place.clone();
+    sim.edit(0, |p| p.fetch = BTreeSet::from([Transfer { commit: forged.target.id, with }]));
+    sim.run_for(1_000);
+    sim.ask(0, Asked::Forged, |req| dotgraft_engine::filesystem::Event::Offer(req, Box::new(forged)));
+    sim.run_for(10_000);
 }

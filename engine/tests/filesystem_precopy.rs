@@ -98,8 +98,44 @@ fn it_gets_rarer_while_nothing_is_written_and_ends_when_it_is_not_wanted() {
     assert!((5..=8).contains(&made.len()), "{} in an hour", made.len());
     leave(&mut sim, false);
     write(&mut sim);
-    sim.run_for(90 * MINUTE);
-    assert!(commits(&sim, 0).is_empty() && commits(&sim, 1).is_empty(), "the last goes after an hour, on both sides");
+    sim.run_for(50 * MINUTE);
+    assert!(!commits(&sim, 0).is_empty(), "a move back would start from it");
+    sim.run_for(20 * MINUTE);
+    assert!(commits(&sim, 0).is_empty(), "the owner's last goes after an hour in which nobody waited for it");
+    assert_eq!(commits(&sim, 1).len(), 1, "the copy's stays: it is what that is complete to");
+    let job = sim.job_to(sim.nodes[1].place.clone());
+    sim.edit(0, |p| p.jobs = vec![job]);
+    sim.wish();
+    sim.run_for(MINUTE);
+    let left = commits(&sim, 1);
+    assert!(left.len() == 1 && !left[0].0.transient, "until there is a newer one: {left:?}");
+}
+
+/// Clocks an hour apart, either way: nothing that is waited for goes by one.
+#[test]
+fn no_clock_ends_what_a_move_waits_for() {
+    for ahead in [-61 * MINUTE, 61 * MINUTE] {
+        for n in 0..2 {
+            let mut trace = Vec::new();
+            let mut sim = with_copy(&mut trace);
+            sim.set_clock(n, ahead);
+            write(&mut sim);
+            leave(&mut sim, true);
+            sim.run_for(3_000);
+            let before = commits(&sim, 1).last().expect("it came, and stays").0.id;
+            sim.partition = true;
+            sim.run_for(3 * 60 * MINUTE);
+            assert!(commits(&sim, 1).iter().any(|(c, _)| c.id == before), "the copy lost what it was complete to");
+            assert!(commits(&sim, 0).iter().any(|(c, _)| c.id == before), "the owner lost what the next would start from");
+            sim.partition = false;
+            let req = sim.req(0, Asked::Plain);
+            sim.handle(0, Event::Unmount(req, "/pods/a".into()));
+            let to = sim.nodes[1].place.clone();
+            sim.edit(0, |p| p.move_to = Some(to));
+            sim.run_for(10 * MINUTE);
+            assert_eq!(sim.api.owner, 1, "it has moved, with n{n}'s clock at {ahead}");
+        }
+    }
 }
 
 #[test]
@@ -169,7 +205,10 @@ fn commits_of_people_are_sent_in_their_place_and_stay() {
     assert_eq!(status(&sim, 1).head, Some(theirs));
     leave(&mut sim, false);
     sim.run_for(90 * MINUTE);
-    assert_eq!(commits(&sim, 1).iter().map(|(c, _)| c.id).collect::<Vec<_>>(), [theirs]);
+    assert_eq!(commits(&sim, 0).iter().map(|(c, _)| c.id).collect::<Vec<_>>(), [theirs]);
+    let left = commits(&sim, 1);
+    assert_eq!(left.iter().filter(|(c, _)| !c.transient).map(|(c, _)| c.id).collect::<Vec<_>>(), [theirs]);
+    assert!(left.len() <= 2, "and the newest that came, while there is nothing newer: {left:?}");
 }
 
 #[test]

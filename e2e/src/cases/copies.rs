@@ -4,12 +4,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use dotgraft_proto::csi::v1 as csi;
+use dotgraft_proto::csi::v1::volume_content_source::{SnapshotSource, Type as Source};
 use serde_json::json;
 
-use crate::harness::test::STEP;
+use crate::harness::test::{STEP, text};
 use crate::harness::{Case, Test};
 use crate::rig::Options;
 use crate::rig::wait::{eventually, throughout};
+use crate::steps::cli::dot;
 use crate::steps::csi::refused;
 use crate::steps::left::on_disk;
 use crate::steps::owner::{owned_by, place};
@@ -30,6 +33,13 @@ pub fn cases() -> Vec<Case> {
             last,
         )
         .own(soon()),
+        Case::new(
+            "copies-brought",
+            "a Commit and a snapshot that only a superseded copy has are brought to the owner, branched and restored there",
+            brought,
+        ),
+        Case::new("copies-none", "a Commit whose only disk is gone says NoCopyLeft, and its snapshot is ready no more", none_left)
+            .own(Options::default()),
         Case::new("copies-readers", "a node on which a commit is read gets a copy, and loses it afterwards", readers).own(soon()),
         Case::new("csi-readers", "pods read a commit, and the newest, on nodes without a copy; a restart shows newer ones", pods_read)
             .kubelets(),
@@ -98,31 +108,129 @@ async fn spare(t: Arc<Test>) -> Result<()> {
     gone(&t, &e, "n2").await
 }
 
-/// A push that brings the newest commit only makes a copy; its node becomes the owner; the older ones are on the old node alone.
-async fn last(t: Arc<Test>) -> Result<()> {
-    let csi = Sidecar::new(&t).await?;
+/// What [`newest_only`] has made.
+struct Made {
+    fs_id: String,
+    /// Id of the CSI snapshot; its commit is on n2 alone.
+    shot: String,
+    /// Commit `older`; on n2 alone.
+    older: String,
+    /// Commit `newest`; on n1, too.
+    newest: String,
+}
+
+impl Made {
+    /// The snapshot's commit.
+    fn of_shot(&self) -> Result<&str> {
+        Ok(self.shot.rsplit_once('@').context("no commit in the snapshot's id")?.1)
+    }
+}
+
+/// Volume `d` on n2, with a snapshot and two Commits; a push has brought the newest only to n1, and its job is gone.
+async fn newest_only(t: &Test, csi: &Sidecar) -> Result<Made> {
     let fs_id = csi.volume(&csi.request("d", "n2")).await?.volume_id;
-    write(&t, "n2", &fs_id, "word", "kept").await?;
-    let shot = csi.snapshot("s2", &fs_id).await?;
+    write(t, "n2", &fs_id, "word", "kept").await?;
+    let shot = csi.snapshot("s2", &fs_id).await?.snapshot_id;
     let older = t.commit("older", "d").await?;
-    write(&t, "n2", &fs_id, "word", "later").await?;
+    write(t, "n2", &fs_id, "word", "later").await?;
     let newest = t.commit("newest", "d").await?;
     t.push("j", "d", "n1").await?;
     t.arrived(&fs_id, &newest, "n1", STEP).await?;
     t.kube().delete("ReplicationJob", &t.namespace, "j").await?;
     t.kube().gone("ReplicationJob", &t.namespace, "j", STEP).await?;
+    Ok(Made { fs_id, shot, older, newest })
+}
+
+/// Authority goes to n1 by a person's word, without a move.
+async fn promote(t: &Test) -> Result<()> {
+    let wish = json!({"target": {"name": "d"}, "promote": {"node": "n1", "acceptLoss": true}});
+    t.create("DotOperation", "now", &wish).await?;
+    owned_by(t, "d", "n1").await.map(drop)
+}
+
+/// Which nodes the Commit says hold it.
+async fn copies_of(t: &Test, commit: &str, nodes: &[&str]) -> Result<()> {
+    eventually(&format!("Commit {commit} to be on {nodes:?}"), STEP, || async {
+        let object = t.object("Commit", commit).await?;
+        ensure!(object["status"]["copies"] == json!(nodes), "{}", object["status"]);
+        Ok(())
+    })
+    .await
+}
+
+/// What only the old owner's copy has is brought to the new owner, by itself, and so is there to be branched and restored.
+async fn brought(t: Arc<Test>) -> Result<()> {
+    let csi = Sidecar::new(&t).await?;
+    let made = newest_only(&t, &csi).await?;
+    copies_of(&t, "older", &["n2"]).await?;
+    copies_of(&t, "newest", &["n1", "n2"]).await?;
+    promote(&t).await?;
+    t.create("Branch", "b", &json!({"dot": "d", "from": {"commit": "older"}})).await?;
+    let branch = text(&t.ready("Branch", "b").await?, "/status/fsId")?;
+    ensure!(read(&t, "n1", &branch, "word").await? == "kept", "the Branch has something else");
+    let mut request = csi.request("restored", "n1");
+    let source = SnapshotSource { snapshot_id: made.shot.clone() };
+    request.volume_content_source = Some(csi::VolumeContentSource { r#type: Some(Source::Snapshot(source)) });
+    let restored = csi.volume(&request).await?.volume_id;
+    ensure!(read(&t, "n1", &restored, "word").await? == "kept", "what is restored is something else");
+    copies_of(&t, "older", &["n1", "n2"]).await?;
+    let log = dot(&t, &["log", "d"]).await?;
+    ensure!(log.lines().filter(|l| l.contains("n1,n2")).count() == 3, "{log}");
+    let replica = t.replica(&made.fs_id, "n1").await?;
+    ensure!(replica["status"]["head"] == made.newest, "an older commit is its newest now: {}", replica["status"]);
+    eventually("nothing to be asked for any more", STEP, || async {
+        let desired = t.replica(&made.fs_id, "n1").await?["spec"]["desired"].clone();
+        ensure!(desired.get("fetch").is_none(), "{desired}");
+        Ok(())
+    })
+    .await?;
+    csi.delete(&restored).await?;
+    t.kube().delete("Branch", &t.namespace, "b").await?;
+    t.kube().gone("Branch", &t.namespace, "b", STEP).await?;
+    csi.delete_snapshot(&made.shot).await
+}
+
+/// The node with the only copy of two commits is taken out of the cluster for good.
+async fn none_left(t: Arc<Test>) -> Result<()> {
+    let csi = Sidecar::new(&t).await?;
+    let made = newest_only(&t, &csi).await?;
+    ensure!(csi.listed(&made.shot).await?.ready_to_use, "it is there");
+    t.rig.kill9("n2")?;
+    t.kube().kubectl(&["delete", "node", "n2"]).await?;
+    promote(&t).await?;
+    t.condition("Commit", "older", "NoCopyLeft", "True", Some("NoCopyLeft")).await?;
+    t.condition("Commit", "older", "Ready", "False", Some("NoCopyLeft")).await?;
+    t.condition("Commit", "older", "AtRisk", "True", Some("NoCopyLeft")).await?;
+    eventually("the snapshot to be ready no more", STEP, || async {
+        ensure!(!csi.listed(&made.shot).await?.ready_to_use, "a snapshot that no disk holds is ready");
+        Ok(())
+    })
+    .await?;
+    t.condition("Commit", "newest", "Ready", "True", None).await?;
+    copies_of(&t, "newest", &["n1"]).await?;
+    let log = dot(&t, &["log", "d"]).await?;
+    ensure!(log.lines().any(|l| l.contains("older") && !l.contains("n2")), "{log}");
+    csi.delete_snapshot(&made.shot).await?;
+    t.kube().delete("Commit", &t.namespace, "older").await?;
+    t.kube().gone("Commit", &t.namespace, "older", STEP).await
+}
+
+/// A push that brings the newest commit only makes a copy; its node becomes the owner; the older ones are on the old node alone.
+async fn last(t: Arc<Test>) -> Result<()> {
+    let csi = Sidecar::new(&t).await?;
+    let made = newest_only(&t, &csi).await?;
+    let fs_id = made.fs_id.clone();
     place(&t, "d", "n1").await?;
     owned_by(&t, "d", "n1").await?;
     // The move has brought the older ones along, so what it left behind may go; they are all on n1.
     gone(&t, &fs_id, "n2").await?;
-    let (_, commit) = shot.snapshot_id.rsplit_once('@').context("no commit in the snapshot's id")?;
-    for id in [commit, older.as_str(), newest.as_str()] {
+    for id in [made.of_shot()?, made.older.as_str(), made.newest.as_str()] {
         let path = t.mount_commit("n1", &fs_id, id).await?;
-        let wanted = if id == newest { "later" } else { "kept" };
+        let wanted = if id == made.newest { "later" } else { "kept" };
         ensure!(std::fs::read_to_string(path.join("word"))? == wanted, "commit {id} is not what it was");
         t.unmount(&path).await?;
     }
-    csi.delete_snapshot(&shot.snapshot_id).await
+    csi.delete_snapshot(&made.shot).await
 }
 
 async fn readers(t: Arc<Test>) -> Result<()> {

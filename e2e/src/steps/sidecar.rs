@@ -1,6 +1,6 @@
 //! The controller's CSI service, as a sidecar calls it.
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use dotgraft_proto::csi::v1 as csi;
 use dotgraft_proto::csi::v1::controller_client::ControllerClient;
 use tonic::Status;
@@ -100,6 +100,17 @@ impl Sidecar {
     /// `CreateSnapshot`, again until it is made.
     pub async fn snapshot(&self, name: &str, volume: &str) -> Result<csi::Snapshot> {
         eventually("the snapshot to be made", STEP, || async { Ok(self.try_snapshot(name, volume).await?) }).await
+    }
+
+    /// What `ListSnapshots` says of one.
+    ///
+    /// # Errors
+    ///
+    /// It is refused, or has no such snapshot.
+    pub async fn listed(&self, id: &str) -> Result<csi::Snapshot> {
+        let request = csi::ListSnapshotsRequest { snapshot_id: id.into(), ..csi::ListSnapshotsRequest::default() };
+        let entries = self.client.clone().list_snapshots(request).await?.into_inner().entries;
+        entries.into_iter().find_map(|e| e.snapshot).context("it isn't listed")
     }
 
     /// `DeleteSnapshot`, again until it is done.

@@ -15,9 +15,6 @@ use crate::ids::{CommitId, RequestUid, Timestamp};
 use crate::model::{Commit, Problem, Reason};
 use crate::words::{Role, WantedCommit};
 
-/// Transient commits are kept so long as a base for the way back (migration.md §1).
-const TRANSIENT_MS: u64 = 3_600_000;
-
 impl Filesystem {
     pub(super) fn advance_head(&mut self, ctx: &Ctx, out: &mut Out) {
         self.advance_fences(ctx, out);
@@ -231,30 +228,28 @@ impl Filesystem {
         }
     }
 
-    /// Transient commits go when a newer one is there, or after an hour; those that were let go when there is a newer one that
-    /// is not transient, or no job that would send it. Nothing that is in use.
+    /// A transient commit lives until what it waits for is acknowledged, whatever any clock says (ADR 22): whoever waits pins it. On a copy the
+    /// newest commit stays, transient or not: it is what the copy is complete to, and what the next increment starts from. On the owner
+    /// one goes when a newer one is there, or once it is no more than a cache, and that for long enough. Those that were let go go when
+    /// there is a newer one that is not transient, or no job that would send it. Nothing that is in use.
     fn expire_transients(&mut self, ctx: &Ctx, out: &mut Out) {
-        let newest = self.history.newest_transient().map(|c| c.id);
+        let (owner, waits) = (self.standing.is_owner(), self.handoff.is_in_hand() || self.wish.precopy_to(&self.here).is_some());
+        let cached = self.history.newest_transient().map(|c| c.id).filter(|_| owner && !waits);
+        self.precopy.cache(cached, ctx.boot);
+        let newest = if owner { self.history.newest_transient() } else { self.history.newest() }.map(|c| c.id);
+        let stale = self.precopy.is_stale(ctx.boot);
         // Without a head nothing newer comes.
         let lasting = self.history.newest_lasting().filter(|_| !self.wish.is_headless());
         let has_jobs = self.wish.present().is_none_or(|p| !p.jobs.is_empty());
         let alone = self.standing.is_owner() && !has_jobs;
         let has_had_its_time = |c: &Commit| {
-            let aged = Some(c.id) != newest || ctx.now.since_ms(c.time) >= TRANSIENT_MS;
-            if c.is_let_go() { alone || lasting != Some(c.id) } else { aged }
+            if c.is_let_go() { alone || lasting != Some(c.id) } else { newest != Some(c.id) || stale }
         };
         let old = self.history.all().filter(|c| c.transient && has_had_its_time(c)).map(|c| c.id);
         let old: Vec<CommitId> = old.filter(|id| !self.is_pinned(*id)).collect();
         for id in old {
             self.history.drop_commit(id, out);
         }
-    }
-
-    /// When the next transient commit is old enough, if nobody sets the wall clock before that: their age goes by their time.
-    pub(super) fn transient_due(&self) -> Option<crate::ids::BootTime> {
-        let now = self.clock;
-        let due = self.history.own_transients().map(|c| c.time.plus_ms(TRANSIENT_MS)).min();
-        due.filter(|at| *at > now.wall).map(|at| now.boot.plus_ms(at.since_ms(now.wall)))
     }
 
     // ---- who needs one ----
@@ -271,7 +266,7 @@ impl Filesystem {
 
     /// A transfer, perhaps one that has stopped, starts from it or brings it.
     fn is_between(&self, id: CommitId) -> bool {
-        self.outbox.pins(id) || self.inbox.base() == Some(id)
+        self.outbox.pins(id) || self.is_lent(id) || self.inbox.base() == Some(id)
     }
 
     /// Who needs this commit, other than the increments of jobs, for a message; `None`: nobody.

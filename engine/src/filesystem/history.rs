@@ -87,11 +87,6 @@ impl History {
         self.newest_of(|c| c.transient && !c.is_let_go())
     }
 
-    /// Those that the Filesystem made for itself.
-    pub(super) fn own_transients(&self) -> impl Iterator<Item = &Commit> {
-        self.commits.values().filter(|c| c.transient && !c.is_let_go())
-    }
-
     /// The commit that this object keeps.
     pub(super) fn kept_by(&self, uid: RequestUid) -> Option<&Commit> {
         self.commits.values().find(|c| c.kept == Some(uid))
@@ -140,6 +135,21 @@ impl History {
                 Err(Problem::new(Reason::Diverged, format!("this replica has commits after {base}; list versions and plan again")))
             }
             (Some(base), _) => Err(Problem::new(Reason::BaseGone, format!("commit {base} is not here; list versions and plan again"))),
+        }
+    }
+
+    /// Whether `target` may come to its place before the newest, on top of any base, or as a whole. It never becomes the newest: the next commit
+    /// would be said to come after it, and a copy that takes over would start from it, though the head may have nothing of it.
+    pub(super) fn checked_older(&self, target: &Commit, base: Option<CommitId>) -> Result<(), Problem> {
+        if target.transient || target.kept.is_none() {
+            return Err(Problem::new(Reason::Invalid, "only a kept commit is fetched"));
+        }
+        if self.newest_visible().is_none_or(|n| n.order() < target.order()) {
+            return Err(Problem::new(Reason::Busy, format!("commit {} comes once there is a newer one here", target.id)));
+        }
+        match base.filter(|b| !self.has(*b)) {
+            Some(base) => Err(Problem::new(Reason::BaseGone, format!("commit {base} is not here; list versions and plan again"))),
+            None => Ok(()),
         }
     }
 

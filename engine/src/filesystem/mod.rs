@@ -17,6 +17,7 @@
 //! | `history` | commits, requests, removals, pins of Branches | `commits` |
 //! | `inbox` | the transfer that comes | `receive`, `senders` |
 //! | `outbox` | jobs and their runs | `precopy` |
+//! | `lend` | the kept commit that is brought to a copy that lacks it | |
 //! | `handoff` | authority on its way | `handoff/{exporter,importer,judge}` |
 //! | `mounts`, `usage` | what is mounted, what room it takes | |
 //! | `tasks` | what runs and what sleeps; troubles | `results`: what a task gave |
@@ -33,6 +34,7 @@ mod headless;
 mod history;
 mod holding;
 mod inbox;
+mod lend;
 mod life;
 mod mounts;
 mod outbox;
@@ -56,7 +58,7 @@ pub use record::{
 };
 pub use status::{CommitStatus, Condition, FilesystemStatus, JobStatus, MigrationStatus, RequestStatus, RoleStatus};
 
-pub use crate::words::{Desired, Intent, MountWhat, Nested, Present, ReceiveOffer, ReqId, Role, WantedCommit, WantedJob};
+pub use crate::words::{Desired, Intent, MountWhat, Nested, Present, ReceiveOffer, ReqId, Role, Transfer, WantedCommit, WantedJob};
 
 use results::{Ended, Verdict};
 use tasks::{Slot, Tasks, Troubles, desk};
@@ -83,6 +85,7 @@ pub struct Filesystem {
     history: history::History,
     inbox: inbox::Inbox,
     outbox: outbox::Outbox,
+    lending: lend::Lending,
     precopy: precopy::Precopy,
     handoff: handoff::Handoff,
     mounts: mounts::Mounts,
@@ -119,6 +122,7 @@ impl Filesystem {
             history: history::History::recovered(&mut rows),
             inbox: inbox::Inbox::recovered(rows.partial, rows.checkpoint),
             outbox: outbox::Outbox::recovered(id, rows.jobs, mig),
+            lending: lend::Lending::default(),
             precopy: precopy::Precopy::default(),
             handoff: handoff::Handoff::recovered(rows.migration),
             mounts: mounts::Mounts::default(),
@@ -166,7 +170,7 @@ impl Filesystem {
         let now = self.clock.boot;
         let usage = (self.standing.is_active() && self.tasks.is_ready(Slot::Usage, now)).then_some(self.usage.due());
         let precopy = self.precopy_due().filter(|at| *at > now);
-        let wakes = [self.tasks.next_wake(now), self.outbox.next_wake(), usage, self.transient_due(), precopy, self.resets.hold_ends(now)];
+        let wakes = [self.tasks.next_wake(now), self.outbox.next_wake(), usage, self.cache_due(), precopy, self.resets.hold_ends(now)];
         wakes.into_iter().flatten().min()
     }
 
@@ -185,6 +189,7 @@ impl Filesystem {
         self.inbox.advance_discard(&self.standing, &mut desk!(self, ctx, out));
         self.advance_mounts(ctx, out);
         self.outbox.advance(source!(self), &mut desk!(self, ctx, out));
+        self.advance_lend(ctx, out);
         self.outbox.settle_refused(source!(self), &mut desk!(self, ctx, out));
         self.usage.advance(&self.standing, &mut desk!(self, ctx, out));
     }
@@ -250,6 +255,8 @@ impl Filesystem {
             Ended::Mounted(req, what, target, result) => self.on_mounted(req, (what, target), result, ctx, out),
             Ended::Unmounted(req, target, result) => self.on_unmounted(req, &target, result, out),
             Ended::Job(key, seq, end) => self.outbox.on_ended((key, seq), end, source!(self), &mut desk!(self, ctx, out)),
+            Ended::LendListed(result) => self.on_lend_listed(result, ctx, out),
+            Ended::Lent(result) => self.on_lent(result, out),
             Ended::Stray => {}
         }
     }

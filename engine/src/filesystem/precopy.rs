@@ -1,7 +1,8 @@
 //! Keeps one copy close behind while the owner's node is about to be left (csi.md §1, "Locality"): at most once a minute the owner commits
 //! and sends that there, so that a move has little left to send once the pods have gone.
 //!
-//! The commit is a transient one, as the last of a handoff is: people don't see it, the next one takes its place, it goes after an hour.
+//! The commit is a transient one, as the last of a handoff is: people don't see it, and the next one takes its place. Once nobody waits for it
+//! any more it is a cache: a move back would start from it. It goes after an hour of that, by boot time.
 //! When the last was made is remembered by boot time; after a restart the time counts anew from when one is first seen. It is not begun
 //! before the run of the last one has ended, and gets rarer while nothing is written. A handoff brings over what was not there yet in its own
 //! first run, and the final commit on top.
@@ -19,6 +20,9 @@ pub const EVERY_MS: u64 = 60_000;
 /// While nothing is written the time doubles, so often at most: 16 minutes.
 const IDLE_MAX: u32 = 4;
 
+/// So long one that nobody waits for is kept, as a base for the way back (migration.md §1).
+const CACHED_MS: u64 = 3_600_000;
+
 /// When such commits were made.
 #[derive(Debug, Default)]
 pub(super) struct Precopy {
@@ -26,12 +30,31 @@ pub(super) struct Precopy {
     idle: u32,
     /// When the last was made, or first seen after a start.
     made: Option<BootTime>,
+    /// The one that is no more than a cache, and since when.
+    cached: Option<(CommitId, BootTime)>,
 }
 
 impl Precopy {
     /// When the next is due.
     fn due(&self) -> BootTime {
         self.made.map_or(BootTime(0), |at| at.plus_ms(EVERY_MS << self.idle.min(IDLE_MAX)))
+    }
+
+    /// That one is no more than a cache; `None`: none is.
+    pub(super) fn cache(&mut self, commit: Option<CommitId>, now: BootTime) {
+        if self.cached.map(|(id, _)| id) != commit {
+            self.cached = commit.map(|id| (id, now));
+        }
+    }
+
+    /// When it has been one for long enough.
+    fn cache_ends(&self) -> Option<BootTime> {
+        self.cached.map(|(_, since)| since.plus_ms(CACHED_MS))
+    }
+
+    /// Whether that is over.
+    pub(super) fn is_stale(&self, now: BootTime) -> bool {
+        self.cache_ends().is_some_and(|at| at <= now)
     }
 
     /// None is wanted any more.
@@ -55,6 +78,11 @@ impl Filesystem {
     pub(super) fn precopied(&self) -> Option<CommitId> {
         let frozen = self.standing.frozen();
         self.history.newest().filter(|c| c.transient && !c.is_let_go() && Some(c.id) != frozen).map(|c| c.id)
+    }
+
+    /// When the cache is old enough to go.
+    pub(super) fn cache_due(&self) -> Option<BootTime> {
+        self.precopy.cache_ends().filter(|at| *at > self.clock.boot)
     }
 
     /// When the next is due, if one is wanted.

@@ -48,8 +48,10 @@ impl Filesystem {
             out.answers.push((req, Answer::Receive(Err(problem))));
             return;
         }
-        // Only of an operator that doesn't say who owns it: else the object has named this epoch before.
-        self.standing.see_epoch(offer.epoch, out);
+        // Only of an operator that doesn't say who owns it: else the object has named this epoch before. Who lends one commit names none.
+        if !self.is_fetched(&offer) {
+            self.standing.see_epoch(offer.epoch, out);
+        }
         let qgroup = self.standing.qgroup();
         self.inbox.admit(req, offer, qgroup, &mut desk!(self, ctx, out));
     }
@@ -59,7 +61,8 @@ impl Filesystem {
             return Err(self.standing.not_here());
         }
         let epoch = self.standing.epoch();
-        if self.standing.is_owner() {
+        let fetched = self.is_fetched(offer);
+        if self.standing.is_owner() && !fetched {
             return Err(Problem::new(
                 Reason::ReceiverIsOwner,
                 format!(
@@ -68,15 +71,18 @@ impl Filesystem {
                 ),
             ));
         }
-        self.checked_sender(&offer.from, offer.epoch)?;
+        if !fetched {
+            self.checked_sender(&offer.from, offer.epoch)?;
+        }
         Kind::Commit.check("the offered commit", offer.target.version).map_err(|e| e.problem())?;
         if offer.target.fs_id != self.id {
             return Err(Problem::new(Reason::Invalid, "the offered commit belongs to another Filesystem"));
         }
-        if offer.epoch < epoch {
+        if offer.epoch < epoch && !fetched {
             return Err(Problem::new(Reason::StaleEpoch, format!("the sender's epoch {} is older than {epoch}, known here", offer.epoch)));
         }
-        if self.handoff.is_in_hand() || self.wish.role() == Some(Role::Owner) {
+        let to_be_owner = !self.standing.is_owner() && self.wish.role() == Some(Role::Owner);
+        if self.handoff.is_in_hand() || to_be_owner {
             return Err(Problem::new(Reason::Busy, "authority is being given to this node; it takes no commit until that is decided"));
         }
         if self.tasks.is_running(Slot::Receive) {
@@ -87,8 +93,18 @@ impl Filesystem {
             return Err(Problem::new(Reason::Busy, "this commit is being removed here"));
         }
         self.inbox.checked(offer)?;
-        self.history.checked_base(&offer.target, offer.base)?;
+        if fetched {
+            self.history.checked_older(&offer.target, offer.base)?;
+        } else {
+            self.history.checked_base(&offer.target, offer.base)?;
+        }
         self.inbox.checked_resume(offer)
+    }
+
+    /// One kept commit, from the one node that the object names for it: an owner may take that, too, as its head isn't touched, and of
+    /// whoever holds it, also of a copy that was superseded and so knows an older epoch only.
+    fn is_fetched(&self, offer: &ReceiveOffer) -> bool {
+        self.wish.present().is_some_and(|p| p.fetches(offer.target.id, &offer.from))
     }
 
     /// A sender that comes again for the same target has given its old connection up: the old transfer is cancelled.

@@ -49,6 +49,10 @@ pub(super) enum Ended {
     Mounted(ReqId, MountWhat, String, Result<(), Problem>),
     Unmounted(ReqId, String, Result<(), Problem>),
     Job(JobKey, u64, JobEnd),
+    /// What the copy that lacks a commit has.
+    LendListed(Result<Box<Versions>, Problem>),
+    /// It has it.
+    Lent(Result<(), Problem>),
     /// It ran where no such task does: nothing of ours starts one so.
     Stray,
 }
@@ -83,6 +87,8 @@ impl Ended {
                 Err(problem) => Self::LifeFailed(task, problem),
             },
             (Slot::Job(key, _), task) => Self::Job(key, run_seq, job(&task, result, local)),
+            (Slot::Lend, Task::PeerVersions { .. }) => Self::LendListed(versions(result)),
+            (Slot::Lend, Task::Send { .. }) => Self::Lent(fit(result, |done| matches!(done, TaskDone::Sent { .. }).then_some(()))),
             (Slot::Mount(req), Task::Mount(what, target, _)) => Self::Mounted(req, what, target, plain(result)),
             (Slot::Mount(req), Task::Unmount(target)) => Self::Unmounted(req, target, plain(result)),
             (_, Task::Commit { commit, .. }) => Self::Committed(
@@ -138,7 +144,9 @@ impl Ended {
             | Self::Thawed(result)
             | Self::Removed(_, result)
             | Self::Discarded(_, result)
-            | Self::Exported(_, result) => result.as_ref().err(),
+            | Self::Exported(_, result)
+            | Self::Lent(result) => result.as_ref().err(),
+            Self::LendListed(result) => result.as_ref().err(),
             Self::Usage(result) => result.as_ref().err(),
             Self::Swapped(result) => result.as_ref().err(),
             Self::Life(_) | Self::Received(..) | Self::Mounted(..) | Self::Unmounted(..) | Self::Job(..) | Self::Stray => None,

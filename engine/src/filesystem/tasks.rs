@@ -37,6 +37,8 @@ pub(super) enum Slot {
     MoveBegin,
     /// A mount request.
     Mount(ReqId),
+    /// One kept commit for a copy that lacks it.
+    Lend,
 }
 
 /// A job's two lanes: estimates run beside a send.

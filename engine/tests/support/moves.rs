@@ -168,15 +168,16 @@ impl Sim<'_> {
             && self.lost.contains(&n)
     }
 
-    /// A person's word, or proof: authority goes to the other copy, if it has a commit that people see.
+    /// A person's word, or proof: authority goes to the copy that is complete to most, if it has a commit that people see.
     fn steal(&mut self, world: &mut World) {
         let fit = |n: &usize| {
             let visible = self.nodes[*n].disk.commits.values().any(|(c, _)| !c.transient);
             let replica = self.nodes[*n].journal.load().base.is_some_and(|b| b.role == Role::Replica);
             *n != self.api.owner && visible && replica
         };
-        let fit: Vec<usize> = (0..self.nodes.len()).filter(fit).collect();
-        let Some(to) = self.rng.pick(&fit).copied().filter(|_| world.steals && self.api.phase == Phase::Active) else { return };
+        let newest = |n: &usize| self.nodes[*n].disk.commits.values().map(|(c, _)| c.order()).max();
+        let best = (0..self.nodes.len()).filter(fit).max_by_key(newest);
+        let Some(to) = best.filter(|_| world.steals && self.api.phase == Phase::Active) else { return };
         self.ledger.steals += 1;
         self.say(format!("AUTHORITY taken for n{to}"));
         self.lost.insert(self.api.owner);

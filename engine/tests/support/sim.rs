@@ -428,7 +428,7 @@ impl<'a> Sim<'a> {
 
     pub fn newest_on_disk(&self, n: usize) -> Option<(CommitId, u64)> {
         let commits = &self.nodes[n].disk.commits;
-        commits.values().filter(|(c, _)| !c.transient).max_by_key(|(c, _)| (c.time, c.id)).map(|(c, content)| (c.id, *content))
+        commits.values().filter(|(c, _)| !c.transient).max_by_key(|(c, _)| c.order()).map(|(c, content)| (c.id, *content))
     }
 }
 

@@ -32,6 +32,8 @@ pub fn present(role: Role) -> Present {
         jobs: Vec::new(),
         move_to: None,
         precopy_to: None,
+        fetch: std::collections::BTreeSet::new(),
+        lend: std::collections::BTreeSet::new(),
         headless: false,
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use dotgraft_engine::filesystem::{CheckpointRow, Intent, Life, MountWhat, ReceiveOffer, RequestState, Role, Task};
+use dotgraft_engine::filesystem::{CheckpointRow, Intent, Life, MountWhat, Present, ReceiveOffer, RequestState, Role, Task};
 use dotgraft_engine::ids::{BootId, CommitId, Epoch, JobUid, RequestUid};
 use dotgraft_engine::model::{Commit, Problem, Reason};
 
@@ -274,8 +274,9 @@ impl Sim<'_> {
 
     pub fn watch_destroy(&mut self, n: usize) {
         assert!(self.nodes[n].may_delete, "node {n} destroys and nobody asked for it");
-        let superseded = self.journal_base(n).is_some_and(|b| b.superseded);
-        let owner = self.nodes[n].disk.head.is_some() && !(superseded && self.api.owner != n);
+        // What was handed over, or taken, and is still to be cleared away, is no owner's.
+        let former = self.journal_base(n).is_some_and(|b| b.superseded || b.role == Role::Replica) && self.api.owner != n;
+        let owner = self.nodes[n].disk.head.is_some() && !former;
         assert!(!owner || self.api.phase == Phase::Deleting, "an owner's data goes and the Filesystem is not Deleting");
     }
 
@@ -348,7 +349,9 @@ impl Sim<'_> {
     pub fn watch_receive(&mut self, n: usize, offer: &ReceiveOffer, checkpoint: Option<&CheckpointRow>) {
         // That authority was taken for it, it hears later; what comes until then is stopped before it takes over.
         let knows = self.journal_base(n).is_none_or(|b| b.role == Role::Owner);
-        assert!(n != self.api.owner || !knows, "an owner receives");
+        let fetched = |p: &Present| p.fetch.iter().any(|t| t.commit == offer.target.id && t.with.node == offer.from);
+        let asked = matches!(&self.nodes[n].wanted, Some(Intent::Present(p)) if fetched(p));
+        assert!(n != self.api.owner || !knows || asked, "an owner receives what nobody asked it to fetch");
         if let Some(c) = checkpoint {
             assert!(c.token.target == offer.target.id && c.token.base == offer.base, "it goes on from another transfer's checkpoint");
         }

@@ -399,6 +399,8 @@ pub fn owner(generation: i64, commits: &[u64]) -> Desired {
         move_to: None,
         precopy_to: None,
         headless: false,
+        fetch: BTreeSet::new(),
+        lend: BTreeSet::new(),
     };
     Desired { generation, intent: Intent::Present(Box::new(present)) }
 }

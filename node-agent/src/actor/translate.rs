@@ -4,12 +4,12 @@ use dotgraft_api::common::{Fencing, Initial as ApiInitial, Intermediate as ApiIn
 use dotgraft_api::condition::{ConditionUpdate, set_condition};
 use dotgraft_api::node_pool::Orphan;
 use dotgraft_api::replica::{
-    CommitState, CommitWish, CompleteTo, CopyRole, DesiredRole, DesiredState, ImportStart, JobWish, LastRun, Migration, Replica,
-    ReplicaCommit, ReplicaCommitStatus, ReplicaJobStatus, ReplicaStatus,
+    CommitState, CommitTransfer, CommitWish, CompleteTo, CopyRole, DesiredRole, DesiredState, ImportStart, JobWish, LastRun, Migration,
+    Replica, ReplicaCommit, ReplicaCommitStatus, ReplicaJobStatus, ReplicaStatus,
 };
 use dotgraft_engine::filesystem::{
-    Desired, FilesystemStatus, Intent, JobStatus, MigrationStatus, Present, RequestState, RequestStatus, Role, RoleStatus, WantedCommit,
-    WantedJob,
+    Desired, FilesystemStatus, Intent, JobStatus, MigrationStatus, Present, RequestState, RequestStatus, Role, RoleStatus, Transfer,
+    WantedCommit, WantedJob,
 };
 use dotgraft_engine::ids::{Epoch, FsId, IdError, Timestamp};
 use dotgraft_engine::model::{Claim, Origin, Place};
@@ -64,6 +64,8 @@ fn parse(replica: &Replica) -> Result<(FsId, Desired), IdError> {
             move_to: d.move_to.as_ref().map(place).transpose()?,
             precopy_to: d.precopy_to.as_ref().map(place).transpose()?,
             headless: d.headless,
+            fetch: d.fetch.iter().map(transfer).collect::<Result<_, _>>()?,
+            lend: d.lend.iter().map(transfer).collect::<Result<_, _>>()?,
         })),
     };
     Ok((fs, Desired { generation, intent }))
@@ -71,6 +73,10 @@ fn parse(replica: &Replica) -> Result<(FsId, Desired), IdError> {
 
 fn place(p: &dotgraft_api::Place) -> Result<Place, IdError> {
     Ok(Place { node: p.node.parse()?, pool: p.pool.parse()? })
+}
+
+fn transfer(t: &CommitTransfer) -> Result<Transfer, IdError> {
+    Ok(Transfer { commit: t.commit.parse()?, with: place(&t.with)? })
 }
 
 const fn fencing_text(f: Fencing) -> &'static str {

@@ -38,6 +38,8 @@ impl Copy {
             jobs: vec![],
             move_to: None,
             precopy_to: None,
+            fetch: std::collections::BTreeSet::new(),
+            lend: std::collections::BTreeSet::new(),
             headless: false,
         };
         let mut copy = Self { fs: Filesystem::recover(id, here(place(at)), 1, Recovered::default()), wanted, records: 0, asked: 0 };

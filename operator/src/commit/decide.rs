@@ -4,7 +4,8 @@
 use std::sync::Arc;
 
 use dotgraft_api::{
-    Commit, CommitState, CommitStatus, DesiredState, Filesystem, FilesystemPhase, Place, Replica, ReplicaCommitStatus, Time,
+    Commit, CommitState, CommitStatus, ConditionType, DesiredState, Filesystem, FilesystemPhase, Place, Replica, ReplicaCommitStatus, Time,
+    condition,
 };
 use dotgraft_engine::copies::{Copies, Safety};
 use dotgraft_engine::ids::CommitId;
@@ -107,7 +108,7 @@ pub fn status(view: &View, now: &Time) -> CommitStatus {
         new.changed_bytes = old.changed_bytes.or(a.changed_bytes);
     }
     let safety = safety(view, new.id.as_deref());
-    new.copies = copies(view, new.id.as_deref());
+    new.copies = held(view, new.id.as_deref()).map(|(id, all)| nodes(&all, id)).unwrap_or_default();
     let wanted = verdicts(view, new.id.is_some(), safety);
     new.conditions = conditions::merge(&old.conditions, &wanted, view.commit.metadata.generation, now);
     new
@@ -119,8 +120,7 @@ fn held(view: &View, id: Option<&str>) -> Option<(CommitId, Copies<Place>)> {
 }
 
 /// The nodes whose copies are known to hold it.
-pub fn copies(view: &View, id: Option<&str>) -> Vec<String> {
-    let Some((id, all)) = held(view, id) else { return Vec::new() };
+fn nodes(all: &Copies<Place>, id: CommitId) -> Vec<String> {
     let mut nodes: Vec<String> = all.holders(id).map(|p| p.node.clone()).collect();
     nodes.sort();
     nodes.truncate(MOST_COPIES);
@@ -132,15 +132,23 @@ fn safety(view: &View, id: Option<&str>) -> Safety {
     held(view, id).filter(|_| !view.replicas.is_empty()).map_or(Safety::Unknown, |(id, all)| all.safety(id))
 }
 
-/// How many copies of it were asked for: those that its volume keeps, or those that its snapshot's class names.
-fn asked_for(view: &View) -> usize {
-    let kept = view.claim.as_ref().map_or(0, |c| c.placement.replicas).saturating_add(1);
-    usize::try_from(kept).unwrap_or(usize::MAX).max(copies_named(&view.commit))
+/// How many copies of a commit were asked for: those that its volume keeps, or those that its snapshot's class names.
+fn asked_for(commit: &Commit, claim: Option<&ClaimView>) -> usize {
+    let kept = claim.map_or(0, |c| c.placement.replicas).saturating_add(1);
+    usize::try_from(kept).unwrap_or(usize::MAX).max(copies_named(commit))
+}
+
+/// Whether the copies are other ones than the status of a made commit says.
+pub fn is_outdated(commit: &Commit, claim: Option<&ClaimView>, all: &Copies<Place>) -> bool {
+    let Some(status) = commit.status.as_ref().filter(|_| commit.metadata.deletion_timestamp.is_none()) else { return false };
+    let Some(id) = status.id.as_ref().and_then(|id| id.parse().ok()) else { return false };
+    let risk = at_risk(all.safety(id), asked_for(commit, claim));
+    let told = condition(&status.conditions, ConditionType::AtRisk).map(|c| c.reason.as_str());
+    nodes(all, id) != status.copies || told != Some(risk.reason.as_str())
 }
 
 /// Whether one copy, or none, holds it, and more were asked for.
-fn at_risk(view: &View, safety: Safety) -> Wanted {
-    let asked = asked_for(view);
+fn at_risk(safety: Safety, asked: usize) -> Wanted {
     match safety {
         Safety::Nowhere => wanted("AtRisk", true, "NoCopyLeft", NO_COPY),
         Safety::Copies(1) if asked > 1 => wanted("AtRisk", true, "OneCopy", format!("one copy holds it, of {asked} that were asked for")),
@@ -164,7 +172,7 @@ fn verdicts(view: &View, made: bool, safety: Safety) -> Vec<Wanted> {
     let mut list = vec![ready, pinned];
     // What is being deleted has fewer and fewer copies, as it should.
     if made && view.commit.metadata.deletion_timestamp.is_none() {
-        list.push(at_risk(view, safety));
+        list.push(at_risk(safety, asked_for(&view.commit, view.claim.as_ref())));
         list.extend((safety == Safety::Nowhere).then(|| wanted("NoCopyLeft", true, "NoCopyLeft", NO_COPY)));
     }
     list
@@ -349,5 +357,16 @@ mod tests {
         assert_eq!(told(&v), want("", "False", "NoCopyLeft"), "its disk is gone for good");
         v.replicas.clear();
         assert_eq!(told(&v).1, "True", "no Replica in the cache proves nothing");
+        // It is looked at again once one of these has changed, and only then.
+        let mut v = made(&["n2"]);
+        let outdated = |v: &View| is_outdated(&v.commit, v.claim.as_ref(), &kept::copies_of(&v.replicas, &v.pools));
+        assert!(outdated(&v), "nothing is told yet");
+        Arc::make_mut(&mut v.commit).status = Some(status(&v, &now()));
+        assert!(!outdated(&v));
+        v.claim.as_mut().unwrap().placement.replicas = 1;
+        assert!(outdated(&v), "more are asked for");
+        v.claim.as_mut().unwrap().placement.replicas = 0;
+        v.replicas = made(&["n1", "n2"]).replicas;
+        assert!(outdated(&v), "another node has it");
     }
 }

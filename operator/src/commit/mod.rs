@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dotgraft_api::common::ANNOTATION_CSI_NAME;
-use dotgraft_api::{Commit, Time};
+use dotgraft_api::{Commit, ConditionType, Reason, Time, is_true};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::ListParams;
 use kube::runtime::controller::Action;
@@ -19,6 +19,7 @@ use kube::{Api, Resource, ResourceExt};
 use serde_json::json;
 
 use self::decide::{Step, View, decide};
+use crate::cache::Cache;
 use crate::caches::fs_term;
 use crate::claim;
 use crate::conditions;
@@ -63,6 +64,16 @@ fn is_csi(commit: &Commit) -> bool {
 /// On how many nodes it is to be: what the class of a snapshot asks for, else one.
 pub fn copies_named(commit: &Commit) -> usize {
     commit.annotations().get(SNAPSHOT_COPIES_ANNOTATION).and_then(|n| n.parse().ok()).unwrap_or(1)
+}
+
+/// How many Commits are `AtRisk` for that reason.
+pub fn say(commits: &Cache<Commit>, reason: impl Into<Reason>) -> usize {
+    let reason = reason.into();
+    let says = |c: &&Arc<Commit>| {
+        let risk = c.status.as_ref().and_then(|s| is_true(&s.conditions, ConditionType::AtRisk));
+        risk.is_some_and(|r| r.reason == reason.as_str())
+    };
+    commits.all().iter().filter(says).count()
 }
 
 /// Whether the Filesystem is kept for it, without a head, when its Dot goes: a snapshot that CSI made (csi.md §1).
@@ -194,6 +205,22 @@ mod tests {
         assert!(!is_left_behind(&view(snapshot(false)), &late), "it may still be made");
         assert!(!is_left_behind(&orphan(snapshot(true)), &late), "it outlives its source");
         assert!(!is_left_behind(&orphan(testing::commit("users", 1)), &late));
+    }
+
+    #[test]
+    fn commits_with_too_few_copies_are_counted_by_their_reason() {
+        let mut commits = ["a", "b", "c"].map(|name| {
+            let mut c = testing::commit(name, 1);
+            c.metadata.name = Some(name.into());
+            c
+        });
+        for (commit, reason) in commits.iter_mut().zip(["OneCopy", "OneCopy", "NoCopyLeft"]) {
+            let risk = conditions::wanted("AtRisk", true, reason, "");
+            commit.status.get_or_insert_default().conditions = conditions::merge(&[], &[risk], None, &at(1));
+        }
+        let all = Cache::new("commits", |_| Vec::new());
+        all.fill(commits);
+        assert_eq!((say(&all, dotgraft_api::Word::OneCopy), say(&all, ConditionType::NoCopyLeft)), (2, 1));
     }
 
     #[test]

@@ -1,14 +1,19 @@
 //! What wakes the controller of Commits.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use dotgraft_api::{Branch, ClaimKind, Commit, Dot, Filesystem, Replica};
+use dotgraft_api::{Branch, ClaimKind, Commit, Dot, Filesystem, NodePool, Replica};
+use k8s_openapi::api::core::v1::Node;
 use kube::ResourceExt;
 use kube::runtime::reflector::ObjectRef;
 
-use crate::caches::claim_term;
-use crate::claim::ClaimObject;
+use super::decide;
+use crate::caches::{claim_term, fs_term};
+use crate::claim::{self, ClaimObject};
 use crate::context::Ctx;
+use crate::filesystem::kept;
+use crate::pools;
 use crate::triggers::{Triggers, on, refs};
 
 /// Commits of a claim that aren't at rest.
@@ -18,14 +23,43 @@ fn restless(kind: ClaimKind, namespace: &str, name: &str, ctx: &Ctx) -> Vec<Obje
     refs(&list)
 }
 
+/// Commits of a Filesystem whose copies have changed.
+fn outdated(fs_id: &str, ctx: &Ctx) -> Vec<ObjectRef<Commit>> {
+    let (mut list, replicas) = (ctx.caches.commits.with(&fs_term(fs_id)), ctx.caches.replicas.with(fs_id));
+    if list.is_empty() || replicas.is_empty() {
+        return Vec::new();
+    }
+    let bound = ctx.caches.filesystems.get(fs_id).and_then(|fs| {
+        let c = &fs.spec.claim_ref;
+        claim::cached(ctx, c.kind, &c.namespace, &c.name)
+    });
+    let bound = bound.filter(|c| c.fs_id.as_deref() == Some(fs_id));
+    let all = kept::copies_of(&replicas, &pools::all(&ctx.caches));
+    list.retain(|c| decide::is_outdated(c, bound.as_ref(), &all));
+    refs(&list)
+}
+
+/// The same of every Filesystem that has a copy on a node: its pool, or the node, may have gone or come back.
+fn outdated_on(node: &str, ctx: &Ctx) -> Vec<ObjectRef<Commit>> {
+    let replicas = ctx.caches.replicas.all();
+    let there: BTreeSet<&str> = replicas.iter().filter(|r| r.spec.node == node).map(|r| r.spec.fs_id.as_str()).collect();
+    there.into_iter().flat_map(|id| outdated(id, ctx)).collect()
+}
+
 /// Commits to be looked at again.
 pub fn of_commits(ctx: &Arc<Ctx>) -> Triggers<Commit> {
     let c = &ctx.caches;
     vec![
         on(&c.replicas, ctx, |r: &Replica, ctx| {
             let claim = r.spec.desired.claim.as_ref();
-            claim.map(|c| restless(c.kind, &c.namespace, &c.name, ctx)).unwrap_or_default()
+            let mut all = claim.map(|c| restless(c.kind, &c.namespace, &c.name, ctx)).unwrap_or_default();
+            all.extend(outdated(&r.spec.fs_id, ctx));
+            all
         }),
+        on(&c.pools, ctx, |p: &NodePool, ctx| outdated_on(&p.spec.node, ctx)),
+        on(&c.nodes, ctx, |n: &Node, ctx| outdated_on(&n.name_any(), ctx)),
+        on(&c.dots, ctx, |d: &Dot, ctx| d.spec.fs_id.iter().flat_map(|id| outdated(id, ctx)).collect()),
+        on(&c.branches, ctx, |b: &Branch, ctx| b.spec.fs_id.iter().flat_map(|id| outdated(id, ctx)).collect()),
         on(&c.filesystems, ctx, |f: &Filesystem, ctx| {
             let c = &f.spec.claim_ref;
             restless(c.kind, &c.namespace, &c.name, ctx)

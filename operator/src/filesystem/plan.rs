@@ -14,6 +14,7 @@ use dotgraft_engine::authority::Refusal;
 use kube::ResourceExt;
 
 use super::authority::{self, Stays};
+use super::bring::{self, Transfers};
 use super::cordon;
 use super::kept::{self, Stay};
 use super::moving;
@@ -225,8 +226,9 @@ fn keep(view: &View, phase: FilesystemPhase, authority: &Authority) -> Plan {
     places.extend(goal.iter().filter(|g| !leaving.contains(&g.pool)).cloned());
     let move_to = goal.clone().filter(|g| moving::can_take(&view.replicas, g));
     let base = Desired { move_to, precopy_to: precopy_to.clone(), ..base };
+    let transfers = bring::transfers(view, owner);
     for place in &places {
-        plan.writes.extend(replica_write(view, &base, &places, place, &needs, owner));
+        plan.writes.extend(replica_write(view, &base, &places, place, &needs, (owner, &transfers)));
     }
     for replica in &view.replicas {
         let at = place_of(replica);
@@ -292,13 +294,21 @@ fn asked_of<'a>(view: &'a View, owner: &Place, is_owner: bool) -> Asked<'a> {
     }
 }
 
-fn replica_write(view: &View, base: &Desired, places: &BTreeSet<Place>, place: &Place, needs: &Needs<'_>, owner: &Place) -> Option<Write> {
+fn replica_write(
+    view: &View,
+    base: &Desired,
+    places: &BTreeSet<Place>,
+    place: &Place,
+    needs: &Needs<'_>,
+    (owner, transfers): (&Place, &Transfers),
+) -> Option<Write> {
     let is_owner = place == owner;
     let mut desired = base.clone();
     desired.role = Some(if is_owner { DesiredRole::Owner } else { DesiredRole::Replica });
     desired.owner = (!is_owner).then(|| owner.clone());
     desired.peers = places.iter().filter(|p| *p != place).take(32).cloned().collect();
     desired.commits = wishes::commits(&view.commits, &view.resets, &asked_of(view, owner, is_owner));
+    (desired.fetch, desired.lend) = (transfers.fetch(place), transfers.lend(place));
     if is_owner {
         desired.jobs = wishes::jobs(needs.jobs);
     } else {
