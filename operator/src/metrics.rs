@@ -21,6 +21,11 @@ struct Controller {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Copies {
+    copies: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct ResultLabel {
     result: &'static str,
 }
@@ -43,6 +48,7 @@ pub struct Metrics {
     seconds: Family<Controller, Histogram>,
     certificates: Family<ResultLabel, Counter>,
     stuck: Family<Controller, Gauge>,
+    at_risk: Family<Copies, Gauge>,
     watch_errors: Family<Controller, Counter>,
     leader: Gauge,
     csi_calls: Family<CsiCall, Counter>,
@@ -70,6 +76,7 @@ impl Default for Metrics {
             seconds: r.add("reconcile_seconds", "Seconds of a reconcile", Family::new_with_constructor(|| doubling(0.001, 14))),
             certificates: r.add("certificate_requests", "Certificate requests by result", Family::default()),
             stuck: r.add("stuck_finalizers", "Objects in deletion for more than ten minutes", Family::default()),
+            at_risk: r.add("commits_at_risk", "Commits with one copy, where more were asked for, or with none", Family::default()),
             watch_errors: r.add("watch_errors", "Watches of the API server that ended with an error", Family::default()),
             leader: r.add("leader", "1 while this process leads", Gauge::default()),
             csi_calls: r.add("csi_calls", "CSI calls by method and gRPC code", Family::default()),
@@ -111,6 +118,12 @@ impl Metrics {
     /// So many objects of a kind hang in deletion.
     pub fn stuck(&self, controller: &'static str, count: usize) {
         self.stuck.get_or_create(&Controller { controller }).set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+    /// So many Commits have one copy, where more were asked for, and so many have none.
+    pub fn at_risk(&self, one: usize, none: usize) {
+        for (copies, count) in [("one", one), ("none", none)] {
+            self.at_risk.get_or_create(&Copies { copies }).set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
     }
     /// A watch ended with an error and is opened again.
     pub fn watch_error(&self, controller: &'static str) {

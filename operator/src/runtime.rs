@@ -5,6 +5,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use dotgraft_api::{ConditionType, Word};
 use futures::stream::select_all;
 use futures::{FutureExt, StreamExt};
 use kube::runtime::controller::Action;
@@ -106,10 +107,10 @@ where
     applier(timed, on_error, ctx.clone(), cache.store(), queue, config).for_each(|_| std::future::ready(())).await;
 }
 
-/// Longest time between two counts of what hangs in deletion.
+/// Longest time between two counts of what hangs in deletion or is at risk.
 const COUNT_STUCK_EVERY: Duration = Duration::from_secs(60);
 
-/// Counts objects that have been in deletion for longer than `after`, once a minute, or as often as that time passes. Runs for ever.
+/// Counts objects that have been in deletion for longer than `after`, and Commits that have too few copies, once a minute, or as often as that time passes. Runs for ever.
 pub async fn count_stuck(ctx: Arc<Ctx>, after: Duration) {
     loop {
         let since = k8s_openapi::jiff::Timestamp::now().as_second() - i64::try_from(after.as_secs()).unwrap_or(i64::MAX);
@@ -120,6 +121,7 @@ pub async fn count_stuck(ctx: Arc<Ctx>, after: Duration) {
         m.stuck("replicationjob", stuck(&c.jobs, since));
         m.stuck("filesystem", stuck(&c.filesystems, since));
         m.stuck("replica", stuck(&c.replicas, since));
+        m.at_risk(commit::say(&c.commits, Word::OneCopy), commit::say(&c.commits, ConditionType::NoCopyLeft));
         tokio::time::sleep(after.min(COUNT_STUCK_EVERY)).await;
     }
 }
