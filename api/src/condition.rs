@@ -136,6 +136,10 @@ words! {
         CopyStays,
         /// No copy holds the commit any more.
         NoCopyLeft,
+        /// A copy that a person gave up stays, as authority may need it.
+        CopyNeeded,
+        /// The copy that has all of what was acknowledged isn't ready: authority waits for it, or for a person.
+        WaitsForCopy,
         /// A `PersistentVolumeClaim` is bound to it.
         ClaimBound,
         /// The Filesystem of `spec.fsId` is another object's.
@@ -322,6 +326,26 @@ words! {
         Done,
         /// No other copy has a commit that someone wants kept.
         LastCopyOfCommit,
+        /// No copy of an orphan says which object it belonged to.
+        ClaimUnknown,
+        /// An orphan's namespace isn't there.
+        NamespaceNotFound,
+        /// The copy of an orphan's last owner isn't there.
+        OwnerMissing,
+        /// A copy isn't dropped, as it is the owner's.
+        OwnerNotDropped,
+        /// A `dataSourceRef` names an object of another namespace.
+        OtherNamespace,
+        /// A `dataSourceRef` names a kind that no volume can be made from.
+        UnknownSource,
+        /// What a `dataSourceRef` names is smaller than the PVC asks for.
+        TooSmall,
+        /// Another PVC has the volume.
+        AlreadyClaimed,
+        /// A volume is being made.
+        Provisioning,
+        /// A volume can't be made.
+        ProvisioningFailed,
     }
 }
 

@@ -3,42 +3,78 @@
 //! Each kind has base conditions that are always there; what makes an object wait stands in `Ready`'s reason *and*
 //! as a condition of its own type while it lasts, so that `kubectl wait --for=condition=BranchesExist` works.
 
-use dotgraft_api::{Condition, ConditionType, ConditionUpdate, Reason, Time, Word, condition, says, set_condition};
+use dotgraft_api::{Condition, ConditionType, ConditionUpdate, Problem, Reason, Time, Word, condition, says, set_condition};
 
 use crate::note::Note;
 
 /// What stands in the way: a word and a sentence.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Block {
-    /// `CamelCase`, from a closed set per kind.
-    pub reason: &'static str,
+    /// The word.
+    pub reason: Reason,
     /// What is wrong and what to do.
     pub message: String,
 }
 
 impl Block {
     /// A block with its message.
-    pub fn new(reason: &'static str, message: impl Into<String>) -> Self {
-        Self { reason, message: message.into() }
+    pub fn new(reason: impl Into<Reason>, message: impl Into<String>) -> Self {
+        Self { reason: reason.into(), message: message.into() }
     }
 }
 
-/// One condition to be.
+/// One condition to be. Its words are ours, or another object's, which may be of a newer program: those are passed on as they are.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Wanted {
-    /// Type.
-    pub type_: String,
-    /// `None` is Unknown.
-    pub status: Option<bool>,
-    /// `CamelCase` word.
-    pub reason: String,
-    /// Sentence.
-    pub message: String,
+    type_: String,
+    status: Option<bool>,
+    reason: String,
+    message: String,
+}
+
+impl Wanted {
+    /// What it says something about.
+    pub fn type_(&self) -> &str {
+        &self.type_
+    }
+
+    /// Why; `None`: in another object's word.
+    pub fn reason(&self) -> Option<Reason> {
+        self.reason.parse().ok()
+    }
+
+    /// The sentence.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// The same with another sentence.
+    #[must_use]
+    pub fn saying(self, message: impl Into<String>) -> Self {
+        Self { message: message.into(), ..self }
+    }
 }
 
 /// A condition to be.
-pub fn wanted(type_: &str, status: impl Into<Option<bool>>, reason: &str, message: impl Into<String>) -> Wanted {
-    Wanted { type_: type_.into(), status: status.into(), reason: reason.into(), message: message.into() }
+pub fn wanted(type_: ConditionType, status: impl Into<Option<bool>>, reason: impl Into<Reason>, message: impl Into<String>) -> Wanted {
+    let (type_, reason) = (type_.to_string(), reason.into().to_string());
+    Wanted { type_, status: status.into(), reason, message: message.into() }
+}
+
+/// A condition as an object has it.
+pub fn same(c: &Condition) -> Wanted {
+    Wanted { type_: c.type_.clone(), status: says(c), reason: c.reason.clone(), message: c.message.clone() }
+}
+
+/// A condition of another object, or its problem, as the reason of one of ours.
+pub fn because(type_: ConditionType, status: bool, c: &Condition) -> Wanted {
+    Wanted { type_: type_.to_string(), status: Some(status), ..same(c) }
+}
+
+/// What stands in the way of a run, as the reason of a condition; with none, as one of its own type.
+pub fn of_problem(type_: Option<ConditionType>, status: bool, p: &Problem) -> Wanted {
+    let type_ = type_.map_or_else(|| p.reason.clone(), |t| t.to_string());
+    Wanted { type_, status: Some(status), reason: p.reason.clone(), message: p.message.clone() }
 }
 
 /// The new list: exactly `wanted`, with the times of transition kept where the status stays.
@@ -94,15 +130,23 @@ mod tests {
 
     #[test]
     fn a_condition_that_is_wanted_no_more_goes() {
-        let old = merge(&[], &[wanted("Ready", false, "NameHasData", "x"), wanted("NameHasData", true, "Found", "x")], Some(1), &now());
-        let new = merge(&old, &[wanted("Ready", true, "Ready", "")], Some(1), &now());
+        let old = merge(
+            &[],
+            &[
+                wanted(ConditionType::Ready, false, ConditionType::NameHasData, "x"),
+                wanted(ConditionType::NameHasData, true, ConditionType::NameHasData, "x"),
+            ],
+            Some(1),
+            &now(),
+        );
+        let new = merge(&old, &[wanted(ConditionType::Ready, true, ConditionType::Ready, "")], Some(1), &now());
         assert_eq!(new.len(), 1);
         assert_eq!(new[0].status, "True");
     }
 
     #[test]
     fn nothing_changes_means_equal_lists_and_no_event() {
-        let w = [wanted("Ready", true, "Ready", "fine")];
+        let w = [wanted(ConditionType::Ready, true, ConditionType::Ready, "fine")];
         let old = merge(&[], &w, Some(1), &now());
         let later = Time(k8s_openapi::jiff::Timestamp::from_second(1_800_000_000).unwrap());
         let new = merge(&old, &w, Some(1), &later);
@@ -112,18 +156,32 @@ mod tests {
 
     #[test]
     fn a_transition_makes_one_event_and_says_whether_it_is_bad() {
-        let old = merge(&[], &[wanted("Ready", true, "Ready", "")], None, &now());
-        let bad = [wanted("Ready", false, "Mounted", "by x"), wanted("Mounted", true, "Mounted", "by x")];
+        let old = merge(&[], &[wanted(ConditionType::Ready, true, ConditionType::Ready, "")], None, &now());
+        let bad = [
+            wanted(ConditionType::Ready, false, ConditionType::Mounted, "by x"),
+            wanted(ConditionType::Mounted, true, ConditionType::Mounted, "by x"),
+        ];
         let notes = transitions(&old, &merge(&old, &bad, None, &now()));
         assert_eq!(notes, [Note { warning: true, reason: "Mounted".into(), message: "by x".into() }]);
-        let absent = merge(&[], &[wanted("Ready", false, "Absent", "nothing of it is here")], None, &now());
+        let absent = merge(&[], &[wanted(ConditionType::Ready, false, Word::Absent, "nothing of it is here")], None, &now());
         assert!(!transitions(&[], &absent)[0].warning, "it is only about to be made");
         assert!(transitions(&old, &absent)[0].warning, "it was there");
-        let healed = [wanted("Ready", true, "Completed", "all is there"), wanted("Degraded", false, "AsExpected", "")];
-        let ill = merge(&old, &[wanted("Ready", false, "NoSpace", "x"), wanted("Degraded", true, "NoSpace", "x")], None, &now());
+        let healed = [
+            wanted(ConditionType::Ready, true, Word::Completed, "all is there"),
+            wanted(ConditionType::Degraded, false, Word::AsExpected, ""),
+        ];
+        let ill = merge(
+            &old,
+            &[
+                wanted(ConditionType::Ready, false, ConditionType::NoSpace, "x"),
+                wanted(ConditionType::Degraded, true, ConditionType::NoSpace, "x"),
+            ],
+            None,
+            &now(),
+        );
         let notes = transitions(&ill, &merge(&ill, &healed, None, &now()));
         assert_eq!(notes, [Note { warning: false, reason: "Completed".into(), message: "all is there".into() }]);
-        let first = transitions(&[], &merge(&[], &[wanted("Degraded", false, "AsExpected", "")], None, &now()));
+        let first = transitions(&[], &merge(&[], &[wanted(ConditionType::Degraded, false, Word::AsExpected, "")], None, &now()));
         assert!(first.is_empty());
     }
 }

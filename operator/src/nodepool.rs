@@ -79,13 +79,13 @@ async fn adopt(pool: &NodePool, pools: &[NodePool], action: &OrphanAction, ctx: 
     match decide(&view) {
         Decision::Nothing => Ok(true),
         Decision::Wait(block) => {
-            tracing::warn!(fs = action.fs_id, reason = block.reason, message = block.message, "can't adopt");
-            note(pool, true, block.reason, format!("{}: {}", action.fs_id, block.message), ctx).await;
+            tracing::warn!(fs = action.fs_id, reason = block.reason.as_str(), message = block.message, "can't adopt");
+            note(pool, true, block.reason.as_str(), format!("{}: {}", action.fs_id, block.message), ctx).await;
             Ok(false)
         }
         Decision::Restore(restore) => {
             if let Some(block) = claim::restore(&restore, &view, ctx).await? {
-                note(pool, true, block.reason, format!("{}: {}", action.fs_id, block.message), ctx).await;
+                note(pool, true, block.reason.as_str(), format!("{}: {}", action.fs_id, block.message), ctx).await;
                 return Ok(false);
             }
             note(pool, false, "Adopted", format!("{}: objects made anew, owner {}", action.fs_id, restore.authority.owner.node), ctx).await;
@@ -105,7 +105,7 @@ async fn drop_copy(pool: &NodePool, pools: &[NodePool], action: &OrphanAction, c
         // The Filesystem's own plan sends the copy away; this waits until it is recorded.
         adopt::Drop::ByPlan => Ok(replica.is_some_and(|r| r.spec.desired.state == DesiredState::Absent)),
         adopt::Drop::Refused(block) => {
-            note(pool, true, block.reason, format!("{}: {}", action.fs_id, block.message), ctx).await;
+            note(pool, true, block.reason.as_str(), format!("{}: {}", action.fs_id, block.message), ctx).await;
             Ok(true)
         }
         adopt::Drop::Bury(burial) => {

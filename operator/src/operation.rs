@@ -6,7 +6,10 @@ pub mod triggers;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dotgraft_api::{Authority, ConditionUpdate, DotOperation, DotOperationStatus, FilesystemPhase, OperationPhase, Time, set_condition};
+use dotgraft_api::{
+    Authority, ConditionType, ConditionUpdate, DotOperation, DotOperationStatus, FilesystemPhase, OperationPhase, Reason, Time, Word,
+    set_condition,
+};
 use dotgraft_engine::authority::Refusal;
 use k8s_openapi::jiff::Timestamp;
 use kube::runtime::controller::Action;
@@ -111,8 +114,9 @@ fn ended_as(phase: OperationPhase, from: Option<String>, to: Option<String>, epo
     let now = Time(Timestamp::now());
     let mut conditions = Vec::new();
     let done = phase == OperationPhase::Done;
-    let reason = if done { "Done" } else { "Refused" };
-    let update = ConditionUpdate { type_: "Complete", status: Some(done), reason, message, observed_generation: None };
+    let reason = if done { Reason::from(Word::Done) } else { ConditionType::Refused.into() }.as_str();
+    let update =
+        ConditionUpdate { type_: ConditionType::Complete.as_str(), status: Some(done), reason, message, observed_generation: None };
     set_condition(&mut conditions, &update, &now);
     DotOperationStatus { phase: Some(phase), finished_at: Some(now), from, to, epoch, reset: None, message: message.to_owned(), conditions }
 }

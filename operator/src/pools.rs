@@ -133,17 +133,20 @@ pub fn choose(pools: &[PoolView], placement: &Placement, initial: Option<&str>, 
     if let Some(node) = &placement.node {
         let Some(pool) = pools.iter().find(|p| p.node == *node) else {
             return Err(Block::new(
-                "NodeNotFound",
+                ConditionType::NodeNotFound,
                 format!("placement.node `{node}` has no NodePool: is there such a node, and does an agent run on it?"),
             ));
         };
         if !selected(pool, &placement.node_selector) {
-            return Err(Block::new("NoPool", format!("placement.node `{node}` doesn't have the labels of placement.nodeSelector")));
+            return Err(Block::new(
+                ConditionType::NoPool,
+                format!("placement.node `{node}` doesn't have the labels of placement.nodeSelector"),
+            ));
         }
         return pool
             .place()
             .filter(|_| pool.ready && pool.node_exists)
-            .ok_or_else(|| Block::new("PoolNotReady", format!("the pool of node `{node}` is not ready: {}", pool.problem)));
+            .ok_or_else(|| Block::new(ConditionType::PoolNotReady, format!("the pool of node `{node}` is not ready: {}", pool.problem)));
     }
     let initial = initial.and_then(|n| pools.iter().find(|p| p.node == n));
     let fit = |p: &&PoolView| p.usable() && selected(p, &placement.node_selector);
@@ -160,7 +163,10 @@ pub fn choose(pools: &[PoolView], placement: &Placement, initial: Option<&str>, 
             rank(a).cmp(&rank(b)).then_with(|| b.node.cmp(&a.node))
         });
     best.and_then(PoolView::place).ok_or_else(|| {
-        Block::new("NoPool", "no node with a ready pool matches: see `kubectl get nodepools`, placement.nodeSelector and cordoned nodes")
+        Block::new(
+            ConditionType::NoPool,
+            "no node with a ready pool matches: see `kubectl get nodepools`, placement.nodeSelector and cordoned nodes",
+        )
     })
 }
 
@@ -223,7 +229,7 @@ pub(crate) mod tests {
     }
 
     fn node_of(r: Result<Place, Block>) -> String {
-        r.map_or_else(|b| b.reason.into(), |p| p.node)
+        r.map_or_else(|b| b.reason.to_string(), |p| p.node)
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! Intents first (design §2, "Finalizers"): the finalizer and the id stand in the claim before there is a
 //! Filesystem; the Filesystem is durably `Deleting` or `Released` before the claim goes.
 
-use dotgraft_api::{ClaimKind, DeletionPolicy, Filesystem, FilesystemPhase, Origin};
+use dotgraft_api::{ClaimKind, ConditionType, DeletionPolicy, Filesystem, FilesystemPhase, Origin, Reason};
 
 use super::ClaimView;
 use crate::conditions::Block;
@@ -81,7 +81,7 @@ pub struct Decision {
 fn step(step: Step) -> Decision {
     Decision { step: Some(step), block: None }
 }
-fn block(reason: &'static str, message: impl Into<String>) -> Decision {
+fn block(reason: impl Into<Reason>, message: impl Into<String>) -> Decision {
     Decision { step: None, block: Some(Block::new(reason, message)) }
 }
 
@@ -94,7 +94,7 @@ pub fn decide(view: &View) -> Decision {
     if let Err(e) = claim.capacity.as_ref().and(claim.history_limit.as_ref())
         && view.fs.is_none()
     {
-        return block("InvalidCapacity", e.to_string());
+        return block(ConditionType::InvalidCapacity, e.to_string());
     }
     let Some(fs_id) = &claim.fs_id else { return allocate(view) };
     if !claim.held {
@@ -116,7 +116,7 @@ fn origin_blocked(view: &View) -> Option<Decision> {
 fn allocate(view: &View) -> Decision {
     if let Some(found) = view.namesakes.first() {
         return block(
-            "NameHasData",
+            ConditionType::NameHasData,
             format!(
                 "Filesystem `{found}` holds data under this name: set spec.fsId to `{found}` to use it, or delete that Filesystem to start empty"
             ),
@@ -130,7 +130,7 @@ fn create(view: &View, fs_id: &str) -> Decision {
     let claim = &view.claim;
     if !claim.allocated || claim.had_filesystem {
         return block(
-            "FilesystemNotFound",
+            ConditionType::FilesystemNotFound,
             format!(
                 "there is no Filesystem `{fs_id}`: if its data is on a node, `kubectl dot adopt`; an empty one is never made in its place"
             ),
@@ -141,7 +141,7 @@ fn create(view: &View, fs_id: &str) -> Decision {
     }
     match (claim.kind, &view.origin) {
         (kind, None) if kind == ClaimKind::Branch || claim.origin.is_some() => {
-            block("SourceNotReady", "what it starts from is not known yet")
+            block(ConditionType::SourceNotReady, "what it starts from is not known yet")
         }
         (_, origin) => step(Step::Create(origin.clone().and_then(Result::ok))),
     }
@@ -151,14 +151,23 @@ fn bind(claim: &ClaimView, fs: &Filesystem) -> Decision {
     let r = &fs.spec.claim_ref;
     if r.kind != claim.kind || r.namespace != claim.namespace || r.name != claim.name {
         let other = format!("{} {}/{}", r.kind.as_str(), r.namespace, r.name);
-        return block("ClaimMismatch", format!("the Filesystem of spec.fsId belongs to {other}: only an object of that name can use it"));
+        return block(
+            ConditionType::ClaimMismatch,
+            format!("the Filesystem of spec.fsId belongs to {other}: only an object of that name can use it"),
+        );
     }
     let phase = fs.status.as_ref().map(|s| s.phase);
     if phase == Some(FilesystemPhase::Deleting) || fs.metadata.deletion_timestamp.is_some() {
-        return block("FilesystemDeleting", "the Filesystem of spec.fsId is being deleted: delete this object and make a new one");
+        return block(
+            ConditionType::FilesystemDeleting,
+            "the Filesystem of spec.fsId is being deleted: delete this object and make a new one",
+        );
     }
     if phase == Some(FilesystemPhase::Headless) {
-        return block("Headless", "only snapshots are left of the Filesystem of spec.fsId: restore one of them to a new volume");
+        return block(
+            ConditionType::Headless,
+            "only snapshots are left of the Filesystem of spec.fsId: restore one of them to a new volume",
+        );
     }
     let ours = r.uid.as_ref() == Some(&claim.uid);
     if phase.is_none() && ours && claim.allocated && !claim.had_filesystem {
@@ -185,16 +194,16 @@ fn tear_down(view: &View) -> Decision {
     };
     if phase == Some(goal) || phase == Some(FilesystemPhase::Deleting) {
         if !view.mounts.is_empty() {
-            return block("Mounted", format!("mounted by {}", view.mounts.join("; ")));
+            return block(ConditionType::Mounted, format!("mounted by {}", view.mounts.join("; ")));
         }
         // Only the agents can see the mounts of all namespaces of their nodes; under `Retain` the data stays and so may mounts.
         if phase == Some(FilesystemPhase::Deleting) && !view.unconfirmed.is_empty() {
-            return block("Deleting", format!("the copies on {} are being deleted", view.unconfirmed.join(", ")));
+            return block(ConditionType::Deleting, format!("the copies on {} are being deleted", view.unconfirmed.join(", ")));
         }
         return step(Step::LetGo);
     }
     if !view.bound.is_empty() {
-        return block("ClaimBound", format!("PVC {} is bound to it: delete that first", view.bound.join(", ")));
+        return block(ConditionType::ClaimBound, format!("PVC {} is bound to it: delete that first", view.bound.join(", ")));
     }
     match (claim.deletion_policy, children(view)) {
         (DeletionPolicy::Delete | DeletionPolicy::Cascade, Some(decision)) => decision,
@@ -215,11 +224,14 @@ fn children(view: &View) -> Option<Decision> {
     };
     let alive: Vec<String> = view.children.iter().filter(|c| !c.deleting).map(|c| c.name.clone()).collect();
     if view.claim.deletion_policy == DeletionPolicy::Cascade {
-        let wait = Block::new("BranchesExist", format!("its Branches are being deleted: {}", names(&view.children)));
+        let wait = Block::new(ConditionType::BranchesExist, format!("its Branches are being deleted: {}", names(&view.children)));
         let step = (!alive.is_empty()).then_some(Step::DeleteChildren(alive));
         return Some(Decision { step, block: Some(wait) });
     }
-    Some(block("BranchesExist", format!("Branches start from it: {}; delete them, or set deletionPolicy: Cascade", names(&view.children))))
+    Some(block(
+        ConditionType::BranchesExist,
+        format!("Branches start from it: {}; delete them, or set deletionPolicy: Cascade", names(&view.children)),
+    ))
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! The table of steps of a claim.
 
-use dotgraft_api::Time;
+use dotgraft_api::{ConditionType, Time};
 use k8s_openapi::jiff::Timestamp;
 
 use super::*;
@@ -32,7 +32,7 @@ fn step_of(v: &View) -> Step {
 fn reason(v: &View) -> &'static str {
     let d = decide(v);
     assert_eq!(d.step, None);
-    d.block.expect("a block").reason
+    d.block.expect("a block").reason.as_str()
 }
 fn child(name: &str, deleting: bool) -> Child {
     Child { name: name.into(), deleting }
@@ -95,7 +95,7 @@ fn a_restored_object_binds_to_its_own_filesystem_only() {
 #[test]
 fn a_branch_waits_for_its_source_without_holding_anything() {
     let mut v = new(|v| v.claim.kind = ClaimKind::Branch);
-    v.origin = Some(Err(Block::new("NoCommits", "x")));
+    v.origin = Some(Err(Block::new(ConditionType::NoCommits, "x")));
     assert_eq!(reason(&v), "NoCommits");
     v.origin = Some(Ok(Origin { fs_id: FS.into(), commit: FS.into() }));
     assert_eq!(step_of(&v), Step::Allocate);
@@ -143,7 +143,7 @@ fn branches_hold_a_dot_under_delete_and_go_first_under_cascade() {
     });
     let d = decide(&v);
     assert_eq!(d.step, Some(Step::DeleteChildren(vec!["b1".into()])));
-    assert_eq!(d.block.unwrap().reason, "BranchesExist");
+    assert_eq!(d.block.unwrap().reason, ConditionType::BranchesExist.into());
     v.children = vec![child("b1", true)];
     assert_eq!(reason(&v), "BranchesExist");
     v.children.clear();
@@ -199,7 +199,7 @@ fn a_dot_with_an_origin_is_never_made_empty() {
         v.claim.origin = Some(origin.clone());
     });
     assert_eq!(reason(&v), "SourceNotReady");
-    v.origin = Some(Err(Block::new("SourceNotFound", "x")));
+    v.origin = Some(Err(Block::new(ConditionType::SourceNotFound, "x")));
     assert_eq!(reason(&v), "SourceNotFound");
     v.origin = Some(Ok(origin.clone()));
     assert_eq!(step_of(&v), Step::Create(Some(origin)));

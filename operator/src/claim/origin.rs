@@ -1,6 +1,6 @@
 //! What a Branch, or a Dot with an origin, starts from, read from the API server: it is recorded once and for ever.
 
-use dotgraft_api::{Branch, ClaimKind, Commit, Dot, Filesystem, FilesystemPhase, Origin, Replica};
+use dotgraft_api::{Branch, ClaimKind, Commit, ConditionType, Dot, Filesystem, FilesystemPhase, Origin, Reason, Replica};
 use kube::{Api, ResourceExt};
 
 use crate::conditions::Block;
@@ -12,7 +12,7 @@ type Resolved = Result<Origin, Block>;
 
 // Every caller returns it as it is: the outer Ok says that the API server answered.
 #[allow(clippy::unnecessary_wraps)]
-fn no(reason: &'static str, message: impl Into<String>) -> Result<Resolved, Error> {
+fn no(reason: impl Into<Reason>, message: impl Into<String>) -> Result<Resolved, Error> {
     Ok(Err(Block::new(reason, message)))
 }
 
@@ -27,7 +27,7 @@ pub async fn of_dot(origin: &Origin, namespace: &str, ctx: &Ctx) -> Result<Resol
     match filesystems.get_opt(&origin.fs_id).await? {
         Some(fs) if fs.spec.claim_ref.namespace == namespace => alive(origin.clone(), ctx).await,
         // Another namespace's is not there for this one: what it has is nobody else's to know.
-        _ => no("SourceNotFound", format!("there is no Filesystem `{}` of this namespace", origin.fs_id)),
+        _ => no(ConditionType::SourceNotFound, format!("there is no Filesystem `{}` of this namespace", origin.fs_id)),
     }
 }
 
@@ -41,22 +41,25 @@ pub async fn resolve(branch: &Branch, ctx: &Ctx) -> Result<Resolved, Error> {
     let dots: Api<Dot> = Api::namespaced(ctx.client.clone(), &namespace);
     let name = &branch.spec.dot;
     let Some(dot) = dots.get_opt(name).await? else {
-        return no("SourceNotFound", format!("there is no Dot `{name}` in this namespace"));
+        return no(ConditionType::SourceNotFound, format!("there is no Dot `{name}` in this namespace"));
     };
     if dot.metadata.deletion_timestamp.is_some() {
-        return no("SourceDeleting", format!("Dot `{name}` is being deleted"));
+        return no(ConditionType::SourceDeleting, format!("Dot `{name}` is being deleted"));
     }
     let from = branch.spec.from.clone().unwrap_or_default();
     if let Some(source) = &from.branch {
         let branches: Api<Branch> = Api::namespaced(ctx.client.clone(), &namespace);
         let Some(source_branch) = branches.get_opt(source).await? else {
-            return no("SourceNotFound", format!("there is no Branch `{source}` in this namespace"));
+            return no(ConditionType::SourceNotFound, format!("there is no Branch `{source}` in this namespace"));
         };
         if source_branch.spec.dot != *name {
-            return no("SourceNotFound", format!("Branch `{source}` is one of Dot `{}`, not of `{name}`", source_branch.spec.dot));
+            return no(
+                ConditionType::SourceNotFound,
+                format!("Branch `{source}` is one of Dot `{}`, not of `{name}`", source_branch.spec.dot),
+            );
         }
         if source_branch.metadata.deletion_timestamp.is_some() {
-            return no("SourceDeleting", format!("Branch `{source}` is being deleted"));
+            return no(ConditionType::SourceDeleting, format!("Branch `{source}` is being deleted"));
         }
         return newest(source_branch.spec.fs_id.as_deref(), &format!("Branch `{source}`"), ctx).await;
     }
@@ -64,7 +67,7 @@ pub async fn resolve(branch: &Branch, ctx: &Ctx) -> Result<Resolved, Error> {
         None => newest(dot.spec.fs_id.as_deref(), &format!("Dot `{name}`"), ctx).await,
         Some(commit) if is_uuid(commit) => {
             let Some(fs_id) = dot.spec.fs_id.clone() else {
-                return no("NoCommits", format!("Dot `{name}` has no commits yet"));
+                return no(ConditionType::NoCommits, format!("Dot `{name}` has no commits yet"));
             };
             alive(Origin { fs_id, commit: commit.clone() }, ctx).await
         }
@@ -80,10 +83,10 @@ pub fn is_uuid(text: &str) -> bool {
 async fn named(commit: &str, namespace: &str, dot: &str, ctx: &Ctx) -> Result<Resolved, Error> {
     let commits: Api<Commit> = Api::namespaced(ctx.client.clone(), namespace);
     let Some(object) = commits.get_opt(commit).await? else {
-        return no("SourceNotFound", format!("there is no Commit `{commit}` in this namespace"));
+        return no(ConditionType::SourceNotFound, format!("there is no Commit `{commit}` in this namespace"));
     };
     if object.metadata.deletion_timestamp.is_some() {
-        return no("SourceDeleting", format!("Commit `{commit}` is being deleted"));
+        return no(ConditionType::SourceDeleting, format!("Commit `{commit}` is being deleted"));
     }
     let source = &object.spec.source;
     let of_this_dot = match source.kind {
@@ -94,11 +97,11 @@ async fn named(commit: &str, namespace: &str, dot: &str, ctx: &Ctx) -> Result<Re
         }
     };
     if !of_this_dot {
-        return no("SourceNotFound", format!("Commit `{commit}` is not one of Dot `{dot}` or its Branches"));
+        return no(ConditionType::SourceNotFound, format!("Commit `{commit}` is not one of Dot `{dot}` or its Branches"));
     }
     match object.status.and_then(|s| Some(Origin { fs_id: s.fs_id?, commit: s.id? })) {
         Some(origin) => alive(origin, ctx).await,
-        None => no("NoCommits", format!("Commit `{commit}` is not made yet")),
+        None => no(ConditionType::NoCommits, format!("Commit `{commit}` is not made yet")),
     }
 }
 
@@ -106,23 +109,23 @@ async fn alive(origin: Origin, ctx: &Ctx) -> Result<Resolved, Error> {
     let filesystems: Api<Filesystem> = Api::all(ctx.client.clone());
     let fs = filesystems.get_opt(&origin.fs_id).await?;
     match fs.and_then(|f| f.status).map(|s| (s.phase, s.authority.is_some())) {
-        Some((FilesystemPhase::Deleting, _)) => no("SourceDeleting", "the Filesystem that it starts from is being deleted"),
+        Some((FilesystemPhase::Deleting, _)) => no(ConditionType::SourceDeleting, "the Filesystem that it starts from is being deleted"),
         Some((_, true)) => Ok(Ok(origin)),
-        _ => no("SourceNotReady", "the Filesystem that it starts from has no owner"),
+        _ => no(ConditionType::SourceNotReady, "the Filesystem that it starts from has no owner"),
     }
 }
 
 /// The newest commit as the owner reports it.
 async fn newest(fs_id: Option<&str>, what: &str, ctx: &Ctx) -> Result<Resolved, Error> {
-    let Some(fs_id) = fs_id else { return no("NoCommits", format!("{what} has no commits yet")) };
+    let Some(fs_id) = fs_id else { return no(ConditionType::NoCommits, format!("{what} has no commits yet")) };
     let filesystems: Api<Filesystem> = Api::all(ctx.client.clone());
     let fs = filesystems.get_opt(fs_id).await?;
     let owner = fs.and_then(|f| f.status).and_then(|s| s.authority).map(|a| a.owner);
-    let Some(owner) = owner else { return no("SourceNotReady", format!("{what} has no owner yet")) };
+    let Some(owner) = owner else { return no(ConditionType::SourceNotReady, format!("{what} has no owner yet")) };
     let replicas: Api<Replica> = Api::all(ctx.client.clone());
     let replica = replicas.get_opt(&names::replica_name(fs_id, &owner.pool)).await?;
     match replica.and_then(|r| r.status).and_then(|s| s.head) {
         Some(commit) => alive(Origin { fs_id: fs_id.to_owned(), commit }, ctx).await,
-        None => no("NoCommits", format!("{what} has no commits yet: make a Commit first")),
+        None => no(ConditionType::NoCommits, format!("{what} has no commits yet: make a Commit first")),
     }
 }

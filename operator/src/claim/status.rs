@@ -10,7 +10,7 @@ use kube::ResourceExt;
 
 use super::decide::View;
 use super::{ClaimObject, gather};
-use crate::conditions::{self, Block, Wanted, wanted};
+use crate::conditions::{self, Block, Wanted, same, wanted};
 use crate::context::Ctx;
 use crate::error::Error;
 use crate::filesystem::{self, kept::Stay};
@@ -125,18 +125,21 @@ fn summaries(input: &Input<'_>) -> Vec<ReplicaSummary> {
 }
 
 fn verdicts(input: &Input<'_>) -> Vec<Wanted> {
-    let (ready, reason, message) = readiness(input);
-    let mut list = vec![wanted("Ready", ready, &reason, message.clone())];
-    let working = matches!(reason.parse(), Ok(Reason::Word(Word::Creating) | Reason::Of(ConditionType::Deleting)));
-    list.push(wanted("Progressing", working, if working { &reason } else { "AsExpected" }, if working { message } else { String::new() }));
+    let ready = readiness(input);
+    let working = ready.reason().filter(|r| matches!(r, Reason::Word(Word::Creating) | Reason::Of(ConditionType::Deleting)));
+    let progressing = match working {
+        Some(reason) => wanted(ConditionType::Progressing, true, reason, ready.message()),
+        None => wanted(ConditionType::Progressing, false, Word::AsExpected, ""),
+    };
+    let mut list = vec![ready, progressing];
     list.push(degraded(input));
     list.push(diverged(input));
-    if let Some(b) = input.block {
-        list.push(wanted(b.reason, true, b.reason, b.message.clone()));
+    if let Some(Block { reason: Reason::Of(type_), message }) = input.block {
+        list.push(wanted(*type_, true, *type_, message));
     }
-    for c in mirrored(input) {
-        if !list.iter().any(|w| w.type_ == c.type_) {
-            list.push(wanted(&c.type_, true, &c.reason, c.message.clone()));
+    for (_, c) in mirrored(input) {
+        if !list.iter().any(|w| w.type_() == c.type_) {
+            list.push(same(c));
         }
     }
     list.extend(moving(input));
@@ -144,39 +147,40 @@ fn verdicts(input: &Input<'_>) -> Vec<Wanted> {
     list
 }
 
-fn mirrored<'a>(input: &'a Input<'_>) -> Vec<&'a Condition> {
-    let Some(status) = input.owner().and_then(|r| r.status.as_ref()) else { return Vec::new() };
-    MIRRORED.iter().filter_map(|t| is_true(&status.conditions, *t)).collect()
+fn mirrored<'a>(input: &'a Input<'_>) -> impl Iterator<Item = (ConditionType, &'a Condition)> {
+    let status = input.owner().and_then(|r| r.status.as_ref());
+    MIRRORED.iter().filter_map(move |t| Some((*t, is_true(&status?.conditions, *t)?)))
 }
 
-fn readiness(input: &Input<'_>) -> (bool, String, String) {
-    let no = |reason: &str, message: String| (false, reason.to_owned(), message);
+fn readiness(input: &Input<'_>) -> Wanted {
+    let no = |reason: Reason, message: &str| wanted(ConditionType::Ready, false, reason, message);
     if let Some(b) = input.block {
-        return no(b.reason, b.message.clone());
+        return no(b.reason, &b.message);
     }
     if input.view.claim.deleting {
-        return no("Deleting", "the data is being deleted".into());
+        return no(ConditionType::Deleting.into(), "the data is being deleted");
     }
-    if let Some(c) = mirrored(input).first() {
-        return no(&c.type_, c.message.clone());
+    if let Some((type_, c)) = mirrored(input).next() {
+        return no(type_.into(), &c.message);
     }
-    let Some(authority) = input.authority else { return no("Creating", "choosing a node".into()) };
+    let making = |message: &str| no(Word::Creating.into(), message);
+    let Some(authority) = input.authority else { return making("choosing a node") };
     let node = &authority.owner.node;
     if pools::is_gone(input.pools, &authority.owner) {
-        return no("OwnerLost", format!("node `{node}`, or the pool on it that owns this, is gone"));
+        return no(ConditionType::OwnerLost.into(), &format!("node `{node}`, or the pool on it that owns this, is gone"));
     }
     if let Some(pool) = input.pools.iter().find(|p| p.node == *node && !p.ready) {
-        return no("OwnerNotReady", format!("the pool of node `{node}` is not ready: {}", pool.problem));
+        return no(ConditionType::OwnerNotReady.into(), &format!("the pool of node `{node}` is not ready: {}", pool.problem));
     }
     let Some(status) = input.owner().and_then(|r| r.status.as_ref()) else {
-        return no("Creating", format!("waiting for the agent of node `{node}`"));
+        return making(&format!("waiting for the agent of node `{node}`"));
     };
     match condition(&status.conditions, ConditionType::Ready) {
-        Some(c) if says(c) == Some(false) => no(&c.reason, c.message.clone()),
+        Some(c) if says(c) == Some(false) => same(c),
         _ if status.role == CopyRole::Owner && input.phase() == Some(FilesystemPhase::Active) => {
-            (true, "Ready".into(), format!("node `{node}` owns it"))
+            wanted(ConditionType::Ready, true, ConditionType::Ready, format!("node `{node}` owns it"))
         }
-        _ => no("Creating", format!("node `{node}` is making it")),
+        _ => making(&format!("node `{node}` is making it")),
     }
 }
 
@@ -188,26 +192,26 @@ fn degraded(input: &Input<'_>) -> Wanted {
     });
     let (have, want) = (copies.count(), usize::try_from(input.view.claim.placement.replicas).unwrap_or(0));
     if have < want && !input.view.claim.deleting {
-        return wanted("Degraded", true, "CopiesMissing", format!("{have} of {want} copies have data"));
+        return wanted(ConditionType::Degraded, true, Word::CopiesMissing, format!("{have} of {want} copies have data"));
     }
     let own = input.owner().and_then(|r| r.status.as_ref()).and_then(|s| is_true(&s.conditions, ConditionType::Degraded));
     match own {
-        Some(c) => wanted("Degraded", true, &c.reason, c.message.clone()),
-        None => wanted("Degraded", false, "AsExpected", ""),
+        Some(c) => same(c),
+        None => wanted(ConditionType::Degraded, false, Word::AsExpected, ""),
     }
 }
 
 fn diverged(input: &Input<'_>) -> Wanted {
     let own = input.owner().and_then(|r| r.status.as_ref());
     if let Some(c) = own.and_then(|s| is_true(&s.conditions, ConditionType::Diverged)) {
-        return wanted("Diverged", true, &c.reason, c.message.clone());
+        return same(c);
     }
     let reports = own.iter().flat_map(|s| s.jobs.iter()).filter_map(|j| j.report.as_ref()?.known());
     let apart =
         reports.filter_map(|r| r.problem.as_ref()).find(|p| matches!(p.reason, ConditionType::Diverged | ConditionType::NoCommonAncestor));
     match apart {
-        Some(p) => wanted("Diverged", true, p.reason.as_str(), p.message.clone()),
-        None => wanted("Diverged", false, "AsExpected", ""),
+        Some(p) => wanted(ConditionType::Diverged, true, p.reason, p.message.clone()),
+        None => wanted(ConditionType::Diverged, false, Word::AsExpected, ""),
     }
 }
 
@@ -215,7 +219,12 @@ fn diverged(input: &Input<'_>) -> Wanted {
 fn staying(stays: &[Stay]) -> Option<Wanted> {
     let (first, more) = stays.split_first()?;
     let others = if more.is_empty() { String::new() } else { format!("; so do {} more", more.len()) };
-    Some(wanted("CopyStays", true, "LastCopyOfCommit", format!("the copy on node `{}` stays: {}{others}", first.at.node, first.why)))
+    Some(wanted(
+        ConditionType::CopyStays,
+        true,
+        Word::LastCopyOfCommit,
+        format!("the copy on node `{}` stays: {}{others}", first.at.node, first.why),
+    ))
 }
 
 /// It is wanted on another node than its owner's: how that goes, or why it can't.
@@ -223,12 +232,12 @@ fn moving(input: &Input<'_>) -> Option<Wanted> {
     let (fs, authority) = (input.view.fs.as_ref()?, input.authority?);
     let node = filesystem::moving::wanted_node(fs, Some(&input.view.claim));
     match filesystem::moving::goal_of(node, authority, input.pools)? {
-        Err(block) => Some(wanted(block.reason, true, "NodeCantTakeIt", block.message)),
+        Err(block) => Some(wanted(ConditionType::PlacementRefused, true, Word::NodeCantTakeIt, block.message)),
         Ok(to) => {
             let now = filesystem::moving::standing(input.replicas, &to.node);
             let colon = if now.detail.is_empty() { "" } else { ": " };
             let text = format!("from node `{}` to `{}`{colon}{}", authority.owner.node, to.node, now.detail);
-            Some(wanted("Migrating", true, &now.phase, text))
+            Some(wanted(ConditionType::Migrating, true, now.phase, text))
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The table of a claim's conditions.
 
-use dotgraft_api::{CopyRole, Desired, DesiredRole, Migration, ReplicaSpec};
+use dotgraft_api::{ConditionType, CopyRole, Desired, DesiredRole, Migration, ReplicaSpec, Word};
 use k8s_openapi::jiff::Timestamp;
 
 use super::*;
@@ -69,7 +69,7 @@ fn an_owner_that_is_down_or_gone_is_named() {
 
 #[test]
 fn a_block_stands_in_ready_and_as_its_own_condition() {
-    let b = Block::new("BranchesExist", "b1, b2");
+    let b = Block::new(ConditionType::BranchesExist, "b1, b2");
     let s = of(&case(), Some(&b));
     says(&s, "Ready", "False", "BranchesExist");
     says(&s, "BranchesExist", "True", "BranchesExist");
@@ -79,7 +79,7 @@ fn a_block_stands_in_ready_and_as_its_own_condition() {
 fn what_the_owners_agent_says_of_authority_is_mirrored() {
     let mut c = case();
     let mut r = copy("n1", CopyRole::Owner);
-    let list = [wanted("EpochRegression", true, "EpochRegression", "accept")];
+    let list = [wanted(ConditionType::EpochRegression, true, ConditionType::EpochRegression, "accept")];
     r.status.as_mut().unwrap().conditions = conditions::merge(&[], &list, None, &Time(Timestamp::UNIX_EPOCH));
     c.replicas = vec![Arc::new(r)];
     let s = of(&c, None);
@@ -183,6 +183,6 @@ fn a_copy_that_may_not_go_is_told_of() {
     let stay =
         |node: &str| Stay { at: Place { node: node.into(), pool: String::new() }, why: "no other copy is known to hold `s2`".into() };
     let told = staying(&[stay("n2"), stay("n3")]).unwrap();
-    assert_eq!((told.type_.as_str(), told.status, told.reason.as_str()), ("CopyStays", Some(true), "LastCopyOfCommit"));
-    assert!(told.message.contains("n2") && told.message.contains("`s2`") && told.message.contains("1 more"), "{}", told.message);
+    assert_eq!((told.type_(), told.reason()), ("CopyStays", Some(Word::LastCopyOfCommit.into())));
+    assert!(told.message().contains("n2") && told.message().contains("`s2`") && told.message().contains("1 more"), "{}", told.message());
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use dotgraft_api::{
     Commit, CommitState, CommitStatus, ConditionType, DesiredState, Filesystem, FilesystemPhase, Place, Replica, ReplicaCommitStatus, Time,
-    condition,
+    Word, condition,
 };
 use dotgraft_engine::copies::{Copies, Safety};
 use dotgraft_engine::ids::CommitId;
@@ -143,16 +143,18 @@ pub fn is_outdated(commit: &Commit, claim: Option<&ClaimView>, all: &Copies<Plac
     let Some(status) = commit.status.as_ref().filter(|_| commit.metadata.deletion_timestamp.is_none()) else { return false };
     let Some(id) = status.id.as_ref().and_then(|id| id.parse().ok()) else { return false };
     let risk = at_risk(all.safety(id), asked_for(commit, claim));
-    let told = condition(&status.conditions, ConditionType::AtRisk).map(|c| c.reason.as_str());
-    nodes(all, id) != status.copies || told != Some(risk.reason.as_str())
+    let told = condition(&status.conditions, ConditionType::AtRisk).and_then(|c| c.reason.parse().ok());
+    nodes(all, id) != status.copies || told != risk.reason()
 }
 
 /// Whether one copy, or none, holds it, and more were asked for.
 fn at_risk(safety: Safety, asked: usize) -> Wanted {
     match safety {
-        Safety::Nowhere => wanted("AtRisk", true, "NoCopyLeft", NO_COPY),
-        Safety::Copies(1) if asked > 1 => wanted("AtRisk", true, "OneCopy", format!("one copy holds it, of {asked} that were asked for")),
-        _ => wanted("AtRisk", false, "AsExpected", ""),
+        Safety::Nowhere => wanted(ConditionType::AtRisk, true, ConditionType::NoCopyLeft, NO_COPY),
+        Safety::Copies(1) if asked > 1 => {
+            wanted(ConditionType::AtRisk, true, Word::OneCopy, format!("one copy holds it, of {asked} that were asked for"))
+        }
+        _ => wanted(ConditionType::AtRisk, false, Word::AsExpected, ""),
     }
 }
 
@@ -162,18 +164,18 @@ fn verdicts(view: &View, made: bool, safety: Safety) -> Vec<Wanted> {
         Some(format!("on node {}: {}", r.spec.node, a.message.clone().unwrap_or_default()))
     });
     let ready = match readiness(view, made.then_some(safety), pinned.as_deref()) {
-        Ok(()) => wanted("Ready", true, "Committed", "durable on its owner"),
-        Err(b) => wanted("Ready", false, b.reason, b.message),
+        Ok(()) => wanted(ConditionType::Ready, true, Word::Committed, "durable on its owner"),
+        Err(b) => wanted(ConditionType::Ready, false, b.reason, b.message),
     };
     let pinned = match pinned {
-        Some(by) => wanted("Pinned", true, "Pinned", by),
-        None => wanted("Pinned", false, "NotPinned", ""),
+        Some(by) => wanted(ConditionType::Pinned, true, ConditionType::Pinned, by),
+        None => wanted(ConditionType::Pinned, false, Word::NotPinned, ""),
     };
     let mut list = vec![ready, pinned];
     // What is being deleted has fewer and fewer copies, as it should.
     if made && view.commit.metadata.deletion_timestamp.is_none() {
         list.push(at_risk(safety, asked_for(&view.commit, view.claim.as_ref())));
-        list.extend((safety == Safety::Nowhere).then(|| wanted("NoCopyLeft", true, "NoCopyLeft", NO_COPY)));
+        list.extend((safety == Safety::Nowhere).then(|| wanted(ConditionType::NoCopyLeft, true, ConditionType::NoCopyLeft, NO_COPY)));
     }
     list
 }
@@ -183,31 +185,34 @@ fn readiness(view: &View, made: Option<Safety>, pinned: Option<&str>) -> Result<
     let source = &view.commit.spec.source;
     if view.commit.metadata.deletion_timestamp.is_some() {
         if let Some(by) = pinned {
-            return Err(Block::new("Pinned", format!("it is deleted when nothing needs it any more: {by}")));
+            return Err(Block::new(ConditionType::Pinned, format!("it is deleted when nothing needs it any more: {by}")));
         }
         let nodes: Vec<&str> = waiting(view).iter().map(|r| r.spec.node.as_str()).collect();
-        return Err(Block::new("Deleting", format!("waiting for the copies on: {}", nodes.join(", "))));
+        return Err(Block::new(ConditionType::Deleting, format!("waiting for the copies on: {}", nodes.join(", "))));
     }
     match made {
-        Some(Safety::Nowhere) => return Err(Block::new("NoCopyLeft", NO_COPY)),
+        Some(Safety::Nowhere) => return Err(Block::new(ConditionType::NoCopyLeft, NO_COPY)),
         Some(_) => return Ok(()),
         None => {}
     }
     let Some(claim) = &view.claim else {
-        return Err(Block::new("SourceNotFound", format!("there is no {} `{}` in this namespace", source.kind.as_str(), source.name)));
+        return Err(Block::new(
+            ConditionType::SourceNotFound,
+            format!("there is no {} `{}` in this namespace", source.kind.as_str(), source.name),
+        ));
     };
     if claim.deleting {
-        return Err(Block::new("SourceDeleting", format!("{} `{}` is being deleted", source.kind.as_str(), source.name)));
+        return Err(Block::new(ConditionType::SourceDeleting, format!("{} `{}` is being deleted", source.kind.as_str(), source.name)));
     }
     let Some(owner) = owner(view) else {
-        return Err(Block::new("SourceNotReady", format!("{} `{}` has no owner yet", source.kind.as_str(), source.name)));
+        return Err(Block::new(ConditionType::SourceNotReady, format!("{} `{}` has no owner yet", source.kind.as_str(), source.name)));
     };
     match answer(owner, &view.commit) {
         Some(a) if a.state == CommitState::Refused => {
-            Err(Block::new("Refused", a.message.clone().unwrap_or_else(|| "the owner refused".into())))
+            Err(Block::new(ConditionType::Refused, a.message.clone().unwrap_or_else(|| "the owner refused".into())))
         }
-        Some(a) => Err(Block::new("Pending", a.message.clone().unwrap_or_else(|| format!("node `{}` is committing", owner.spec.node)))),
-        None => Err(Block::new("Pending", format!("waiting for the agent of node `{}`", owner.spec.node))),
+        Some(a) => Err(Block::new(Word::Pending, a.message.clone().unwrap_or_else(|| format!("node `{}` is committing", owner.spec.node)))),
+        None => Err(Block::new(Word::Pending, format!("waiting for the agent of node `{}`", owner.spec.node))),
     }
 }
 

@@ -180,6 +180,7 @@ async fn hold(api: &Api<Commit>, view: &View) -> Result<(), Error> {
 mod tests {
     use super::*;
     use crate::testing::{self, FS};
+    use dotgraft_api::Word;
 
     fn view(commit: Commit) -> View {
         View { commit: Arc::new(commit), claim: Some(testing::claim()), fs: None, replicas: vec![], pools: vec![] }
@@ -214,8 +215,10 @@ mod tests {
             c.metadata.name = Some(name.into());
             c
         });
-        for (commit, reason) in commits.iter_mut().zip(["OneCopy", "OneCopy", "NoCopyLeft"]) {
-            let risk = conditions::wanted("AtRisk", true, reason, "");
+        for (commit, reason) in
+            commits.iter_mut().zip([Reason::from(Word::OneCopy), Word::OneCopy.into(), ConditionType::NoCopyLeft.into()])
+        {
+            let risk = conditions::wanted(ConditionType::AtRisk, true, reason, "");
             commit.status.get_or_insert_default().conditions = conditions::merge(&[], &[risk], None, &at(1));
         }
         let all = Cache::new("commits", |_| Vec::new());

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use dotgraft_api::{CopyRole, Filesystem, MovePhase, NodePool, Publication, ReplicaStatus};
+use dotgraft_api::{CopyRole, Filesystem, MovePhase, NodePool, Publication, Reason, ReplicaStatus};
 use dotgraft_proto::csi::v1 as wire;
 use kube::{Api, ResourceExt};
 use serde_json::json;
@@ -223,8 +223,8 @@ fn progress(id: &str, node: &str, ctx: &Ctx) -> String {
     let owner = ctx.caches.filesystems.get(id).and_then(|f| f.status.clone()?.authority).map(|a| a.owner);
     let Some(owner) = owner else { return "the volume has no owner yet".into() };
     let now = moving::standing(&ctx.caches.replicas.with(id), node);
-    let text = match now.phase.as_str() {
-        waiting if waiting == MovePhase::Waiting.as_str() => {
+    let text = match now.phase {
+        Reason::Move(MovePhase::Waiting) => {
             format!("waiting for node `{}` to begin to move the volume to `{node}`", owner.node)
         }
         phase => format!("moving from node `{}` to `{node}`: {phase}, {} bytes sent", owner.node, now.bytes),

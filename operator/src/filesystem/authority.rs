@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use dotgraft_api as api;
 use dotgraft_api::authority::{Malformed, read};
+use dotgraft_api::{ConditionType, is_true};
 use dotgraft_engine::authority::take::{self, CompleteTo, Copy, CopyRole, ImportStart, Newest, Taken};
 use dotgraft_engine::authority::{Read, Refusal, verdict};
 use dotgraft_engine::ids::{Epoch, NodeName, Timestamp};
@@ -65,15 +66,15 @@ pub fn needs(authority: &api::Authority, replica: &api::Replica) -> Option<Block
         Ok(verdict::may_be_dropped(&authority.try_into()?, &place, None)?)
     };
     let why = refusal().err()?;
-    Some(Block::new("CopyNeeded", format!("the copy on node `{}` stays: {why}", replica.spec.node)))
+    Some(Block::new(ConditionType::CopyNeeded, format!("the copy on node `{}` stays: {why}", replica.spec.node)))
 }
 
 /// As people read it, where it is worth a condition; what is nothing special is none.
 pub fn block(stays: &Stays) -> Option<Block> {
     let reason = match stays {
-        Stays::Refused(Refusal::WaitsFor(_)) => "WaitsForCopy",
-        Stays::Refused(Refusal::EqualClaims(..)) => "EqualOwners",
-        Stays::Refused(Refusal::NoAuthority) | Stays::Malformed(_) => "AuthorityUnknown",
+        Stays::Refused(Refusal::WaitsFor(_)) => ConditionType::WaitsForCopy,
+        Stays::Refused(Refusal::EqualClaims(..)) => ConditionType::EqualOwners,
+        Stays::Refused(Refusal::NoAuthority) | Stays::Malformed(_) => ConditionType::AuthorityUnknown,
         Stays::Refused(_) => return None,
     };
     let more = match stays {
@@ -118,7 +119,7 @@ pub fn is_proven_lost(view: &View, owner: &api::Place) -> bool {
 fn copy(view: &View, replica: &Arc<api::Replica>) -> Option<Copy> {
     let place = place_of(replica);
     let status = replica.status.clone().unwrap_or_default();
-    let superseded = status.conditions.iter().any(|c| c.type_ == "Superseded" && c.status == "True");
+    let superseded = is_true(&status.conditions, ConditionType::Superseded).is_some();
     let newest = status.recent_commits.first().filter(|_| status.commit_count > 0);
     let start = status.import_start.as_ref();
     Some(Copy {

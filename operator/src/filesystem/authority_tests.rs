@@ -85,7 +85,10 @@ fn a_copy_that_has_all_and_is_not_ready_is_waited_for_and_people_are_told() {
     let waits = plan(&v);
     assert!(!waits.writes.iter().any(|w| matches!(w, Write::Status(..))), "nobody takes over: {waits:?}");
     let block = waits.blocked.expect("it says so");
-    assert!(block.reason == "WaitsForCopy" && block.message.contains("n2") && block.message.contains("--accept-loss"), "{block:?}");
+    assert!(
+        block.reason.as_str() == "WaitsForCopy" && block.message.contains("n2") && block.message.contains("--accept-loss"),
+        "{block:?}"
+    );
     assert_eq!(promote(&v, Some("n3"), true).unwrap().owner, place("n3"), "a person gives it up");
     v.pools[1].ready = true;
     assert_eq!(stolen(&v).unwrap(), "n2");
@@ -107,7 +110,7 @@ fn a_copy_that_authority_may_need_is_not_dropped_and_people_are_told() {
     let leaves = |v: &View, node: &str| {
         let plan = plan(v);
         let goes = |w: &Write| matches!(w, Write::Update(s, _) if s.node == node && s.desired.state == DesiredState::Absent);
-        (plan.writes.iter().any(goes), plan.blocked.map(|b| b.reason))
+        (plan.writes.iter().any(goes), plan.blocked.map(|b| b.reason.as_str()))
     };
     let mut v = view();
     v.replicas.push(copy("n2", CopyRole::Replica, 5));
@@ -132,7 +135,7 @@ fn accept_takes_the_highest_claim_not_the_one_on_record() {
     with(&mut v, Authority { owner: place("n3"), epoch: 4, ..authority() });
     v.replicas = vec![claims("n2", 4), claims("n3", 4)];
     let tie = plan(&v);
-    assert_eq!((tie.writes.len(), tie.blocked.map(|b| b.reason)), (0, Some("EqualOwners")), "a person chooses");
+    assert_eq!((tie.writes.len(), tie.blocked.map(|b| b.reason.as_str())), (0, Some("EqualOwners")), "a person chooses");
     v.dropped.insert(pool_id("n3"));
     assert!(matches!(plan(&v).writes.as_slice(), [Write::Status(_, Some(a))] if a.owner == place("n2")), "by giving the other up");
 }

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use dotgraft_api::{Commit, CopyRole, DesiredState, Place, Replica, ReplicaStatus, condition};
+use dotgraft_api::{Commit, ConditionType, CopyRole, DesiredState, Place, Replica, ReplicaStatus, is_true};
 use dotgraft_engine::copies::{Copies, Copy, Held, LastCopy, Standing};
 use dotgraft_engine::ids::CommitId;
 use kube::ResourceExt;
@@ -37,7 +37,7 @@ pub fn wanted(view: &View) -> BTreeMap<CommitId, String> {
 
 fn is_pinned(commit: &Commit) -> bool {
     let list = commit.status.as_ref().map(|s| s.conditions.as_slice()).unwrap_or_default();
-    condition(list, "Pinned").is_some_and(|c| c.status == "True")
+    is_true(list, ConditionType::Pinned).is_some()
 }
 
 /// What a copy says that it holds: `kept`, of an agent that reports it. An older one lists its newest commits, which are all only while there

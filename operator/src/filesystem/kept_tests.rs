@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use dotgraft_api::{Opened, ReplicaCommit, Time};
+use dotgraft_api::{ConditionType, Opened, ReplicaCommit, Time};
 use k8s_openapi::jiff::Timestamp;
 
 use super::super::moving::tests::{copy, view};
@@ -90,7 +90,7 @@ fn a_drop_does_not_take_it_either_until_its_commit_is_deleted() {
     let mut going = testing::deleted(Commit::clone(&object("s2", S2)));
     v.commits[0] = Arc::new(going.clone());
     assert_eq!(leaves(&v), ["n2"], "nobody wants it any more");
-    let pinned = crate::conditions::wanted("Pinned", true, "Pinned", "Branch b");
+    let pinned = crate::conditions::wanted(ConditionType::Pinned, true, ConditionType::Pinned, "Branch b");
     going.status.as_mut().unwrap().conditions = crate::conditions::merge(&[], &[pinned], None, &Time(Timestamp::UNIX_EPOCH));
     v.commits[0] = Arc::new(going);
     assert_eq!(leaves(&v), [""; 0], "a Branch needs it");

@@ -3,7 +3,9 @@
 
 use std::sync::Arc;
 
-use dotgraft_api::{Authority, CopyRole, Fencing, Filesystem, FilesystemPhase, Migration, Place, Replica};
+use dotgraft_api::{
+    Authority, ConditionType, CopyRole, Fencing, Filesystem, FilesystemPhase, Migration, MovePhase, Place, Reason, Replica, Word, is_true,
+};
 
 use super::authority;
 use super::plan::View;
@@ -25,7 +27,7 @@ pub fn goal(view: &View, authority: &Authority) -> Option<Result<Place, Block>> 
 /// The same from its parts.
 pub fn goal_of(node: Option<&str>, authority: &Authority, pools: &[PoolView]) -> Option<Result<Place, Block>> {
     let node = node.filter(|n| *n != authority.owner.node)?;
-    let refuse = |why: String| Some(Err(Block::new("PlacementRefused", format!("it can't move to node `{node}`: {why}"))));
+    let refuse = |why: String| Some(Err(Block::new(ConditionType::PlacementRefused, format!("it can't move to node `{node}`: {why}"))));
     let Some(pool) = pools.iter().find(|p| p.node == node) else { return refuse("no agent runs there".into()) };
     let group = pools.iter().find(|p| p.node == authority.owner.node).map(|p| p.group.as_str());
     if group.is_some_and(|g| g != pool.group) {
@@ -44,10 +46,10 @@ pub fn can_take(replicas: &[Arc<Replica>], place: &Place) -> bool {
 }
 
 /// How a move that is wanted stands, for people.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Standing {
     /// The owner's phase; `Waiting` while none is in hand.
-    pub phase: String,
+    pub phase: Reason,
     /// Bytes sent by the one in hand.
     pub bytes: u64,
     /// What it waits for, what keeps it from beginning, or what ended the last try.
@@ -58,9 +60,9 @@ pub struct Standing {
 pub fn standing(replicas: &[Arc<Replica>], node: &str) -> Standing {
     let told = newest_report(replicas).filter(|m| m.to == node);
     if let Some(m) = told.as_ref().filter(|m| m.finished_at.is_none()) {
-        return Standing { phase: m.phase.clone(), bytes: m.bytes, detail: m.message.clone() };
+        return Standing { phase: phase(m), bytes: m.bytes, detail: m.message.clone() };
     }
-    let ended = told.filter(|m| m.phase == "Cancelled" && !m.message.is_empty());
+    let ended = told.filter(|m| m.phase == MovePhase::Cancelled.as_str() && !m.message.is_empty());
     let detail = match replicas.iter().find(|r| r.spec.node == node && is_superseded(r)) {
         Some(r) => format!(
             "what that node wrote before another became owner is only in its own copy, which is kept: take what you need of it, then \
@@ -69,7 +71,12 @@ pub fn standing(replicas: &[Arc<Replica>], node: &str) -> Standing {
         ),
         None => ended.map(|m| format!("the last try was given up: {}", m.message)).unwrap_or_default(),
     };
-    Standing { phase: "Waiting".into(), bytes: 0, detail }
+    Standing { phase: MovePhase::Waiting.into(), bytes: 0, detail }
+}
+
+/// One that only a newer agent knows is said as running.
+fn phase(m: &Migration) -> Reason {
+    m.phase.parse().map_or_else(|_| Word::Running.into(), |phase: MovePhase| phase.into())
 }
 
 /// The newest handoff that any copy tells of: it is the exporter's, whoever owns it now. Of two in one second (all that a time in the API
@@ -81,7 +88,7 @@ pub fn newest_report(replicas: &[Arc<Replica>]) -> Option<Migration> {
 
 fn is_superseded(replica: &Replica) -> bool {
     let list = replica.status.as_ref().map(|s| s.conditions.as_slice()).unwrap_or_default();
-    list.iter().any(|c| c.type_ == "Superseded" && c.status == "True")
+    is_true(list, ConditionType::Superseded).is_some()
 }
 
 /// Authority after it was taken from an owner that is proven lost, or given back to the one that handed it over to that owner.

@@ -82,7 +82,7 @@ fn the_owner_is_asked_once_the_target_has_a_copy_to_receive_into() {
 #[test]
 fn a_node_without_pool_or_of_another_group_can_t_take_it() {
     let mut v = view();
-    let refused = |v: &View| matches!(goal(v, &authority()), Some(Err(b)) if b.reason == "PlacementRefused");
+    let refused = |v: &View| matches!(goal(v, &authority()), Some(Err(b)) if b.reason.as_str() == "PlacementRefused");
     publish(&mut v, "n9", false);
     assert!(refused(&v));
     v.fs.spec.published_to[0].node = "n2".into();

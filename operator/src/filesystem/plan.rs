@@ -7,8 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use dotgraft_api::{
-    Authority, Claim, Commit, CopyRole, Desired, DesiredRole, DesiredState, Filesystem, FilesystemPhase, Place, Replica, ReplicaSpec,
-    ReplicationJob,
+    Authority, Claim, Commit, ConditionType, CopyRole, Desired, DesiredRole, DesiredState, Filesystem, FilesystemPhase, Place, Replica,
+    ReplicaSpec, ReplicationJob,
 };
 use dotgraft_engine::authority::Refusal;
 use kube::ResourceExt;
@@ -134,7 +134,7 @@ pub fn plan(view: &View) -> Plan {
 
 fn unknown() -> Plan {
     let why = "it is not recorded who may write this Filesystem; nothing is opened until a person decides: `kubectl dot accept`";
-    Plan { blocked: Some(Block::new("AuthorityUnknown", why)), ..Plan::default() }
+    Plan { blocked: Some(Block::new(ConditionType::AuthorityUnknown, why)), ..Plan::default() }
 }
 
 /// First owner of a new Filesystem, epoch 1.
@@ -144,12 +144,12 @@ fn begin(view: &View) -> Plan {
     let Some(claim) = &view.claim else { return Plan::default() };
     let capacity = match (&claim.capacity, &claim.history_limit) {
         (Ok(c), Ok(_)) => *c,
-        (Err(e), _) | (_, Err(e)) => return blocked(Block::new("InvalidCapacity", e.to_string())),
+        (Err(e), _) | (_, Err(e)) => return blocked(Block::new(ConditionType::InvalidCapacity, e.to_string())),
     };
     let known = view.replicas.iter().any(|r| r.status.as_ref().is_some_and(|s| s.role != CopyRole::Absent));
     if known || view.pools.iter().any(|p| p.orphans.contains(&id)) {
         let why = "a pool already has data of this Filesystem although it is new: `kubectl dot adopt` or `kubectl dot accept`";
-        return blocked(Block::new("AuthorityUnknown", why));
+        return blocked(Block::new(ConditionType::AuthorityUnknown, why));
     }
     let place = if view.fs.spec.origin.is_some() {
         match branch_place(view, claim) {
@@ -169,11 +169,11 @@ fn begin(view: &View) -> Plan {
 /// A Branch starts where the commit is that it starts from.
 fn branch_place(view: &View, claim: &ClaimView) -> Result<Place, Block> {
     let Some(place) = view.origin_owner.clone() else {
-        return Err(Block::new("SourceNotReady", "the Filesystem that this starts from has no owner"));
+        return Err(Block::new(ConditionType::SourceNotReady, "the Filesystem that this starts from has no owner"));
     };
     match &claim.placement.node {
         Some(node) if *node != place.node => Err(Block::new(
-            "PlacementUnavailable",
+            ConditionType::PlacementUnavailable,
             format!(
                 "placement.node is `{node}`, but the commit it starts from is on `{}`: a Branch starts on its source's node",
                 place.node

@@ -51,7 +51,7 @@ fn converge(view: &mut View) {
 fn blocked(view: &View) -> &'static str {
     let plan = plan(view);
     assert_eq!(plan.writes, [], "nothing is written while it is blocked");
-    plan.blocked.map_or("", |b| b.reason)
+    plan.blocked.map_or("", |b| b.reason.as_str())
 }
 
 #[test]

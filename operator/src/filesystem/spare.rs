@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dotgraft_api::{
-    Authority, CopyRole, DesiredRole, DesiredState, FilesystemPhase, Place, Replica, ReplicaCommit, ReplicaSpec, ReplicaStatus,
-    ReplicationJob,
+    Authority, ConditionType, CopyRole, DesiredRole, DesiredState, FilesystemPhase, Place, Replica, ReplicaCommit, ReplicaSpec,
+    ReplicaStatus, ReplicationJob, says,
 };
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
@@ -119,7 +119,10 @@ fn has_waited(view: &View, needs: &Needs<'_>, replica: &Replica) -> bool {
 /// Nothing uses it, and nothing is wrong with it that a person should see.
 fn is_quiet(replica: &Replica) -> bool {
     let Some(status) = &replica.status else { return false };
-    let trouble = |c: &dotgraft_api::Condition| if c.type_ == "Ready" { c.status != "True" } else { c.status == "True" };
+    let trouble = |c: &dotgraft_api::Condition| match c.type_.parse::<ConditionType>() {
+        Ok(ConditionType::Ready) => says(c) != Some(true),
+        _ => says(c) == Some(true),
+    };
     let used = !status.mounts.is_empty() || status.import_start.is_some();
     let told = status.observed_generation.is_some() && status.observed_generation == replica.metadata.generation;
     status.role == CopyRole::Replica && told && !used && !status.conditions.iter().any(trouble)

@@ -6,12 +6,12 @@
 use std::collections::BTreeSet;
 
 use dotgraft_api::run_report::RunState;
-use dotgraft_api::{ConditionType, FilesystemCounts, JobReport, Progress, ReplicationJob, ReplicationJobStatus, Time, says};
+use dotgraft_api::{ConditionType, FilesystemCounts, JobReport, Progress, Reason, ReplicationJob, ReplicationJobStatus, Time, Word};
 use k8s_openapi::jiff::Timestamp;
 
 use super::item::{Item, Judged, Stage, coarse, judge, spell, time};
 use super::resolve;
-use crate::conditions::{self, Wanted, wanted};
+use crate::conditions::{self, Wanted, of_problem, wanted};
 
 /// Most items of a report.
 const MAX_ITEMS: usize = 50;
@@ -38,12 +38,8 @@ fn is_final(job: &ReplicationJob, old: &ReplicationJobStatus) -> bool {
 }
 
 fn frozen(job: &ReplicationJob, mut old: ReplicationJobStatus, now: &Time) -> ReplicationJobStatus {
-    let mut list: Vec<Wanted> = old
-        .conditions
-        .iter()
-        .filter(|c| c.type_ != ConditionType::Suspended.as_str())
-        .map(|c| wanted(&c.type_, says(c) == Some(true), &c.reason, c.message.clone()))
-        .collect();
+    let mut list: Vec<Wanted> =
+        old.conditions.iter().filter(|c| c.type_ != ConditionType::Suspended.as_str()).map(conditions::same).collect();
     list.push(suspended(job));
     old.conditions = conditions::merge(&old.conditions, &list, job.metadata.generation, now);
     old.observed_generation = job.metadata.generation;
@@ -157,9 +153,9 @@ fn lag(judged: &[Judged], now: &Time) -> Option<String> {
 
 fn suspended(job: &ReplicationJob) -> Wanted {
     if job.spec.suspend {
-        wanted("Suspended", true, "Suspended", "spec.suspend is set")
+        wanted(ConditionType::Suspended, true, ConditionType::Suspended, "spec.suspend is set")
     } else {
-        wanted("Suspended", false, "NotSuspended", "")
+        wanted(ConditionType::Suspended, false, Word::NotSuspended, "")
     }
 }
 
@@ -167,25 +163,30 @@ fn verdicts(job: &ReplicationJob, judged: &[Judged], new: &ReplicationJobStatus)
     let counts = counts(judged);
     let moving = judged.iter().any(|j| matches!(j.stage, Stage::Active | Stage::Planning));
     let mut list = vec![readiness(job, judged, new, &counts)];
-    list.push(wanted("Progressing", moving, if moving { "Running" } else { "NotRunning" }, progress_line(new, moving)));
+    list.push(wanted(
+        ConditionType::Progressing,
+        moving,
+        if moving { Word::Running } else { Word::NotRunning },
+        progress_line(new, moving),
+    ));
     let trouble = judged.iter().find(|j| j.problem.is_some() && j.stage != Stage::Pending);
     list.push(match trouble.and_then(|j| j.problem.as_ref()) {
-        Some(p) => wanted("Degraded", true, &p.reason, p.message.clone()),
-        None => wanted("Degraded", false, "AsExpected", ""),
+        Some(p) => of_problem(Some(ConditionType::Degraded), true, p),
+        None => wanted(ConditionType::Degraded, false, Word::AsExpected, ""),
     });
     let apart = judged
         .iter()
         .filter_map(|j| Some((j, j.problem.as_ref()?)))
         .find(|(_, p)| matches!(p.reason.parse(), Ok(ConditionType::Diverged | ConditionType::NoCommonAncestor)));
     list.push(match apart {
-        Some((j, p)) => wanted("Diverged", true, &p.reason, format!("{}: {}", j.item.name, p.message)),
-        None => wanted("Diverged", false, "AsExpected", ""),
+        Some((j, p)) => of_problem(Some(ConditionType::Diverged), true, p).saying(format!("{}: {}", j.item.name, p.message)),
+        None => wanted(ConditionType::Diverged, false, Word::AsExpected, ""),
     });
     list.push(suspended(job));
     let mut typed = BTreeSet::new();
     for (j, p) in judged.iter().filter_map(|j| Some((j, j.problem.as_ref()?))) {
         if p.reason != ConditionType::Diverged.as_str() && typed.len() < MAX_TYPED && typed.insert(p.reason.as_str()) {
-            list.push(wanted(&p.reason, true, &p.reason, format!("{}: {}", j.item.name, p.message)));
+            list.push(of_problem(None, true, p).saying(format!("{}: {}", j.item.name, p.message)));
         }
     }
     list
@@ -200,24 +201,27 @@ fn progress_line(new: &ReplicationJobStatus, moving: bool) -> String {
 }
 
 fn readiness(job: &ReplicationJob, judged: &[Judged], new: &ReplicationJobStatus, counts: &FilesystemCounts) -> Wanted {
-    let no = |reason: &str, message: String| wanted("Ready", false, reason, message);
+    let no = |reason: Reason, message: String| wanted(ConditionType::Ready, false, reason, message);
     if judged.is_empty() {
-        return no("NoSources", "no Dot of this namespace matches spec.source".into());
+        return no(Word::NoSources.into(), "no Dot of this namespace matches spec.source".into());
     }
     if counts.completed == counts.total {
-        let reason = if resolve::on_commit(job) { "UpToDate" } else { "Completed" };
-        return wanted("Ready", true, reason, format!("{} of {} are up to date", counts.completed, counts.total));
+        let reason = if resolve::on_commit(job) { Word::UpToDate } else { Word::Completed };
+        return wanted(ConditionType::Ready, true, reason, format!("{} of {} are up to date", counts.completed, counts.total));
     }
     if let Some((j, p)) = judged.iter().find_map(|j| Some((j, j.problem.as_ref()?))) {
-        return no(&p.reason, format!("{}: {}", j.item.name, p.message));
+        return of_problem(Some(ConditionType::Ready), false, p).saying(format!("{}: {}", j.item.name, p.message));
     }
     if job.spec.suspend {
-        return no("Suspended", "spec.suspend is set".into());
+        return no(ConditionType::Suspended.into(), "spec.suspend is set".into());
     }
     if resolve::on_commit(job) && new.last_successful_time.is_some() {
-        return wanted("Ready", true, "Running", "bringing newer commits over");
+        return wanted(ConditionType::Ready, true, Word::Running, "bringing newer commits over");
     }
-    no(if counts.active > 0 { "Running" } else { "Pending" }, format!("{} of {} are up to date", counts.completed, counts.total))
+    no(
+        if counts.active > 0 { Word::Running } else { Word::Pending }.into(),
+        format!("{} of {} are up to date", counts.completed, counts.total),
+    )
 }
 
 /// Whether two statuses differ in more than numbers that move by themselves: then it is written at once.

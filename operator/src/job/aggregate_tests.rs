@@ -1,6 +1,6 @@
 //! The table of job statuses.
 
-use dotgraft_api::{LastRun, Place, ReplicaCommit, ReplicaJobStatus, Schedule, condition};
+use dotgraft_api::{ConditionType, LastRun, Place, ReplicaCommit, ReplicaJobStatus, Schedule, condition};
 use serde_json::json;
 
 use super::*;
@@ -188,12 +188,13 @@ fn a_temporary_error_shows_when_it_is_tried_again_and_clears_on_success() {
 
 #[test]
 fn a_job_that_cannot_begin_says_why_in_a_condition_of_that_type() {
-    for reason in ["TargetNotFound", "TargetIsOwner", "TargetBusy", "TargetNotReady"] {
+    use ConditionType::{TargetBusy, TargetIsOwner, TargetNotFound, TargetNotReady};
+    for reason in [TargetNotFound, TargetIsOwner, TargetBusy, TargetNotReady] {
         let mut i = item("db", None);
         i.target = Err(Block::new(reason, "why"));
         let s = status(&job("j", "n2", 1), vec![i], &at(1));
-        assert_eq!(ready(&s), ("False", reason));
-        assert!(is_true(&s, reason) && s.finished_at.is_none());
+        assert_eq!(ready(&s), ("False", reason.as_str()));
+        assert!(is_true(&s, reason.as_str()) && s.finished_at.is_none());
     }
     assert_eq!(ready(&status(&job("j", "n2", 1), vec![], &at(1))), ("False", "NoSources"));
 }

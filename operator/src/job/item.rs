@@ -1,9 +1,10 @@
 //! One Filesystem of a job: what its owner's agent reports, in the words of replication.md §1 and §5. Pure.
 
-use dotgraft_api::condition::ConditionType;
 use dotgraft_api::replication_job::{AttemptError, CurrentStep};
 use dotgraft_api::run_report::{AgentReport, RunAttempt, RunProblem, RunReport, RunState, UnixMillis};
-use dotgraft_api::{AttemptReport, ItemReport, Place, Problem, ReplicaCommit, ReplicaJobStatus, ReplicationJob, StepCounts, Time};
+use dotgraft_api::{
+    AttemptReport, ConditionType, ItemReport, Place, Problem, Reason, ReplicaCommit, ReplicaJobStatus, ReplicationJob, StepCounts, Time,
+};
 use dotgraft_engine::model;
 use dotgraft_engine::run::PLACING_ATTEMPTS;
 use k8s_openapi::jiff::Timestamp;
@@ -92,8 +93,8 @@ pub fn judge(item: Item, job: &ReplicationJob) -> Judged {
     let report = current.and_then(AgentReport::known).cloned();
     if let Err(block) = &item.target {
         use ConditionType::{SourceNotFound, TargetIsOwner, TargetNotFound};
-        let final_ = matches!(block.reason.parse(), Ok(TargetIsOwner | TargetNotFound | SourceNotFound));
-        let problem = Some(Problem { reason: block.reason.into(), message: block.message.clone() });
+        let final_ = matches!(block.reason, Reason::Of(TargetIsOwner | TargetNotFound | SourceNotFound));
+        let problem = Some(Problem { reason: block.reason.to_string(), message: block.message.clone() });
         let stage = if final_ { Stage::Failed } else { Stage::Pending };
         return Judged { item, report: None, stage, state: RunState::Planning, problem };
     }

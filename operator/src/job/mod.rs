@@ -9,7 +9,7 @@ pub mod triggers;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dotgraft_api::{ClaimKind, DesiredState, ReplicationJob, Time};
+use dotgraft_api::{ClaimKind, ConditionType, DesiredState, ReplicationJob, Time};
 use k8s_openapi::jiff::Timestamp;
 use kube::runtime::controller::Action;
 use kube::{Api, Resource, ResourceExt};
@@ -56,9 +56,9 @@ fn gather_item(job: &ReplicationJob, kind: ClaimKind, namespace: &str, name: Str
     let none = |name: String, b: Block| Item { name, target: Err(b), job: None, commits: Vec::new() };
     let Some((claim, fs)) = claim::bound(ctx, kind, namespace, &name) else {
         let message = format!("there is no {} `{name}` in this namespace", kind.as_str());
-        return none(name, Block::new("SourceNotFound", message));
+        return none(name, Block::new(ConditionType::SourceNotFound, message));
     };
-    let Some(fs) = fs else { return none(name, Block::new("SourceNotReady", "the source has no Filesystem yet")) };
+    let Some(fs) = fs else { return none(name, Block::new(ConditionType::SourceNotReady, "the source has no Filesystem yet")) };
     let owner = fs.status.as_ref().and_then(|s| s.authority.as_ref()).map(|a| &a.owner);
     let replicas = ctx.caches.replicas.with(&fs.name_any());
     let has_copy =

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use dotgraft_api::{ClaimKind, Place, ReplicationJob};
+use dotgraft_api::{ClaimKind, ConditionType, Place, ReplicationJob};
 use kube::ResourceExt;
 
 use crate::conditions::Block;
@@ -72,31 +72,31 @@ pub fn resolve(
 ) -> Result<Place, Block> {
     let node = job.spec.target.node.as_str();
     let Some(owner) = owner else {
-        return Err(Block::new("SourceNotReady", "the source has no owner yet"));
+        return Err(Block::new(ConditionType::SourceNotReady, "the source has no owner yet"));
     };
     if owner.node == node {
-        return Err(Block::new("TargetIsOwner", format!("node `{node}` owns the source: a copy goes to another node")));
+        return Err(Block::new(ConditionType::TargetIsOwner, format!("node `{node}` owns the source: a copy goes to another node")));
     }
     let Some(pool) = pools.iter().find(|p| p.node == node) else {
         return Err(Block::new(
-            "TargetNotFound",
+            ConditionType::TargetNotFound,
             format!("there is no NodePool `{node}`: is there such a node, and does an agent run on it?"),
         ));
     };
     if !pool.node_exists {
-        return Err(Block::new("TargetNotFound", format!("node `{node}` is gone")));
+        return Err(Block::new(ConditionType::TargetNotFound, format!("node `{node}` is gone")));
     }
     let place = pool
         .place()
         .filter(|p| pool.ready || has_copy(p))
-        .ok_or_else(|| Block::new("TargetNotReady", format!("the pool of node `{node}` is not ready: {}", pool.problem)))?;
+        .ok_or_else(|| Block::new(ConditionType::TargetNotReady, format!("the pool of node `{node}` is not ready: {}", pool.problem)))?;
     let first = rivals
         .iter()
         .filter(|r| r.spec.target.node == node && r.uid() != job.uid() && is_active(r) && is_active(job))
         .find(|r| turn(r) < turn(job));
     match first {
         Some(r) => Err(Block::new(
-            "TargetBusy",
+            ConditionType::TargetBusy,
             format!(
                 "ReplicationJob `{}` brings the same source to node `{node}`; this one waits until that has ended or is suspended or deleted",
                 r.name_any()
@@ -116,7 +116,7 @@ mod tests {
         Place { node: node.into(), pool: pool_id(node) }
     }
     fn reason(r: Result<Place, Block>) -> &'static str {
-        r.map_or_else(|b| b.reason, |_| "ok")
+        r.map_or_else(|b| b.reason.as_str(), |_| "ok")
     }
 
     #[test]

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use dotgraft_api::{
-    Authority, Claim, CopyRole, Desired, DesiredRole, DesiredState, Filesystem, FilesystemPhase, Orphan, OrphanActionKind, Place, Replica,
-    ReplicaSpec,
+    Authority, Claim, ConditionType, CopyRole, Desired, DesiredRole, DesiredState, Filesystem, FilesystemPhase, Orphan, OrphanActionKind,
+    Place, Reason, Replica, ReplicaSpec, Word,
 };
 
 use crate::conditions::Block;
@@ -71,7 +71,7 @@ pub enum Decision {
     Restore(Box<Restore>),
 }
 
-fn wait(reason: &'static str, message: impl Into<String>) -> Decision {
+fn wait(reason: impl Into<Reason>, message: impl Into<String>) -> Decision {
     Decision::Wait(Block::new(reason, message))
 }
 
@@ -87,10 +87,10 @@ pub fn decide(view: &View) -> Decision {
         return Decision::Nothing;
     }
     if view.fs.as_ref().and_then(|f| f.status.as_ref()).is_some_and(|s| s.phase == FilesystemPhase::Deleting) {
-        return wait("FilesystemDeleting", "its Filesystem is being deleted: wait until that is done");
+        return wait(ConditionType::FilesystemDeleting, "its Filesystem is being deleted: wait until that is done");
     }
     let Some(claim) = claim_of(&view.holders) else {
-        return wait("ClaimUnknown", "no copy says which object it belonged to");
+        return wait(Word::ClaimUnknown, "no copy says which object it belonged to");
     };
     let recorded = view.fs.as_ref().and_then(|f| f.status.as_ref()).and_then(|s| s.authority.clone());
     match owner(&holders, recorded) {
@@ -117,18 +117,18 @@ fn owner(holders: &[&Holder], recorded: Option<Authority>) -> Result<(Authority,
                     "node `{ahead}` has seen epoch {seen}, after the owner's {}: the last owner isn't here; bring its node back, or `kubectl dot accept`",
                     one.orphan.epoch
                 );
-                return Err(Block::new("OwnerMissing", why));
+                return Err(Block::new(Word::OwnerMissing, why));
             }
             let attempt = holders.iter().map(|h| h.orphan.attempt).max().unwrap_or(0);
             let authority = Authority { owner: one.place(), epoch: one.orphan.epoch.max(1), attempt, ..Authority::default() };
             Ok((authority, one.orphan.clone()))
         }
         (Some(a), Some(b)) => Err(Block::new(
-            "EqualOwners",
+            ConditionType::EqualOwners,
             format!("nodes `{}` and `{}` both own it with epoch {}: `kubectl dot drop` one of them", a.node, b.node, a.orphan.epoch),
         )),
         (None, _) => Err(Block::new(
-            "OwnerMissing",
+            Word::OwnerMissing,
             "only read-only copies are here: bring the owner's node back; without a recorded owner no copy can be promoted",
         )),
     }
@@ -191,7 +191,7 @@ pub fn drop_decision(view: &View, pool: &str) -> Drop {
     let known = view.replicas.iter().any(|r| r.spec.pool == pool);
     match (&view.fs, holder, known) {
         (Some(_), _, _) if authority.is_some_and(|a| a.owner.pool == pool) => {
-            Drop::Refused(Block::new("OwnerNotDropped", "this copy is the owner's: delete its Dot or Branch instead"))
+            Drop::Refused(Block::new(Word::OwnerNotDropped, "this copy is the owner's: delete its Dot or Branch instead"))
         }
         (Some(fs), _, true) if fs.status.as_ref().is_some_and(|s| s.phase != FilesystemPhase::Deleting) => Drop::ByPlan,
         (_, None, _) | (Some(_), _, true) => Drop::Done,
@@ -232,7 +232,7 @@ mod tests {
     }
     fn reason(v: &View) -> &'static str {
         match decide(v) {
-            Decision::Wait(b) => b.reason,
+            Decision::Wait(b) => b.reason.as_str(),
             other => panic!("{other:?}"),
         }
     }

@@ -2,7 +2,7 @@
 //! the middle is taken up by the next try.
 
 use dotgraft_api::common::ANNOTATION_CSI_NAME;
-use dotgraft_api::{Branch, Claim, ClaimKind, ClaimRef, Dot, Filesystem, FilesystemPhase, FilesystemSpec};
+use dotgraft_api::{Branch, Claim, ClaimKind, ClaimRef, Dot, Filesystem, FilesystemPhase, FilesystemSpec, Word};
 use kube::api::{ObjectMeta, Patch, PostParams};
 use kube::{Api, ResourceExt};
 use serde_json::json;
@@ -28,7 +28,7 @@ pub async fn restore(restore: &Restore, view: &View, ctx: &Ctx) -> Result<Option
         // Making an object in a namespace that isn't there, or is going, is refused in these two ways.
         Err(Error::Api(kube::Error::Api(s))) if s.is_not_found() || s.message.contains("being terminated") => {
             let what = format!("namespace `{}` of {} `{}` is missing: create it first", c.namespace, c.kind.as_str(), c.name);
-            return Ok(Some(Block::new("NamespaceNotFound", what)));
+            return Ok(Some(Block::new(Word::NamespaceNotFound, what)));
         }
         other => other?,
     };

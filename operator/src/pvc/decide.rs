@@ -1,7 +1,7 @@
 //! What a PVC asks for by `dataSourceRef`, whether it can have it, and the PV that it gets: pure.
 
 use dotgraft_api::common::{DRIVER_NAME, GROUP, TOPOLOGY_POOL};
-use dotgraft_api::{ClaimKind, parse_quantity};
+use dotgraft_api::{ClaimKind, ConditionType, Word, parse_quantity};
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use kube::ResourceExt;
 use serde_json::{Value, json};
@@ -33,13 +33,13 @@ pub fn source(pvc: &PersistentVolumeClaim) -> Option<Result<Source, Block>> {
     }
     if from.namespace.as_ref().is_some_and(|n| *n != pvc.namespace().unwrap_or_default()) {
         let why = "a volume of another namespace can't be used: make the PVC in the namespace of what it names";
-        return Some(Err(Block::new("OtherNamespace", why)));
+        return Some(Err(Block::new(Word::OtherNamespace, why)));
     }
     Some(match from.kind.as_str() {
         "Dot" => Ok(Source::Claim(ClaimKind::Dot, from.name.clone())),
         "Branch" => Ok(Source::Claim(ClaimKind::Branch, from.name.clone())),
         "Commit" => Ok(Source::Commit(from.name.clone())),
-        other => Err(Block::new("UnknownSource", format!("a volume can't be made from a {other}: name a Dot, a Branch or a Commit"))),
+        other => Err(Block::new(Word::UnknownSource, format!("a volume can't be made from a {other}: name a Dot, a Branch or a Commit"))),
     })
 }
 
@@ -66,7 +66,7 @@ pub struct Access {
 pub fn access(pvc: &PersistentVolumeClaim) -> Result<Access, Block> {
     let spec = pvc.spec.clone().unwrap_or_default();
     if spec.volume_mode.as_deref() == Some("Block") {
-        return Err(Block::new("Unsupported", "block volumes are not supported: use volumeMode Filesystem"));
+        return Err(Block::new(ConditionType::Unsupported, "block volumes are not supported: use volumeMode Filesystem"));
     }
     let modes = spec.access_modes.unwrap_or_default();
     let all = |of: &[&str]| !modes.is_empty() && modes.iter().all(|m| of.contains(&m.as_str()));
@@ -76,7 +76,7 @@ pub fn access(pvc: &PersistentVolumeClaim) -> Result<Access, Block> {
         Ok(Access { read_only: true, modes })
     } else {
         let why = "a volume is written from one node at a time: use ReadWriteOnce or ReadWriteOncePod, or ReadOnlyMany alone";
-        Err(Block::new("Unsupported", why))
+        Err(Block::new(ConditionType::Unsupported, why))
     }
 }
 
@@ -169,7 +169,7 @@ pub(super) mod tests {
     fn a_reference_of_ours_is_read_and_any_other_left_alone() {
         assert_eq!(source(&pvc("Branch", &[])), Some(Ok(Source::Claim(ClaimKind::Branch, "db".into()))));
         assert_eq!(source(&pvc("Commit", &[])), Some(Ok(Source::Commit("db".into()))));
-        assert_eq!(source(&pvc("Remote", &[])).unwrap().unwrap_err().reason, "UnknownSource");
+        assert_eq!(source(&pvc("Remote", &[])).unwrap().unwrap_err().reason.as_str(), "UnknownSource");
         let edit = |f: &dyn Fn(&mut PersistentVolumeClaim)| {
             let mut p = pvc("Dot", &[]);
             f(&mut p);
@@ -178,7 +178,7 @@ pub(super) mod tests {
         assert_eq!(edit(&|p| p.spec.as_mut().unwrap().volume_name = Some("pv".into())), None, "it has a volume");
         assert_eq!(edit(&|p| p.spec.as_mut().unwrap().data_source_ref = None), None);
         let other = edit(&|p| p.spec.as_mut().unwrap().data_source_ref.as_mut().unwrap().namespace = Some("x".into()));
-        assert_eq!(other.unwrap().unwrap_err().reason, "OtherNamespace");
+        assert_eq!(other.unwrap().unwrap_err().reason.as_str(), "OtherNamespace");
     }
 
     #[test]
@@ -186,7 +186,7 @@ pub(super) mod tests {
         assert!(!access(&pvc("Dot", &["ReadWriteOnce"])).unwrap().read_only);
         assert!(access(&pvc("Dot", &["ReadOnlyMany"])).unwrap().read_only);
         for modes in [&["ReadWriteMany"][..], &["ReadWriteOnce", "ReadOnlyMany"], &[]] {
-            assert_eq!(access(&pvc("Dot", modes)).unwrap_err().reason, "Unsupported", "{modes:?}");
+            assert_eq!(access(&pvc("Dot", modes)).unwrap_err().reason.as_str(), "Unsupported", "{modes:?}");
         }
         assert_eq!(requested(&pvc("Dot", &[])), 1 << 30);
     }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dotgraft_api::common::DRIVER_NAME;
-use dotgraft_api::{Commit, FilesystemPhase};
+use dotgraft_api::{Commit, ConditionType, FilesystemPhase, Reason, Word};
 use dotgraft_proto::csi::v1 as wire;
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use k8s_openapi::api::storage::v1::StorageClass;
@@ -55,10 +55,10 @@ pub async fn reconcile(pvc: Arc<PersistentVolumeClaim>, ctx: Arc<Ctx>) -> Result
             Outcome::Blocked(block) => block,
         },
     };
-    let again = if block.reason == "Provisioning" { SOON } else { BLOCKED };
+    let again = if block.reason == Word::Provisioning.into() { SOON } else { BLOCKED };
     if ctx.too_soon(&format!("pvc/{}", pvc.uid().unwrap_or_default()), BLOCKED).is_none() {
         ctx.wrote(&format!("pvc/{}", pvc.uid().unwrap_or_default()));
-        let note = Note { warning: block.reason != "Provisioning", reason: block.reason.into(), message: block.message };
+        let note = Note { warning: block.reason != Word::Provisioning.into(), reason: block.reason.to_string(), message: block.message };
         ctx.notes(&pvc.object_ref(&()), "Provision", vec![note]).await;
     }
     Ok(Action::requeue(again))
@@ -66,7 +66,7 @@ pub async fn reconcile(pvc: Arc<PersistentVolumeClaim>, ctx: Arc<Ctx>) -> Result
 
 // Every caller returns it as it is.
 #[allow(clippy::unnecessary_wraps)]
-fn blocked(reason: &'static str, message: impl Into<String>) -> Result<Outcome, Error> {
+fn blocked(reason: impl Into<Reason>, message: impl Into<String>) -> Result<Outcome, Error> {
     Ok(Outcome::Blocked(Block::new(reason, message)))
 }
 
@@ -78,9 +78,10 @@ async fn provide(pvc: &PersistentVolumeClaim, source: &Source, ctx: &Ctx) -> Res
     };
     match source {
         Source::Claim(kind, name) => use_claim(pvc, *kind, name, &access, ctx).await,
-        Source::Commit(name) if access.read_only => {
-            blocked("Unsupported", format!("to read Commit `{name}` on many nodes, make a PersistentVolume with its `ro/` handle"))
-        }
+        Source::Commit(name) if access.read_only => blocked(
+            ConditionType::Unsupported,
+            format!("to read Commit `{name}` on many nodes, make a PersistentVolume with its `ro/` handle"),
+        ),
         Source::Commit(name) => restore(pvc, name, &access, &class, ctx).await,
     }
 }
@@ -105,19 +106,19 @@ async fn use_claim(
     let namespace = pvc.namespace().unwrap_or_default();
     let what = format!("{} `{name}`", kind.as_str());
     let Some((claim, fs)) = claim::bound(ctx, kind, &namespace, name) else {
-        return blocked("SourceNotFound", format!("there is no {what} in this namespace"));
+        return blocked(ConditionType::SourceNotFound, format!("there is no {what} in this namespace"));
     };
     if claim.deleting {
-        return blocked("SourceDeleting", format!("{what} is being deleted"));
+        return blocked(ConditionType::SourceDeleting, format!("{what} is being deleted"));
     }
     let active = fs.filter(|f| f.status.as_ref().is_some_and(|s| s.phase == FilesystemPhase::Active));
     let owner = active.as_ref().and_then(|f| f.status.as_ref()?.authority.as_ref().map(|a| a.owner.node.clone()));
     let Some((fs, pool)) = active.zip(owner.and_then(|o| ctx.caches.pools.get(&o))) else {
-        return blocked("SourceNotReady", format!("{what} isn't ready yet"));
+        return blocked(ConditionType::SourceNotReady, format!("{what} isn't ready yet"));
     };
     let capacity = claim.capacity.clone().unwrap_or_default();
     if decide::requested(pvc) > capacity {
-        return blocked("TooSmall", format!("{what} has {capacity} bytes, fewer than the claim asks for: make it larger first"));
+        return blocked(Word::TooSmall, format!("{what} has {capacity} bytes, fewer than the claim asks for: make it larger first"));
     }
     let volume = Volume { fs_id: &fs.name_any(), access, capacity, group: &pool.spec.pool_group, reclaim: "Retain" };
     bind(pvc, &volume, &what, ctx).await
@@ -127,10 +128,10 @@ async fn use_claim(
 async fn restore(pvc: &PersistentVolumeClaim, name: &str, access: &Access, class: &StorageClass, ctx: &Ctx) -> Result<Outcome, Error> {
     let namespace = pvc.namespace().unwrap_or_default();
     let Some(commit) = Api::<Commit>::namespaced(ctx.client.clone(), &namespace).get_opt(name).await? else {
-        return blocked("SourceNotFound", format!("there is no Commit `{name}` in this namespace"));
+        return blocked(ConditionType::SourceNotFound, format!("there is no Commit `{name}` in this namespace"));
     };
     let Some(id) = commit.status.as_ref().and_then(|s| Some(format!("{}@{}", s.fs_id.as_ref()?, s.id.as_ref()?))) else {
-        return blocked("Provisioning", format!("Commit `{name}` is not made yet"));
+        return blocked(Word::Provisioning, format!("Commit `{name}` is not made yet"));
     };
     let mut parameters: std::collections::HashMap<String, String> = class.parameters.clone().unwrap_or_default().into_iter().collect();
     parameters.insert("csi.storage.k8s.io/pvc/name".into(), pvc.name_any());
@@ -143,8 +144,8 @@ async fn restore(pvc: &PersistentVolumeClaim, name: &str, access: &Access, class
     };
     let made = match csi::create_volume(&request, ctx).await {
         Ok(made) => made,
-        Err(status) if status.code() == tonic::Code::Aborted => return blocked("Provisioning", status.message()),
-        Err(status) => return blocked("ProvisioningFailed", status.message()),
+        Err(status) if status.code() == tonic::Code::Aborted => return blocked(Word::Provisioning, status.message()),
+        Err(status) => return blocked(Word::ProvisioningFailed, status.message()),
     };
     let group = made.accessible_topology.first().and_then(|t| t.segments.values().next().cloned()).unwrap_or_default();
     let reclaim = class.reclaim_policy.clone().unwrap_or_else(|| "Delete".into());
@@ -159,7 +160,7 @@ async fn bind(pvc: &PersistentVolumeClaim, volume: &Volume<'_>, what: &str, ctx:
     let name = decide::volume_name(volume.fs_id, volume.access.read_only);
     let is_rival = |pv: &PersistentVolume| pv.name_any() != name && handle::is_read_only(pv) == volume.access.read_only;
     if let Some(other) = rivals.iter().find(|pv| is_rival(pv)) {
-        return blocked("AlreadyClaimed", already(what, other));
+        return blocked(Word::AlreadyClaimed, already(what, other));
     }
     let api: Api<PersistentVolume> = Api::all(ctx.client.clone());
     let pv: PersistentVolume = serde_json::from_value(decide::volume(pvc, volume))?;
@@ -172,9 +173,9 @@ async fn bind(pvc: &PersistentVolumeClaim, volume: &Volume<'_>, what: &str, ctx:
         Err(kube::Error::Api(s)) if s.is_already_exists() => {}
         Err(e) => return Err(e.into()),
     }
-    let Some(there) = api.get_opt(&name).await? else { return blocked("Provisioning", "its PersistentVolume just went; again") };
+    let Some(there) = api.get_opt(&name).await? else { return blocked(Word::Provisioning, "its PersistentVolume just went; again") };
     let holder = there.spec.as_ref().and_then(|s| s.claim_ref.as_ref()).and_then(|c| c.uid.clone());
-    if holder == pvc.uid() { Ok(Outcome::Done) } else { blocked("AlreadyClaimed", already(what, &there)) }
+    if holder == pvc.uid() { Ok(Outcome::Done) } else { blocked(Word::AlreadyClaimed, already(what, &there)) }
 }
 
 fn already(what: &str, pv: &PersistentVolume) -> String {

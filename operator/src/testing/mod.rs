@@ -5,8 +5,9 @@ pub mod scenario;
 use std::collections::BTreeMap;
 
 use dotgraft_api::{
-    Authority, ClaimKind, ClaimRef, Commit, CommitSource, CommitSpec, CopyRole, DesiredState, Filesystem, FilesystemPhase, FilesystemSpec,
-    FilesystemStatus, JobSource, JobTarget, Placement, Replica, ReplicaSpec, ReplicaStatus, ReplicationJob, ReplicationJobSpec, Time,
+    Authority, ClaimKind, ClaimRef, Commit, CommitSource, CommitSpec, ConditionType, CopyRole, DesiredState, Filesystem, FilesystemPhase,
+    FilesystemSpec, FilesystemStatus, JobSource, JobTarget, Placement, Replica, ReplicaSpec, ReplicaStatus, ReplicationJob,
+    ReplicationJobSpec, Time,
 };
 use k8s_openapi::api::core::v1::PersistentVolume;
 use k8s_openapi::jiff::Timestamp;
@@ -154,8 +155,12 @@ pub fn pv(name: &str, driver: &str, handle: &str) -> PersistentVolume {
 /// A ready pool of `n<i>` and its Node.
 pub fn node_pool(node: &str) -> (dotgraft_api::NodePool, k8s_openapi::api::core::v1::Node) {
     let metadata = ObjectMeta { name: Some(node.into()), ..ObjectMeta::default() };
-    let ready =
-        crate::conditions::merge(&[], &[crate::conditions::wanted("Ready", true, "Ready", "")], Some(1), &Time(Timestamp::UNIX_EPOCH));
+    let ready = crate::conditions::merge(
+        &[],
+        &[crate::conditions::wanted(ConditionType::Ready, true, ConditionType::Ready, "")],
+        Some(1),
+        &Time(Timestamp::UNIX_EPOCH),
+    );
     let status = dotgraft_api::NodePoolStatus {
         pool: Some(crate::pools::tests::pool_id(node)),
         capacity_bytes: 10 << 30,
