@@ -188,3 +188,56 @@ fn it_is_known_after_a_crash_and_what_arrives_meanwhile_is_given_up() {
     assert!((0..2).all(|n| sim.nodes[n].disk.commits.len() == 1 && on_disk(&sim, n, third)), "something is left");
     assert!(sim.nodes[1].disk.incoming.is_empty());
 }
+
+/// A Branch starts from the owner's commit; the object of that is deleted.
+fn pinned(trace: &mut Vec<String>) -> (Sim<'_>, RequestUid) {
+    let (mut sim, uids) = pair(2, trace);
+    let id = sim.ledger.ids[&uids[0]];
+    sim.branch = true;
+    let req = sim.req(0, Asked::Plain);
+    sim.handle(0, Event::PinOrigin(req, FsId::from_uuid(support::sim::uuid(2)), id));
+    remove_on(&mut sim, 0, uids[0]);
+    let shown = status(&sim, 0).requests.into_iter().find(|r| r.uid == uids[0]).expect("the wish is shown");
+    assert_eq!(shown.problem.map(|p| p.reason), Some(Reason::Pinned));
+    (sim, uids[0])
+}
+
+#[test]
+fn a_pin_goes_without_a_word_of_its_branch_and_never_while_that_needs_it() {
+    let mut trace = Vec::new();
+    let (mut sim, uid) = pinned(&mut trace);
+    sim.run_for(300_000);
+    sim.crash(0, false);
+    sim.run_for(300_000);
+    assert!(on_disk(&sim, 0, uid), "the Branch needs it");
+    let asked = |sim: &Sim| sim.trace.iter().filter(|line| line.contains(" AskClones")).count();
+    assert!((4..40).contains(&asked(&sim)), "asked {} times in ten minutes", asked(&sim));
+    sim.branch = false;
+    sim.run_for(40_000);
+    assert!(!on_disk(&sim, 0, uid), "nobody needs it, and nobody says so");
+    let before = asked(&sim);
+    sim.run_for(300_000);
+    assert_eq!(asked(&sim), before, "nobody asks for nothing");
+}
+
+#[test]
+fn what_a_branch_pins_again_is_not_given_up_by_an_answer_from_before() {
+    let mut trace = Vec::new();
+    let (mut sim, uid) = pinned(&mut trace);
+    let id = sim.ledger.ids[&uid];
+    sim.branch = false;
+    let mut waited = 0;
+    while !sim.nodes[0].tasks.values().any(|d| matches!(d.task, dotgraft_engine::filesystem::Task::AskClones(_))) {
+        sim.run_for(5);
+        waited += 1;
+        assert!(waited < 10_000, "never asked");
+    }
+    let (op, _) = sim.nodes[0].tasks.iter().find(|(_, d)| matches!(d.task, dotgraft_engine::filesystem::Task::AskClones(_))).unwrap();
+    let (op, by) = (*op, FsId::from_uuid(support::sim::uuid(2)));
+    sim.branch = true;
+    let req = sim.req(0, Asked::Plain);
+    sim.handle(0, Event::PinOrigin(req, by, id));
+    sim.handle(0, Event::Done(op, Box::new(Ok(dotgraft_engine::filesystem::TaskDone::Unneeded(vec![by])))));
+    sim.run_for(60_000);
+    assert!(on_disk(&sim, 0, uid), "the answer was older than the pin");
+}

@@ -4,8 +4,8 @@
 
 mod support;
 
-use dotgraft_engine::filesystem::{Event, Intent, MountWhat, RequestState, Role, RoleStatus};
-use dotgraft_engine::ids::{CommitId, FsId};
+use dotgraft_engine::filesystem::{Event, Intent, MountWhat, RequestState, Role, RoleStatus, WantedCommit};
+use dotgraft_engine::ids::{CommitId, FsId, RequestUid};
 use dotgraft_engine::model::{Claim, Origin, Reason};
 use support::sim::Asked;
 use support::{Sim, Two};
@@ -212,13 +212,17 @@ fn a_copy_that_is_wanted_again_before_its_tombstone_went_is_made_anew() {
     assert!(sim.nodes[1].disk.meta.is_some());
 }
 
+fn started_at() -> Origin {
+    let uuid = support::sim::uuid;
+    Origin { fs_id: FsId::from_uuid(uuid(3)), commit: CommitId::from_uuid(uuid(4)) }
+}
+
 /// An owner that started from a commit, as `kind` of claim.
 fn started_from_a_commit<'a>(kind: &str, trace: &'a mut Vec<String>) -> Sim<'a> {
     let mut sim = Sim::new(1, Two::Alone, trace);
     sim.faults = false;
     let mut p = support::user::present(Role::Owner);
-    let uuid = support::sim::uuid;
-    p.origin = Some(Origin { fs_id: FsId::from_uuid(uuid(3)), commit: CommitId::from_uuid(uuid(4)) });
+    p.origin = Some(started_at());
     p.claim = Some(Claim { kind: kind.into(), namespace: "team".into(), name: "x".into(), csi_name: None });
     sim.want(0, Some(Intent::Present(Box::new(p))));
     sim.run_for(10_000);
@@ -244,6 +248,45 @@ fn a_clone_that_crashed_before_it_let_go_does_so_after() {
     sim.delete();
     sim.run_for(60_000);
     assert!(sim.nodes[0].disk.head.is_none(), "and goes like any other");
+}
+
+/// What it says when the owner of that commit asks.
+fn says_it_starts_from(sim: &mut Sim, n: u64) -> bool {
+    let commit = CommitId::from_uuid(support::sim::uuid(n));
+    let req = sim.req(0, Asked::Plain);
+    sim.handle(0, Event::StartsFrom(req, Origin { fs_id: FsId::from_uuid(support::sim::uuid(3)), commit }));
+    sim.trace.iter().rev().find(|line| line.contains("StartsFrom(Ok")).expect("an answer").contains("true")
+}
+
+#[test]
+fn a_branch_says_that_it_starts_from_its_origin_and_a_clone_only_until_it_has_its_head() {
+    let mut trace = Vec::new();
+    let mut sim = started_from_a_commit("Branch", &mut trace);
+    assert!(says_it_starts_from(&mut sim, 4) && !says_it_starts_from(&mut sim, 5), "of its own origin only");
+    sim.delete();
+    sim.run_for(60_000);
+    assert!(!says_it_starts_from(&mut sim, 4), "it is no more");
+    let mut trace = Vec::new();
+    let mut sim = started_from_a_commit("Dot", &mut trace);
+    assert!(!says_it_starts_from(&mut sim, 4), "it has a life of its own");
+    let reset = WantedCommit { reset_to: Some(started_at()), ..support::user::wanted(RequestUid::from_uuid(support::sim::uuid(60))) };
+    let req = sim.req(0, Asked::Mount(MountWhat::Head));
+    sim.handle(0, Event::Mount(req, MountWhat::Head, "/pods/a".into(), false));
+    sim.run_for(1_000);
+    sim.edit(0, |p| p.commits.push(reset));
+    sim.run_for(1_000);
+    assert!(sim.origin_pinned && says_it_starts_from(&mut sim, 4), "a reset to it waits for a pod");
+}
+
+#[test]
+fn a_branch_pins_its_origin_again_once_the_journal_was_lost() {
+    let mut trace = Vec::new();
+    let mut sim = started_from_a_commit("Branch", &mut trace);
+    sim.origin_pinned = false;
+    sim.crash(0, true);
+    sim.nodes[0].journal.0.clear();
+    sim.run_for(10_000);
+    assert!(sim.origin_pinned, "pins are rows of the same journal");
 }
 
 #[test]

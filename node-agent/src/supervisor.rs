@@ -73,6 +73,7 @@ impl Supervisor {
         for fs in here {
             self.ensure(fs);
         }
+        self.node.all_awake();
         Ok(())
     }
 
@@ -148,7 +149,6 @@ impl Supervisor {
             let _ = ended.send(fs);
         });
         let generation = self.node.registry.insert(started.handle);
-        self.node.enrol(fs, started.orders.clone());
         self.actors.insert(fs, (started.orders, generation));
         self.node.metrics.actors(self.actors.len());
     }

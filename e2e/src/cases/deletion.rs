@@ -27,6 +27,11 @@ pub fn cases() -> Vec<Case> {
         Case::new("2-node-gone", "with a node gone its Replica stays as tombstone until the agent is back", node_gone),
         Case::new("3-commit-mounted", "deletion of a commit that is mounted waits and names the mount", commit_mounted),
         Case::new("3-pinned", "a Commit that a Branch has pinned waits: Pinned, by whom", pinned),
+        Case::new(
+            "3-pinned-lost",
+            "a Branch goes and its word to its origin gets lost: the Commit it began with goes all the same",
+            pin_lost,
+        ),
         Case::new("4-receive", "a push of the same name right after a delete is another Filesystem", same_name_pushed),
         Case::new("3-mounted", "deletion waits for a mount and names it", mounted),
         Case::new("3-other-namespace", "a mount in another mount namespace is seen", other_namespace),
@@ -307,6 +312,21 @@ async fn pinned(t: Arc<Test>) -> Result<()> {
     t.kube().delete("Commit", &t.namespace, "c").await?;
     commit_waits(&t, &["Pinned", &branch]).await?;
     t.kube().delete("Branch", &t.namespace, "b").await?;
+    t.kube().gone("Commit", &t.namespace, "c", STEP).await
+}
+
+/// The origin's first try to record that the pin is gone fails, and with it is forgotten that it was to go.
+async fn pin_lost(t: Arc<Test>) -> Result<()> {
+    t.rig.restart_with_env("n1", "DOTGRAFT_FAILPOINT", Some("error:origin-unpin")).await?;
+    t.dot("d", "n1").await?;
+    t.commit("c", "d").await?;
+    t.create("Branch", "b", &json!({"dot": "d", "from": {"commit": "c"}})).await?;
+    t.ready("Branch", "b").await?;
+    t.kube().delete("Branch", &t.namespace, "b").await?;
+    t.kube().gone("Branch", &t.namespace, "b", STEP).await?;
+    let log = std::fs::read_to_string(t.rig.processes.log("n1"))?;
+    ensure!(log.contains("rebuilding from the journal"), "the journal never failed");
+    t.kube().delete("Commit", &t.namespace, "c").await?;
     t.kube().gone("Commit", &t.namespace, "c", STEP).await
 }
 

@@ -1,5 +1,7 @@
 //! What goes into a [`Filesystem`](super::Filesystem) and what comes out: events, tasks, answers.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{BootId, BootTime, CommitId, Epoch, Fresh, FsId, JobUid, MigId, NodeName, Now, OpId, Timestamp};
@@ -125,8 +127,10 @@ pub enum Event {
     Export(ReqId, Box<Handoff>),
     /// A Filesystem of this node wants to start from this commit.
     PinOrigin(ReqId, FsId, CommitId),
-    /// It is gone.
+    /// It needs it no more, or is gone. Nothing depends on hearing this.
     UnpinOrigin(FsId),
+    /// Another Filesystem of this node asks whether this one starts from a commit of it, and needs that still.
+    StartsFrom(ReqId, Origin),
     /// Bytes of a running send: the absolute offset, and where it went on from.
     Progress(OpId, u64, u64),
     /// A running send has no byte to show, but lives: for so many milliseconds the kernel's stream gave none
@@ -162,8 +166,10 @@ pub enum Task {
     CheckHeadless,
     /// Ask the origin's owner on this node to pin the commit.
     PinOrigin(Origin),
-    /// Tell it that we are gone.
+    /// Tell it that we need it no more.
     UnpinOrigin(Origin),
+    /// Ask these Filesystems of this node whether they start from those commits of ours, and need them still.
+    AskClones(BTreeMap<FsId, CommitId>),
     /// Directories, qgroup, fs.json.
     Prepare(Box<Base>),
     /// The head: empty or from the origin.
@@ -299,6 +305,8 @@ pub enum TaskDone {
     Deleting(bool),
     /// For `CheckHeadless`.
     Headless(bool),
+    /// For `AskClones`: who of them doesn't, or is not on this node at all. Whoever doesn't answer needs it.
+    Unneeded(Vec<FsId>),
     /// For `Swap`: what authority says now.
     Authority(Box<AuthorityView>),
     /// For `Commit`.
@@ -368,6 +376,8 @@ pub enum Answer {
     Versions(Result<Box<Versions>, Problem>),
     /// A transfer is refused, or unnecessary (`Ok(commit)`: it is here). An accepted one is answered by its task.
     Receive(Result<CommitId, Problem>),
+    /// Whether it starts from that commit, and needs it still.
+    StartsFrom(Result<bool, Problem>),
     /// A fence.
     Fenced(Result<(CommitId, u64), Problem>),
     /// The checkpoint is journaled.

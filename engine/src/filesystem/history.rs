@@ -16,6 +16,8 @@ pub(super) struct History {
     removing: BTreeSet<CommitId>,
     requests: BTreeMap<RequestUid, RequestRow>,
     origin_pins: BTreeMap<FsId, CommitId>,
+    /// Who has pinned since clones were asked last: their answer may be older.
+    pinned_anew: BTreeSet<FsId>,
     /// The removal tried last, so that the next one gets its turn.
     last_removal: Option<CommitId>,
     /// The highest number that was given to a commit since this program started, and in which epoch: one that was removed isn't given again.
@@ -29,6 +31,7 @@ impl History {
             removing: std::mem::take(&mut rows.removing).into_iter().collect(),
             requests: std::mem::take(&mut rows.requests).into_iter().map(|r| (r.uid, r)).collect(),
             origin_pins: std::mem::take(&mut rows.pins).into_iter().map(|p| (p.by, p.commit)).collect(),
+            pinned_anew: BTreeSet::new(),
             last_removal: None,
             numbered: (Epoch(0), 0),
         }
@@ -182,6 +185,16 @@ impl History {
         self.origin_pins.iter().find(|(_, c)| **c == id).map(|(fs, _)| *fs)
     }
 
+    /// Who has pinned which commit.
+    pub(super) fn origin_pins(&self) -> impl Iterator<Item = (FsId, CommitId)> {
+        self.origin_pins.iter().map(|(by, commit)| (*by, *commit))
+    }
+
+    /// It has pinned since clones were asked last.
+    pub(super) fn is_pinned_anew(&self, by: FsId) -> bool {
+        self.pinned_anew.contains(&by)
+    }
+
     // ---- commits come and go ----
 
     /// It is here; the record says how it came.
@@ -292,14 +305,18 @@ impl History {
     pub(super) fn pin_origin(&mut self, by: FsId, commit: CommitId, out: &mut Out) {
         self.origin_pins.insert(by, commit);
         out.records.push(Record::OriginPin(Box::new(OriginPinRow { version: Kind::OriginPin.newest(), by, commit })));
+        self.pinned_anew.insert(by);
     }
 
-    /// It is gone. `true`: it had pinned something.
-    pub(super) fn unpin_origin(&mut self, by: FsId, out: &mut Out) -> bool {
-        let pinned = self.origin_pins.remove(&by).is_some();
-        if pinned {
+    /// It needs it no more.
+    pub(super) fn unpin_origin(&mut self, by: FsId, out: &mut Out) {
+        if self.origin_pins.remove(&by).is_some() {
             out.records.push(Record::OriginPinGone(by));
         }
-        pinned
+    }
+
+    /// Clones are asked now.
+    pub(super) fn ask_about_pins(&mut self) {
+        self.pinned_anew.clear();
     }
 }

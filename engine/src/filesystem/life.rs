@@ -23,8 +23,8 @@ use crate::words::{Desired, Role};
 pub(super) struct LifeState {
     /// The origin's owner holds our origin commit.
     origin_pinned: bool,
-    /// The origin's owner was told that this clone needs its origin no more.
-    origin_let_go: bool,
+    /// The origin's owner was told, since this start, whether this Filesystem needs its origin still.
+    origin_settled: bool,
     /// `fs.json` says `Deleting`.
     deletion_on_disk: bool,
     /// It is deleted, and the origin's owner has still to hear of it.
@@ -41,6 +41,11 @@ impl LifeState {
         self.origin_pinned
     }
 
+    /// The origin's owner was told.
+    pub(super) const fn is_origin_settled(&self) -> bool {
+        self.origin_settled
+    }
+
     /// Whom a deleted copy has still to tell.
     pub(super) const fn unpin(&self) -> Option<Origin> {
         self.unpin
@@ -52,12 +57,17 @@ impl LifeState {
 
     /// It was pinned once more, for a reset: to be let go again.
     pub(super) const fn pin_origin_anew(&mut self) {
-        self.origin_let_go = false;
+        self.origin_settled = false;
     }
 
     /// `fs.json` says that it goes, or has no place any more.
     pub(super) const fn deletion_written(&mut self) {
         self.deletion_on_disk = true;
+    }
+
+    /// The pin may go: before a reset it is asked for anew.
+    pub(super) const fn origin_let_go(&mut self) {
+        self.origin_pinned = false;
     }
 
     /// All of it is off the disk.
@@ -148,8 +158,8 @@ impl Filesystem {
             self.tasks.start(Slot::Life, Task::Open { seen }, out);
         } else if self.standing.is_dirty() {
             self.tasks.start(Slot::Life, Task::WriteMeta(Box::new(base)), out);
-        } else if let Some(origin) = base.origin.filter(|_| !self.life.origin_let_go && is_clone(&base)) {
-            self.tasks.start(Slot::Life, Task::UnpinOrigin(origin), out);
+        } else if let Some(task) = self.origin_task(&base) {
+            self.tasks.start(Slot::Life, task, out);
         }
     }
 
@@ -167,6 +177,7 @@ impl Filesystem {
             LifeEnd::Opened(won, new) => self.on_opened(won, new, out),
             LifeEnd::OriginPinned => {
                 self.life.origin_pinned = true;
+                self.life.origin_settled |= self.standing.is_active();
                 self.troubles.clear("OriginMissing");
             }
             LifeEnd::Prepared(base) => match base.role {
@@ -180,7 +191,10 @@ impl Filesystem {
             LifeEnd::HeadlessChecked(yes) => self.on_headless_checked(yes, out),
             LifeEnd::Destroyed => self.on_destroyed(out),
             LifeEnd::OriginUnpinned if self.life.unpin.take().is_some() => self.standing.origin_unpinned(out),
-            LifeEnd::OriginUnpinned => self.life.origin_let_go = true,
+            LifeEnd::OriginUnpinned => {
+                self.life.origin_settled = true;
+                self.life.origin_let_go();
+            }
         }
     }
 
@@ -196,6 +210,10 @@ impl Filesystem {
                 Reason::EpochRegression => "EpochRegression",
                 _ => "Opened",
             },
+            // It went while nothing held it here, or with its copy: what started from it needs it no more to live.
+            Task::PinOrigin(_) if self.standing.is_active() && problem.reason == Reason::NotFound => {
+                return self.life.origin_settled = true;
+            }
             Task::PinOrigin(_) => "OriginMissing",
             Task::DropHead => "StaleHead",
             Task::Destroy { .. } if problem.reason == Reason::Mounted => "Mounted",
@@ -330,10 +348,4 @@ impl Filesystem {
             self.troubles.raise("HeadMissing", Problem::new(Reason::NotFound, text), out);
         }
     }
-}
-
-/// A Dot that started from a commit has a life of its own: once its head is there it needs that commit no more. A Branch keeps it, to
-/// be merged back. Asked once per start of the actor, for a crash may have come between; asking twice does no harm.
-fn is_clone(base: &Base) -> bool {
-    base.role == Role::Owner && base.claim.as_ref().is_some_and(|c| c.kind == "Dot")
 }

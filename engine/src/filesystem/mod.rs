@@ -14,7 +14,7 @@
 //! | `standing` | the base row: role, epoch, limits, how far the copy's life is | `life`, `death` |
 //! | `wish` | the Replica object | |
 //! | `head` | on disk, open, fenced | `fence`, `reset`, `headless` |
-//! | `history` | commits, requests, removals, pins of Branches | `commits` |
+//! | `history` | commits, requests, removals, pins of Branches | `commits`, `origins` |
 //! | `inbox` | the transfer that comes | `receive`, `senders` |
 //! | `outbox` | jobs and their runs | `precopy` |
 //! | `lend` | the kept commit that is brought to a copy that lacks it | |
@@ -37,6 +37,7 @@ mod inbox;
 mod lend;
 mod life;
 mod mounts;
+mod origins;
 mod outbox;
 mod precopy;
 mod receive;
@@ -152,6 +153,7 @@ impl Filesystem {
             Event::Export(req, handoff) => self.handle_export(req, *handoff, ctx, out),
             Event::PinOrigin(req, by, commit) => self.handle_pin_origin(req, by, commit, out),
             Event::UnpinOrigin(by) => self.on_unpin_origin(by, out),
+            Event::StartsFrom(req, origin) => self.handle_starts_from(req, origin, out),
             Event::Progress(op, bytes, resumed_from) => self.on_said(op, |seq| RunEvent::Progress { seq, bytes, resumed_from }, ctx, out),
             Event::Alive(op, silent_ms) => self.on_said(op, |seq| RunEvent::Alive { seq, silent_ms }, ctx, out),
             Event::Verifying(op) => self.on_said(op, |seq| RunEvent::Verifying { seq }, ctx, out),
@@ -186,6 +188,7 @@ impl Filesystem {
         self.advance_head(ctx, out);
         self.advance_precopy(ctx, out);
         self.advance_removals(ctx, out);
+        self.advance_pins(ctx, out);
         self.inbox.advance_discard(&self.standing, &mut desk!(self, ctx, out));
         self.advance_mounts(ctx, out);
         self.outbox.advance(source!(self), &mut desk!(self, ctx, out));
@@ -241,6 +244,7 @@ impl Filesystem {
                 self.on_fenced(*commit, generation, ctx, out);
             }
             Ended::Thawed(result) => self.on_thawed(result, out),
+            Ended::ClonesAsked(result) => self.on_clones_asked(result.unwrap_or_default(), out),
             Ended::Removed(id, result) => self.on_removed(id, result, out),
             Ended::Received(req, target, result) => self.on_receive_ended(req, target, result.map(|c| *c), out),
             Ended::Discarded(target, result) => {

@@ -1,4 +1,4 @@
-//! Mounts on this node, and origins of Branches. Whether something is mounted is decided by the kernel's mount tables
+//! Mounts on this node. Whether something is mounted is decided by the kernel's mount tables
 //! (`LookForMounts`, `DropHead` and `Destroy` read them); what is kept here is only for people and for pins.
 
 use std::collections::BTreeSet;
@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use super::Filesystem;
 use super::event::{Answer, Ctx, Out, Task};
 use super::tasks::Slot;
-use crate::ids::{CommitId, FsId};
+use crate::ids::CommitId;
 use crate::model::{Problem, Reason};
 use crate::words::{MountWhat, ReqId};
 
@@ -185,25 +185,5 @@ impl Filesystem {
         let late = self.mounts.late.remove(&req);
         let too_late = || Err(Problem::new(Reason::Busy, "the mount took so long that authority may have moved meanwhile; try again"));
         out.answers.push((req, Answer::Plain(if late { result.and_then(|()| too_late()) } else { result })));
-    }
-
-    // ---- origins ----
-
-    pub(super) fn handle_pin_origin(&mut self, req: ReqId, by: FsId, commit: CommitId, out: &mut Out) {
-        let answer = if !self.standing.is_active() {
-            Err(self.standing.not_here())
-        } else if self.history.has_for_use(commit) {
-            self.history.pin_origin(by, commit, out);
-            Ok(())
-        } else {
-            Err(Problem::new(Reason::NotFound, format!("commit {commit} of Filesystem {} is not on this node", self.id)))
-        };
-        out.answers.push((req, Answer::Plain(answer)));
-    }
-
-    pub(super) fn on_unpin_origin(&mut self, by: FsId, out: &mut Out) {
-        if self.history.unpin_origin(by, out) {
-            self.tasks.wake(Slot::Head);
-        }
     }
 }

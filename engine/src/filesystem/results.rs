@@ -7,7 +7,7 @@ use super::head::Won;
 use super::outbox::JobEnd;
 use super::record::Base;
 use super::tasks::{Slot, Taken};
-use crate::ids::CommitId;
+use crate::ids::{CommitId, FsId};
 use crate::model::{Commit, Problem, Reason, Versions};
 use crate::run::SendOutcome;
 use crate::words::{JobKey, MountWhat, Nested, ReqId};
@@ -41,6 +41,7 @@ pub(super) enum Ended {
     Fenced(Box<Commit>, Result<(u64, Option<Nested>), Problem>),
     Thawed(Result<(), Problem>),
     Removed(CommitId, Result<(), Problem>),
+    ClonesAsked(Result<Vec<FsId>, Problem>),
     Received(ReqId, CommitId, Result<Box<Commit>, Problem>),
     Discarded(CommitId, Result<(), Problem>),
     Usage(Result<(u64, u64), Problem>),
@@ -109,6 +110,10 @@ impl Ended {
             ),
             (_, Task::Thaw) => Self::Thawed(plain(result)),
             (_, Task::DeleteCommit(id)) => Self::Removed(id, plain(result)),
+            (_, Task::AskClones(_)) => Self::ClonesAsked(fit(result, |done| match done {
+                TaskDone::Unneeded(unneeded) => Some(unneeded),
+                _ => None,
+            })),
             (_, Task::Discard(target)) => Self::Discarded(target, plain(result)),
             (_, Task::Receive { req, offer, .. }) => Self::Received(
                 req,
@@ -134,9 +139,12 @@ impl Ended {
     /// Of tasks whose asker comes again by itself, nothing is held back.
     pub(super) fn verdict(&self, is_creating: bool) -> Verdict {
         let problem = match self {
-            Self::Life(LifeEnd::DeletingChecked(false) | LifeEnd::HeadlessChecked(false)) => return Verdict::Refused,
+            // However many pins go, those that stay are asked about again, and rarer each time.
+            Self::Life(LifeEnd::DeletingChecked(false) | LifeEnd::HeadlessChecked(false)) | Self::ClonesAsked(Ok(_)) => {
+                return Verdict::Refused;
+            }
             Self::Life(LifeEnd::Opened(_, false)) if is_creating => return Verdict::Refused,
-            Self::LifeFailed(_, problem) => Some(problem),
+            Self::LifeFailed(_, problem) | Self::ClonesAsked(Err(problem)) => Some(problem),
             Self::Committed(_, result) => result.as_ref().err(),
             Self::Fenced(_, result) => result.as_ref().err(),
             Self::Looked(result)

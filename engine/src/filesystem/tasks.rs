@@ -21,6 +21,8 @@ pub(super) enum Slot {
     Look,
     /// Removing a commit; one that can't go (mounted somewhere) holds up no commit and no fence.
     Removal,
+    /// Asking those that start from a commit here.
+    Pins,
     /// Taking a stream.
     Receive,
     /// Removing partials.

@@ -112,7 +112,7 @@ impl Sim<'_> {
 
     fn answer(&mut self, n: usize, asked: Asked, answer: Answer) {
         match (asked, answer) {
-            (Asked::Plain, Answer::Plain(_))
+            (Asked::Plain, Answer::Plain(_) | Answer::StartsFrom(_))
             | (Asked::Versions(None), Answer::Versions(_))
             | (Asked::Forged, Answer::Plain(Err(_)) | Answer::Versions(Err(_)) | Answer::Receive(Err(_))) => {}
             (Asked::Mount(what), Answer::Plain(result)) => self.watch_mounted(n, what, result.is_ok()),

@@ -187,6 +187,8 @@ pub struct Sim<'a> {
     pub ledger: super::watch::Ledger,
     pub job: JobUid,
     pub origin_pinned: bool,
+    /// A Filesystem of node 0 starts from a commit there.
+    pub branch: bool,
     /// Nodes that authority was taken from, until their copy was dropped.
     pub lost: BTreeSet<usize>,
     /// The operator doesn't say who owns it.
@@ -251,6 +253,7 @@ impl<'a> Sim<'a> {
             ledger: super::watch::Ledger::of(count),
             job: JobUid::from_uuid(uuid(50)),
             origin_pinned: false,
+            branch: false,
             lost: BTreeSet::new(),
             old_operator: seed % 8 == 7,
             steps: 0,

@@ -412,10 +412,17 @@ impl Sim<'_> {
                 let id = self.rng.pick(&self.nodes[0].disk.commits.keys().copied().collect::<Vec<_>>()).copied();
                 let branch = FsId::from_uuid(uuid(2));
                 if let Some(id) = id {
+                    self.branch = true;
                     self.ask(0, Asked::Plain, |req| Event::PinOrigin(req, branch, id));
                 }
             }
-            9 => self.handle(0, Event::UnpinOrigin(FsId::from_uuid(uuid(2)))),
+            9 => {
+                self.branch = false;
+                // It says so, and that is heard, or not.
+                if self.rng.permille(500) {
+                    self.handle(0, Event::UnpinOrigin(FsId::from_uuid(uuid(2))));
+                }
+            }
             10 => self.partition = !self.partition,
             11 => self.no_space = !self.no_space,
             12 if self.nodes.len() > 1 => {
@@ -437,7 +444,7 @@ impl Sim<'_> {
                 self.ask(n, Asked::Plain, |req| Event::Unmount(req, target));
             }
         }
-        self.handle(0, Event::UnpinOrigin(FsId::from_uuid(uuid(2))));
+        self.branch = false; // without a word
         for _ in 0..4 {
             self.run_for(60_000);
             let frozen = self.nodes[0].fs.as_ref().is_some_and(|fs| {

@@ -30,7 +30,6 @@ pub struct Ledger {
     pub faulty: bool,
     /// What pods were told is durable.
     pub writes: super::writes::Writes,
-    /// Commits that a Branch pins.
     pub fences: u64,
     pub resumes: u64,
     pub steals: u64,
@@ -77,6 +76,7 @@ fn slot_of(task: &Task) -> Option<(&'static str, Option<JobUid>)> {
         Task::LookForMounts => "look",
         Task::Swap(_) | Task::Export { .. } => "move",
         Task::DeleteCommit(_) => "removal",
+        Task::AskClones(_) => "pins",
         Task::Receive { .. } => "receive",
         Task::Discard(_) => "discard",
         Task::Usage { .. } => "usage",
@@ -435,12 +435,15 @@ impl Sim<'_> {
             assert!(mounted || self.nodes[n].disk.head.is_none(), "the head is there, and nobody has it mounted");
             assert!(mounted || status.frozen.is_none(), "a fence without a head");
         }
+        let pins = self.nodes[n].journal.load().pins;
         for wish in &p.commits {
             let shown = status.requests.iter().find(|r| r.uid == wish.uid).expect("each wish is shown");
             let made = self.nodes[n].disk.commits.values().filter(|(c, _)| c.kept == Some(wish.uid)).count();
             if wish.remove {
                 let pinned = shown.problem.is_some();
                 assert!(shown.state == Some(RequestState::Removed) || pinned, "not removed: {shown:?}");
+                let for_nobody = pins.iter().any(|p| Some(p.commit) == shown.id);
+                assert!(self.branch || !pinned || !for_nobody, "a pin that nobody needs keeps it for ever: {shown:?}");
                 let id = shown.id.filter(|_| made > 0 && !pinned);
                 assert!(id.is_none_or(|id| self.is_base(id)), "removed and still on disk, and no increment needs it: {shown:?}");
             } else {

@@ -130,6 +130,10 @@ impl Sim<'_> {
             }
             (Task::PinOrigin(_), _) => self.origin_pinned = true,
             (Task::UnpinOrigin(_), _) => self.origin_pinned = false,
+            (Task::AskClones(pins), _) => {
+                let unneeded = pins.keys().copied().filter(|_| !self.branch).collect();
+                return Ok(Done::All(TaskDone::Unneeded(unneeded)));
+            }
             (Task::Prepare(base), _) => self.nodes[n].disk.meta = Some((**base).clone()),
             (Task::WriteMeta(base), _) => {
                 if self.nodes[n].disk.meta.is_none() {

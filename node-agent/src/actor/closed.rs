@@ -32,7 +32,8 @@ impl FsActor {
                     Order::Desired(desired) => self.keep_in_mind(Event::Desired(desired), &status),
                     Order::Vanished => self.keep_in_mind(Event::Vanished, &status),
                     Order::PinOrigin(_, _, answer) => drop(answer.send(Err(why.clone()))), // whoever asked tries again
-                    Order::UnpinOrigin(by) => debug!(%by, "unpinned while closed: the pin stays"),
+                    Order::StartsFrom(_, answer) => drop(answer.send(Err(why.clone()))), // it counts as a yes
+                    Order::UnpinOrigin(by) => debug!(%by, "unpinned while closed: the pin stays until it is asked about"),
                     Order::PeerBack(_) => {}
                 },
                 Some(request) = self.requests.recv() => self.answer_closed(request, why).await,

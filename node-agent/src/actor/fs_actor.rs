@@ -29,6 +29,9 @@ use crate::stream::ApplierState;
 /// Yes, or why not.
 pub type Plain = oneshot::Sender<Result<(), Problem>>;
 
+/// Yes or no, or why that can't be said.
+pub type YesNo = oneshot::Sender<Result<bool, Problem>>;
+
 /// What a task says while it runs.
 #[derive(Debug)]
 pub enum Said {
@@ -40,7 +43,8 @@ pub enum Said {
 
 /// A request that waits for its answer, or a transfer that waits for its task.
 pub(super) enum Waiting {
-    Plain(oneshot::Sender<Result<(), Problem>>),
+    Plain(Plain),
+    YesNo(YesNo),
     Versions(oneshot::Sender<Result<dotgraft_engine::model::Versions, Problem>>),
     Fence(oneshot::Sender<Result<(dotgraft_engine::ids::CommitId, u64), Problem>>),
     Receive(mpsc::Receiver<super::handle::Frame>, mpsc::Sender<Reply>),
@@ -71,10 +75,12 @@ pub struct Started {
     pub orders: Orders,
 }
 
-/// Starts the owner of `id`. It ends when nothing of the Filesystem is left, or on `Order::Stop`; `on_end` is then called.
+/// Starts the owner of `id`, which is on the node's list before it runs. It ends when nothing of the Filesystem is left, or on `Order::Stop`;
+/// `on_end` is then called.
 pub fn start(id: FsId, node: Arc<Node>, on_end: impl FnOnce() + Send + 'static) -> Started {
     let (request_tx, requests) = mpsc::channel(MAILBOX);
     let orders = Orders::default();
+    node.enrol(id, orders.clone());
     let (said_tx, said) = mpsc::channel(64);
     let machine = Machine::new(id, node.here.clone());
     let (status, status_rx) = watch::channel(Arc::new(machine.status()));
@@ -149,6 +155,7 @@ impl FsActor {
             Order::PeerBack(node) => Event::PeerBack(node),
             Order::PinOrigin(by, commit, answer) => Event::PinOrigin(self.wait(Waiting::Plain(answer)), by, commit),
             Order::UnpinOrigin(by) => Event::UnpinOrigin(by),
+            Order::StartsFrom(origin, answer) => Event::StartsFrom(self.wait(Waiting::YesNo(answer)), origin),
             Order::Stop => return Next::Stop,
         })
     }
@@ -334,6 +341,7 @@ impl Waiting {
     fn answer(self, answer: Answer) {
         match (self, answer) {
             (Self::Plain(tx), Answer::Plain(result)) => drop(tx.send(result)),
+            (Self::YesNo(tx), Answer::StartsFrom(result)) => drop(tx.send(result)),
             (Self::Versions(tx), Answer::Versions(result)) => drop(tx.send(result.map(|v| *v))),
             (Self::Fence(tx), Answer::Fenced(result)) => drop(tx.send(result)),
             (Self::Checkpoint(tx), Answer::Checkpointed) => drop(tx.send(())),
@@ -346,6 +354,7 @@ impl Waiting {
     fn refuse(self, problem: Problem) {
         match self {
             Self::Plain(tx) => drop(tx.send(Err(problem))),
+            Self::YesNo(tx) => drop(tx.send(Err(problem))),
             Self::Versions(tx) => drop(tx.send(Err(problem))),
             Self::Fence(tx) => drop(tx.send(Err(problem))),
             Self::Receive(_, replies) | Self::Verdict(replies) => verdict(&replies, Err(problem), false),

@@ -24,7 +24,6 @@ fn started(world: &World) -> (Started, oneshot::Receiver<()>) {
     let started = start(fs_id(), world.node.clone(), move || {
         let _ = tx.send(());
     });
-    world.node.enrol(fs_id(), started.orders.clone());
     (started, ended)
 }
 
@@ -177,6 +176,32 @@ async fn a_later_word_about_an_origin_takes_the_place_of_an_earlier_one() {
     assert!(orders.is_empty());
     orders.close();
     assert!(!orders.give(Order::Vanished), "an actor that has ended takes none");
+}
+
+#[tokio::test]
+async fn a_pin_of_what_is_not_on_this_node_goes_and_not_while_actors_are_only_being_started_or_stopped() {
+    let world = world();
+    let (actor, _ended) = started(&world);
+    actor.orders.give(Order::Desired(owner(1, &[1])));
+    until("the commit is made", || actor.handle.current().commits == 1).await;
+    let id = *world.driver.disk().commits.keys().next().expect("a commit");
+    let (tx, pinned) = oneshot::channel();
+    let branch = dotgraft_engine::ids::FsId::from_uuid(request(8).uuid());
+    actor.orders.give(Order::PinOrigin(branch, id, tx));
+    pinned.await.expect("an answer").expect("pinned");
+    let mut going = owner(2, &[1]);
+    if let Intent::Present(p) = &mut going.intent {
+        (p.commits[0].remove, p.commits[0].id) = (true, Some(id));
+    }
+    actor.orders.give(Order::Desired(going));
+    until("it waits", || actor.handle.current().requests.iter().any(|r| r.problem.is_some())).await;
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    assert_eq!(world.driver.disk().commits.len(), 1, "its Branch may be about to start");
+    world.node.all_awake();
+    until("nobody starts from it", || world.driver.disk().commits.is_empty()).await;
+    assert!(world.node.is_without(branch) && !world.node.is_without(fs_id()));
+    world.node.stop_all();
+    assert!(!world.node.is_without(branch), "it may have ended just now");
 }
 
 #[tokio::test]

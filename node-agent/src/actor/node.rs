@@ -1,7 +1,7 @@
 //! What all actors of a node share: disk, journal, peers, API server, metrics; and the way from one actor to another.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -39,6 +39,8 @@ pub struct Node {
     /// How fast its jobs may send.
     pub limits: Limits,
     orders: Mutex<BTreeMap<FsId, Orders>>,
+    /// `orders` has whatever is on this node.
+    complete: AtomicBool,
     generation: AtomicU64,
 }
 
@@ -63,6 +65,7 @@ impl Node {
             registry,
             limits: Limits::default(),
             orders: Mutex::default(),
+            complete: AtomicBool::new(false),
             generation: AtomicU64::new(0),
         }
     }
@@ -110,6 +113,17 @@ impl Node {
         self.orders.lock().unwrap_or_else(PoisonError::into_inner).insert(fs, orders);
     }
 
+    /// An actor lives for each Filesystem that is on this node.
+    pub fn all_awake(&self) {
+        self.complete.store(true, Ordering::Release);
+    }
+
+    /// Nothing of that Filesystem is on this node, for sure: not while its actors are only being started, or stopped.
+    pub fn is_without(&self, fs: FsId) -> bool {
+        let complete = self.complete.load(Ordering::Acquire); // before the look at the list
+        complete && !self.orders.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&fs)
+    }
+
     /// Forgets it.
     pub fn discharge(&self, fs: FsId) {
         self.orders.lock().unwrap_or_else(PoisonError::into_inner).remove(&fs);
@@ -128,8 +142,9 @@ impl Node {
         }
     }
 
-    /// Every actor ends.
+    /// Every actor ends: from now on nothing follows from one that isn't there.
     pub fn stop_all(&self) {
+        self.complete.store(false, Ordering::Release);
         for orders in self.orders.lock().unwrap_or_else(PoisonError::into_inner).values() {
             orders.give(Order::Stop);
         }

@@ -1,15 +1,16 @@
 //! What the supervisor tells an actor. Each order is a state, not a message: a later one takes the place of an earlier one about the
 //! same thing, so that however many come, what waits is bounded by what there is to say (one Replica object, peers, Filesystems that
-//! start from a commit here).
+//! start from a commit here or in which this one starts).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dotgraft_engine::filesystem::Desired;
 use dotgraft_engine::ids::{CommitId, FsId, NodeName};
+use dotgraft_engine::model::Origin;
 use tokio::sync::Notify;
 
-use super::fs_actor::Plain;
+use super::fs_actor::{Plain, YesNo};
 
 /// One order.
 #[derive(Debug)]
@@ -22,8 +23,10 @@ pub enum Order {
     PeerBack(NodeName),
     /// A Filesystem of this node starts from a commit here.
     PinOrigin(FsId, CommitId, Plain),
-    /// It is gone.
+    /// It needs it no more, or is gone.
     UnpinOrigin(FsId),
+    /// The Filesystem that this one may start from asks whether it does, from that commit, and needs it still.
+    StartsFrom(Origin, YesNo),
     /// Stop: the actor ends. Mounts stay as they are.
     Stop,
 }
@@ -37,16 +40,17 @@ enum Wanted {
 
 /// What a Filesystem that starts from a commit here last said of it.
 #[derive(Debug)]
-enum Origin {
-    Pin(CommitId, Plain),
-    Unpin,
+enum Pin {
+    Set(CommitId, Plain),
+    Gone,
 }
 
 #[derive(Debug, Default)]
 struct Waiting {
     stop: bool,
     wanted: Option<Wanted>,
-    origins: BTreeMap<FsId, Origin>,
+    pins: BTreeMap<FsId, Pin>,
+    asked: BTreeMap<FsId, (CommitId, YesNo)>,
     back: BTreeSet<NodeName>,
     closed: bool,
 }
@@ -73,8 +77,9 @@ impl Orders {
             Order::Vanished => waiting.wanted = Some(Wanted::Gone),
             Order::PeerBack(node) => drop(waiting.back.insert(node)),
             // Whoever asked before hears that its question was dropped, and asks again.
-            Order::PinOrigin(by, commit, answer) => drop(waiting.origins.insert(by, Origin::Pin(commit, answer))),
-            Order::UnpinOrigin(by) => drop(waiting.origins.insert(by, Origin::Unpin)),
+            Order::PinOrigin(by, commit, answer) => drop(waiting.pins.insert(by, Pin::Set(commit, answer))),
+            Order::UnpinOrigin(by) => drop(waiting.pins.insert(by, Pin::Gone)),
+            Order::StartsFrom(origin, answer) => drop(waiting.asked.insert(origin.fs_id, (origin.commit, answer))),
             Order::Stop => waiting.stop = true,
         }
         drop(waiting);
@@ -101,7 +106,7 @@ impl Orders {
     /// How many orders wait.
     pub fn len(&self) -> usize {
         let w = self.waiting();
-        usize::from(w.stop) + usize::from(w.wanted.is_some()) + w.origins.len() + w.back.len()
+        usize::from(w.stop) + usize::from(w.wanted.is_some()) + w.pins.len() + w.asked.len() + w.back.len()
     }
 
     /// None waits.
@@ -121,11 +126,14 @@ impl Waiting {
                 Wanted::Gone => Order::Vanished,
             });
         }
-        if let Some((by, origin)) = self.origins.pop_first() {
-            return Some(match origin {
-                Origin::Pin(commit, answer) => Order::PinOrigin(by, commit, answer),
-                Origin::Unpin => Order::UnpinOrigin(by),
+        if let Some((by, pin)) = self.pins.pop_first() {
+            return Some(match pin {
+                Pin::Set(commit, answer) => Order::PinOrigin(by, commit, answer),
+                Pin::Gone => Order::UnpinOrigin(by),
             });
+        }
+        if let Some((fs_id, (commit, answer))) = self.asked.pop_first() {
+            return Some(Order::StartsFrom(Origin { fs_id, commit }, answer));
         }
         self.back.pop_first().map(Order::PeerBack)
     }

@@ -1,9 +1,10 @@
 //! The work that an actor starts: each task runs outside the loop, says what it has to say, and ends with one `Done`.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use dotgraft_engine::filesystem::{Event, Found, MountWhat, Nested, Task, TaskDone};
-use dotgraft_engine::ids::{FsId, OpId};
+use dotgraft_engine::ids::{CommitId, FsId, OpId};
 use dotgraft_engine::model::{Origin, Problem, Reason};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -78,6 +79,10 @@ async fn carry_out(ctx: &TaskCtx, task: Task, transfer: Option<Transfer>) -> Res
             ctx.node.order(origin.fs_id, Order::UnpinOrigin(fs));
             Ok(TaskDone::Ok)
         }
+        Task::AskClones(pins) => tokio::select! {
+            unneeded = ask_clones(ctx, pins) => Ok(TaskDone::Unneeded(unneeded)),
+            () = ctx.cancel.cancelled() => Err(cancelled()),
+        },
         Task::Prepare(base) => {
             let meta = convert::meta_of(&base, ctx.node.here.place.pool);
             ctx.blocking(move |d| d.prepare(&meta)).await.map(|()| TaskDone::Ok)
@@ -234,6 +239,20 @@ fn destroy(d: &dyn Driver, fs: FsId, qgroup: u64) -> Result<TaskDone, DriverErro
         return Err(DriverError::Mounted(held_by(&holders)));
     }
     d.destroy(fs, qgroup).map(|()| TaskDone::Ok)
+}
+
+/// Those that don't start from that commit, or are not on this node. One that doesn't say needs it.
+async fn ask_clones(ctx: &TaskCtx, pins: BTreeMap<FsId, CommitId>) -> Vec<FsId> {
+    let mut unneeded = Vec::new();
+    for (by, commit) in pins {
+        let (tx, rx) = oneshot::channel();
+        let asked = ctx.node.order(by, Order::StartsFrom(Origin { fs_id: ctx.fs, commit }, tx));
+        let needed = if asked { !matches!(rx.await, Ok(Ok(false))) } else { !ctx.node.is_without(by) };
+        if !needed {
+            unneeded.push(by);
+        }
+    }
+    unneeded
 }
 
 async fn pin_origin(ctx: &TaskCtx, origin: Origin) -> Result<TaskDone, Problem> {
