@@ -38,6 +38,10 @@ pub struct Commit {
     /// Made for a migration: not in `log`, seen by no job. With `kept`: let go ([`Commit::is_let_go`]).
     #[serde(default)]
     pub transient: bool,
+    /// It only keeps what a reset took away: the head was made anew from this commit, and a head that is made of a history which ends here is
+    /// made from it too (ADR 7). Absent in what a version before 0.2 has taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reset_to: Option<CommitId>,
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref)] // serde asks for a reference
@@ -63,6 +67,11 @@ impl Commit {
     /// Where it stands in the history.
     pub const fn order(&self) -> Order {
         Order { epoch: self.epoch, seq: self.seq, time: self.time, id: self.id }
+    }
+
+    /// A history that ends here is one whose head holds something else than its newest commit. `commits`: oldest first.
+    pub fn set_aside_last<'a>(commits: impl DoubleEndedIterator<Item = &'a Self>) -> Option<&'a Self> {
+        commits.rev().find(|c| !c.transient || c.is_let_go()).filter(|c| c.reset_to.is_some())
     }
 
     /// Nobody wants it any more, but the next increment starts from it: people see it no longer, and it goes once there is a newer one (ADR 11).

@@ -241,3 +241,25 @@ fn what_a_branch_pins_again_is_not_given_up_by_an_answer_from_before() {
     sim.run_for(60_000);
     assert!(on_disk(&sim, 0, uid), "the answer was older than the pin");
 }
+
+#[test]
+fn what_a_reset_kept_stays_unseen_until_the_next_commit_as_it_says_what_the_head_holds() {
+    let mut trace = Vec::new();
+    let (mut sim, uids) = pair(2, &mut trace);
+    sim.edit(0, |p| p.jobs.clear());
+    sim.want(1, None);
+    let target = sim.ledger.ids[&uids[0]];
+    let uid = sim.fresh_request();
+    sim.ledger.resets.insert(uid);
+    let reset_to = Some(dotgraft_engine::model::Origin { fs_id: sim.id, commit: target });
+    sim.edit(0, |p| p.commits.push(WantedCommit { reset_to, ..wanted(uid) }));
+    sim.run_for(60_000);
+    remove_on(&mut sim, 0, uid);
+    let shown = status(&sim, 0).requests.into_iter().find(|r| r.uid == uid).expect("the wish is shown");
+    assert_eq!((shown.state, shown.problem), (Some(RequestState::Removed), None), "gone for people");
+    sim.run_for(7_200_000);
+    assert!(on_disk(&sim, 0, uid), "and known to the next replica");
+    sim.wish();
+    sim.run_for(60_000);
+    assert!(!on_disk(&sim, 0, uid), "the new one says it");
+}

@@ -100,7 +100,14 @@ const FAULTS: &[Fault] = &[
         says: &["a mount of the head is admitted while it is being fenced", "holds a frozen head"],
         mended: true,
     },
-    Fault { number: "9", name: "reset_and_promoted", run: s::reset_and_promoted, says: &["what was reset away is back"], mended: false },
+    Fault { number: "9", name: "reset_and_promoted", run: s::reset_and_promoted, says: &["what was reset away is back"], mended: true },
+    Fault {
+        number: "9",
+        name: "reset_deleted_and_promoted",
+        run: s::reset_deleted_and_promoted,
+        says: &["what was reset away is back"],
+        mended: true,
+    },
     Fault {
         number: "10",
         name: "importer_clock_ahead",

@@ -3,7 +3,7 @@
 
 mod run_support;
 
-use dotgraft_engine::ids::{CommitId, Epoch};
+use dotgraft_engine::ids::{CommitId, Epoch, RequestUid};
 use dotgraft_engine::model::{Commit, Reason, ResumeToken, Versions, VersionsRole};
 use dotgraft_engine::run::Initial::{self, All, Fail, MostRecent};
 use dotgraft_engine::run::Intermediate::{self, LatestOnly};
@@ -252,7 +252,6 @@ fn lists_in_a_strange_order_from_a_peer_do_no_harm() {
 }
 
 fn kept(v: Versions) -> Versions {
-    use dotgraft_engine::ids::RequestUid;
     let commits = v.commits.into_iter().map(|c| Commit { kept: Some(RequestUid::from_uuid(c.id.uuid())), ..c }).collect();
     Versions { commits, ..v }
 }
@@ -312,5 +311,30 @@ fn a_partial_of_an_older_commit_goes_on_first() {
         peer.resume = Some(token(target, base, 70));
         let got = plan(&local, &peer, All, EACH).unwrap();
         assert!(got.discarded.is_some() && got.steps.iter().all(|s| s.resume.is_none()), "{target} from {base:?}: not of our making");
+    }
+}
+
+#[test]
+fn a_history_that_ends_with_a_reset_brings_what_the_head_was_reset_to_before_its_last_commit() {
+    type Row = (&'static str, u64, bool, &'static [u64], Initial, Intermediate, &'static [(u64, u64)]);
+    let table: &[Row] = &[
+        ("empty, most recent", 1, false, &[], MostRecent, EACH, &[(0, 1), (1, 2), (2, 3)]),
+        ("empty, most recent, latest only", 1, false, &[], MostRecent, LatestOnly, &[(0, 1), (1, 3)]),
+        ("empty, its object deleted", 1, true, &[], MostRecent, LatestOnly, &[(0, 1), (1, 3)]),
+        ("it was skipped", 1, false, &[2], Fail, EACH, &[(2, 3), (3, 1)]),
+        ("on the way, latest only", 2, false, &[1], Fail, LatestOnly, &[(1, 2), (2, 3)]),
+        ("it is there", 1, false, &[1, 2], Fail, EACH, &[(2, 3)]),
+        ("only that is missing", 1, false, &[2, 3], Fail, EACH, &[(3, 1)]),
+        ("nothing is missing", 1, true, &[1, 2, 3], Fail, EACH, &[]),
+        ("the sender has it no more", 9, false, &[], MostRecent, EACH, &[(0, 3)]),
+    ];
+    for (what, to, let_go, peer, initial, intermediate, want) in table {
+        let mut local = sender(&[1, 2, 3]);
+        local.commits[2].reset_to = Some(id(*to));
+        local.commits[2].transient = *let_go;
+        local.commits[2].kept = Some(RequestUid::from_uuid(id(3).uuid()));
+        let peer = Versions { takes_older: true, ..receiver(peer) };
+        let got = plan(&local, &peer, *initial, *intermediate).expect(what);
+        assert_eq!((steps(&got), got.target), (path(want), id(3)), "{what}");
     }
 }

@@ -27,6 +27,7 @@ fn version() -> Version {
         transient: true,
         format: 1,
         seq: 0,
+        reset_to: String::new(),
     }
 }
 

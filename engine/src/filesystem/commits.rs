@@ -133,6 +133,7 @@ impl Filesystem {
             metadata: want.metadata.clone(),
             kept: Some(row.uid),
             transient: false,
+            reset_to: row.reset_to.map(|to| to.commit),
         }
     }
 
@@ -151,6 +152,7 @@ impl Filesystem {
             metadata: std::collections::BTreeMap::new(),
             kept: None,
             transient: true,
+            reset_to: None,
         }
     }
 
@@ -241,7 +243,7 @@ impl Filesystem {
         // Without a head nothing newer comes.
         let lasting = self.history.newest_lasting().filter(|_| !self.wish.is_headless());
         let has_jobs = self.wish.present().is_none_or(|p| !p.jobs.is_empty());
-        let alone = self.standing.is_owner() && !has_jobs;
+        let alone = self.standing.is_owner() && !has_jobs && !self.history.ends_with_reset();
         let has_had_its_time = |c: &Commit| {
             if c.is_let_go() { alone || lasting != Some(c.id) } else { newest != Some(c.id) || stale }
         };
@@ -254,9 +256,11 @@ impl Filesystem {
 
     // ---- who needs one ----
 
-    /// Whether increments start from it, or it is on its way: on the owner what a job pins, on a copy the newest that it has.
+    /// Whether increments start from it, or it is on its way: on the owner what a job pins, on a copy the newest that it has. Of a history that
+    /// ends with a reset the newest says what the head began with.
     fn is_base(&self, id: CommitId) -> bool {
-        self.is_between(id) || self.standing.role() == Some(Role::Replica) && self.history.newest_lasting() == Some(id)
+        let says_more = self.standing.role() == Some(Role::Replica) || self.history.ends_with_reset();
+        self.is_between(id) || says_more && self.history.newest_lasting() == Some(id)
     }
 
     /// Nothing may remove it now.

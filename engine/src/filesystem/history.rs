@@ -85,6 +85,16 @@ impl History {
         self.newest_of(|c| !c.transient || c.is_let_go()).map(|c| c.id)
     }
 
+    /// The commit that the head was reset to, if none was made since: the newest then only keeps what the reset took away.
+    pub(super) fn reset_to(&self) -> Option<CommitId> {
+        self.newest_of(|c| !c.transient || c.is_let_go()).and_then(|c| c.reset_to)
+    }
+
+    /// The last that happened to it was a reset.
+    pub(super) fn ends_with_reset(&self) -> bool {
+        self.reset_to().is_some()
+    }
+
     /// The newest of those.
     pub(super) fn newest_transient(&self) -> Option<&Commit> {
         self.newest_of(|c| c.transient && !c.is_let_go())

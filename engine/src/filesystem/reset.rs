@@ -62,10 +62,10 @@ impl Resets {
 }
 
 impl Filesystem {
-    /// The target of a reset that is wanted or in hand.
+    /// The target of a reset that is wanted, in hand, or done with no commit since: without it nobody could make that head anew.
     pub(super) fn pinned_by_reset(&self, id: CommitId) -> bool {
         let here = Some(Origin { fs_id: self.id, commit: id });
-        self.standing.reset_to() == here || self.history.pending().any(|r| r.reset_to == here)
+        self.history.reset_to() == Some(id) || self.standing.reset_to() == here || self.history.pending().any(|r| r.reset_to == here)
     }
 
     /// Whether the target is on this node, for sure; else says why not, and does what may bring it.

@@ -88,7 +88,7 @@ pub fn plan_to(
         return Err(Problem::new(Reason::NoCommits, "there are no commits on the sender: make one, then start the job again").into());
     }
     let base = sides.base()?;
-    let newest = sides.sender.iter().rposition(|c| !c.transient || Some(c.id) == also);
+    let newest = sides.sender.iter().rposition(|c| !c.transient || Some(c.id) == also || Some(c.id) == sides.set_aside);
     let target = target.and_then(|t| sides.position.get(&t)).copied().or(newest);
     // What both have may be newer than what is still to be brought over: its commit was deleted, the base stays (ADR 11).
     let has_later = base.and_then(|id| sides.position.get(&id)).copied().filter(|at| target.is_none_or(|t| t < *at && !sides.has(t)));
@@ -111,9 +111,13 @@ pub fn plan_to(
             }
         },
     };
-    lay_steps(&mut plan, &candidates, resume, initial, intermediate)?;
+    let begins_with = sides.begins_with(target);
+    lay_steps(&mut plan, &candidates, resume, initial, intermediate, begins_with)?;
     if brings_all {
         sides.add_older(&mut plan, target, older);
+    }
+    if let Some(to) = begins_with.filter(|to| peer.takes_older && !plan.steps.iter().any(|s| s.to == *to)) {
+        plan.steps.push(PlanStep { from: Some(target_id), to, resume: None, older: true });
     }
     Ok(plan)
 }
@@ -154,6 +158,8 @@ struct Sides<'a> {
     receiver: Vec<&'a Commit>,
     position: BTreeMap<CommitId, usize>,
     received: BTreeSet<CommitId>,
+    /// The last of the sender's, if that only keeps what a reset took away.
+    set_aside: Option<CommitId>,
 }
 
 impl<'a> Sides<'a> {
@@ -163,11 +169,21 @@ impl<'a> Sides<'a> {
             _ => &peer.commits,
         };
         let has = |commits: &[Commit], id| commits.iter().any(|c| c.id == id);
-        let sender: Vec<&Commit> = local.commits.iter().filter(|c| !c.transient || Some(c.id) == also || has(theirs, c.id)).collect();
+        // Also if its object was deleted: without it the receiver would take the commit before it for what the head holds.
+        let set_aside = Commit::set_aside_last(local.commits.iter()).map(|c| c.id);
+        let also_sent = |id| Some(id) == also || Some(id) == set_aside;
+        let sender: Vec<&Commit> = local.commits.iter().filter(|c| !c.transient || also_sent(c.id) || has(theirs, c.id)).collect();
         let receiver: Vec<&Commit> = theirs.iter().filter(|c| !c.transient || has(&local.commits, c.id)).collect();
         let position = sender.iter().enumerate().map(|(at, c)| (c.id, at)).collect();
         let received = receiver.iter().map(|c| c.id).collect();
-        Self { sender, receiver, position, received }
+        Self { sender, receiver, position, received, set_aside }
+    }
+
+    /// What the head began with, if the target only keeps what a reset took away, and the receiver lacks it: then that is what counts as newest.
+    fn begins_with(&self, target: usize) -> Option<CommitId> {
+        let to = self.sender.get(target)?.reset_to?;
+        let at = *self.position.get(&to)?;
+        (!self.has(at)).then_some(to)
     }
 
     /// Whether the receiver has the sender's commit number `at`.
@@ -282,13 +298,14 @@ impl<'a> Sides<'a> {
     }
 }
 
-/// Fills in the steps: a partial receive first, then a first copy by policy, then increments.
+/// Fills in the steps: a partial receive first, then a first copy by policy, then increments; `begins_with` on the way, wherever it is.
 fn lay_steps(
     plan: &mut Plan,
     candidates: &[CommitId],
     resume: Option<&ResumeToken>,
     initial: Initial,
     intermediate: Intermediate,
+    begins_with: Option<CommitId>,
 ) -> Result<(), Problem> {
     let (Some(&oldest), Some(&newest)) = (candidates.first(), candidates.last()) else {
         return Ok(()); // up to date
@@ -310,6 +327,7 @@ fn lay_steps(
     } else if plan.base.is_none() {
         match initial {
             Initial::MostRecent => {
+                let newest = begins_with.filter(|id| candidates.contains(id)).unwrap_or(newest);
                 first(newest, None);
                 plan.resolution = Some(format!("start at most recent commit {newest}"));
             }
@@ -322,11 +340,8 @@ fn lay_steps(
             }
         }
     }
-    let rest = match intermediate {
-        Intermediate::All => rest,
-        Intermediate::LatestOnly => rest.last().map_or(rest, std::slice::from_ref),
-    };
-    for &to in rest {
+    let is_wanted = |to: CommitId| intermediate == Intermediate::All || to == newest || Some(to) == begins_with;
+    for &to in rest.iter().filter(|to| is_wanted(**to)) {
         plan.steps.push(PlanStep { from, to, resume: None, older: false });
         from = Some(to);
     }

@@ -64,8 +64,8 @@ pub fn problem() -> impl Strategy<Value = Problem> {
 
 pub fn commit() -> impl Strategy<Value = Commit> {
     let what = (id(), id(), option::of(id()), time(), epoch(), any::<u64>());
-    let said = (text(), btree_map(text(), text(), 0..4), option::of(id()), any::<bool>());
-    (what, said).prop_map(|((id, fs_id, parent, time, epoch, seq), (message, metadata, kept, transient))| Commit {
+    let said = (text(), btree_map(text(), text(), 0..4), option::of(id()), any::<bool>(), option::of(id()));
+    (what, said).prop_map(|((id, fs_id, parent, time, epoch, seq), (message, metadata, kept, transient, reset_to))| Commit {
         id,
         fs_id,
         parent,
@@ -76,6 +76,7 @@ pub fn commit() -> impl Strategy<Value = Commit> {
         metadata,
         kept,
         transient,
+        reset_to,
         version: Kind::Commit.newest(),
     })
 }

@@ -29,6 +29,7 @@ pub fn commit(n: u64) -> Commit {
         metadata: std::collections::BTreeMap::new(),
         kept: None,
         transient: false,
+        reset_to: None,
     }
 }
 

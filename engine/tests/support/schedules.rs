@@ -1,8 +1,8 @@
 //! Directed schedules: what the dice would find some day, told step by step. The seed still decides about every delay in between.
 
-use dotgraft_engine::filesystem::{Event, Intent, MountWhat, Present, Role, Task};
-use dotgraft_engine::ids::{Epoch, OpId};
-use dotgraft_engine::model::Origin;
+use dotgraft_engine::filesystem::{Event, Intent, MountWhat, Present, RequestState, Role, Task, WantedCommit};
+use dotgraft_engine::ids::{CommitId, Epoch, OpId, RequestUid};
+use dotgraft_engine::model::{Origin, Reason};
 
 use super::hazards::Hazards;
 use super::sim::{Asked, Sim, Two, What};
@@ -319,9 +319,9 @@ pub fn first_mount_takes_long(seed: u64, trace: &mut Vec<String>) {
     assert!(!sim.is_writable(0), "n0 serves what it was promoted away from");
 }
 
-/// Fault 9: the head is reset and replicated, and the copy promoted.
-pub fn reset_and_promoted(seed: u64, trace: &mut Vec<String>) {
-    let mut sim = pair(seed, Hazards::NONE, trace);
+/// The head is written, then reset to its first commit, and all of that replicated. Returns the object that keeps what was there, and what
+/// the head holds now.
+fn reset(sim: &mut Sim) -> (RequestUid, CommitId, u64) {
     let (commit, kept) = sim.newest_on_disk(0).expect("a commit");
     sim.start_pod(0);
     sim.run_for(SECOND);
@@ -331,15 +331,48 @@ pub fn reset_and_promoted(seed: u64, trace: &mut Vec<String>) {
     let uid = sim.fresh_request();
     sim.ledger.resets.insert(uid);
     let reset_to = Some(Origin { fs_id: sim.id, commit });
-    sim.edit(0, |p| p.commits.push(dotgraft_engine::filesystem::WantedCommit { reset_to, ..wanted(uid) }));
+    sim.edit(0, |p| p.commits.push(WantedCommit { reset_to, ..wanted(uid) }));
     sim.run_for(MINUTE);
     assert_eq!(sim.nodes[0].disk.head.as_ref().map(|h| h.content), Some(kept), "it is reset");
+    (uid, commit, kept)
+}
+
+fn promoted_after_reset(sim: &mut Sim, kept: u64) {
     sim.crash(0, true);
     sim.nodes[0].cut_off = true;
     sim.promote(1, false);
     sim.run_until("n1 has opened", |sim| sim.is_open(1));
     let head = sim.nodes[1].disk.head.as_ref().map(|h| h.content);
     assert_eq!(head, Some(kept), "what was reset away is back");
+}
+
+/// Fault 9: the head is reset and replicated, and the copy promoted.
+pub fn reset_and_promoted(seed: u64, trace: &mut Vec<String>) {
+    let mut sim = pair(seed, Hazards::NONE, trace);
+    let (_, _, kept) = reset(&mut sim);
+    promoted_after_reset(&mut sim, kept);
+}
+
+/// Fault 9: the same, once the objects of both commits were deleted: of what the reset kept, and of what the head was reset to.
+pub fn reset_deleted_and_promoted(seed: u64, trace: &mut Vec<String>) {
+    let mut sim = pair(seed, Hazards::NONE, trace);
+    let (uid, target, kept) = reset(&mut sim);
+    let owner_of = sim.nodes[0].disk.commits[&target].0.kept.expect("of an object");
+    for n in 0..2 {
+        for uid in [uid, owner_of] {
+            sim.ledger.removals.insert(uid);
+            let want = WantedCommit { id: sim.ledger.ids.get(&uid).copied(), remove: true, ..wanted(uid) };
+            sim.edit(n, |p| {
+                p.commits.retain(|c| c.uid != uid);
+                p.commits.push(want);
+            });
+        }
+        sim.run_for(MINUTE);
+        let shown = |uid| status(&sim, n).requests.into_iter().find(|r| r.uid == uid).expect("the wish is shown");
+        assert_eq!(shown(uid).state, Some(RequestState::Removed), "gone for people, on n{n}");
+        assert!(shown(owner_of).problem.is_some_and(|p| p.reason == Reason::Pinned), "without it what was reset away is back");
+    }
+    promoted_after_reset(&mut sim, kept);
 }
 
 /// Fault 10: the importer's clock is an hour ahead.

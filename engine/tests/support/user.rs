@@ -347,6 +347,7 @@ impl Sim<'_> {
             metadata: BTreeMap::new(),
             kept: None,
             transient: false,
+            reset_to: None,
         };
         ReceiveOffer {
             target,

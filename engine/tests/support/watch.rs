@@ -305,6 +305,15 @@ impl Sim<'_> {
         assert!(held(n) || (0..self.nodes.len()).any(held), "what the head holds is nowhere else");
     }
 
+    /// A new owner's head: never made from what only keeps what a reset took away, while what the head was reset to is here.
+    pub fn watch_begins(&mut self, n: usize, from: Option<CommitId>) {
+        let commits = &self.nodes[n].disk.commits;
+        let Some((commit, _)) = from.and_then(|id| commits.get(&id)) else { return };
+        let last = commits.values().all(|(c, _)| c.order() <= commit.order());
+        let target = commit.reset_to.filter(|to| last && commits.contains_key(to));
+        assert_eq!(target, None, "what was reset away is back on node {n}: its head is made from {}", commit.id);
+    }
+
     /// What the head held is kept; or it was replaced already, and nothing has been written into it.
     fn watch_reset(&mut self, n: usize, kept: Option<CommitId>) {
         let disk = &self.nodes[n].disk;
@@ -398,7 +407,9 @@ impl Sim<'_> {
     fn is_base(&self, id: CommitId) -> bool {
         let rows = self.nodes[0].journal.load();
         let let_go = rows.commits.iter().any(|c| c.id == id && c.is_let_go());
-        let_go && rows.jobs.iter().any(|j| j.cursor == Some(id) || j.sending == Some(id))
+        // Or it says what the head was reset to.
+        let says_more = rows.commits.iter().max_by_key(|c| c.order()).is_some_and(|c| c.id == id && c.reset_to.is_some());
+        let_go && (says_more || rows.jobs.iter().any(|j| j.cursor == Some(id) || j.sending == Some(id)))
     }
 
     fn watch_gone(&mut self, n: usize) {

@@ -212,7 +212,11 @@ impl Sim<'_> {
             Some(_) => 7,
             None => 0,
         };
-        let reset = self.nodes[n].journal.load().base.is_some_and(|b| b.reset_to.is_some());
+        let base = self.nodes[n].journal.load().base;
+        if base.as_ref().is_some_and(|b| b.head_from.is_some()) {
+            self.watch_begins(n, from.map(|o| o.commit));
+        }
+        let reset = base.is_some_and(|b| b.reset_to.is_some());
         if reset && self.api.owner == n {
             self.ledger.reset_made = Some(content);
         }

@@ -154,6 +154,7 @@ mod tests {
             metadata: [("author".to_owned(), "kim".to_owned())].into(),
             kept: Some(id(11)),
             transient: false,
+            reset_to: None,
         }
     }
 

@@ -107,6 +107,7 @@ pub fn commit_from_wire(fs: FsId, v: wire::Version) -> Result<Commit, Problem> {
         metadata: v.metadata.into_iter().collect(),
         kept: parse_optional(&v.kept)?,
         transient: v.transient,
+        reset_to: parse_optional(&v.reset_to)?,
     })
 }
 
@@ -124,6 +125,7 @@ pub fn commit_to_wire(c: &Commit) -> wire::Version {
         transient: c.transient,
         format: c.version,
         seq: c.seq,
+        reset_to: c.reset_to.map(|to| to.to_string()).unwrap_or_default(),
     }
 }
 

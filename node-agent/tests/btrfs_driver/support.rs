@@ -162,6 +162,7 @@ pub fn commit_of(fs: FsId, parent: Option<CommitId>) -> Commit {
         metadata: std::collections::BTreeMap::default(),
         kept: None,
         transient: false,
+        reset_to: None,
     }
 }
 

@@ -372,6 +372,7 @@ pub fn commit(fs: FsId, n: u8) -> Commit {
         metadata: [("k".to_owned(), "v".to_owned())].into(),
         kept: None,
         transient: false,
+        reset_to: None,
     }
 }
 

@@ -77,10 +77,26 @@ impl Filesystem {
             self.tasks.cancel(Slot::Receive, out);
             return self.tasks.sleep(Slot::Move, ASK_MS, ctx);
         }
-        match self.history.newest().map(|c| c.id) {
+        match self.head_begins_with(out) {
             Some(id) => self.take_over(id, view, (Vec::new(), Vec::new()), out),
             None => self.hold("HeadMissing", Reason::NoCommits, "this copy is to be the owner's, but holds no commit", ctx, out),
         }
+    }
+
+    /// The newest commit of the head's own line. One that only keeps what a reset took away is none: the head went on from what it was reset to
+    /// (ADR 7).
+    fn head_begins_with(&self, out: &mut Out) -> Option<CommitId> {
+        let newest = self.history.newest()?;
+        let Some(reset_to) = newest.reset_to else { return Some(newest.id) };
+        if self.history.has(reset_to) {
+            return Some(reset_to);
+        }
+        let text = format!(
+            "the volume had been reset to commit {reset_to}, which is not in this copy: it begins with what it held before that, commit {}",
+            newest.id
+        );
+        out.warn("ResetLost", text);
+        Some(newest.id)
     }
 
     /// `EImportFinish(true)`: the owner from now on; writable once the head is made and authority opened (R4).
