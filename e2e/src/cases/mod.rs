@@ -42,6 +42,7 @@ pub mod silence;
 pub mod space;
 pub mod stale;
 pub mod talk;
+pub mod upgrades;
 
 use crate::harness::Case;
 
@@ -90,6 +91,7 @@ pub fn all() -> Vec<Case> {
         partition::cases(),
         held::cases(),
         formats::cases(),
+        upgrades::cases(),
     ]
     .into_iter()
     .flatten()

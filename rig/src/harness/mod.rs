@@ -47,6 +47,8 @@ pub struct Case {
     pub timeout: Duration,
     /// A long measurement: runs only if a filter takes it.
     pub measures: bool,
+    /// It needs the programs of the release before; skipped, by name, where they aren't.
+    pub older: bool,
     body: Body,
 }
 
@@ -58,7 +60,15 @@ impl Case {
         Fut: Future<Output = Result<()>> + Send + 'static,
     {
         let body: Body = Arc::new(move |t| Box::pin(body(t)));
-        Self { id: id.into(), title: title.into(), needs: Needs::Agents, timeout: Duration::from_secs(420), measures: false, body }
+        Self {
+            id: id.into(),
+            title: title.into(),
+            needs: Needs::Agents,
+            timeout: Duration::from_secs(420),
+            measures: false,
+            older: false,
+            body,
+        }
     }
 
     /// Needs only the API server.
@@ -87,6 +97,13 @@ impl Case {
     #[must_use]
     pub fn measures(mut self) -> Self {
         self.measures = true;
+        self
+    }
+
+    /// Needs the programs of the release before (`DOTGRAFT_OLD_BIN_DIR`): skipped, by name, where they aren't at hand.
+    #[must_use]
+    pub fn older(mut self) -> Self {
+        self.older = true;
         self
     }
 

@@ -9,6 +9,7 @@ use futures::FutureExt as _;
 
 use super::ids::WANTED;
 use super::{Case, Needs, Test};
+use crate::rig::programs::has_older;
 use crate::rig::{Options, Rig};
 
 /// What to run.
@@ -62,6 +63,8 @@ pub async fn run(cases: Vec<Case>, plan: &Plan) -> Result<bool> {
         bail!("no case's id starts with {}", plan.filters.join(" or "));
     }
     let mut counts = Counts::default();
+    let (chosen, skipped): (Vec<_>, Vec<_>) = chosen.into_iter().partition(|c| !c.older || has_older());
+    counts.skipped.extend(skipped.into_iter().map(|c| c.id));
     let (api, others): (Vec<_>, Vec<_>) = chosen.into_iter().partition(|c| matches!(c.needs, Needs::Api));
     let (shared, others): (Vec<_>, Vec<_>) = others.into_iter().partition(|c| matches!(c.needs, Needs::Agents));
     let (pods, own): (Vec<_>, Vec<_>) = others.into_iter().partition(|c| matches!(c.needs, Needs::Kubelets));

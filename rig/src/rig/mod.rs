@@ -39,7 +39,7 @@ use self::machine::Machine;
 use self::machine::network::Network;
 use self::pools::NodeFiles;
 use self::process::Processes;
-use self::programs::{Binaries, OPERATOR, RigNode};
+use self::programs::{Age, Binaries, OPERATOR, RigNode};
 use self::wait::eventually;
 use crate::sandbox;
 
@@ -249,6 +249,17 @@ impl Rig {
             None => self.ready(READY).await,
             Some(_) => Ok(()),
         }
+    }
+
+    /// Kills an agent or the operator and starts the one of another release on the same files; waits until it is ready.
+    pub async fn restart_as(&self, name: &str, age: Age) -> Result<()> {
+        let binaries = match age {
+            Age::Older => Binaries::older(&self.dir)?,
+            Age::Newer => Binaries::find(&self.dir)?,
+        };
+        let program = if name == OPERATOR { "dotgraft-operator" } else { "dotgraft-agent" };
+        self.processes.set_program(name, &binaries.path(program))?;
+        self.restart(name).await
     }
 
     /// Waits until the API server, and every program of ours that runs, is ready.

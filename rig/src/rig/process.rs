@@ -135,10 +135,18 @@ impl Processes {
         })
     }
 
-    /// Goes back to the environment and arguments of the first start. `true`: they were others.
+    /// Takes another file as the program from the next start on: another version of it.
+    pub fn set_program(&self, name: &str, program: &Path) -> Result<()> {
+        self.with(name, |e| {
+            program.clone_into(&mut e.spec.program);
+            Ok(())
+        })
+    }
+
+    /// Goes back to the program, environment and arguments of the first start. `true`: they were others.
     pub fn restore(&self, name: &str) -> Result<bool> {
         self.with(name, |e| {
-            let changed = e.spec.env != e.original.env || e.spec.args != e.original.args;
+            let changed = e.spec.env != e.original.env || e.spec.args != e.original.args || e.spec.program != e.original.program;
             e.spec = e.original.clone();
             Ok(changed)
         })

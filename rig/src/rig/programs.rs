@@ -15,6 +15,23 @@ use crate::sandbox;
 /// The name of the operator among the rig's programs; agents are named as their nodes.
 pub const OPERATOR: &str = "operator";
 
+/// Names the directory of agent and operator of the release before, for tests of upgrades (`e2e/older.sh` makes one).
+const OLDER: &str = "DOTGRAFT_OLD_BIN_DIR";
+
+/// Whether the programs of the release before are at hand.
+pub fn has_older() -> bool {
+    std::env::var_os(OLDER).is_some()
+}
+
+/// Which of two releases a program is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Age {
+    /// The release before.
+    Older,
+    /// The one that is tested.
+    Newer,
+}
+
 /// The built programs, linked into the rig's directory so that a later build changes nothing in a running rig.
 pub struct Binaries(PathBuf);
 
@@ -35,6 +52,19 @@ impl Binaries {
         }
         if from.join("kubectl-dot").exists() {
             sandbox::copy_program(&from.join("kubectl-dot"), &to.join("kubectl-dot"))?;
+        }
+        Ok(Self(to))
+    }
+
+    /// The same of the release before, from `DOTGRAFT_OLD_BIN_DIR` ([`has_older`]). An error names what is missing.
+    pub fn older(dir: &Path) -> Result<Self> {
+        let from = std::env::var_os(OLDER).map(PathBuf::from).with_context(|| format!("{OLDER} is not set"))?;
+        let to = dir.join("older-programs");
+        std::fs::create_dir_all(&to)?;
+        for program in ["dotgraft-agent", "dotgraft-operator"] {
+            if !to.join(program).exists() {
+                sandbox::copy_program(&from.join(program), &to.join(program))?;
+            }
         }
         Ok(Self(to))
     }
