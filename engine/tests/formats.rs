@@ -85,13 +85,18 @@ fn a_row_of_a_newer_version_is_refused_by_name() {
 
 /// Rows inside a row have versions of their own.
 #[test]
-fn a_newer_row_that_a_handoff_brought_is_refused_too() {
-    let (key, body) = rows_of(NOW).into_iter().find(|(key, _)| key == "migration").unwrap();
-    let text = String::from_utf8(body).unwrap();
-    for inner in ["\"jobs\":[{\"version\":1", "\"requests\":[{\"version\":1"] {
+fn a_newer_row_inside_another_is_refused_too() {
+    let inner = [
+        ("migration", "\"jobs\":[{\"version\":1"),
+        ("migration", "\"requests\":[{\"version\":1"),
+        ("partial", "\"target\":{\"version\":1"),
+    ];
+    for (kind, inner) in inner {
+        let (key, body) = rows_of(NOW).into_iter().find(|(key, _)| key == kind).unwrap();
+        let text = String::from_utf8(body).unwrap();
         let newer = text.replacen(inner, &inner.replace(":1", ":99"), 1);
         assert_ne!(newer, text, "{inner}");
-        let error = Recovered::parse(&[(key.clone(), newer.into_bytes())]).unwrap_err();
+        let error = Recovered::parse(&[(key, newer.into_bytes())]).unwrap_err();
         assert!(matches!(&error, FormatError::Newer { version: 99, .. }), "{inner}: {error}");
     }
 }

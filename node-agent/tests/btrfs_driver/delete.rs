@@ -243,14 +243,12 @@ fn a_half_done_commit_or_deletion_is_broken_in_inspect_and_repeating_mends_it() 
 }
 
 #[test]
-fn damaged_or_newer_metadata_is_an_error_and_not_an_empty_volume() {
+fn damaged_metadata_is_an_error_and_not_an_empty_volume() {
     let t = TestPool::new(512);
     let v = t.volume(100);
     let file = t.path(v.fs, "fs.json");
     let good = fs::read_to_string(&file).unwrap();
-    for bad in
-        [good.replacen("\"version\": 1", "\"version\": 2", 1), String::new(), good.replace(&t.pool().id.to_string(), &v.fs.to_string())]
-    {
+    for bad in [String::new(), good.replace(&t.pool().id.to_string(), &v.fs.to_string())] {
         fs::write(&file, bad).unwrap();
         assert!(matches!(t.inspect(v.fs), Err(DriverError::BadMetadata(_))));
     }

@@ -8,6 +8,7 @@ mod fence;
 mod measure;
 mod mounted;
 mod nested;
+mod newer;
 mod older;
 mod pool;
 mod quota;
