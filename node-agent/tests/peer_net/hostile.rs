@@ -179,7 +179,7 @@ async fn a_message_that_breaks_a_bound_is_invalid_and_ends_the_stream() {
         assert_eq!(problem.reason, Reason::Invalid, "{what}: {problem}");
     }
     let newer = changed(|_, t| t.format = 2);
-    assert_eq!(problem_after(&b, &identity, newer).await.reason, Reason::Unsupported);
+    assert_eq!(problem_after(&b, &identity, newer).await.reason, Reason::FormatNewer);
     still_serves(&a, &b).await;
 }
 
