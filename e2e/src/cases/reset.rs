@@ -134,8 +134,10 @@ async fn read_meanwhile(t: Arc<Test>) -> Result<()> {
     waits(&reader.to_string_lossy()).await?;
     ensure!(tree_digest(&reader)? == first, "the reader's commit has changed");
     t.unmount(&reader).await?;
-    t.kube().gone("Commit", &t.namespace, "c1", STEP).await?;
+    // A copy that took over now would begin with it (ADR 7).
+    waits("a reset of this Filesystem").await?;
     let second = t.commit("c2", "d").await?;
+    t.kube().gone("Commit", &t.namespace, "c1", STEP).await?;
     t.trigger("j", "again").await?;
     t.arrived(&fs_id, &second, "n2", STEP).await?;
     let there = t.mount_commit("n2", &fs_id, &second).await?;

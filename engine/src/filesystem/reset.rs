@@ -62,10 +62,14 @@ impl Resets {
 }
 
 impl Filesystem {
-    /// The target of a reset that is wanted, in hand, or done with no commit since: without it nobody could make that head anew.
+    /// The target of a reset that is wanted, in hand, or done with no commit since: without it nobody could make that head anew. Once the head
+    /// is to go, no commit comes any more, and none is needed.
     pub(super) fn pinned_by_reset(&self, id: CommitId) -> bool {
         let here = Some(Origin { fs_id: self.id, commit: id });
-        self.history.reset_to() == Some(id) || self.standing.reset_to() == here || self.history.pending().any(|r| r.reset_to == here)
+        let is_headless = self.standing.is_headless() || self.wish.is_headless();
+        !is_headless && self.history.reset_to() == Some(id)
+            || self.standing.reset_to() == here
+            || self.history.pending().any(|r| r.reset_to == here)
     }
 
     /// Whether the target is on this node, for sure; else says why not, and does what may bring it.
