@@ -66,11 +66,6 @@ pub fn same(c: &Condition) -> Wanted {
     Wanted { type_: c.type_.clone(), status: says(c), reason: c.reason.clone(), message: c.message.clone() }
 }
 
-/// A condition of another object, or its problem, as the reason of one of ours.
-pub fn because(type_: ConditionType, status: bool, c: &Condition) -> Wanted {
-    Wanted { type_: type_.to_string(), status: Some(status), ..same(c) }
-}
-
 /// What stands in the way of a run, as the reason of a condition; with none, as one of its own type.
 pub fn of_problem(type_: Option<ConditionType>, status: bool, p: &Problem) -> Wanted {
     let type_ = type_.map_or_else(|| p.reason.clone(), |t| t.to_string());
