@@ -34,8 +34,16 @@ impl Place {
     pub fn mount_point(&self) -> PathBuf {
         self.dir.path().join("pool")
     }
+    /// A child that another test is just starting has this process's files, the lock of a pool that was closed too, until it runs its own
+    /// program: what is in use is tried again, for two seconds at most.
     pub fn open(&self, expected: Option<PoolId>) -> Result<(BtrfsPool, OpenReport), PoolError> {
-        BtrfsPool::open(&self.source(), &self.mount_point(), expected)
+        let end = Instant::now() + Duration::from_secs(2);
+        loop {
+            match BtrfsPool::open(&self.source(), &self.mount_point(), expected) {
+                Err(PoolError::InUse(_)) if Instant::now() < end => std::thread::sleep(Duration::from_millis(20)),
+                done => return done,
+            }
+        }
     }
     /// Loop devices on the pool file, by identity.
     pub fn loops(&self) -> Vec<String> {
