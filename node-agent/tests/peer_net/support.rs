@@ -187,6 +187,8 @@ pub enum Act {
     Resume(u64),
     /// Like `Store`, but works that long on each thing: the offer, the first frame, the end.
     Slow(Duration),
+    /// Like `Store`, but does nothing with the first frame, nor takes another, before it is told to.
+    Until(watch::Receiver<bool>),
 }
 
 /// What an actor saw.
@@ -320,6 +322,9 @@ async fn receive(offer: Offer, mut frames: mpsc::Receiver<Frame>, replies: mpsc:
                 let first = seen.lock().unwrap().frames == 0;
                 if first && !work.is_zero() {
                     tokio::time::sleep(work).await; // not at all else: a sleep of nothing takes a millisecond
+                }
+                if let (true, Act::Until(told)) = (first, &act) {
+                    let _ = told.clone().wait_for(|go_on| *go_on).await;
                 }
                 let total = {
                     let mut seen = seen.lock().unwrap();
