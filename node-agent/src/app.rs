@@ -133,10 +133,8 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     let registry = Registry::default();
     let node = Arc::new(Node::new(here, Arc::new(pool), Arc::new(journal), Arc::new(peers), Arc::new(api), metrics, registry.clone()));
 
-    let csi = match settings.csi.clone() {
-        Some(csi) => Some(Csi::new(csi, node.clone(), pool_dev(&settings)?, own.clone(), ready.clone(), stop.clone())),
-        None => None,
-    };
+    let pool_dev = pool_dev(&settings)?;
+    let csi = settings.csi.clone().map(|csi| Csi::new(csi, node.clone(), pool_dev.clone(), own.clone(), ready.clone(), stop.clone()));
     let mut supervisor = Supervisor::new(node, own);
     supervisor.wake_all().await.map_err(|e| anyhow::anyhow!("{e}"))?;
     let (events, replicas_fresh, _watch) = replicas::watch(client.clone(), &settings.node);
@@ -145,7 +143,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     let listener = TcpListener::bind(settings.listen).await.with_context(|| format!("--listen {}", settings.listen))?;
     let bounds = ServerSettings::with_silence(settings.peer_silence, settings.kernel_silence);
     spawn_logged("peer service", server::serve(listener, context, registry.clone(), bounds, stop.clone()));
-    spawn_logged("local socket", local::serve(&settings.socket, registry, stop.clone())?);
+    spawn_logged("local socket", local::serve(&settings.socket, registry, pool_dev, stop.clone())?);
     if let Some(csi) = csi {
         spawn_logged("CSI service", csi.serve()?);
     }

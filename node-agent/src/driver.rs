@@ -8,6 +8,7 @@ use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
+pub use dotgraft_engine::filesystem::{MountWhat, Nested};
 use dotgraft_engine::ids::{BootId, CommitId, Epoch, FsId, PoolId};
 use dotgraft_engine::model::{Claim, Commit, Origin, Problem, Reason};
 use serde::{Deserialize, Serialize};
@@ -158,10 +159,43 @@ pub struct Space {
     pub total: u64,
     /// What may still be written, the 5 % reserve (at least 1 GiB, at most a quarter of the pool) left out.
     pub available: u64,
-    /// Unallocated plus free metadata space: under 512 MiB commits and receives are refused.
+    /// Unallocated plus free metadata space; see [`Space::metadata_floor`].
     pub metadata_free: u64,
     /// The kernel forced the pool read-only.
     pub read_only: bool,
+}
+
+impl Space {
+    /// Most that a pool keeps free for metadata, bytes (storage.md §1).
+    const METADATA_FLOOR: u64 = 512 << 20;
+
+    /// Metadata space under which commits and receives are refused, bytes: 512 MiB, in pools under 8 GiB a sixteenth of the pool (there
+    /// the kernel's metadata chunks are smaller too, and 512 MiB would refuse long before it is full).
+    pub fn metadata_floor(&self) -> u64 {
+        Self::METADATA_FLOOR.min(self.total / 16)
+    }
+
+    /// Itself, if a commit, a head or a receive may be begun in it.
+    ///
+    /// # Errors
+    ///
+    /// `PoolFailed` in a pool that the kernel has made read-only; `NoSpace` under [`Space::metadata_floor`], as a file system whose
+    /// metadata is full can't even delete.
+    pub fn checked(self) -> Result<Self, DriverError> {
+        if self.read_only {
+            let text = "the kernel has made the pool read-only; see its log, then replace the disk or restart the node";
+            return Err(DriverError::PoolFailed(text.to_owned()));
+        }
+        let floor = self.metadata_floor();
+        if self.metadata_free < floor {
+            return Err(DriverError::NoSpace(format!(
+                "only {} MiB are left for metadata in the pool (needs {} MiB): delete commits or Dots, or enlarge the pool",
+                self.metadata_free >> 20,
+                floor >> 20
+            )));
+        }
+        Ok(self)
+    }
 }
 
 /// Room of one Filesystem by its level-1 qgroup, bytes.
@@ -173,22 +207,13 @@ pub struct Usage {
     pub limit: u64,
 }
 
-/// Subvolumes that a pod has made inside the volume, and that are plain directories in a commit of it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Folded {
-    /// How many are directly in the head.
-    pub count: usize,
-    /// Path of one, relative to the head, lossily as text.
-    pub first: String,
-}
-
 /// What a commit cost.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct CommitDone {
     /// Data bytes in extents newer than the parent's generation, if it was measured.
     pub changed_bytes: Option<u64>,
     /// What was nested in it, if anything and if it was taken just now.
-    pub folded: Option<Folded>,
+    pub folded: Option<Nested>,
 }
 
 /// Who has something mounted: a line for a condition.
@@ -202,22 +227,33 @@ pub struct Holder {
     pub mount_point: PathBuf,
 }
 
+/// How many holders a message names.
+const NAMED_HOLDERS: usize = 3;
+
+/// That nobody has it mounted.
+///
+/// # Errors
+///
+/// `Mounted`, with the first few of `holders`.
+pub fn held_by_nobody(holders: &[Holder]) -> Result<(), DriverError> {
+    if holders.is_empty() {
+        return Ok(());
+    }
+    let name = |h: &Holder| format!("{} (pid {}) at {}", h.command, h.pid, h.mount_point.display());
+    let mut text: Vec<String> = holders.iter().take(NAMED_HOLDERS).map(name).collect();
+    if let Some(more @ 1..) = holders.len().checked_sub(NAMED_HOLDERS) {
+        text.push(format!("and {more} more"));
+    }
+    Err(DriverError::Mounted(text.join(", ")))
+}
+
 /// Proof of a final commit: the snapshot holds all that was acknowledged.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fenced {
     /// Generation of head and snapshot, equal.
     pub generation: u64,
     /// What is nested in the head, if anything.
-    pub folded: Option<Folded>,
-}
-
-/// What to mount.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum MountWhat {
-    /// The writable head.
-    Head,
-    /// A commit, always read-only.
-    Commit(CommitId),
+    pub folded: Option<Nested>,
 }
 
 /// What is on disk of one Filesystem.
@@ -326,4 +362,38 @@ pub trait Driver: Send + Sync + 'static {
     fn receive_finish(&self, qgroup: u64, commit: &Commit) -> Result<(), DriverError>;
     /// Removes partial and checkpoints of a target.
     fn receive_discard(&self, fs: FsId, target: CommitId) -> Result<(), DriverError>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GIB: u64 = 1 << 30;
+
+    #[test]
+    fn the_metadata_floor_is_smaller_in_small_pools() {
+        let floor = |total| Space { total, ..Space::default() }.metadata_floor();
+        assert_eq!(floor(1 << 40), 512 << 20);
+        assert_eq!(floor(8 * GIB), 512 << 20);
+        assert_eq!(floor(4 * GIB), 256 << 20);
+    }
+
+    #[test]
+    fn a_pool_at_its_floor_takes_commits_and_one_below_it_or_read_only_does_not() {
+        let at = Space { total: 4 * GIB, available: 0, metadata_free: 256 << 20, read_only: false };
+        assert_eq!(at.checked().unwrap(), at);
+        let below = Space { metadata_free: at.metadata_free - 1, ..at };
+        assert!(matches!(below.checked(), Err(DriverError::NoSpace(_))));
+        assert!(matches!(Space { read_only: true, ..below }.checked(), Err(DriverError::PoolFailed(_))));
+    }
+
+    #[test]
+    fn the_first_few_who_have_it_mounted_are_named() {
+        let holder = |pid| Holder { pid, command: "db".into(), mount_point: "/data".into() };
+        let said = |n: i32| held_by_nobody(&(1..=n).map(holder).collect::<Vec<_>>()).map_err(|e| e.to_string());
+        assert_eq!(said(0), Ok(()));
+        assert_eq!(said(1), Err("mounted by db (pid 1) at /data".to_owned()));
+        assert!(said(3).unwrap_err().ends_with("db (pid 3) at /data"));
+        assert!(said(5).unwrap_err().ends_with("db (pid 3) at /data, and 2 more"));
+    }
 }

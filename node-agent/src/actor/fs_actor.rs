@@ -6,8 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dotgraft_engine::filesystem::{
-    Answer, CheckpointRow, Ctx, Desired, Event, FilesystemStatus, Intent, MountWhat, Note, ReceiveOffer, Record, Recovered, ReqId, Row,
-    Task,
+    Answer, CheckpointRow, Ctx, Desired, Event, FilesystemStatus, Intent, Note, ReceiveOffer, Record, Recovered, ReqId, Row, Task,
 };
 use dotgraft_engine::ids::{Fresh, FsId, OpId};
 use dotgraft_engine::model::{Problem, Reason};
@@ -22,7 +21,6 @@ use super::node::Node;
 use super::orders::{Order, Orders};
 use super::tasks::{self, TaskCtx};
 use crate::account;
-use crate::driver;
 use crate::journal::{Entry, Op, Scope};
 use crate::stream::ApplierState;
 
@@ -180,10 +178,6 @@ impl FsActor {
                 Event::Offer(req, Box::new(engine_offer(*offer)))
             }
             Request::Mount { what, target, read_only, reply } => {
-                let what = match what {
-                    driver::MountWhat::Head => MountWhat::Head,
-                    driver::MountWhat::Commit(id) => MountWhat::Commit(id),
-                };
                 let target = target.to_string_lossy().into_owned();
                 Event::Mount(self.wait(Waiting::Plain(reply)), what, target, read_only)
             }

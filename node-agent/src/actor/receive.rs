@@ -11,8 +11,8 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::fs_actor::{Said, cancelled};
 use super::handle::{Frame, Reply};
-use super::tasks::{TaskCtx, refuse_if_low};
-use crate::driver::{Driver, DriverError};
+use super::tasks::TaskCtx;
+use crate::driver::{Driver, DriverError, Space};
 use crate::stream::{Applier, ApplierState, ContentClass, Limits, StreamError};
 
 /// A checkpoint at the latest after so many bytes: an interrupted transfer re-sends less than 64 MiB (design §7).
@@ -118,9 +118,8 @@ impl Receive {
     /// Typed, before bytes are sent (replication.md §2).
     fn check_room(&self) -> Result<(), Problem> {
         let driver = self.driver();
-        refuse_if_low(driver.as_ref()).map_err(|e| e.problem())?;
+        let space = driver.space().and_then(Space::checked).map_err(|e| e.problem())?;
         let Some(expected) = self.offer.expected else { return Ok(()) };
-        let space = driver.space().map_err(|e| e.problem())?;
         if expected > space.available {
             let text = format!(
                 "about {} MiB are to come and the pool of node {} has {} MiB left: delete commits or Dots there, or enlarge the pool",

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use dotgraft_engine::filesystem::{Event, Found, MountWhat, Nested, Task, TaskDone};
+use dotgraft_engine::filesystem::{Event, Found, Task, TaskDone};
 use dotgraft_engine::ids::{CommitId, FsId, OpId};
 use dotgraft_engine::model::{Origin, Problem, Reason};
 use tokio::sync::{mpsc, oneshot};
@@ -15,7 +15,7 @@ use super::handle::{Frame, Reply};
 use super::node::Node;
 use super::orders::Order;
 use super::{receive, send};
-use crate::driver::{self, Driver, DriverError};
+use crate::driver::{Driver, DriverError, held_by_nobody};
 
 /// Frames and replies of an accepted transfer.
 pub type Transfer = (mpsc::Receiver<Frame>, mpsc::Sender<Reply>);
@@ -100,16 +100,16 @@ async fn carry_out(ctx: &TaskCtx, task: Task, transfer: Option<Transfer>) -> Res
         }
         Task::Commit { qgroup, commit } => {
             let began = std::time::Instant::now();
-            let done = ctx.blocking(move |d| refuse_if_low(d).and_then(|()| d.commit(qgroup, &commit))).await;
+            let done = ctx.blocking(move |d| d.commit(qgroup, &commit)).await;
             ctx.node.metrics.commit(done.is_ok(), began.elapsed());
-            done.map(|done| TaskDone::Committed { changed_bytes: done.changed_bytes, nested: done.folded.map(nested) })
+            done.map(|done| TaskDone::Committed { changed_bytes: done.changed_bytes, nested: done.folded })
         }
         Task::DeleteCommit(id) => ctx.blocking(move |d| d.delete_commit(fs, id)).await.map(|()| TaskDone::Ok),
         Task::LookForMounts => ctx.blocking(move |d| look_for_mounts(d, fs)).await,
         Task::Freeze => freeze(ctx).await.map(|()| TaskDone::Ok),
         Task::FinalCommit { qgroup, commit } => {
             let done = ctx.blocking(move |d| d.final_commit(qgroup, &commit)).await;
-            done.map(|f| TaskDone::Fenced { generation: f.generation, nested: f.folded.map(nested) })
+            done.map(|f| TaskDone::Fenced { generation: f.generation, nested: f.folded })
         }
         Task::Thaw => ctx.blocking(move |d| d.thaw(fs)).await.map(|()| TaskDone::Ok),
         Task::Swap(swap) => ctx.node.api.swap(fs, &swap).await.map(|view| TaskDone::Authority(Box::new(view))),
@@ -124,10 +124,6 @@ async fn carry_out(ctx: &TaskCtx, task: Task, transfer: Option<Transfer>) -> Res
         Task::Destroy { qgroup } => ctx.blocking(move |d| destroy(d, fs, qgroup)).await,
         Task::Usage { qgroup } => ctx.blocking(move |d| d.usage(qgroup)).await.map(|u| TaskDone::Usage { bytes: u.bytes, limit: u.limit }),
         Task::Mount(what, target, read_only) => {
-            let what = match what {
-                MountWhat::Head => driver::MountWhat::Head,
-                MountWhat::Commit(id) => driver::MountWhat::Commit(id),
-            };
             ctx.blocking(move |d| d.mount(fs, what, target.as_ref(), read_only)).await.map(|()| TaskDone::Ok)
         }
         Task::Unmount(target) => ctx.blocking(move |d| d.unmount(target.as_ref())).await.map(|()| TaskDone::Ok),
@@ -182,40 +178,8 @@ async fn inspect(ctx: &TaskCtx) -> Result<TaskDone, Problem> {
     })))
 }
 
-/// Under 512 MiB of metadata room commits and receives are refused (storage.md §1).
-pub fn refuse_if_low(d: &dyn Driver) -> Result<(), DriverError> {
-    const METADATA_FLOOR: u64 = 512 << 20;
-    let space = d.space()?;
-    if space.read_only {
-        return Err(DriverError::PoolFailed(
-            "the kernel has made the pool read-only; see its log, then replace the disk or restart the node".into(),
-        ));
-    }
-    // A pool that is small by design (tests, edge) gets a floor in proportion.
-    let floor = METADATA_FLOOR.min(space.total / 16);
-    if space.metadata_free < floor {
-        let text = format!(
-            "only {} MiB are left for metadata in the pool (needs {} MiB): delete commits or Dots, or enlarge the pool",
-            space.metadata_free >> 20,
-            floor >> 20
-        );
-        return Err(DriverError::NoSpace(text));
-    }
-    Ok(())
-}
-
-fn held_by(holders: &[driver::Holder]) -> String {
-    let mut text: Vec<String> =
-        holders.iter().take(3).map(|h| format!("{} (pid {}) at {}", h.command, h.pid, h.mount_point.display())).collect();
-    if holders.len() > 3 {
-        text.push(format!("and {} more", holders.len() - 3));
-    }
-    text.join(", ")
-}
-
 fn look_for_mounts(d: &dyn Driver, fs: FsId) -> Result<TaskDone, DriverError> {
-    let holders = d.head_holders(fs)?;
-    if holders.is_empty() { Ok(TaskDone::Ok) } else { Err(DriverError::Mounted(held_by(&holders))) }
+    held_by_nobody(&d.head_holders(fs)?).map(|()| TaskDone::Ok)
 }
 
 /// On a thread of its own: the pool of threads for what blocks may be full of what a slow disk keeps waiting.
@@ -228,16 +192,9 @@ async fn freeze(ctx: &TaskCtx) -> Result<(), Problem> {
     rx.await.unwrap_or_else(|_| Err(Problem::new(Reason::Internal, "a freeze died")))
 }
 
-fn nested(folded: driver::Folded) -> Nested {
-    Nested { count: folded.count, first: folded.first }
-}
-
 /// A mounted subvolume would vanish without a word to its users: looked at right before (storage.md §3).
 fn destroy(d: &dyn Driver, fs: FsId, qgroup: u64) -> Result<TaskDone, DriverError> {
-    let holders = d.holders(fs)?;
-    if !holders.is_empty() {
-        return Err(DriverError::Mounted(held_by(&holders)));
-    }
+    held_by_nobody(&d.holders(fs)?)?;
     d.destroy(fs, qgroup).map(|()| TaskDone::Ok)
 }
 

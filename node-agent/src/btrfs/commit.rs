@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use super::fsx::{self, Context, What, fail};
 use super::subvol::Subvol;
 use super::{BtrfsPool, estimate, fold, ioctl, layout, meta, mounts, quota, subvol};
-use crate::driver::{CommitDone, DriverError, FsMeta};
+use crate::driver::{CommitDone, DriverError, FsMeta, held_by_nobody};
 
 /// The measuring of a commit's size may take this long.
 const MEASURE: Duration = Duration::from_millis(3);
@@ -35,7 +35,7 @@ pub fn snapshot_commit(commits: impl AsFd, source: &Subvol, qgroup: u64, commit:
     match ioctl::snapshot(&commits, &commit.id.to_string(), &source.fd, true, quota::level1(qgroup)) {
         Ok(()) | Err(Errno::EXIST) => Ok(()),
         Err(e) => {
-            let _ = fsx::remove_file(&commits, &meta::commit_name(commit.id)); // best effort: `inspect` calls it broken otherwise
+            let _ = fsx::remove_file(&commits, &layout::commit_json(commit.id)); // best effort: `inspect` calls it broken otherwise
             Err(fail(format!("snapshot of {}", commit.fs_id), e))
         }
     }
@@ -67,7 +67,7 @@ impl BtrfsPool {
             Some(_) => return Err(DriverError::BadMetadata(format!("the head of {fs} is not a subvolume"))),
             None => {}
         }
-        self.check_room()?;
+        self.space_now()?.checked()?;
         let group = quota::level1(qgroup);
         let made = match from {
             None => ioctl::subvol_create(&dir, layout::HEAD, group),
@@ -88,7 +88,7 @@ impl BtrfsPool {
         if let Some(there) = existing(&commits, commit)? {
             return Ok(CommitDone { changed_bytes: self.measure(commit, &there), folded: None });
         }
-        self.check_room()?;
+        self.space_now()?.checked()?;
         let folded = fold::take(self, &commits, &self.head(commit.fs_id)?, qgroup, commit)?;
         let taken = subvol::open(&commits, &commit.id.to_string())?;
         Ok(CommitDone { changed_bytes: self.measure(commit, &taken), folded })
@@ -111,10 +111,10 @@ impl BtrfsPool {
     pub(super) fn remove_commit(&self, fs: FsId, commit: CommitId) -> Result<(), DriverError> {
         let Some(commits) = fsx::maybe(self.fs_sub(fs, layout::COMMITS))? else { return Ok(()) };
         let name = commit.to_string();
-        let root = format!("/{}/{fs}/{}/{name}", layout::FS, layout::COMMITS);
-        mounts::nobody(&mounts::holders(&self.dev, |r| r.starts_with(&root))?)?;
+        let root = layout::as_mounted(&layout::commit(fs, commit));
+        held_by_nobody(&mounts::holders(&self.dev, |r| r.starts_with(&root))?)?;
         subvol::remove(self, &commits, &name)?;
-        fsx::remove_file(&commits, &meta::commit_name(commit))?;
+        fsx::remove_file(&commits, &layout::commit_json(commit))?;
         // A transaction of its own accord sets the kernel's cleaner to work, an fsync does not: else the space comes back 30 s later.
         ioctl::commit_transaction(&self.root).doing(|| "commit the transaction".to_owned())?;
         fsx::sync_dir(commits)

@@ -8,18 +8,18 @@ use rustix::fs::AtFlags;
 use super::fsx::{self, Context, What};
 use super::subvol::Subvol;
 use super::{BtrfsPool, ioctl, layout, locked, meta, mounts, quota, subvol};
-use crate::driver::{DriverError, Holder};
+use crate::driver::{DriverError, Holder, held_by_nobody};
 
 impl BtrfsPool {
     /// See [`crate::driver::Driver::holders`].
     pub(super) fn holders_of(&self, fs: FsId) -> Result<Vec<Holder>, DriverError> {
-        let root = format!("/{}/{fs}", layout::FS);
+        let root = layout::as_mounted(&layout::dir(fs));
         mounts::holders(&self.dev, |r| r.starts_with(&root))
     }
 
     /// See [`crate::driver::Driver::head_holders`].
     pub(super) fn holders_of_head(&self, fs: FsId) -> Result<Vec<Holder>, DriverError> {
-        let root = format!("/{}/{fs}/{}", layout::FS, layout::HEAD);
+        let root = layout::as_mounted(&layout::head(fs));
         mounts::holders(&self.dev, |r| r.starts_with(&root)) // by whole components
     }
 
@@ -34,7 +34,7 @@ impl BtrfsPool {
                     self.freeze_unless_held(&head, || self.holders_of(fs))?;
                     self.open_to_nested(&head, &[qgroup])?;
                 }
-                None => mounts::nobody(&self.holders_of(fs)?)?,
+                None => held_by_nobody(&self.holders_of(fs)?)?,
             }
             self.remove_subvolumes(&dir)?;
             self.remove_rest(fs, &dir)?;
@@ -49,10 +49,10 @@ impl BtrfsPool {
     /// not killed for nothing, and under it, right before the deletion. A head that is not deleted after all is left as it was found: one
     /// that was fenced, such as a superseded one, must not become writable.
     fn freeze_unless_held(&self, head: &Subvol, holders: impl Fn() -> Result<Vec<Holder>, DriverError>) -> Result<(), DriverError> {
-        mounts::nobody(&holders()?)?;
+        held_by_nobody(&holders()?)?;
         let was_fenced = ioctl::is_read_only(&head.fd).doing(|| "read flags of the head".to_owned())?;
         self.freeze(head)?;
-        let unheld = holders().and_then(|found| mounts::nobody(&found));
+        let unheld = holders().and_then(|found| held_by_nobody(&found));
         if unheld.is_err() && !was_fenced {
             self.unfreeze(head)?;
         }
@@ -108,7 +108,7 @@ impl BtrfsPool {
 
     /// Plain files and directories; `fs.json` last, so that an interrupted deletion still says whose it is.
     fn remove_rest(&self, fs: FsId, dir: &OwnedFd) -> Result<(), DriverError> {
-        for name in fsx::names(dir)?.into_iter().filter(|n| n != meta::FS_JSON) {
+        for name in fsx::names(dir)?.into_iter().filter(|n| n != layout::FS_JSON) {
             if fsx::what(dir, &name)? == Some(What::Directory) {
                 let sub = fsx::open_dir(dir, &name)?;
                 for inner in fsx::names(&sub)? {
@@ -119,7 +119,7 @@ impl BtrfsPool {
                 fsx::remove_file(dir, &name)?;
             }
         }
-        fsx::remove_file(dir, meta::FS_JSON)?;
+        fsx::remove_file(dir, layout::FS_JSON)?;
         let all = fsx::open_dir(&self.root, layout::FS)?;
         let removed = rustix::fs::unlinkat(&all, fs.to_string(), AtFlags::REMOVEDIR);
         fsx::gone_is_fine(removed.doing(|| format!("rmdir {fs}")))?;

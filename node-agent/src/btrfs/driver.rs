@@ -70,12 +70,10 @@ impl Driver for BtrfsPool {
         self.holders_of_head(fs)
     }
     fn mount(&self, fs: FsId, what: MountWhat, target: &Path, read_only: bool) -> Result<(), DriverError> {
-        let (path, read_only) = match what {
-            MountWhat::Head => (format!("{}/{fs}/{}", layout::FS, layout::HEAD), read_only),
-            MountWhat::Commit(commit) => (format!("{}/{fs}/{}/{commit}", layout::FS, layout::COMMITS), true),
-        };
+        let path = layout::subvolume(fs, what);
+        let read_only = read_only || matches!(what, MountWhat::Commit(_));
         let source = subvol::open_root(&self.root, &path)?;
-        mounts::bind(source, &self.dev, &Path::new("/").join(path), target, read_only)
+        mounts::bind(source, &self.dev, &layout::as_mounted(&path), target, read_only)
     }
     fn unmount(&self, target: &Path) -> Result<(), DriverError> {
         mounts::unmount(target)
@@ -90,7 +88,7 @@ impl Driver for BtrfsPool {
         self.thaw_head(fs)
     }
     fn is_fenced(&self, fs: FsId) -> Result<bool, DriverError> {
-        let head = subvol::open_root(&self.root, &format!("{}/{fs}/{}", layout::FS, layout::HEAD))?;
+        let head = subvol::open_root(&self.root, &layout::head(fs))?;
         ioctl::is_read_only(head).doing(|| format!("flags of the head of {fs}"))
     }
 

@@ -40,11 +40,7 @@ const ROUNDS: usize = 1000;
 /// `NotFound` without a head. The kernel's own refusals; then all else is frozen, and it should be tried again at once.
 pub fn freeze(root: impl AsFd, fs: FsId) -> Result<(), DriverError> {
     let root = root.as_fd();
-    freeze_all(root, &subvol::open(root, &head_path(fs))?)
-}
-
-fn head_path(fs: FsId) -> String {
-    format!("{}/{fs}/{}", layout::FS, layout::HEAD)
+    freeze_all(root, &subvol::open(root, &layout::head(fs))?)
 }
 
 fn freeze_all(root: BorrowedFd<'_>, head: &Subvol) -> Result<(), DriverError> {

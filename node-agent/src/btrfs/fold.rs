@@ -19,7 +19,7 @@ use super::fsx::{self, Context, fail};
 use super::search::Child;
 use super::subvol::{self, Subvol, children};
 use super::{BtrfsPool, commit, ioctl, layout, meta, quota, send};
-use crate::driver::{DriverError, Folded};
+use crate::driver::{DriverError, Nested};
 use crate::stream::{Applier, Donor, StreamError};
 
 /// A commit of a head whose users make and remove subvolumes all the time is tried so often in a row.
@@ -33,7 +33,7 @@ const PIECE: usize = 1 << 20;
 ///
 /// # Errors
 /// `NestedSubvolume` where a nested one can't be made again as a directory, or they change all the time; the kernel's refusals.
-pub fn take(pool: &BtrfsPool, commits: &OwnedFd, head: &Subvol, qgroup: u64, commit: &Commit) -> Result<Option<Folded>, DriverError> {
+pub fn take(pool: &BtrfsPool, commits: &OwnedFd, head: &Subvol, qgroup: u64, commit: &Commit) -> Result<Option<Nested>, DriverError> {
     for _ in 0..TRIES {
         let nested = children(pool.root(), head.info.id)?;
         let taken = if nested.is_empty() {
@@ -64,7 +64,7 @@ pub fn take_frozen(
     head: &Subvol,
     qgroup: u64,
     commit: &Commit,
-) -> Result<Option<Folded>, DriverError> {
+) -> Result<Option<Nested>, DriverError> {
     let nested = children(pool.root(), head.info.id)?;
     let folded = nested.first().map(|first| folded(head, first, nested.len()));
     if commit::existing(commits, commit)?.is_some() {
@@ -91,14 +91,14 @@ pub fn sweep(pool: &BtrfsPool, commits: &OwnedFd) -> Result<(), DriverError> {
     Ok(())
 }
 
-fn folded(head: &Subvol, first: &Child, count: usize) -> Folded {
+fn folded(head: &Subvol, first: &Child, count: usize) -> Nested {
     let mut path = ioctl::ino_path(&head.fd, head.info.id, first.dir).unwrap_or_default();
     path.extend_from_slice(&first.name);
-    Folded { count, first: String::from_utf8_lossy(&path).into_owned() }
+    Nested { count, first: String::from_utf8_lossy(&path).into_owned() }
 }
 
 /// One nested subvolume and the directory in which it is made again.
-struct Nested {
+struct Place {
     root: OwnedFd,
     /// Of the directory that it is in, below `root`; empty for `root` itself.
     dir: Vec<u8>,
@@ -115,7 +115,7 @@ struct Folding<'a> {
 impl Folding<'_> {
     fn run(&self, head: &Subvol, nested: &[Child]) -> Result<(), DriverError> {
         sweep(self.pool, self.commits)?;
-        let name = layout::work(&self.commit.id.to_string());
+        let name = layout::work(self.commit.id);
         let work = self.snapshot(head, &name, false)?;
         let mut todo = places(&work, nested)?;
         while let Some(next) = todo.pop() {
@@ -130,18 +130,18 @@ impl Folding<'_> {
     }
 
     /// Makes one again as a directory, without what is nested in it: that is returned.
-    fn fold(&self, nested: &Nested) -> Result<Vec<Nested>, DriverError> {
+    fn fold(&self, nested: &Place) -> Result<Vec<Place>, DriverError> {
         let live = subvol::open_id(self.pool.root(), nested.child.id)?;
         let inside = children(self.pool.root(), nested.child.id)?;
-        let name = layout::part(&self.commit.id.to_string());
+        let name = layout::part(self.commit.id);
         let part = self.snapshot(&live, &name, true)?;
         if children(self.pool.root(), nested.child.id)? != inside {
             return Err(DriverError::NotFound("a nested subvolume as it was a moment ago".to_owned())); // again from the start
         }
         let made = make_directory(nested)?;
-        let below: Vec<Nested> = places(&part, &inside)?
+        let below: Vec<Place> = places(&part, &inside)?
             .into_iter()
-            .map(|n| Ok(Nested { root: made.try_clone().doing(|| "duplicate a descriptor".to_owned())?, ..n }))
+            .map(|n| Ok(Place { root: made.try_clone().doing(|| "duplicate a descriptor".to_owned())?, ..n }))
             .collect::<Result<_, DriverError>>()?;
         fill(made, part, &nested.child)?;
         subvol::remove(self.pool, self.commits, &name)?;
@@ -160,17 +160,17 @@ impl Folding<'_> {
 }
 
 /// Where the children of the tree that `within` is a snapshot of belong in it. Inodes are the same in both.
-fn places(within: &Subvol, nested: &[Child]) -> Result<Vec<Nested>, DriverError> {
+fn places(within: &Subvol, nested: &[Child]) -> Result<Vec<Place>, DriverError> {
     let place = |child: &Child| {
         let dir = ioctl::ino_path(&within.fd, within.info.id, child.dir).doing(|| "find a nested subvolume".to_owned())?;
         let root = within.fd.try_clone().doing(|| "duplicate a descriptor".to_owned())?;
-        Ok(Nested { root, dir, child: child.clone() })
+        Ok(Place { root, dir, child: child.clone() })
     };
     nested.iter().map(place).collect()
 }
 
 /// An empty directory in place of what the snapshot shows; the directory that it is in keeps its times.
-fn make_directory(nested: &Nested) -> Result<OwnedFd, DriverError> {
+fn make_directory(nested: &Place) -> Result<OwnedFd, DriverError> {
     let what = || format!("make a directory of the nested subvolume {}", nested.child.shown());
     let parent = open_beneath(&nested.root, &nested.dir).doing(what)?;
     let name = nested.child.name.as_slice();

@@ -9,18 +9,6 @@ use super::fsx::{self, Context, What};
 use super::{BtrfsPool, ioctl, layout, meta, subvol};
 use crate::driver::{DriverError, Found};
 
-/// Name of a checkpoint: `<target>.<offset>`.
-pub fn checkpoint_name(target: CommitId, offset: u64) -> String {
-    format!("{target}.{offset}")
-}
-
-/// Back from a name; `None` if it is not a checkpoint's.
-pub fn parse_checkpoint(name: &str) -> Option<(CommitId, u64)> {
-    let (target, offset) = name.split_once('.')?;
-    let parsed = (target.parse().ok()?, offset.parse().ok()?);
-    (checkpoint_name(parsed.0, parsed.1) == name).then_some(parsed)
-}
-
 impl BtrfsPool {
     /// See [`crate::driver::Driver::inspect`].
     pub(super) fn look(&self, fs: FsId) -> Result<Found, DriverError> {
@@ -35,7 +23,7 @@ impl BtrfsPool {
             found.incoming.extend(name.parse::<CommitId>().ok());
         }
         for name in self.names_in(fs, layout::CHECKPOINTS)? {
-            found.checkpoints.extend(parse_checkpoint(&name));
+            found.checkpoints.extend(layout::parse_checkpoint(&name));
         }
         found.checkpoints.sort_unstable();
         Ok(found)
@@ -45,7 +33,7 @@ impl BtrfsPool {
         let Some(commits) = fsx::maybe(self.fs_sub(fs, layout::COMMITS))? else { return Ok(()) };
         let names = fsx::names(&commits)?;
         for name in names.iter().filter(|name| !layout::is_work(name)) {
-            if let Some(id) = name.strip_suffix(".json").and_then(|id| id.parse::<CommitId>().ok()) {
+            if let Some(id) = layout::parse_commit_json(name) {
                 // Metadata without its snapshot: a commit that did not happen, or half of a deletion.
                 if fsx::what(&commits, &id.to_string())?.is_none() {
                     found.broken.push(id.to_string());
@@ -81,18 +69,4 @@ fn look_at_commit(commits: impl AsFd, id: CommitId) -> Result<(bool, Commit), Dr
     let root = subvol::open_root(&commits, &id.to_string())?;
     let read_only = ioctl::is_read_only(root).doing(|| format!("flags of {id}"))?;
     Ok((read_only, meta::read_commit(commits, id)?))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_checkpoint_name_has_one_spelling() {
-        let id: CommitId = "0198c2a5-7f00-7000-8000-000000000001".parse().unwrap();
-        assert_eq!(parse_checkpoint(&checkpoint_name(id, 67_108_864)), Some((id, 67_108_864)));
-        for bad in ["", ".", "x.1", &format!("{id}."), &format!("{id}.01"), &format!("{id}.+1"), &format!("{id}.1.json")] {
-            assert_eq!(parse_checkpoint(bad), None, "{bad}");
-        }
-    }
 }

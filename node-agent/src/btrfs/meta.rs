@@ -9,10 +9,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::fsx;
+use super::layout::{FS_JSON, commit_json};
 use crate::driver::{DriverError, FsMeta};
-
-/// Name of a copy's own file.
-pub const FS_JSON: &str = "fs.json";
 
 fn decode<T: DeserializeOwned>(kind: Kind, name: &str, bytes: &[u8]) -> Result<T, DriverError> {
     kind.read(name, bytes).map_err(|e| match e {
@@ -71,18 +69,13 @@ pub fn write_fs(dir: impl AsFd, meta: &FsMeta) -> Result<(), DriverError> {
     fsx::sync_dir(dir)
 }
 
-/// Name of the file beside a commit.
-pub fn commit_name(id: impl std::fmt::Display) -> String {
-    format!("{id}.json")
-}
-
 /// Reads the metadata beside a commit.
 ///
 /// # Errors
 ///
 /// [`DriverError::NotFound`] if there is none, [`DriverError::BadMetadata`] if it is damaged, newer, or of another commit.
 pub fn read_commit(commits: impl AsFd, id: dotgraft_engine::ids::CommitId) -> Result<Commit, DriverError> {
-    let name = commit_name(id);
+    let name = commit_json(id);
     let commit: Commit = decode(Kind::Commit, &name, &fsx::read_file(commits, &name)?)?;
     if commit.id != id {
         return Err(DriverError::BadMetadata(format!("{name} speaks of commit {}", commit.id)));
@@ -97,7 +90,7 @@ pub fn read_commit(commits: impl AsFd, id: dotgraft_engine::ids::CommitId) -> Re
 ///
 /// A step fails; a file that was there is then still there, whole.
 pub fn write_commit(commits: impl AsFd, commit: &Commit) -> Result<(), DriverError> {
-    let name = commit_name(commit.id);
+    let name = commit_json(commit.id);
     spare_newer(Kind::Commit, &commits, &name)?;
     fsx::replace_file(commits, &name, &encode(&name, commit)?)
 }
@@ -205,7 +198,7 @@ mod tests {
         assert!(matches!(refuse_newer_fs(&opened), Err(DriverError::FormatNewer(_))));
         assert_eq!(std::fs::read_to_string(dir.path().join(FS_JSON)).unwrap(), newer);
 
-        let name = commit_name(commit().id);
+        let name = commit_json(commit().id);
         let newer = COMMIT_GOLDEN.replacen("\"version\": 1", "\"version\": 9", 1);
         let (dir, opened) = in_a_directory(&name, newer.as_bytes());
         assert!(matches!(write_commit(&opened, &commit()), Err(DriverError::FormatNewer(_))));

@@ -13,6 +13,7 @@ mod fold;
 mod fsx;
 mod inspect;
 pub mod ioctl;
+pub mod layout;
 mod loopdev;
 mod meta;
 pub(crate) mod mounts;
@@ -37,32 +38,9 @@ use dotgraft_engine::ids::{CommitId, FsId};
 pub use fence::freeze;
 pub use pool::{LABEL, PoolError, PoolSource, refuse_if_in_use};
 pub use send::SendOptions;
-pub use space::metadata_floor;
 pub use startup::{OpenReport, Stray};
 
 use crate::driver::{DriverError, PoolInfo};
-
-/// Names inside the directory of a Filesystem (storage.md §1).
-mod layout {
-    pub const FS: &str = "fs";
-    pub const HEAD: &str = "head";
-    pub const COMMITS: &str = "commits";
-    pub const INCOMING: &str = "incoming";
-    pub const CHECKPOINTS: &str = "checkpoints";
-
-    /// Beside the commits: one that is being put together. No commit's id looks like it.
-    pub fn work(commit: &str) -> String {
-        format!("{commit}.work")
-    }
-    /// Beside the commits: what is being brought into it.
-    pub fn part(commit: &str) -> String {
-        format!("{commit}.part")
-    }
-    /// One of these two: of an attempt that was interrupted, if none is under way.
-    pub fn is_work(name: &str) -> bool {
-        [".work", ".part"].iter().any(|end| name.ends_with(end))
-    }
-}
 
 /// An open pool. The lock on it goes with this value; the mount stays for pods and for the agent's next life.
 #[derive(Debug)]
@@ -84,17 +62,17 @@ impl BtrfsPool {
     }
     /// The directory of a Filesystem.
     fn fs_dir(&self, fs: FsId) -> Result<OwnedFd, DriverError> {
-        fsx::open_dir(&self.root, &format!("{}/{fs}", layout::FS))
+        fsx::open_dir(&self.root, &layout::dir(fs))
     }
     /// A directory in it.
     fn fs_sub(&self, fs: FsId, name: &str) -> Result<OwnedFd, DriverError> {
-        fsx::open_dir(&self.root, &format!("{}/{fs}/{name}", layout::FS))
+        fsx::open_dir(&self.root, &layout::within(fs, name))
     }
     fn head(&self, fs: FsId) -> Result<subvol::Subvol, DriverError> {
-        subvol::open(&self.root, &format!("{}/{fs}/{}", layout::FS, layout::HEAD))
+        subvol::open(&self.root, &layout::head(fs))
     }
     fn commit_subvol(&self, fs: FsId, commit: CommitId) -> Result<subvol::Subvol, DriverError> {
-        subvol::open(&self.root, &format!("{}/{fs}/{}/{commit}", layout::FS, layout::COMMITS))
+        subvol::open(&self.root, &layout::commit(fs, commit))
     }
 }
 

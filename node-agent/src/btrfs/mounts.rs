@@ -11,11 +11,13 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
+use dotgraft_engine::ids::FsId;
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 
 use super::fsx::{Context, fail};
-use crate::driver::{DriverError, Holder};
+use super::layout;
+use crate::driver::{DriverError, Holder, MountWhat};
 
 /// One line of a mount table.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,6 +34,18 @@ pub struct MountLine {
     pub read_only: bool,
     /// `btrfs`, …
     pub fs_type: String,
+}
+
+impl MountLine {
+    /// The Filesystem that it shows something of, in the pool that mount tables call `pool_dev`.
+    pub fn filesystem(&self, pool_dev: &str) -> Option<FsId> {
+        (self.dev == pool_dev).then(|| layout::fs_of(&self.root))?
+    }
+
+    /// What it shows, if that is the head or a commit of a Filesystem of that pool.
+    pub fn what_is(&self, pool_dev: &str) -> Option<(FsId, MountWhat)> {
+        (self.dev == pool_dev).then(|| layout::what_is(&self.root))?
+    }
 }
 
 /// `\ooo` of a mount table back to bytes.
@@ -72,7 +86,12 @@ pub fn own() -> Result<Vec<MountLine>, DriverError> {
 
 /// The topmost mount at a path, by the mount table of this process.
 pub fn at(mount_point: &Path) -> Result<Option<MountLine>, DriverError> {
-    Ok(own()?.into_iter().rfind(|m| m.mount_point == mount_point))
+    Ok(topmost(own()?, mount_point))
+}
+
+/// Of mounts that are stacked at one point, that on top comes last in the table (`proc_pid_mountinfo(5)`).
+fn topmost(table: Vec<MountLine>, mount_point: &Path) -> Option<MountLine> {
+    table.into_iter().rfind(|m| m.mount_point == mount_point)
 }
 
 /// A task that died while it was looked at.
@@ -124,19 +143,6 @@ pub fn holders(dev: &str, wanted: impl Fn(&Path) -> bool) -> Result<Vec<Holder>,
         }
     }
     Ok(found.into_values().collect())
-}
-
-/// `Ok` if nobody holds it, else `Mounted` with at most five of them.
-pub fn nobody(holders: &[Holder]) -> Result<(), DriverError> {
-    if holders.is_empty() {
-        return Ok(());
-    }
-    let mut text: Vec<String> =
-        holders.iter().take(5).map(|h| format!("{} (pid {}) at {}", h.command, h.pid, h.mount_point.display())).collect();
-    if holders.len() > 5 {
-        text.push(format!("and {} more", holders.len() - 5));
-    }
-    Err(DriverError::Mounted(text.join(", ")))
 }
 
 /// Bind-mounts the directory `source` (whose path in the superblock `dev` is `root`) at `target`.
@@ -215,6 +221,26 @@ mod tests {
         assert!(!lines[0].read_only);
         assert_eq!(lines[1].fs_type, "btrfs");
         assert!(lines[1].read_only);
+    }
+
+    #[test]
+    fn what_is_mounted_on_top_counts_and_is_ours_only_in_our_pool() {
+        let id = "0198c2a5-7f00-7000-8000-000000000001";
+        let table = format!(
+            "20 1 0:19 / /proc rw - proc proc rw\n\
+             21 1 0:40 / /mnt rw - tmpfs x rw\n\
+             22 21 0:41 /fs/{id}/head /mnt rw shared:1 - btrfs /dev/loop0 rw\n\
+             23 1 0:42 /fs/{id}/head /other rw - btrfs /dev/loop1 rw\n"
+        );
+        let at = |point: &str| topmost(parse(table.as_bytes()), Path::new(point));
+        let of = |point: &str| at(point).and_then(|line| line.what_is("0:41"));
+        let fs = id.parse().unwrap();
+        assert_eq!(of("/mnt"), Some((fs, MountWhat::Head)));
+        assert_eq!(at("/mnt").and_then(|line| line.filesystem("0:41")), Some(fs));
+        assert_eq!(of("/other"), None, "another pool has a Filesystem of that id");
+        assert_eq!(at("/other").and_then(|line| line.filesystem("0:41")), None);
+        assert_eq!(of("/proc"), None);
+        assert_eq!(at("/nowhere"), None);
     }
 
     #[test]

@@ -4,7 +4,6 @@ use dotgraft_engine::ids::{CommitId, FsId};
 use dotgraft_engine::model::Commit;
 
 use super::fsx::{self, Context};
-use super::inspect::{checkpoint_name, parse_checkpoint};
 use super::{BtrfsPool, commit, ioctl, layout, quota, subvol};
 use crate::driver::{DriverError, Incoming};
 
@@ -18,12 +17,12 @@ impl BtrfsPool {
         base: Option<CommitId>,
         checkpoint: Option<u64>,
     ) -> Result<Incoming, DriverError> {
-        self.check_room()?;
+        self.space_now()?.checked()?;
         let base = base.map(|base| self.commit_subvol(fs, base)).transpose()?;
         let incoming = self.fs_sub(fs, layout::INCOMING)?;
         let (name, group) = (target.to_string(), quota::level1(qgroup));
         let from = if let Some(offset) = checkpoint {
-            Some(subvol::open(&self.fs_sub(fs, layout::CHECKPOINTS)?, &checkpoint_name(target, offset))?.fd)
+            Some(subvol::open(&self.fs_sub(fs, layout::CHECKPOINTS)?, &layout::checkpoint(target, offset))?.fd)
         } else {
             self.drop_checkpoints(fs, target, &[])?;
             base.as_ref().map(|b| b.fd.try_clone()).transpose().doing(|| "duplicate a descriptor".to_owned())?
@@ -42,7 +41,7 @@ impl BtrfsPool {
     pub(super) fn checkpoint(&self, fs: FsId, qgroup: u64, target: CommitId, offset: u64) -> Result<(), DriverError> {
         let incoming = subvol::open(self.fs_sub(fs, layout::INCOMING)?, &target.to_string())?;
         let checkpoints = self.fs_sub(fs, layout::CHECKPOINTS)?;
-        let name = checkpoint_name(target, offset);
+        let name = layout::checkpoint(target, offset);
         let there = subvol::find(&checkpoints, &name)?;
         let same = there.as_ref().is_some_and(|c| c.info.parent_uuid == incoming.info.uuid && c.info.created >= incoming.info.generation);
         if !same {
@@ -57,14 +56,14 @@ impl BtrfsPool {
 
     fn checkpoints_of(&self, fs: FsId, target: CommitId) -> Result<Vec<u64>, DriverError> {
         let names = self.names_in(fs, layout::CHECKPOINTS)?;
-        Ok(names.iter().filter_map(|n| parse_checkpoint(n)).filter(|(of, _)| *of == target).map(|(_, offset)| offset).collect())
+        Ok(names.iter().filter_map(|n| layout::parse_checkpoint(n)).filter(|(of, _)| *of == target).map(|(_, offset)| offset).collect())
     }
 
     /// Removes the checkpoints of a target but those at the offsets in `keep`.
     fn drop_checkpoints(&self, fs: FsId, target: CommitId, keep: &[u64]) -> Result<(), DriverError> {
         let Some(checkpoints) = fsx::maybe(self.fs_sub(fs, layout::CHECKPOINTS))? else { return Ok(()) };
         for offset in self.checkpoints_of(fs, target)?.into_iter().filter(|o| !keep.contains(o)) {
-            subvol::remove(self, &checkpoints, &checkpoint_name(target, offset))?;
+            subvol::remove(self, &checkpoints, &layout::checkpoint(target, offset))?;
         }
         Ok(())
     }

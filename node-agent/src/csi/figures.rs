@@ -117,7 +117,7 @@ impl Csi {
             Some(place) => self.mounted(place.path()).await?,
             None => None,
         };
-        match line.and_then(|line| self.fs_of(&line)) {
+        match line.and_then(|line| line.filesystem(&self.pool_dev)) {
             Some(fs) if fs == volume.fs() => Ok(()),
             _ => Err(Refusal::not_found(format!("volume {volume} is not mounted at volume_path"))),
         }

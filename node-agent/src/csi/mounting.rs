@@ -11,7 +11,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use dotgraft_engine::filesystem::RoleStatus;
-use dotgraft_engine::ids::{CommitId, FsId};
+use dotgraft_engine::ids::FsId;
 use dotgraft_engine::model::Reason;
 use dotgraft_proto::csi::v1::{NodePublishVolumeRequest, NodeStageVolumeRequest, NodeUnpublishVolumeRequest, NodeUnstageVolumeRequest};
 use tonic::Code;
@@ -50,13 +50,6 @@ pub async fn finish<T: Send + 'static>(operation: impl Future<Output = Result<T,
 /// `INVALID_ARGUMENT` if it is empty.
 pub fn required(field: &str, value: &str) -> Result<(), Refusal> {
     if value.is_empty() { Err(Refusal::invalid(format!("{field} is missing"))) } else { Ok(()) }
-}
-
-fn path_in_pool(fs: FsId, what: MountWhat) -> PathBuf {
-    match what {
-        MountWhat::Head => format!("/fs/{fs}/head").into(),
-        MountWhat::Commit(commit) => format!("/fs/{fs}/commits/{commit}").into(),
-    }
 }
 
 impl Csi {
@@ -175,9 +168,8 @@ impl Csi {
     }
 
     async fn unmount_there(&self, handle: &str, line: &MountLine) -> Result<(), Refusal> {
-        let there = self.fs_of(line);
         let volume = Volume::parse(handle)?;
-        if there != Some(volume.fs()) {
+        if line.filesystem(&self.pool_dev) != Some(volume.fs()) {
             return Err(Refusal::precondition(format!(
                 "{} has {} mounted, not volume {volume}: left alone",
                 line.mount_point.display(),
@@ -233,7 +225,7 @@ impl Csi {
     ) -> Result<(), Refusal> {
         let shown_path = place.path().display();
         match self.mounted(place.path()).await? {
-            Some(line) if line.dev != self.pool_dev || line.root != path_in_pool(volume.fs(), what) => {
+            Some(line) if line.what_is(&self.pool_dev) != Some((volume.fs(), what)) => {
                 return Err(Refusal::exists(format!("{shown_path} has {} mounted", shown(&line))));
             }
             Some(line) if line.read_only && !read_only => {
@@ -308,9 +300,9 @@ impl Csi {
 
     /// `ReadWriteOncePod`: nothing else of this node has it mounted through the agent.
     async fn only_there(self: &Arc<Self>, volume: Volume, what: MountWhat, own: [&Path; 2]) -> Result<(), Refusal> {
-        let root = path_in_pool(volume.fs(), what);
         let table = self.blocking(|_| mounts::own()).await?;
-        let other = table.iter().find(|m| m.dev == self.pool_dev && m.root == root && !own.contains(&m.mount_point.as_path()));
+        let is_it = |m: &&MountLine| m.what_is(&self.pool_dev) == Some((volume.fs(), what));
+        let other = table.iter().find(|m| is_it(m) && !own.contains(&m.mount_point.as_path()));
         match other {
             None => Ok(()),
             Some(m) => Err(Refusal::precondition(format!(
@@ -351,24 +343,15 @@ impl Csi {
         joined(tokio::task::spawn_blocking(move || mounts::at(&path)).await)?.map_err(|e| e.problem().into())
     }
 
-    /// Whose a mount is, if it is of this node's pool.
-    pub fn fs_of(&self, line: &MountLine) -> Option<FsId> {
-        let mut names = line.root.components().skip(1).map(|c| c.as_os_str().to_str());
-        (line.dev == self.pool_dev && names.next()?? == "fs").then_some(())?;
-        names.next()??.parse().ok()
-    }
-
     /// What of the volume is mounted there; `None` if it is another or not what the handle is for.
     fn what_is(&self, volume: Volume, line: &MountLine) -> Option<MountWhat> {
-        if self.fs_of(line)? != volume.fs() {
-            return None;
-        }
-        let what = match volume {
-            Volume::Head(_) => MountWhat::Head,
-            Volume::Commit(_, Some(commit)) => MountWhat::Commit(commit),
-            Volume::Commit(_, None) => MountWhat::Commit(line.root.file_name()?.to_str()?.parse::<CommitId>().ok()?),
+        let (fs, what) = line.what_is(&self.pool_dev)?;
+        let fits = match (volume, what) {
+            (Volume::Head(_), MountWhat::Head) | (Volume::Commit(_, None), MountWhat::Commit(_)) => true,
+            (Volume::Commit(_, Some(wanted)), MountWhat::Commit(there)) => wanted == there,
+            (Volume::Head(_), MountWhat::Commit(_)) | (Volume::Commit(..), MountWhat::Head) => false,
         };
-        (line.root == path_in_pool(volume.fs(), what)).then_some(what)
+        (fits && fs == volume.fs()).then_some(what)
     }
 
     fn writable(&self) -> std::sync::MutexGuard<'_, std::collections::HashSet<PathBuf>> {

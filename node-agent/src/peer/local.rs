@@ -21,6 +21,7 @@ use super::convert;
 use super::status::status_of;
 use crate::actor::handle::FsHandle;
 use crate::actor::registry::Registry;
+use crate::btrfs::mounts;
 use crate::driver::MountWhat;
 use crate::socket::{SocketError, accept, bind};
 
@@ -30,18 +31,20 @@ const MAX_PATH: usize = 4095;
 const MAX_REQUEST: usize = 16 << 10;
 
 /// Listens at `path` at once; what it returns serves `Local` there until cancelled. The socket file stays, for the next agent to replace.
+/// Mount tables call the pool `pool_dev`.
 ///
 /// # Errors
 /// If the socket can't be made.
 pub fn serve(
     path: &Path,
     registry: Registry,
+    pool_dev: String,
     cancel: CancellationToken,
 ) -> Result<impl Future<Output = Result<(), SocketError>> + use<>, SocketError> {
     let listener = bind(path)?;
     let path = path.to_owned();
     let incoming = ReceiverStream::new(accept(listener, cancel.clone())).map(|c| c.map(HostlessStream::new));
-    let service = LocalServer::new(Service { registry, targets: Arc::default() }).max_decoding_message_size(MAX_REQUEST);
+    let service = LocalServer::new(Service { registry, pool_dev, targets: Arc::default() }).max_decoding_message_size(MAX_REQUEST);
     let server = tonic::transport::Server::builder()
         .max_concurrent_streams(64)
         .http2_max_header_list_size(16 << 10)
@@ -51,6 +54,8 @@ pub fn serve(
 
 struct Service {
     registry: Registry,
+    /// How mount tables name the pool's superblock.
+    pool_dev: String,
     /// What was mounted through this process; the mount table knows the rest.
     targets: Arc<Mutex<HashMap<PathBuf, FsId>>>,
 }
@@ -78,7 +83,7 @@ impl Service {
         let known = self.targets().get(&target).copied();
         let fs = match known {
             Some(fs) => Some(fs),
-            None => mounted_now(&target).await?,
+            None => mounted_now(&self.pool_dev, target.clone()).await?,
         };
         let Some(fs) = fs else { return Ok(wire::UnmountResponse {}) };
         match self.registry.get(fs) {
@@ -152,53 +157,13 @@ pub(crate) fn target(text: &str) -> Result<PathBuf, Problem> {
     Ok(path)
 }
 
-/// Which Filesystem of ours is mounted at `target` by the mount table; `None` if nothing is.
-async fn mounted_now(target: &Path) -> Result<Option<FsId>, Problem> {
-    let table = tokio::fs::read("/proc/self/mountinfo").await;
-    let table = table.map_err(|e| Problem::new(Reason::Internal, format!("reading the mount table: {e}")))?;
-    match mounted_in(&table, target) {
-        Mounted::Nothing => Ok(None),
-        Mounted::Ours(fs) => Ok(Some(fs)),
-        Mounted::Foreign => Err(Problem::new(Reason::Invalid, "what is mounted there is no Filesystem of this agent")),
-    }
-}
-
-#[derive(Debug, PartialEq, Eq)]
-enum Mounted {
-    Nothing,
-    Ours(FsId),
-    Foreign,
-}
-
-/// Reads a mount table (`proc_pid_mountinfo(5)`); the last entry of a mount point is the one on top. A Filesystem of ours has
-/// its id as a component of the mount's root (storage.md §1).
-fn mounted_in(table: &[u8], target: &Path) -> Mounted {
-    use std::os::unix::ffi::OsStrExt;
-    let top = table.split(|b| *b == b'\n').rev().find_map(|line| {
-        let mut fields = line.split(|b| *b == b' ').skip(3);
-        let (root, point) = (fields.next()?, fields.next()?);
-        (unescape(point) == target.as_os_str().as_bytes()).then(|| unescape(root))
-    });
-    let Some(root) = top else { return Mounted::Nothing };
-    let mut names = root.split(|b| *b == b'/').filter_map(|c| std::str::from_utf8(c).ok());
-    names.find_map(|name| name.parse().ok()).map_or(Mounted::Foreign, Mounted::Ours)
-}
-
-/// Undoes the kernel's `\ooo`.
-fn unescape(field: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let Some((first, tail)) = rest.split_first() {
-        let octal = tail.first_chunk::<3>().filter(|d| *first == b'\\' && d.iter().all(|b| (b'0'..=b'7').contains(b)));
-        if let Some([a, b, c]) = octal {
-            out.push((a - b'0') << 6 | (b - b'0') << 3 | (c - b'0'));
-            rest = tail.get(3..).unwrap_or_default();
-        } else {
-            out.push(*first);
-            rest = tail;
-        }
-    }
-    out
+/// Which Filesystem of the pool is mounted at `target`; `None` if nothing is.
+async fn mounted_now(pool_dev: &str, target: PathBuf) -> Result<Option<FsId>, Problem> {
+    let looked = tokio::task::spawn_blocking(move || mounts::at(&target)).await;
+    let there = looked.map_err(|e| Problem::new(Reason::Internal, format!("a look at the mount table died: {e}")))?;
+    let Some(line) = there.map_err(|e| e.problem())? else { return Ok(None) };
+    let foreign = || Problem::new(Reason::Invalid, "what is mounted there is no Filesystem of this agent");
+    line.filesystem(pool_dev).ok_or_else(foreign).map(Some)
 }
 
 #[cfg(test)]
@@ -211,16 +176,5 @@ mod tests {
         for bad in ["", "mnt", "./x", "/", "/a/../b", "/a\0b", &format!("/{}", "x".repeat(MAX_PATH))] {
             assert_eq!(target(bad).unwrap_err().reason, Reason::Invalid, "{bad:?}");
         }
-    }
-
-    #[test]
-    fn the_mount_on_top_counts_and_names_are_unescaped() {
-        let id = "0198c2a5-7f00-7000-8000-000000000001";
-        let table = format!(
-            "20 1 0:19 / /proc rw - proc proc rw\n21 1 0:40 / /mnt/a\\040b rw - tmpfs x rw\n22 21 0:41 /fs/{id}/head /mnt/a\\040b rw shared:1 - btrfs /dev/loop0 rw\n"
-        );
-        assert_eq!(mounted_in(table.as_bytes(), Path::new("/mnt/a b")), Mounted::Ours(id.parse().unwrap()));
-        assert_eq!(mounted_in(table.as_bytes(), Path::new("/proc")), Mounted::Foreign);
-        assert_eq!(mounted_in(table.as_bytes(), Path::new("/mnt")), Mounted::Nothing);
     }
 }

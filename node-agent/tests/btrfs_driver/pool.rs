@@ -5,7 +5,7 @@ use std::io::Write;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
-use dotgraft_agent::btrfs::{BtrfsPool, PoolError, PoolSource, metadata_floor};
+use dotgraft_agent::btrfs::{BtrfsPool, PoolError, PoolSource};
 use dotgraft_agent::driver::{Driver, DriverError, MountWhat};
 use dotgraft_engine::ids::PoolId;
 use dotgraft_engine::model::Origin;
@@ -245,7 +245,7 @@ fn space_keeps_a_reserve_and_goes_down_with_what_is_written() {
     let before = t.space().unwrap();
     assert_eq!(before.total, 1024 * MIB);
     assert!(before.available <= 768 * MIB, "a quarter of a small pool is kept: {before:?}");
-    assert!(before.metadata_free > metadata_floor(before.total) && !before.read_only, "{before:?}");
+    assert!(before.metadata_free > before.metadata_floor() && !before.read_only, "{before:?}");
     fs::write(t.head(v.fs).join("big"), noise(2, 200 << 20)).unwrap();
     t.used(&v);
     let after = t.space().unwrap();

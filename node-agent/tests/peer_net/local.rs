@@ -19,7 +19,7 @@ use crate::support::*;
 async fn served() -> (Node, PathBuf) {
     let node = Node::start("b", Ca::new("ca").issue(&Leaf::of("b")), ServerSettings::default()).await;
     let path = node.tls_dir.path().join("run/agent.sock");
-    let service = local::serve(&path, node.registry.clone(), node.cancel.clone()).unwrap();
+    let service = local::serve(&path, node.registry.clone(), "0:0".to_owned(), node.cancel.clone()).unwrap();
     tokio::spawn(async move { service.await.unwrap() });
     UnixStream::connect(&path).await.expect("it listens from the call on");
     (node, path)
