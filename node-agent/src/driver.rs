@@ -283,70 +283,188 @@ pub struct Incoming {
 }
 
 /// All that an actor and its tasks do to the disk.
+///
+/// Beside what a method names, each can end with what the kernel answers: `NoSpace`, `PoolFailed` where the pool is read-only or its disk
+/// fails, `CorruptDisk`, `Unsupported`, else `Io`. The actor gives each error to the engine as its [`DriverError::kind`]; that says it in a
+/// condition and calls again by and by.
 pub trait Driver: Send + Sync + 'static {
     /// Facts about the pool, read once at mount.
     fn pool(&self) -> &PoolInfo;
     /// Room now. O(1).
+    ///
+    /// # Errors
+    ///
+    /// The kernel does not say what is allocated, or how much of it is used.
     fn space(&self) -> Result<Space, DriverError>;
     /// Every Filesystem that has a directory in the pool.
+    ///
+    /// # Errors
+    ///
+    /// The directory of all Filesystems can't be read.
     fn list(&self) -> Result<Vec<FsId>, DriverError>;
-    /// What is there of one; nothing at all gives `Found::default()`. `BadMetadata` where `fs.json` is damaged or of
-    /// another pool, `FormatNewer` where it, or what stands beside a commit, is of a newer version: data is there then, so it must not look
-    /// like nothing.
+    /// What is there of one; nothing at all gives `Found::default()`.
+    ///
+    /// # Errors
+    ///
+    /// `BadMetadata` where `fs.json` is damaged, or of another pool or Filesystem; `FormatNewer` where it, or what stands beside a commit, is of
+    /// a newer version. Data is there then, so it must not look like nothing.
     fn inspect(&self, fs: FsId) -> Result<Found, DriverError>;
 
     /// A number for a new Filesystem's level-1 qgroup: used by no qgroup of the pool, unique among concurrent callers, below 2^40.
+    ///
+    /// # Errors
+    ///
+    /// `NoSpace` if no free number was hit on; the quota tree can't be read.
     fn allocate_qgroup(&self) -> Result<u64, DriverError>;
     /// Makes the directories and the qgroup with its limit, then writes `fs.json`; durable.
+    ///
+    /// # Errors
+    ///
+    /// `FormatNewer` where a newer program's `fs.json` is there already, which stays. After any other a part of it may be made: calling again
+    /// makes the rest.
     fn prepare(&self, meta: &FsMeta) -> Result<(), DriverError>;
     /// Replaces `fs.json`: write, fsync, rename, fsync of the parent.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound` without the directory of the Filesystem; `FormatNewer` where the file is a newer program's. The file that was there then stays
+    /// whole.
     fn write_meta(&self, meta: &FsMeta) -> Result<(), DriverError>;
     /// Creates the head: empty, or a writable snapshot of a commit (of this or another Filesystem). Durable. An existing head stays.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound` where the commit, or the directory of the Filesystem, is not there; `BadMetadata` where something that is no subvolume is in
+    /// its place; what [`Space::checked`] refuses.
     fn create_head(&self, fs: FsId, qgroup: u64, from: Option<Origin>) -> Result<(), DriverError>;
     /// Takes a commit of the head, or finds that it is there: write-back, metadata written and fsynced, `snapshot -r`. A nested subvolume
     /// is a plain directory in it, as of a moment of its own.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound` without a head; `NestedSubvolume` where one can't be made again as a directory, or they come and go all the time;
+    /// `FormatNewer` where a newer program has taken this commit; what [`Space::checked`] refuses. Nothing is left of the commit then but what
+    /// the next call removes.
     fn commit(&self, qgroup: u64, commit: &Commit) -> Result<CommitDone, DriverError>;
     /// Replaces the metadata beside a commit (for `kept`), durably.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound` without the commit; `FormatNewer` where a newer program wrote the metadata. What was there stays whole.
     fn write_commit_meta(&self, commit: &Commit) -> Result<(), DriverError>;
     /// Removes commits; durable (fsync of the parent).
+    ///
+    /// # Errors
+    ///
+    /// `Mounted` while anyone has it mounted, in any mount namespace: then it is untouched.
     fn delete_commit(&self, fs: FsId, commit: CommitId) -> Result<(), DriverError>;
-    /// Removes the head and what is nested in it, commits stay; durable. With something nested the limits go until they are set again. Refuses with `Mounted` while anyone has it mounted.
+    /// Removes the head and what is nested in it, commits stay; durable. With something nested the limits go until they
+    /// are set again.
+    ///
+    /// # Errors
+    ///
+    /// `Mounted` while anyone has it mounted: then it is as it was, and writable if it was.
     fn drop_head(&self, fs: FsId) -> Result<(), DriverError>;
-    /// Removes everything of a Filesystem, nested subvolumes depth-first, its qgroup and directory. Refuses with `Mounted` while anyone has any of it mounted. Durable.
+    /// Removes everything of a Filesystem, nested subvolumes depth-first, its qgroup and directory. Durable.
+    ///
+    /// # Errors
+    ///
+    /// `Mounted` while anyone has any of it mounted; `FormatNewer` where a newer program wrote its `fs.json`: then it is untouched. After any
+    /// other `fs.json` is still there if anything is, so that calling again goes on.
     fn destroy(&self, fs: FsId, qgroup: u64) -> Result<(), DriverError>;
 
     /// Sets the limit of the level-1 qgroup, through the pool's top level.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound` without such a qgroup.
     fn set_limit(&self, qgroup: u64, bytes: u64) -> Result<(), DriverError>;
     /// Use and limit of the level-1 qgroup.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound` without such a qgroup.
     fn usage(&self, qgroup: u64) -> Result<Usage, DriverError>;
     /// Whether the head has changed since that commit was taken (generations; write-back is forced first). O(1).
+    ///
+    /// # Errors
+    ///
+    /// `NotFound` without the head or the commit; the pool can't be written back.
     fn head_changed_since(&self, fs: FsId, commit: CommitId) -> Result<bool, DriverError>;
 
     /// Who has the head or any commit of it mounted, in any mount namespace, the agent's own pool mount left out.
+    ///
+    /// # Errors
+    ///
+    /// A mount table can't be read: then nobody knows.
     fn holders(&self, fs: FsId) -> Result<Vec<Holder>, DriverError>;
     /// The same of the head alone: who reads a commit writes nothing.
+    ///
+    /// # Errors
+    ///
+    /// As [`Driver::holders`].
     fn head_holders(&self, fs: FsId) -> Result<Vec<Holder>, DriverError>;
     /// Bind-mounts at an existing directory; the same again is success, something else there is an error.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound` without the target, the head or the commit; `Mounted` where something else is mounted at the target, or this is, but
+    /// read-only, and is to be writable.
     fn mount(&self, fs: FsId, what: MountWhat, target: &Path, read_only: bool) -> Result<(), DriverError>;
     /// Unmounts; what is not mounted is success.
+    ///
+    /// # Errors
+    ///
+    /// `Mounted` while something at the target is in use, with some of those who use it.
     fn unmount(&self, target: &Path) -> Result<(), DriverError>;
     /// Afterwards nothing can write the head, nor what is nested in it (storage.md §3). Ioctls only; waits for nobody, and refuses for nobody
     /// who has it mounted.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound` without a head; `FenceRaced` where subvolumes are made in it faster than they can be frozen. What could be frozen is: it is
+    /// to be called again at once.
     fn freeze(&self, fs: FsId) -> Result<(), DriverError>;
-    /// Write-back, then the snapshot `commits/<commit>` of the frozen head, and the proof that it holds all of it. `FenceRaced` if it is not
-    /// frozen. Writes the whole pool back, so it takes as long as that does.
+    /// Write-back, then the snapshot `commits/<commit>` of the frozen head, and the proof that it holds all of it. Writes the whole pool
+    /// back, so it takes as long as that does.
+    ///
+    /// # Errors
+    ///
+    /// `FenceRaced` if the head is not frozen, or the commit is of another moment: freeze again, and take a new commit.
+    /// `NestedSubvolume` where a nested one can't be made again as a directory; `NotFound` without a head.
     fn final_commit(&self, qgroup: u64, commit: &Commit) -> Result<Fenced, DriverError>;
     /// Makes the head, and what a freeze has frozen in it, writable again.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound` without a head. Some of what is nested may be frozen still: calling again goes on.
     fn thaw(&self, fs: FsId) -> Result<(), DriverError>;
     /// Whether the head is read-only now (fenced).
+    ///
+    /// # Errors
+    ///
+    /// `NotFound` without a head; its flags can't be read.
     fn is_fenced(&self, fs: FsId) -> Result<bool, DriverError>;
 
     /// A kernel send stream; dropping it ends the send. Reads ahead beside it.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound` without one of the commits; `Unsupported` for a version that this kernel doesn't know. What ends the stream itself comes out
+    /// of its `Read`, see [`DriverError::of_read`].
     fn send(&self, fs: FsId, base: Option<CommitId>, target: CommitId, version: u32) -> Result<Box<dyn Read + Send>, DriverError>;
     /// About how many bytes `send` would give; `None` where that would take long.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound` without one of the commits; a tree can't be walked.
     fn estimate(&self, fs: FsId, base: Option<CommitId>, target: CommitId) -> Result<Option<u64>, DriverError>;
 
     /// The work subvolume for a receive: from the last checkpoint (`Some(offset)`), else fresh (an older partial is removed first).
+    ///
+    /// # Errors
+    ///
+    /// `NotFound` without the base or the checkpoint; what [`Space::checked`] refuses.
     fn receive_start(
         &self,
         fs: FsId,
@@ -357,10 +475,22 @@ pub trait Driver: Send + Sync + 'static {
     ) -> Result<Incoming, DriverError>;
     /// `snapshot -r` of the partial as checkpoint at `offset`. The one before it stays (the journal may not name this one yet);
     /// those older than that go once this one is durable.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound` without the partial. The checkpoint before stays.
     fn receive_checkpoint(&self, fs: FsId, qgroup: u64, target: CommitId, offset: u64) -> Result<(), DriverError>;
     /// Metadata, `snapshot -r incoming → commits/<id>`: atomic and durable. The partial stays until `receive_discard`.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound` without the partial; `FormatNewer` where a newer program has stored this commit. The partial stays, for another try.
     fn receive_finish(&self, qgroup: u64, commit: &Commit) -> Result<(), DriverError>;
     /// Removes partial and checkpoints of a target.
+    ///
+    /// # Errors
+    ///
+    /// A part of it may be left: calling again removes the rest.
     fn receive_discard(&self, fs: FsId, target: CommitId) -> Result<(), DriverError>;
 }
 

@@ -25,7 +25,12 @@ pub const MAX_LISTED_METADATA: usize = 262_144;
 
 /// A message whose encoded form can be judged without decoding it.
 pub trait Bounded {
-    /// Why this message is not decoded, if it is not.
+    /// Looks at an encoded message before it is decoded.
+    ///
+    /// # Errors
+    ///
+    /// Why it is not to be decoded: it is longer, or would unfold to more, than such a message may. The codec ends the call with
+    /// `INVALID_ARGUMENT`.
     fn check(encoded: &[u8]) -> Result<(), &'static str> {
         if encoded.len() > MAX_STRUCTURED { Err("the message is larger than 256 KiB") } else { Ok(()) }
     }

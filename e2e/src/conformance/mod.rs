@@ -39,6 +39,11 @@ pub struct Plan {
 }
 
 /// Runs the suite and writes the report. `true`: no spec has failed, and it was not cut short.
+///
+/// # Errors
+///
+/// A tool is missing; the rig does not come up, or has not what the suite needs; ginkgo can't be started, or leaves no report. A spec that
+/// fails is no error.
 pub async fn run(plan: &Plan) -> Result<bool> {
     let tools = Tools::find(true)?;
     for needed in NEEDED {

@@ -90,6 +90,10 @@ pub struct Report(Vec<Spec>);
 
 impl Report {
     /// Reads ginkgo's JSON.
+    ///
+    /// # Errors
+    ///
+    /// No file is there, as ginkgo leaves none when it is killed early; it is not the JSON of a version that is known here.
     pub fn read(path: &Path) -> Result<Self> {
         let text = std::fs::read(path).with_context(|| format!("ginkgo has left no report at {}", path.display()))?;
         Self::parse(&text)

@@ -23,6 +23,10 @@ struct Demo {
 }
 
 /// Runs the demo on a rig of its own; gives the rig back when it is to be kept.
+///
+/// # Errors
+///
+/// The rig does not come up, or a step shows something else than it should; what the rig says of itself is printed by then.
 pub async fn run(keep: bool) -> Result<Option<Rig>> {
     let start = Instant::now();
     println!("Starting etcd, kube-apiserver, kube-controller-manager, the operator and two agents with a pool each.");

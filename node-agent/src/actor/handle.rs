@@ -201,30 +201,62 @@ impl FsHandle {
     }
 
     /// The versions held here, for a peer that may see them.
+    ///
+    /// # Errors
+    ///
+    /// `Busy` if the mailbox is full or the owner restarted, `NotFound` if the Filesystem is gone from this node; the owner's refusal:
+    /// `NotPlaced` without a copy, `NotOwner` to a node that may not list this one.
     pub async fn versions(&self, from: NodeName) -> Result<Versions, Problem> {
         self.ask(|reply| Request::Versions { from, reply }).await
     }
     /// Hands a transfer to the owner; everything more comes by `replies`.
+    ///
+    /// # Errors
+    ///
+    /// `Busy` if the mailbox is full, `NotFound` if the Filesystem is gone from this node. Everything later is a [`Reply::Refused`].
     pub fn receive(&self, offer: Offer, frames: mpsc::Receiver<Frame>, replies: mpsc::Sender<Reply>) -> Result<(), Problem> {
         self.post(Request::Receive { offer: Box::new(offer), frames, replies })
     }
     /// Mounts head or commit at an existing directory.
+    ///
+    /// # Errors
+    ///
+    /// As [`FsHandle::versions`]; `NotOwner` for the head of a copy, or before authority is open, `Busy` while it is fenced or reset, `Held`
+    /// while a reset keeps it for itself, `NotFound` without the commit; that of [`Driver::mount`](crate::driver::Driver::mount).
     pub async fn mount(&self, what: MountWhat, target: PathBuf, read_only: bool) -> Result<(), Problem> {
         self.ask(|reply| Request::Mount { what, target, read_only, reply }).await
     }
     /// Unmounts.
+    ///
+    /// # Errors
+    ///
+    /// As [`FsHandle::versions`]; that of [`Driver::unmount`](crate::driver::Driver::unmount).
     pub async fn unmount(&self, target: PathBuf) -> Result<(), Problem> {
         self.ask(|reply| Request::Unmount { target, reply }).await
     }
     /// Fences.
+    ///
+    /// # Errors
+    ///
+    /// As [`FsHandle::versions`]; `Mounted` without `force` while a pod has it, `NotOwner` of a replica, `Busy` while it is being thawed or reset;
+    /// that of [`Driver::freeze`](crate::driver::Driver::freeze) and of [`Driver::final_commit`](crate::driver::Driver::final_commit).
     pub async fn fence(&self, force: bool) -> Result<(CommitId, u64), Problem> {
         self.ask(|reply| Request::Fence { force, reply }).await
     }
     /// Takes note that an owner hands authority over to this node.
+    ///
+    /// # Errors
+    ///
+    /// As [`FsHandle::versions`]; the refusal of a copy that can't take authority now, such as one that lacks the final commit. The handoff
+    /// is not recorded then, and the exporter must not commit.
     pub async fn export(&self, handoff: Handoff) -> Result<(), Problem> {
         self.ask(|reply| Request::Export { handoff: Box::new(handoff), reply }).await
     }
     /// Thaws.
+    ///
+    /// # Errors
+    ///
+    /// As [`FsHandle::versions`]; `Busy` while authority is moving or has moved, as only the end of that thaws; `NotOwner` of a replica.
     pub async fn thaw(&self) -> Result<(), Problem> {
         self.ask(|reply| Request::Thaw { reply }).await
     }

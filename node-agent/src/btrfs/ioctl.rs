@@ -471,7 +471,11 @@ pub fn ino_path(fd: impl AsFd, tree: u64, inode: u64) -> Result<Vec<u8>> {
 }
 
 /// Opens the inode of a tree for reading, by `open_by_handle_at`: wherever in the pool it is, whatever it is called, however deep, and
-/// also while somebody renames it. `NOENT` if it is gone. Needs `CAP_DAC_READ_SEARCH`.
+/// also while somebody renames it. Needs `CAP_DAC_READ_SEARCH`.
+///
+/// # Errors
+///
+/// `ENOENT` if it is gone; `EPERM` without the capability.
 pub fn open_inode(pool: impl AsFd, tree: u64, inode: u64) -> Result<OwnedFd> {
     let mut handle =
         InodeHandle { bytes: HANDLE_BYTES, kind: HANDLE_KIND, inode: inode.to_ne_bytes(), tree: tree.to_ne_bytes(), generation: 0 };

@@ -29,6 +29,10 @@ pub fn cached(fs: &Filesystem, ctx: &Ctx) -> View {
 }
 
 /// With what the API server says now. `None`: the Filesystem is gone.
+///
+/// # Errors
+///
+/// The API server refuses one of the reads or doesn't answer: nothing is known then, and nothing may be decided.
 pub async fn live(name: &str, ctx: &Ctx) -> Result<Option<View>, Error> {
     let filesystems: Api<Filesystem> = Api::all(ctx.client.clone());
     let Some(fs) = filesystems.get_opt(name).await? else { return Ok(None) };
@@ -45,6 +49,10 @@ pub async fn live(name: &str, ctx: &Ctx) -> Result<Option<View>, Error> {
 }
 
 /// The Commit objects of a view, as the API server has them now: a copy goes only by those.
+///
+/// # Errors
+///
+/// The API server refuses the list or doesn't answer: then no copy may go.
 pub async fn live_commits(view: &View, ctx: &Ctx) -> Result<Vec<Arc<Commit>>, Error> {
     let c = &view.fs.spec.claim_ref;
     let id = view.fs.name_any();

@@ -40,6 +40,11 @@ const RESYNC: Duration = Duration::from_secs(600);
 const ROUNDS: u32 = 4;
 
 /// Brings one Filesystem closer to what its claim, jobs and commits want.
+///
+/// # Errors
+///
+/// The first read or write that fails; what was written before it stays. The controller comes again with backoff, at once after a
+/// conflict.
 pub async fn reconcile(fs: Arc<Filesystem>, ctx: Arc<Ctx>) -> Result<Action, Error> {
     let view = gather::cached(&fs, &ctx);
     let mut plan = plan::plan(&view);
@@ -105,6 +110,10 @@ async fn tell(view: &View, action: &str, note: Option<Note>, ctx: &Ctx) {
 
 /// Creates or changes a Replica by apply. The finalizer is set at birth; later it is repeated only while it is
 /// there, so that the agent can take it off.
+///
+/// # Errors
+///
+/// A conflict if the Replica is another than `old` by now; a policy or rule refuses the spec; the API server doesn't answer.
 pub async fn apply_replica(spec: &ReplicaSpec, marks: Marks, old: Option<&Replica>, ctx: &Ctx) -> Result<(), Error> {
     let api: Api<Replica> = Api::all(ctx.client.clone());
     let name = names::replica_name(&spec.fs_id, &spec.pool);
