@@ -22,3 +22,4 @@ pub mod readiness;
 pub mod socket;
 pub mod stream;
 pub mod supervisor;
+pub mod target;

@@ -53,7 +53,7 @@ impl FsActor {
     async fn answer_closed(&self, request: Request, why: &Problem) {
         let Request::Unmount { target, reply } = request else { return request.refuse(why.clone()) };
         let driver = self.node.driver.clone();
-        let done = tokio::task::spawn_blocking(move || driver.unmount(&target)).await;
+        let done = tokio::task::spawn_blocking(move || driver.unmount(target.as_path())).await;
         let done = match done {
             Ok(result) => result.map_err(|e| e.problem()),
             Err(e) => Err(Problem::new(Reason::Internal, format!("a driver call died: {e}"))),

@@ -1,6 +1,5 @@
 //! Rows and files that this agent can't read close their Filesystem; nothing of it is lost.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +8,7 @@ use dotgraft_engine::format::Kind;
 use dotgraft_engine::ids::Epoch;
 use dotgraft_engine::model::Reason;
 
-use super::super::fakes::{World, fs_id, world};
+use super::super::fakes::{World, fs_id, target, world};
 use super::super::fs_actor::{Started, start};
 use super::super::orders::Order;
 use crate::driver::MountWhat;
@@ -76,10 +75,10 @@ async fn a_newer_row_closes_its_filesystem_and_an_order_to_delete_deletes_nothin
 
     actor.orders.give(absent(2));
     assert_eq!(actor.handle.versions("n2".parse().unwrap()).await.unwrap_err().reason, Reason::FormatNewer);
-    let mount = actor.handle.mount(MountWhat::Head, Path::new("/pod/y").into(), false).await;
+    let mount = actor.handle.mount(MountWhat::Head, target("/pod/y"), false).await;
     assert_eq!(mount.unwrap_err().reason, Reason::FormatNewer);
     assert_eq!(actor.handle.fence(true).await.unwrap_err().reason, Reason::FormatNewer);
-    actor.handle.unmount(Path::new("/pod/x").into()).await.unwrap();
+    actor.handle.unmount(target("/pod/x")).await.unwrap();
 
     assert!(world.driver.disk().mounts.is_empty(), "a pod that ends must be able to");
     assert!(world.driver.disk().head && world.driver.disk().changes == 0, "{:?}", world.driver.disk());
@@ -140,7 +139,7 @@ async fn a_newer_file_in_the_pool_closes_too() {
     let actor = begin(&world);
     actor.orders.give(absent(4));
     status_where(&actor, |s| says(s, "FormatNewer") && s.observed_generation == 4).await;
-    let mount = actor.handle.mount(MountWhat::Head, Path::new("/pod/y").into(), false).await;
+    let mount = actor.handle.mount(MountWhat::Head, target("/pod/y"), false).await;
     assert_eq!(mount.unwrap_err().reason, Reason::FormatNewer);
     assert_eq!(world.driver.disk().changes, 0);
     assert_eq!(world.journal.made(), 0);

@@ -26,9 +26,14 @@ use crate::driver::{CommitDone, Driver, DriverError, Fenced, Found, FsMeta, Hold
 use crate::journal::{Entry, JournalError, Op, Scope};
 use crate::metrics::Metrics;
 use crate::peer::Opened;
+use crate::target::MountTarget;
 
 fn uuid(n: u64) -> Uuid {
     Uuid::from_u128(0x0198_c2a5_7f00_7000_8000_0000_0000_0000 + u128::from(n))
+}
+
+pub fn target(text: &str) -> MountTarget {
+    MountTarget::parse(text).unwrap()
 }
 
 pub fn fs_id() -> FsId {

@@ -178,13 +178,9 @@ impl FsActor {
                 Event::Offer(req, Box::new(engine_offer(*offer)))
             }
             Request::Mount { what, target, read_only, reply } => {
-                let target = target.to_string_lossy().into_owned();
-                Event::Mount(self.wait(Waiting::Plain(reply)), what, target, read_only)
+                Event::Mount(self.wait(Waiting::Plain(reply)), what, target.into_text(), read_only)
             }
-            Request::Unmount { target, reply } => {
-                let target = target.to_string_lossy().into_owned();
-                Event::Unmount(self.wait(Waiting::Plain(reply)), target)
-            }
+            Request::Unmount { target, reply } => Event::Unmount(self.wait(Waiting::Plain(reply)), target.into_text()),
             Request::Fence { force, reply } => Event::Fence(self.wait(Waiting::Fence(reply)), force),
             Request::Export { handoff, reply } => Event::Export(self.wait(Waiting::Plain(reply)), handoff),
             Request::Thaw { reply } => Event::Thaw(self.wait(Waiting::Plain(reply))),

@@ -2,7 +2,6 @@
 //! of orders; cancelled and awaited tasks.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,7 +10,7 @@ use dotgraft_engine::ids::Epoch;
 use dotgraft_engine::model::Reason;
 use tokio::sync::oneshot;
 
-use super::super::fakes::{World, fs_id, owner, request, sender, world};
+use super::super::fakes::{World, fs_id, owner, request, sender, target, world};
 use super::super::orders::Order;
 use super::{MAILBOX, Started, start};
 use crate::driver::MountWhat;
@@ -36,9 +35,9 @@ async fn until(what: &str, is_so: impl Fn() -> bool) {
 }
 
 /// As the kubelet does: asked again until it works.
-async fn mounted(actor: &Started, target: &str) {
+async fn mounted(actor: &Started, at: &str) {
     let began = Instant::now();
-    while actor.handle.mount(MountWhat::Head, PathBuf::from(target), false).await.is_err() {
+    while actor.handle.mount(MountWhat::Head, target(at), false).await.is_err() {
         assert!(began.elapsed() < PATIENCE, "never mounted");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
@@ -59,7 +58,7 @@ async fn life(fail: BTreeSet<u64>) -> u64 {
     *world.api.is_new.lock().unwrap() = false;
     mounted(&actor, "/pods/a").await;
     assert!(world.driver.disk().mounts.len() == 1, "{text}");
-    while actor.handle.unmount("/pods/a".into()).await.is_err() {
+    while actor.handle.unmount(target("/pods/a")).await.is_err() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     *world.api.deleting.lock().unwrap() = true;
@@ -122,7 +121,7 @@ async fn a_full_mailbox_says_busy_and_loses_nothing() {
     let asked: Vec<_> = (0..MAILBOX + 40)
         .map(|n| {
             let handle = actor.handle.clone();
-            tokio::spawn(async move { handle.unmount(format!("/pods/{n}").into()).await })
+            tokio::spawn(async move { handle.unmount(target(&format!("/pods/{n}"))).await })
         })
         .collect();
     tokio::time::sleep(Duration::from_millis(50)).await;
@@ -222,7 +221,7 @@ async fn to_stop_waits_for_what_runs_and_leaves_mounts() {
     assert_eq!(world.driver.disk().mounts.len(), 1);
     assert_eq!(world.driver.disk().commits.len(), 1, "what ran has ended");
     assert!(!world.journal.names.lock().unwrap().contains(&"committed"), "and nothing was recorded after it");
-    assert!(actor.handle.unmount("/pods/a".into()).await.is_err(), "it is gone");
+    assert!(actor.handle.unmount(target("/pods/a")).await.is_err(), "it is gone");
 }
 
 #[tokio::test]

@@ -1,7 +1,6 @@
 //! The way to a Filesystem's owner: a cheap clone that everyone else holds. Requests go through a bounded mailbox;
 //! status comes back through a `watch` channel.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -11,6 +10,7 @@ use dotgraft_engine::model::{Commit, Problem, Reason, ResumeToken, Versions};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::driver::MountWhat;
+use crate::target::MountTarget;
 
 /// How many requests wait for one actor before it answers `Busy`.
 pub const MAILBOX: usize = 256;
@@ -104,7 +104,7 @@ pub enum Request {
         /// Head or commit.
         what: MountWhat,
         /// Where.
-        target: PathBuf,
+        target: MountTarget,
         /// Read-only head.
         read_only: bool,
         /// The answer.
@@ -113,7 +113,7 @@ pub enum Request {
     /// Unmount.
     Unmount {
         /// Where.
-        target: PathBuf,
+        target: MountTarget,
         /// The answer.
         reply: oneshot::Sender<Result<(), Problem>>,
     },
@@ -223,7 +223,7 @@ impl FsHandle {
     ///
     /// As [`FsHandle::versions`]; `NotOwner` for the head of a copy, or before authority is open, `Busy` while it is fenced or reset, `Held`
     /// while a reset keeps it for itself, `NotFound` without the commit; that of [`Driver::mount`](crate::driver::Driver::mount).
-    pub async fn mount(&self, what: MountWhat, target: PathBuf, read_only: bool) -> Result<(), Problem> {
+    pub async fn mount(&self, what: MountWhat, target: MountTarget, read_only: bool) -> Result<(), Problem> {
         self.ask(|reply| Request::Mount { what, target, read_only, reply }).await
     }
     /// Unmounts.
@@ -231,7 +231,7 @@ impl FsHandle {
     /// # Errors
     ///
     /// As [`FsHandle::versions`]; that of [`Driver::unmount`](crate::driver::Driver::unmount).
-    pub async fn unmount(&self, target: PathBuf) -> Result<(), Problem> {
+    pub async fn unmount(&self, target: MountTarget) -> Result<(), Problem> {
         self.ask(|reply| Request::Unmount { target, reply }).await
     }
     /// Fences.

@@ -159,7 +159,7 @@ impl Csi {
                 Found::Directory => {}
             }
             if let Some(line) = me.mounted(place.path()).await? {
-                me.unmount_there(&handle, &line).await?;
+                me.unmount_there(&handle, &place, &line).await?;
             }
             me.writable.lock().unwrap_or_else(PoisonError::into_inner).remove(place.path());
             if remove { place.remove() } else { Ok(()) }
@@ -167,20 +167,20 @@ impl Csi {
         .await
     }
 
-    async fn unmount_there(&self, handle: &str, line: &MountLine) -> Result<(), Refusal> {
+    async fn unmount_there(&self, handle: &str, place: &Place, line: &MountLine) -> Result<(), Refusal> {
         let volume = Volume::parse(handle)?;
         if line.filesystem(&self.pool_dev) != Some(volume.fs()) {
             return Err(Refusal::precondition(format!(
                 "{} has {} mounted, not volume {volume}: left alone",
-                line.mount_point.display(),
+                place.path().display(),
                 shown(line)
             )));
         }
-        let path = line.mount_point.clone();
+        let target = place.target().clone();
         match self.node.registry.get(volume.fs()) {
-            Some(owner) => Ok(owner.unmount(path).await?),
+            Some(owner) => Ok(owner.unmount(target).await?),
             // Without an owner nobody is in the way, and a pod's end must not wait for one.
-            None => self.blocking(move |me| me.node.driver.unmount(&path)).await,
+            None => self.blocking(move |me| me.node.driver.unmount(target.as_path())).await,
         }
     }
 
@@ -237,7 +237,7 @@ impl Csi {
             // Nothing; the same; or what a crash left between mount and remount: the owner finishes it.
             _ => {}
         }
-        self.ask(volume, what, place.path(), read_only, staging).await?;
+        self.ask(volume, what, place, read_only, staging).await?;
         if !read_only {
             self.writable().insert(place.path().to_owned());
         }
@@ -245,16 +245,16 @@ impl Csi {
     }
 
     /// The owner opens authority when the operator's word arrives, which may be a moment after the kubelet's.
-    async fn ask(&self, volume: Volume, what: MountWhat, path: &Path, read_only: bool, staging: Option<&Place>) -> Result<(), Refusal> {
+    async fn ask(&self, volume: Volume, what: MountWhat, place: &Place, read_only: bool, staging: Option<&Place>) -> Result<(), Refusal> {
         let until = Instant::now() + PATIENCE;
         loop {
             let owner = self.handle(volume.fs())?;
-            let Err(problem) = owner.mount(what, path.to_owned(), read_only).await else { return Ok(()) };
+            let Err(problem) = owner.mount(what, place.target().clone(), read_only).await else { return Ok(()) };
             if let (Reason::Held, Some(staging)) = (problem.reason, staging)
                 && self.mounted(staging.path()).await?.is_some()
                 && let Ok(_turn) = self.inflight.begin(&volume.to_string(), staging.path())
             {
-                let _ = owner.unmount(staging.path().to_owned()).await; // who is in its way is named by the reset
+                let _ = owner.unmount(staging.target().clone()).await; // who is in its way is named by the reset
             }
             let may_pass = match problem.reason {
                 Reason::NotPlaced | Reason::Busy | Reason::Held | Reason::StaleEpoch => true,

@@ -9,18 +9,19 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
+use dotgraft_engine::model::Problem;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use super::refusal::Refusal;
-use crate::peer::local;
+use crate::target::MountTarget;
 
 /// A name in an open directory.
 #[derive(Debug)]
 pub struct Place {
     dir: OwnedFd,
     name: std::ffi::OsString,
-    path: PathBuf,
+    target: MountTarget,
 }
 
 /// What is at a place.
@@ -43,14 +44,16 @@ pub fn find(kubelet_dir: Option<&Path>, field: &str, text: &str) -> Result<Optio
     if text.is_empty() {
         return Err(Refusal::invalid(format!("{field} is missing")));
     }
-    let target = local::target(text).map_err(|p| Refusal::invalid(format!("{field}: {}", p.message)))?;
+    let refused = |p: Problem| Refusal::invalid(format!("{field}: {}", p.message));
+    let target = MountTarget::parse(text).map_err(refused)?;
+    let target = target.as_path();
     let (Some(parent), Some(name)) = (target.parent(), target.file_name()) else {
         return Err(Refusal::invalid(format!("{field} must name a directory")));
     };
     let parent = match fs::canonicalize(parent) {
         Ok(parent) => parent,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(failed(field, &target, &e)),
+        Err(e) => return Err(failed(field, target, &e)),
     };
     let root = match kubelet_dir {
         None => PathBuf::from("/"),
@@ -60,8 +63,8 @@ pub fn find(kubelet_dir: Option<&Path>, field: &str, text: &str) -> Result<Optio
         return Err(Refusal::invalid(format!("{field}: {} is not below {}, the kubelet's directory", target.display(), root.display())));
     };
     let below = if below.as_os_str().is_empty() { Path::new(".") } else { below };
-    let dir = open_beneath(&root, below).map_err(|e| failed(field, &target, &e.into()))?;
-    Ok(Some(Place { dir, name: name.to_owned(), path: parent.join(name) }))
+    let dir = open_beneath(&root, below).map_err(|e| failed(field, target, &e.into()))?;
+    Ok(Some(Place { dir, name: name.to_owned(), target: MountTarget::of(&parent.join(name)).map_err(refused)? }))
 }
 
 fn open_beneath(root: &Path, below: &Path) -> rustix::io::Result<OwnedFd> {
@@ -74,7 +77,12 @@ fn open_beneath(root: &Path, below: &Path) -> rustix::io::Result<OwnedFd> {
 impl Place {
     /// Its path without symbolic links.
     pub fn path(&self) -> &Path {
-        &self.path
+        self.target.as_path()
+    }
+
+    /// The same, to be mounted at.
+    pub fn target(&self) -> &MountTarget {
+        &self.target
     }
 
     /// What is there.
@@ -87,7 +95,7 @@ impl Place {
             Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => Ok(Found::Directory),
             Ok(_) => Ok(Found::Other),
             Err(Errno::NOENT) => Ok(Found::Nothing),
-            Err(e) => Err(failed("looking at", &self.path, &e.into())),
+            Err(e) => Err(failed("looking at", self.path(), &e.into())),
         }
     }
 
@@ -100,11 +108,11 @@ impl Place {
         match rustix::fs::mkdirat(&self.dir, &self.name, Mode::RWXU | Mode::RGRP | Mode::XGRP) {
             Ok(()) => return Ok(true),
             Err(Errno::EXIST) => {}
-            Err(e) => return Err(failed("making", &self.path, &e.into())),
+            Err(e) => return Err(failed("making", self.path(), &e.into())),
         }
         match self.look()? {
             Found::Directory => Ok(false),
-            _ => Err(Refusal::invalid(format!("{} is there and is no directory", self.path.display()))),
+            _ => Err(Refusal::invalid(format!("{} is there and is no directory", self.path().display()))),
         }
     }
 
@@ -118,11 +126,11 @@ impl Place {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
             Err(Errno::NOTEMPTY | Errno::EXIST) => Err(Refusal::precondition(format!(
                 "nothing is mounted at {} any more, but there are files in the directory itself: they are left alone; move them away",
-                self.path.display()
+                self.path().display()
             ))),
-            Err(Errno::BUSY) => Err(Refusal::precondition(format!("{} is a mount point still", self.path.display()))),
-            Err(Errno::NOTDIR) => Err(Refusal::invalid(format!("{} is no directory", self.path.display()))),
-            Err(e) => Err(failed("removing", &self.path, &e.into())),
+            Err(Errno::BUSY) => Err(Refusal::precondition(format!("{} is a mount point still", self.path().display()))),
+            Err(Errno::NOTDIR) => Err(Refusal::invalid(format!("{} is no directory", self.path().display()))),
+            Err(e) => Err(failed("removing", self.path(), &e.into())),
         }
     }
 }

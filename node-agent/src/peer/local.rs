@@ -4,7 +4,7 @@
 //! Some clients put the socket's path into HTTP/2's `:authority`; [`HostlessStream`] takes that (csi.md §1, "Hazard").
 
 use std::collections::HashMap;
-use std::path::{Component, Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use dotgraft_engine::ids::FsId;
@@ -24,9 +24,8 @@ use crate::actor::registry::Registry;
 use crate::btrfs::mounts;
 use crate::driver::MountWhat;
 use crate::socket::{SocketError, accept, bind};
+use crate::target::MountTarget;
 
-/// Longest mount target, bytes (`PATH_MAX`).
-const MAX_PATH: usize = 4095;
 /// Largest request, bytes.
 const MAX_REQUEST: usize = 16 << 10;
 
@@ -57,7 +56,7 @@ struct Service {
     /// How mount tables name the pool's superblock.
     pool_dev: String,
     /// What was mounted through this process; the mount table knows the rest.
-    targets: Arc<Mutex<HashMap<PathBuf, FsId>>>,
+    targets: Arc<Mutex<HashMap<MountTarget, FsId>>>,
 }
 
 impl Service {
@@ -65,12 +64,12 @@ impl Service {
         self.registry.get(fs).ok_or_else(|| Problem::new(Reason::NotFound, format!("Filesystem {fs} is not on this node")))
     }
 
-    fn targets(&self) -> std::sync::MutexGuard<'_, HashMap<PathBuf, FsId>> {
+    fn targets(&self) -> std::sync::MutexGuard<'_, HashMap<MountTarget, FsId>> {
         self.targets.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn mount(&self, r: wire::MountRequest) -> Result<wire::MountResponse, Problem> {
-        let target = target(&r.target)?;
+        let target = MountTarget::parse(&r.target)?;
         let fs = convert::fs_id(&r.fs_id)?;
         let what = convert::commit_id(&r.commit)?.map_or(MountWhat::Head, MountWhat::Commit);
         self.handle(fs)?.mount(what, target.clone(), r.read_only).await?;
@@ -79,7 +78,7 @@ impl Service {
     }
 
     async fn unmount(&self, r: wire::UnmountRequest) -> Result<wire::UnmountResponse, Problem> {
-        let target = target(&r.target)?;
+        let target = MountTarget::parse(&r.target)?;
         let known = self.targets().get(&target).copied();
         let fs = match known {
             Some(fs) => Some(fs),
@@ -141,40 +140,11 @@ impl Local for Service {
     }
 }
 
-/// A mount target: absolute, without `.` and `..`, of a length that the kernel takes.
-pub(crate) fn target(text: &str) -> Result<PathBuf, Problem> {
-    let invalid = |why: &str| Problem::new(Reason::Invalid, format!("the mount target must be {why}"));
-    if text.len() > MAX_PATH || text.contains('\0') {
-        return Err(invalid("a path of at most 4095 bytes"));
-    }
-    let path: PathBuf = Path::new(text).components().collect();
-    if !path.is_absolute() {
-        return Err(invalid("absolute"));
-    }
-    if path.components().any(|c| c == Component::ParentDir) || path.parent().is_none() {
-        return Err(invalid("a directory under `/`, written without `..`"));
-    }
-    Ok(path)
-}
-
 /// Which Filesystem of the pool is mounted at `target`; `None` if nothing is.
-async fn mounted_now(pool_dev: &str, target: PathBuf) -> Result<Option<FsId>, Problem> {
-    let looked = tokio::task::spawn_blocking(move || mounts::at(&target)).await;
+async fn mounted_now(pool_dev: &str, target: MountTarget) -> Result<Option<FsId>, Problem> {
+    let looked = tokio::task::spawn_blocking(move || mounts::at(target.as_path())).await;
     let there = looked.map_err(|e| Problem::new(Reason::Internal, format!("a look at the mount table died: {e}")))?;
     let Some(line) = there.map_err(|e| e.problem())? else { return Ok(None) };
     let foreign = || Problem::new(Reason::Invalid, "what is mounted there is no Filesystem of this agent");
     line.filesystem(pool_dev).ok_or_else(foreign).map(Some)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_target_is_absolute_and_has_no_way_up() {
-        assert_eq!(target("/mnt/a//b/").unwrap(), Path::new("/mnt/a/b"));
-        for bad in ["", "mnt", "./x", "/", "/a/../b", "/a\0b", &format!("/{}", "x".repeat(MAX_PATH))] {
-            assert_eq!(target(bad).unwrap_err().reason, Reason::Invalid, "{bad:?}");
-        }
-    }
 }
