@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use crate::ids::{CommitId, Epoch, FsId, JobUid, MigId, NodeName, RequestUid};
 use crate::model::{Claim, Commit, Origin, Place, ResumeToken};
@@ -112,13 +113,15 @@ pub enum Role {
 
 /// A transfer that a peer offers.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ReceiveOffer {
+pub struct Offer {
     /// The commit that comes.
     pub target: Commit,
     /// Its base; `None` for a full stream.
     pub base: Option<CommitId>,
     /// The job.
     pub job: JobUid,
+    /// The run of it, for logs.
+    pub run_id: Uuid,
     /// The sender's epoch.
     pub epoch: Epoch,
     /// Expected bytes.
@@ -129,7 +132,7 @@ pub struct ReceiveOffer {
     pub kernel_release: String,
     /// Where the sender can go on.
     pub resume: Option<ResumeToken>,
-    /// Who sends.
+    /// Who sends, by its certificate; a message does not say it.
     pub from: NodeName,
 }
 

@@ -4,7 +4,7 @@
 
 mod support;
 
-use dotgraft_engine::filesystem::{Answer, Ctx, Event, Handoff, Intent, Present, ReceiveOffer, Record, ReqId, Role, Task};
+use dotgraft_engine::filesystem::{Answer, Ctx, Event, Handoff, Intent, Offer, Present, Record, ReqId, Role, Task};
 use dotgraft_engine::ids::{Epoch, Fresh, MigId};
 use dotgraft_engine::model::{Place, Problem, Reason};
 use dotgraft_engine::step::Effect;
@@ -54,7 +54,7 @@ fn tell(sim: &mut Sim, event: Event) -> Said {
     said
 }
 
-fn offer(sim: &mut Sim, from: &str, epoch: u64) -> ReceiveOffer {
+fn offer(sim: &mut Sim, from: &str, epoch: u64) -> Offer {
     let mut offer = sim.forged_offer(&place(from), Epoch(epoch));
     offer.target.epoch = Epoch(1);
     offer

@@ -9,7 +9,7 @@ use crate::model::{Commit, Origin, Place, Problem, ResumeToken, Versions};
 use crate::run::JobRow;
 
 use super::record::{Base, CheckpointRow, Record, RequestRow};
-use crate::words::{Desired, MountWhat, Nested, ReceiveOffer, ReqId};
+use crate::words::{Desired, MountWhat, Nested, Offer, ReqId};
 
 /// What the world looks like while an event is handled.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -114,7 +114,7 @@ pub enum Event {
     /// That node lists versions.
     Versions(ReqId, NodeName),
     /// A peer offers a commit.
-    Offer(ReqId, Box<ReceiveOffer>),
+    Offer(ReqId, Box<Offer>),
     /// Bind-mount.
     Mount(ReqId, MountWhat, String, bool),
     /// Unmount.
@@ -236,7 +236,7 @@ pub enum Task {
         /// Level-1 qgroup.
         qgroup: u64,
         /// What is offered.
-        offer: Box<ReceiveOffer>,
+        offer: Box<Offer>,
         /// Go on from here.
         checkpoint: Option<Box<CheckpointRow>>,
     },

@@ -14,7 +14,7 @@ use super::tasks::{Desk, Slot, Tasks};
 use crate::format::Kind;
 use crate::ids::CommitId;
 use crate::model::{Problem, Reason, ResumeToken};
-use crate::words::{ReceiveOffer, ReqId};
+use crate::words::{Offer, ReqId};
 
 /// See the module's documentation.
 #[derive(Debug)]
@@ -47,7 +47,7 @@ impl Inbox {
     }
 
     /// Whether the leftovers of earlier transfers allow this one.
-    pub(super) fn checked(&self, offer: &ReceiveOffer) -> Result<(), Problem> {
+    pub(super) fn checked(&self, offer: &Offer) -> Result<(), Problem> {
         if self.discard.contains(&offer.target.id) {
             return Err(Problem::new(Reason::Busy, "an older partial transfer is being cleared away"));
         }
@@ -56,7 +56,7 @@ impl Inbox {
 
     /// A sender that goes on from an older point of this very transfer listed versions before the last checkpoint: it has to list again, as
     /// starting anew would send all of it twice.
-    pub(super) fn checked_resume(&self, offer: &ReceiveOffer) -> Result<(), Problem> {
+    pub(super) fn checked_resume(&self, offer: &Offer) -> Result<(), Problem> {
         match (&self.checkpoint, &offer.resume) {
             (Some(here), Some(asked)) if here.token != *asked && here.token.target == offer.target.id && here.token.base == offer.base => {
                 Err(Problem::new(
@@ -71,7 +71,7 @@ impl Inbox {
     // ---- one transfer ----
 
     /// It may come.
-    pub(super) fn admit(&mut self, req: ReqId, offer: ReceiveOffer, qgroup: u64, desk: &mut Desk<'_>) {
+    pub(super) fn admit(&mut self, req: ReqId, offer: Offer, qgroup: u64, desk: &mut Desk<'_>) {
         let partial = PartialRow { version: Kind::Partial.newest(), target: offer.target.clone(), base: offer.base };
         let here = self.checkpoint.as_ref().map(|c| &c.token);
         let goes_on = here.is_some_and(|t| offer.resume.as_ref() == Some(t) && t.target == offer.target.id && t.base == offer.base);

@@ -59,7 +59,7 @@ pub use record::{
 };
 pub use status::{CommitStatus, Condition, FilesystemStatus, JobStatus, MigrationStatus, RequestStatus, RoleStatus};
 
-pub use crate::words::{Desired, Intent, MountWhat, Nested, Present, ReceiveOffer, ReqId, Role, Transfer, WantedCommit, WantedJob};
+pub use crate::words::{Desired, Intent, MountWhat, Nested, Offer, Present, ReqId, Role, Transfer, WantedCommit, WantedJob};
 
 use results::{Ended, Verdict};
 use tasks::{Slot, Tasks, Troubles, desk};

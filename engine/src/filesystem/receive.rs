@@ -7,7 +7,7 @@ use super::{Ctx, Filesystem};
 use crate::format::Kind;
 use crate::ids::{CommitId, NodeName, OpId};
 use crate::model::{Commit, Problem, Reason, Versions, VersionsRole};
-use crate::words::{ReceiveOffer, ReqId, Role};
+use crate::words::{Offer, ReqId, Role};
 
 impl Filesystem {
     pub(super) fn handle_versions(&mut self, req: ReqId, from: &NodeName, out: &mut Out) {
@@ -39,7 +39,7 @@ impl Filesystem {
         }
     }
 
-    pub(super) fn handle_offer(&mut self, req: ReqId, offer: ReceiveOffer, ctx: &Ctx, out: &mut Out) {
+    pub(super) fn handle_offer(&mut self, req: ReqId, offer: Offer, ctx: &Ctx, out: &mut Out) {
         if self.history.has(offer.target.id) && self.standing.is_active() && self.checked_lister(&offer.from).is_ok() {
             out.answers.push((req, Answer::Receive(Ok(offer.target.id))));
             return;
@@ -56,7 +56,7 @@ impl Filesystem {
         self.inbox.admit(req, offer, qgroup, &mut desk!(self, ctx, out));
     }
 
-    fn checked_offer(&mut self, offer: &ReceiveOffer, out: &mut Out) -> Result<(), Problem> {
+    fn checked_offer(&mut self, offer: &Offer, out: &mut Out) -> Result<(), Problem> {
         if !self.standing.is_active() {
             return Err(self.standing.not_here());
         }
@@ -103,12 +103,12 @@ impl Filesystem {
 
     /// One kept commit, from the one node that the object names for it: an owner may take that, too, as its head isn't touched, and of
     /// whoever holds it, also of a copy that was superseded and so knows an older epoch only.
-    fn is_fetched(&self, offer: &ReceiveOffer) -> bool {
+    fn is_fetched(&self, offer: &Offer) -> bool {
         self.wish.present().is_some_and(|p| p.fetches(offer.target.id, &offer.from))
     }
 
     /// A sender that comes again for the same target has given its old connection up: the old transfer is cancelled.
-    fn supersede(&mut self, offer: &ReceiveOffer, out: &mut Out) {
+    fn supersede(&mut self, offer: &Offer, out: &mut Out) {
         let is_it =
             |_: Slot, task: &Task| matches!(task, Task::Receive { offer: o, .. } if o.job == offer.job && o.target.id == offer.target.id);
         if self.tasks.runs(is_it) {

@@ -3,8 +3,7 @@
 use std::collections::BTreeMap;
 
 use dotgraft_engine::filesystem::{
-    Event, FilesystemStatus, Handoff, Intent, Life, MountWhat, Present, ReceiveOffer, RequestState, Role, Task, TaskDone, WantedCommit,
-    WantedJob,
+    Event, FilesystemStatus, Handoff, Intent, Life, MountWhat, Offer, Present, RequestState, Role, Task, TaskDone, WantedCommit, WantedJob,
 };
 use dotgraft_engine::format::Kind;
 use dotgraft_engine::ids::{CommitId, Epoch, FsId, MigId, OpId, RequestUid, Timestamp};
@@ -334,7 +333,7 @@ impl Sim<'_> {
         }
     }
 
-    pub fn forged_offer(&mut self, from: &Place, epoch: Epoch) -> ReceiveOffer {
+    pub fn forged_offer(&mut self, from: &Place, epoch: Epoch) -> Offer {
         let target = Commit {
             version: Kind::Commit.newest(),
             id: CommitId::from_uuid(self.fresh()),
@@ -349,10 +348,11 @@ impl Sim<'_> {
             transient: false,
             reset_to: None,
         };
-        ReceiveOffer {
+        Offer {
             target,
             base: None,
             job: self.job,
+            run_id: uuid(0),
             epoch,
             expected: None,
             stream_version: 2,

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use dotgraft_engine::filesystem::{CheckpointRow, Intent, Life, MountWhat, Present, ReceiveOffer, RequestState, Role, Task};
+use dotgraft_engine::filesystem::{CheckpointRow, Intent, Life, MountWhat, Offer, Present, RequestState, Role, Task};
 use dotgraft_engine::ids::{BootId, CommitId, Epoch, JobUid, RequestUid};
 use dotgraft_engine::model::{Commit, Problem, Reason};
 
@@ -355,7 +355,7 @@ impl Sim<'_> {
         assert!(disk.commits.get(&id).is_some_and(|(_, content)| *content == head.content), "the final commit is not what the head holds");
     }
 
-    pub fn watch_receive(&mut self, n: usize, offer: &ReceiveOffer, checkpoint: Option<&CheckpointRow>) {
+    pub fn watch_receive(&mut self, n: usize, offer: &Offer, checkpoint: Option<&CheckpointRow>) {
         // That authority was taken for it, it hears later; what comes until then is stopped before it takes over.
         let knows = self.journal_base(n).is_none_or(|b| b.role == Role::Owner);
         let fetched = |p: &Present| p.fetch.iter().any(|t| t.commit == offer.target.id && t.with.node == offer.from);

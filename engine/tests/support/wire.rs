@@ -1,6 +1,6 @@
 //! Transfers between two simulated nodes: offer, bytes, checkpoints, verdict; cut at any point, acks lost.
 
-use dotgraft_engine::filesystem::{CheckpointRow, Event, ReceiveOffer, Task, TaskDone};
+use dotgraft_engine::filesystem::{CheckpointRow, Event, Offer, Task, TaskDone};
 use dotgraft_engine::format::Kind;
 use dotgraft_engine::ids::{CommitId, OpId};
 use dotgraft_engine::model::{Commit, Problem, Reason, ResumeToken};
@@ -28,7 +28,7 @@ pub struct Session {
     pub to_op: Option<OpId>,
     pub base: Option<CommitId>,
     pub target: Commit,
-    pub offer: ReceiveOffer,
+    pub offer: Offer,
     /// Where the receiver went on.
     pub start: u64,
     pub at: u64,
@@ -72,14 +72,15 @@ impl Sim<'_> {
     // ---- the sender ----
 
     pub fn start_send(&mut self, n: usize, op: OpId, task: Task) {
-        let Task::Send { job, peer, epoch, from, to, resume, expected, .. } = task else { return };
+        let Task::Send { job, run_id, peer, epoch, from, to, resume, expected, .. } = task else { return };
         let peer = self.peer_of(&peer);
         // "Proving the prefix": what is not of this very stream is not offered.
         let resume = resume.map(|r| *r).filter(|r| r.prefix_digest == digest(from, to.id, r.offset) && r.target == to.id);
-        let offer = ReceiveOffer {
+        let offer = Offer {
             target: (*to).clone(),
             base: from,
             job,
+            run_id,
             epoch,
             expected,
             stream_version: 2,

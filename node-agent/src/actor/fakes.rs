@@ -8,7 +8,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use dotgraft_api::Replica;
-use dotgraft_engine::filesystem::{AuthorityView, Desired, FilesystemStatus, Handoff, Here, Intent, Note, Present, Role, Swap, TaskDone};
+use dotgraft_engine::filesystem::{
+    AuthorityView, Desired, FilesystemStatus, Handoff, Here, Intent, Note, Offer, Present, Role, Swap, TaskDone,
+};
 use dotgraft_engine::filesystem::{WantedCommit, WantedJob};
 use dotgraft_engine::ids::{BootId, CommitId, Epoch, FsId, JobUid, NodeName, PoolId, RequestUid, Timestamp};
 use dotgraft_engine::model::{Commit, Origin, Place, Problem, Reason, Versions};
@@ -18,7 +20,6 @@ use futures::future::BoxFuture;
 use tokio::sync::watch;
 use uuid::Uuid;
 
-use super::handle::Offer;
 use super::ports::{ApiPort, JournalPort, PeersPort, Rows};
 use super::{Node, Registry};
 use crate::clock::boot_clock;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dotgraft_engine::filesystem::{
-    Answer, CheckpointRow, Ctx, Desired, Event, FilesystemStatus, Intent, Note, ReceiveOffer, Record, Recovered, ReqId, Row, Task,
+    Answer, CheckpointRow, Ctx, Desired, Event, FilesystemStatus, Intent, Note, Record, Recovered, ReqId, Row, Task,
 };
 use dotgraft_engine::ids::{Fresh, FsId, OpId};
 use dotgraft_engine::model::{Problem, Reason};
@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, error, info, warn};
 
-use super::handle::{FsHandle, MAILBOX, Offer, Reply, Request};
+use super::handle::{FsHandle, MAILBOX, Reply, Request};
 use super::node::Node;
 use super::orders::{Order, Orders};
 use super::tasks::{self, TaskCtx};
@@ -175,7 +175,7 @@ impl FsActor {
             Request::Versions { from, reply } => Event::Versions(self.wait(Waiting::Versions(reply)), from),
             Request::Receive { offer, frames, replies } => {
                 let req = self.wait(Waiting::Receive(frames, replies));
-                Event::Offer(req, Box::new(engine_offer(*offer)))
+                Event::Offer(req, offer)
             }
             Request::Mount { what, target, read_only, reply } => {
                 Event::Mount(self.wait(Waiting::Plain(reply)), what, target.into_text(), read_only)
@@ -361,20 +361,6 @@ fn verdict(replies: &mpsc::Sender<Reply>, result: Result<dotgraft_engine::ids::C
     };
     if replies.try_send(reply).is_err() {
         debug!("the peer of a transfer has gone before its end");
-    }
-}
-
-fn engine_offer(offer: Offer) -> ReceiveOffer {
-    ReceiveOffer {
-        target: offer.target,
-        base: offer.base,
-        job: offer.job,
-        epoch: offer.epoch,
-        expected: offer.expected,
-        stream_version: offer.stream_version,
-        kernel_release: offer.kernel_release,
-        resume: offer.resume,
-        from: offer.from,
     }
 }
 

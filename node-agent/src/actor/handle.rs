@@ -4,9 +4,9 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use dotgraft_engine::filesystem::{FilesystemStatus, Handoff};
-use dotgraft_engine::ids::{CommitId, FsId, JobUid, NodeName};
-use dotgraft_engine::model::{Commit, Problem, Reason, ResumeToken, Versions};
+use dotgraft_engine::filesystem::{FilesystemStatus, Handoff, Offer};
+use dotgraft_engine::ids::{CommitId, FsId, NodeName};
+use dotgraft_engine::model::{Problem, Reason, Versions};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::driver::MountWhat;
@@ -14,31 +14,6 @@ use crate::target::MountTarget;
 
 /// How many requests wait for one actor before it answers `Busy`.
 pub const MAILBOX: usize = 256;
-
-/// A transfer that a peer offers (proto `Offer`, parsed).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Offer {
-    /// The commit that comes.
-    pub target: Commit,
-    /// Its base; `None` for a full stream.
-    pub base: Option<CommitId>,
-    /// The job it is for.
-    pub job: JobUid,
-    /// The run that drives it.
-    pub run_id: uuid::Uuid,
-    /// The sender's epoch.
-    pub epoch: dotgraft_engine::ids::Epoch,
-    /// Bytes expected, if known.
-    pub expected: Option<u64>,
-    /// Stream version.
-    pub stream_version: u32,
-    /// Sender's kernel.
-    pub kernel_release: String,
-    /// Where the sender can go on.
-    pub resume: Option<ResumeToken>,
-    /// The sender's node, from its certificate.
-    pub from: NodeName,
-}
 
 /// What comes down a transfer after it was accepted.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -5,14 +5,13 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use dotgraft_api::Replica;
-use dotgraft_engine::filesystem::{AuthorityView, FilesystemStatus, Handoff, Note, Swap, TaskDone};
+use dotgraft_engine::filesystem::{AuthorityView, FilesystemStatus, Handoff, Note, Offer, Swap, TaskDone};
 use dotgraft_engine::ids::{Epoch, FsId, JobUid, NodeName, Timestamp};
 use dotgraft_engine::model::{Problem, Versions};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 
 use super::api::ClusterApi;
-use super::handle::Offer;
 use crate::journal::{Entry, Journal, JournalError, Scope};
 use crate::peer::{Opened, PeerClient};
 

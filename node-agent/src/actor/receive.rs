@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use dotgraft_engine::filesystem::{CheckpointRow, ReceiveOffer, TaskDone};
+use dotgraft_engine::filesystem::{CheckpointRow, Offer, TaskDone};
 use dotgraft_engine::format::{FormatError, Kind};
 use dotgraft_engine::model::{Commit, Problem, Reason, ResumeToken};
 use tokio::runtime::Handle;
@@ -25,7 +25,7 @@ const FRAME_DEADLINE: Duration = Duration::from_secs(60);
 pub async fn run(
     ctx: &TaskCtx,
     qgroup: u64,
-    offer: ReceiveOffer,
+    offer: Offer,
     checkpoint: Option<Box<CheckpointRow>>,
     frames: mpsc::Receiver<Frame>,
     replies: mpsc::Sender<Reply>,
@@ -47,7 +47,7 @@ struct Receive {
     ctx: TaskCtx,
     handle: Handle,
     qgroup: u64,
-    offer: ReceiveOffer,
+    offer: Offer,
     frames: mpsc::Receiver<Frame>,
     up: mpsc::Sender<Reply>,
     /// Offset of the last checkpoint.

@@ -10,14 +10,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use dotgraft_engine::filesystem::{Event, TaskDone};
+use dotgraft_engine::filesystem::{Event, Offer, TaskDone};
 use dotgraft_engine::ids::{CommitId, Epoch, JobUid};
 use dotgraft_engine::model::{Commit, Place, Problem, Reason, ResumeToken};
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 
 use super::fs_actor::cancelled;
-use super::handle::Offer;
 use super::tasks::TaskCtx;
 use crate::driver::{Driver, DriverError};
 use crate::peer::convert::ALIVE_EVERY;

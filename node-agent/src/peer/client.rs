@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use dotgraft_engine::filesystem::Handoff;
+use dotgraft_engine::filesystem::{Handoff, Offer};
 use dotgraft_engine::ids::{FsId, JobUid, NodeName};
 use dotgraft_engine::model::{Problem, Reason, Versions};
 use dotgraft_engine::run::{PROGRESS_MS, VERIFY_MS};
@@ -32,7 +32,6 @@ use super::status::problem_of;
 use super::tls::{PeerIdentity, TlsContext, is_denial};
 use super::transfer::{Opened, Patience, start};
 use super::{H2_FRAME, KEEPALIVE, KEEPALIVE_TIMEOUT, WINDOW, convert, handoff, unix_now};
-use crate::actor::handle::Offer;
 
 /// Deadlines of a client.
 #[derive(Debug, Clone, Copy)]

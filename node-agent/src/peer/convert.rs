@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use dotgraft_engine::filesystem::Offer;
 use dotgraft_engine::format::Kind;
 use dotgraft_engine::ids::{CommitId, Epoch, FsId, JobUid, NodeName, Timestamp};
 use dotgraft_engine::model::{Commit, Problem, Reason, ResumeToken, Versions, VersionsRole};
@@ -11,7 +12,7 @@ use dotgraft_proto::agent::v1 as wire;
 use dotgraft_proto::bounded::{MAX_LISTED_METADATA, MAX_METADATA, MAX_VERSIONS};
 use wire::versions_response::Role;
 
-use crate::actor::handle::{Frame, Offer, Reply};
+use crate::actor::handle::{Frame, Reply};
 
 /// Largest message of a commit, bytes.
 pub const MAX_MESSAGE: usize = 4096;

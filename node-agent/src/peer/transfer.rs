@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use dotgraft_engine::filesystem::Offer;
 use dotgraft_engine::ids::{CommitId, FsId};
 use dotgraft_engine::model::{Problem, Reason};
 use dotgraft_proto::agent::v1 as wire;
@@ -19,7 +20,7 @@ use super::client::Connection;
 use super::directory::DirectoryChanges;
 use super::tls::TlsContext;
 use super::{FRAME, convert, unix_now};
-use crate::actor::handle::{Offer, Reply};
+use crate::actor::handle::Reply;
 
 /// Frames between the sender and HTTP/2.
 const QUEUE: usize = 4;

@@ -3,10 +3,10 @@
 
 use std::sync::{Arc, Mutex};
 
-use dotgraft_agent::actor::handle::{Offer, Reply, Request};
+use dotgraft_agent::actor::handle::{Reply, Request};
 use dotgraft_agent::peer::server::ServerSettings;
 use dotgraft_engine::filesystem::{
-    Answer, Ctx, Desired, Event, Filesystem, Handoff, Intent, Out, Present, ReceiveOffer, Recovered, ReqId, Role, Task, TaskDone,
+    Answer, Ctx, Desired, Event, Filesystem, Handoff, Intent, Offer, Out, Present, Recovered, ReqId, Role, Task, TaskDone,
 };
 use dotgraft_engine::ids::{BootTime, Epoch, Fresh, FsId, MigId, NodeName, Timestamp};
 use dotgraft_engine::model::{Place, Problem, Reason};
@@ -96,7 +96,7 @@ impl Copy {
             }
             Request::Receive { offer, replies, .. } => {
                 let id = offer.target.id;
-                let (answer, begun) = self.answer(|r| Event::Offer(r, Box::new(of(*offer))));
+                let (answer, begun) = self.answer(|r| Event::Offer(r, offer));
                 let reply = match answer {
                     Some(Answer::Receive(Err(problem))) => Reply::Refused(problem),
                     None if begun => Reply::Stored { commit: id, already: false },
@@ -110,20 +110,6 @@ impl Copy {
             }
             other => panic!("{other:?}"),
         }
-    }
-}
-
-fn of(o: Offer) -> ReceiveOffer {
-    ReceiveOffer {
-        target: o.target,
-        base: o.base,
-        job: o.job,
-        epoch: o.epoch,
-        expected: o.expected,
-        stream_version: o.stream_version,
-        kernel_release: o.kernel_release,
-        resume: o.resume,
-        from: o.from,
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use dotgraft_agent::actor::handle::{Frame, FsHandle, MAILBOX, Offer, Reply, Request};
+use dotgraft_agent::actor::handle::{Frame, FsHandle, MAILBOX, Reply, Request};
 use dotgraft_agent::actor::registry::Registry;
 use dotgraft_agent::peer::Transfer;
 use dotgraft_agent::peer::client::{ClientSettings, PeerClient};
@@ -14,7 +14,7 @@ use dotgraft_agent::peer::identity::IdentityStore;
 use dotgraft_agent::peer::progress::Expectation;
 use dotgraft_agent::peer::server::{self, ServerSettings};
 use dotgraft_agent::peer::tls::TlsContext;
-use dotgraft_engine::filesystem::{Filesystem, FilesystemStatus, Here, Recovered};
+use dotgraft_engine::filesystem::{Filesystem, FilesystemStatus, Here, Offer, Recovered};
 use dotgraft_engine::ids::{BootId, CommitId, Epoch, FsId, JobUid, NodeName, PoolId, Timestamp};
 use dotgraft_engine::model::{Commit, Place, Problem, Reason, Versions, VersionsRole};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, IsCa, KeyPair, KeyUsagePurpose, SanType};
