@@ -305,6 +305,9 @@ pub struct ReplicaStatus {
     /// It holds all data of a handoff and waits for the outcome (rule R5).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub import_start: Option<ImportStart>,
+    /// Its own Commit made this epoch, and it keeps what it handed over, as the new owner has not opened yet (rule R4).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub handed_over: Option<u64>,
     /// Epoch that it has opened for writing in this boot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub opened_epoch: Option<u64>,

@@ -168,9 +168,11 @@ pub struct Seen {
 }
 
 impl Seen {
-    /// Whether what was read is older than this. A version counts only if both are known.
+    /// Whether what was read is older than this. A version counts only if both are known, and within an epoch: in a restored API a person
+    /// goes on with a later epoch, in which versions begin anew.
     fn is_newer_than(self, read: Self) -> bool {
-        read.epoch < self.epoch || matches!((self.version, read.version), (Some(seen), Some(read)) if read < seen)
+        let is_older = || matches!((self.version, read.version), (Some(seen), Some(read)) if read < seen);
+        read.epoch < self.epoch || read.epoch == self.epoch && is_older()
     }
 }
 

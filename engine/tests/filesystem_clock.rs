@@ -64,7 +64,7 @@ fn an_opening_counts_from_when_its_swap_was_sent() {
     let (before, epoch, attempt) = (opens(&sim), sim.api.epoch, sim.api.attempt);
     // The answer lay about for six seconds before anyone took it, and authority may be elsewhere by now.
     let sent = BootTime(sim.boot_time(0).0 - 6_000);
-    sim.handle(0, Event::Done(op, Box::new(Ok(TaskDone::Opened { epoch, attempt, new: false, sent }))));
+    sim.handle(0, Event::Done(op, Box::new(Ok(TaskDone::Opened { epoch, attempt, new: false, sent, version: None }))));
     sim.run_for(2_000);
     assert!(opens(&sim) > before, "a mount under an opening that is six seconds old");
     assert!(sim.nodes[0].disk.is_mounted(MountWhat::Head), "and then it is mounted");

@@ -1,7 +1,9 @@
 //! Each guard of authority, one test or row each: what is allowed makes exactly one change, and each near miss says why.
 
 use super::take::{CompleteTo, Copy, CopyRole, ImportStart, Newest, accept, give_back, promote, steal};
-use super::verdict::{ExportStanding, ImportStanding, Leaving, OwnerStanding, may_be_dropped, may_go, of_export, of_import, of_owner};
+use super::verdict::{
+    ExportStanding, ImportStanding, KeptStanding, Leaving, OwnerStanding, may_be_dropped, may_go, of_export, of_import, of_kept, of_owner,
+};
 use super::*;
 use crate::ids::Timestamp;
 
@@ -78,6 +80,7 @@ fn an_opening_is_refused_with_the_reason() {
         assert_eq!(refused(&read(owned()), 1, newer), Refusal::Regressed { seen: newer, api });
         assert!(matches!(refused(&deleting(read(owned())), 1, newer), Refusal::Regressed { .. }), "a restored deletion proves nothing");
     }
+    assert!(open(&read(owned()), &place(1), boot(1), seen(4, Some(101))).is_ok(), "a later epoch was accepted in an API of an older time");
     assert!(open(&Read { version: None, ..read(owned()) }, &place(1), boot(1), seen(5, Some(101))).is_ok(), "a version that is no number");
 }
 
@@ -405,11 +408,36 @@ fn an_importer_takes_over_only_what_authority_has_given_it() {
 }
 
 #[test]
+fn what_was_handed_over_is_kept_until_the_new_owner_has_opened_or_authority_is_back() {
+    let kept = |authority: &Authority| of_kept(authority, &place(1), &place(2), Epoch(6));
+    let after = handed_over().authority.unwrap();
+    assert_eq!(kept(&owned()), KeptStanding::Regressed);
+    assert_eq!(kept(&after), KeptStanding::Needed);
+    assert_eq!(kept(&Authority { opened: Some(Opened { epoch: Epoch(5), boot: boot(1) }), ..after.clone() }), KeptStanding::Needed);
+    assert_eq!(kept(&open(&handed_over(), &place(2), boot(4), Seen::default()).unwrap()), KeptStanding::Over);
+    assert_eq!(kept(&after.passed_to(place(1))), KeptStanding::Back);
+    assert_eq!(kept(&after.passed_to(place(3))), KeptStanding::Over, "handed on, so it was opened");
+    let lost = ForkPoint { from: place(2), from_epoch: Epoch(6), commit: None };
+    let forced = Authority { fork_points: vec![lost], ..after.passed_to(place(3)) };
+    assert_eq!(kept(&forced), KeptStanding::Needed, "what it was given may be nowhere else");
+    let later = forced.passed_to(place(1));
+    assert_eq!(kept(&later), KeptStanding::Over, "others have written since");
+}
+
+#[test]
 fn nothing_goes_that_authority_may_need() {
     let plain = Leaving { owner: false, importing: false, handed_over: None, epoch: Epoch(5), told: Epoch(5) };
     let go = |read: &Read, me: u8, leaving| may_go(Some(read), &place(me), leaving);
     assert_eq!(go(&read(owned()), 2, plain), Ok(()));
-    assert_eq!(may_go(None, &place(2), plain), Err(Refusal::NoAuthority), "an absent object is not a deleting one");
+    assert_eq!(may_go(None, &place(2), plain), Ok(()), "a tombstone outlives its Filesystem");
+    for needed in [
+        Leaving { owner: true, ..plain },
+        Leaving { importing: true, ..plain },
+        Leaving { handed_over: Some(Epoch(5)), ..plain },
+        Leaving { epoch: Epoch(6), ..plain },
+    ] {
+        assert_eq!(may_go(None, &place(2), needed), Err(Refusal::NoAuthority), "an absent object is not a deleting one");
+    }
     assert_eq!(go(&Read::default(), 2, plain), Err(Refusal::NoAuthority));
     assert!(go(&read(owned()), 1, plain).is_err(), "it is the owner, whatever it thinks");
     assert!(go(&read(owned()), 2, Leaving { owner: true, ..plain }).is_err());

@@ -66,6 +66,34 @@ pub fn of_export(authority: &Authority, me: &Place, peer: &Place, of: Attempt) -
     }
 }
 
+/// How an exporter stands whose Commit was won, and that keeps what it handed over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum KeptStanding {
+    /// The API shows an earlier epoch than its Commit made: hold.
+    Regressed,
+    /// The new owner has not opened, or authority was taken from it before it had: what was handed over may be nowhere else.
+    Needed,
+    /// Authority came back, straight from the new owner (R4): it begins with what it handed over.
+    Back,
+    /// The new owner has opened, or others went on after it: nothing is waited for any more.
+    Over,
+}
+
+/// How the copy at `me` stands whose Commit passed authority to `peer` in the epoch `made`.
+pub fn of_kept(authority: &Authority, me: &Place, peer: &Place, made: Epoch) -> KeptStanding {
+    let since = authority.epoch.0.checked_sub(made.0);
+    // Taken from the new owner with a loss, before it had opened as far as anyone knows.
+    let forced = || authority.fork_points.iter().any(|f| f.from == *peer && f.from_epoch == made);
+    match since {
+        None => KeptStanding::Regressed,
+        Some(0) if authority.is_opened() => KeptStanding::Over,
+        Some(0) => KeptStanding::Needed,
+        Some(1) if authority.owner == *me => KeptStanding::Back,
+        Some(_) if authority.owner != *me && forced() => KeptStanding::Needed,
+        Some(_) => KeptStanding::Over,
+    }
+}
+
 /// How an importer stands that has recorded `EImportStart`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ImportStanding {
@@ -104,15 +132,23 @@ pub struct Leaving {
     pub told: Epoch,
 }
 
+impl Leaving {
+    /// Nothing that this copy knows of itself speaks against it.
+    fn is_spare(self) -> bool {
+        !self.owner && !self.importing && self.handed_over.is_none() && self.epoch <= self.told
+    }
+}
+
 /// Whether the copy at `me` that is told to go may delete what it has. It always asks first, by a quorum read: who told it may have known
-/// an older time. A deleting Filesystem goes, whatever it is; else nothing goes that authority may still need.
+/// an older time. A deleting Filesystem goes, whatever it is; else nothing goes that authority may still need. A Filesystem that is gone
+/// was deleted: its tombstones are obeyed by whoever isn't sure to hold what nobody else does.
 ///
 /// # Errors
 ///
-/// [`Refusal`]: the Filesystem is unknown to the API; this is the owner's copy, or newer than the word; authority is to come here, or may
-/// have to come back here.
+/// [`Refusal`]: the API knows no Filesystem, or no owner; this is the owner's copy, or newer than the word; authority is to come here, or
+/// may have to come back here.
 pub fn may_go(read: Option<&Read>, me: &Place, leaving: Leaving) -> Result<(), Refusal> {
-    let read = read.ok_or(Refusal::NoAuthority)?;
+    let Some(read) = read else { return if leaving.is_spare() { Ok(()) } else { Err(Refusal::NoAuthority) } };
     if read.is_deleting() {
         return Ok(());
     }
@@ -121,7 +157,7 @@ pub fn may_go(read: Option<&Read>, me: &Place, leaving: Leaving) -> Result<(), R
         return Err(Refusal::Needed { why: "this copy is the owner's, or newer than the word that it is to go" });
     }
     may_be_dropped(authority, me, leaving.handed_over)?;
-    if leaving.importing && authority.pending.is_some() {
+    if leaving.importing {
         return Err(Refusal::Needed { why: "a handoff to this copy is not decided" });
     }
     Ok(())

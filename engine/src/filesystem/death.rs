@@ -1,11 +1,13 @@
 //! The end of a copy: a recorded intent, then nothing of it is left on disk, in the journal or in the API.
 //!
-//! (`CheckDeleting`) → *delete-intent* → cancel and await all → `WriteMeta` → `Destroy` → *deleted* → `UnpinOrigin` → *forget*
+//! `CheckDeleting` → *delete-intent* → cancel and await all → `WriteMeta` → `Destroy` → *deleted* → `UnpinOrigin` → *forget*
 
 use super::Filesystem;
 use super::event::{Answer, Out, Task};
 use super::record::{Life, Record};
 use super::tasks::Slot;
+use crate::authority::verdict::{self, Leaving};
+use crate::authority::{Read, Refusal};
 use crate::ids::Epoch;
 use crate::model::{Problem, Reason};
 use crate::words::Role;
@@ -43,9 +45,8 @@ impl Filesystem {
             Life::Gone => self.advance_gone(out),
             Life::Deleting => self.advance_destroy(out),
             Life::Creating | Life::Active => {
-                // A superseded owner's epoch is that of the owner after it: a person who dropped this copy knew of both.
-                let may_be_newer = base.role == Role::Owner && !base.superseded || base.epoch > epoch;
-                if may_be_newer && !self.wish.is_absence_confirmed() {
+                // Always: who told it may have known an older time, or not of a handoff.
+                if !self.wish.is_absence_confirmed() {
                     return self.tasks.start(Slot::Life, Task::CheckDeleting, out);
                 }
                 self.troubles.clear("StaleIntent");
@@ -97,13 +98,29 @@ impl Filesystem {
         out.note("Deleted", "all of it is off this node's pool");
     }
 
-    pub(super) fn on_deleting_checked(&mut self, yes: bool, out: &mut Out) {
-        if yes {
-            self.wish.confirm_absence();
-            self.troubles.clear("StaleIntent");
-        } else {
-            let text = "the Replica object says Absent, but the Filesystem is not being deleted and this copy is an owner's or newer: nothing is deleted";
-            self.troubles.raise("StaleIntent", Problem::new(Reason::Invalid, text), out);
+    /// Whether this copy, which is told to go, may delete what it has, by what authority says.
+    pub(super) fn may_go(&self, read: Option<&Read>) -> Result<(), Refusal> {
+        let Some((base, told)) = self.standing.base().zip(self.wish.absent()) else { return Ok(()) };
+        let leaving = Leaving {
+            owner: base.role == Role::Owner && !base.superseded,
+            importing: self.handoff.import_start().is_some(),
+            handed_over: self.handoff.handed_over(),
+            epoch: base.epoch,
+            told,
+        };
+        verdict::may_go(read, &self.here.place, leaving)
+    }
+
+    pub(super) fn on_absence_checked(&mut self, read: Option<&Read>, out: &mut Out) {
+        match self.may_go(read) {
+            Ok(()) => {
+                self.wish.confirm_absence();
+                self.troubles.clear("StaleIntent");
+            }
+            Err(refusal) => {
+                let text = format!("the Replica object says Absent, and the Filesystem is not being deleted: {refusal}");
+                self.troubles.raise("StaleIntent", Problem::new(Reason::Invalid, text), out);
+            }
         }
     }
 }

@@ -1,9 +1,10 @@
 //! What goes into a [`Filesystem`](super::Filesystem) and what comes out: events, tasks, answers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+use crate::authority::{self, Attempt, Authority, Read, Refusal, Seen};
 use crate::ids::{BootId, BootTime, CommitId, Epoch, Fresh, FsId, JobUid, MigId, NodeName, Now, OpId, Timestamp};
 use crate::model::{Commit, Origin, Place, Problem, ResumeToken, Versions};
 use crate::run::JobRow;
@@ -51,21 +52,6 @@ pub struct Handoff {
     pub requests: Vec<RequestRow>,
 }
 
-/// Authority, as one quorum read shows it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AuthorityView {
-    /// The one that may write.
-    pub owner: Place,
-    /// Since which epoch.
-    pub epoch: Epoch,
-    /// Grows with each abort.
-    pub attempt: u64,
-    /// The handoff under way: whose, which attempt.
-    pub pending: Option<(MigId, u64)>,
-    /// The Filesystem is being deleted: it changes owners no more.
-    pub deleting: bool,
-}
-
 /// A compare-and-swap on authority that only a party of the handoff makes (R3, R6). Each ends with what authority says *then*.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Swap {
@@ -91,6 +77,11 @@ pub enum Swap {
         /// The epoch that ends.
         epoch: Epoch,
     },
+    /// pending := none, attempt + 1, if we own it and what is pending is not the handoff that is known here (R8); else a quorum read.
+    Disown {
+        /// The handoff that this copy has a record of.
+        known: Option<MigId>,
+    },
     /// pending := none, attempt + 1, if `pending` is exactly this.
     Abort {
         /// The migration.
@@ -100,6 +91,27 @@ pub enum Swap {
         /// The epoch that goes on.
         epoch: Epoch,
     },
+}
+
+impl Swap {
+    /// What it makes of authority as read, by the rules; `None`: it only asks.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal`], if its guard doesn't hold: nothing is written then, and what was read is the answer.
+    pub fn of(&self, read: &Read, me: &Place) -> Result<Option<Authority>, Refusal> {
+        match self {
+            Self::Ask => Ok(None),
+            Self::Pend { mig, epoch, to, final_commit } => authority::pend(read, me, (*mig, *epoch), to, *final_commit).map(Some),
+            Self::Commit { mig, attempt, epoch } => {
+                authority::commit(read, me, Attempt { mig: *mig, attempt: *attempt, epoch: *epoch }).map(Some)
+            }
+            Self::Abort { mig, attempt, epoch } => {
+                authority::abort(read, me, Attempt { mig: *mig, attempt: *attempt, epoch: *epoch }).map(Some)
+            }
+            Self::Disown { known } => authority::disown(read, me, *known).map(Some),
+        }
+    }
 }
 
 /// Everything that can happen to a Filesystem.
@@ -157,11 +169,13 @@ pub enum Task {
     AllocateQgroup,
     /// R0 (migration.md §2): CAS `opened`; refused unless this place owns `epoch` or higher with nothing pending.
     Open {
-        /// The highest epoch seen here.
-        seen: Epoch,
+        /// The newest that was seen, here or by those who were asked.
+        seen: Seen,
     },
-    /// Quorum GET: is the Filesystem `Deleting`?
+    /// Quorum GET, before anything is deleted here: what does authority say?
     CheckDeleting,
+    /// Ask the pools with copies of it for the highest epoch that they have seen; who doesn't answer in five seconds is not waited for.
+    AskEpochs(BTreeSet<NodeName>),
     /// Quorum GET: is the Filesystem `Headless`?
     CheckHeadless,
     /// Ask the origin's owner on this node to pin the commit.
@@ -300,15 +314,19 @@ pub enum TaskDone {
         new: bool,
         /// When the swap was sent, by this node's boot clock: what it says was true no earlier than that (R0).
         sent: BootTime,
+        /// Version of the object after the swap, if it is a number.
+        version: Option<u64>,
     },
-    /// For `CheckDeleting`.
-    Deleting(bool),
+    /// For `CheckDeleting`: what a quorum read shows; `None`: there is no such object.
+    Looked(Option<Box<Read>>),
+    /// For `AskEpochs`: the highest of those who answered.
+    HighestEpoch(Epoch),
     /// For `CheckHeadless`.
     Headless(bool),
     /// For `AskClones`: who of them doesn't, or is not on this node at all. Whoever doesn't answer needs it.
     Unneeded(Vec<FsId>),
     /// For `Swap`: what authority says now.
-    Authority(Box<AuthorityView>),
+    Authority(Box<Read>),
     /// For `Commit`.
     Committed {
         /// Data bytes newer than the parent, if measured.

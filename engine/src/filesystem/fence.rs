@@ -152,7 +152,7 @@ impl Filesystem {
 
     pub(super) fn handle_thaw(&mut self, req: ReqId, out: &mut Out) {
         let standing = &self.standing;
-        let refusal = if self.handoff.is_fenced() || standing.is_superseded() {
+        let refusal = if self.handoff.is_fenced() || standing.is_superseded() || standing.is_unsure() {
             let text = "authority over this Filesystem is moving or has moved: only the end of that thaws it (R2)";
             Problem::new(Reason::Busy, text)
         } else if standing.is_active()
@@ -247,7 +247,7 @@ impl Filesystem {
                 self.standing.head_dropped(out);
             }
         } else if on_disk && !recorded {
-            self.head.half_fenced(!journal_lost && !self.standing.is_superseded());
+            self.head.half_fenced(!journal_lost && !self.standing.is_unsure() && !self.standing.is_superseded());
             self.head.close();
         } else if !on_disk && recorded && self.head.is_there() && self.standing.is_resetting() {
             self.end_reset(out); // the new head was made, and not recorded

@@ -34,6 +34,8 @@ pub(super) struct Won {
     pub(super) attempt: u64,
     /// When it was sent.
     pub(super) sent: BootTime,
+    /// Version of the object after it.
+    pub(super) version: Option<u64>,
 }
 
 /// Who waits for a fence.

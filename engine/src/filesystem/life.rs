@@ -14,6 +14,7 @@ use super::head::Won;
 use super::record::{Base, Life, Opened};
 use super::results::LifeEnd;
 use super::tasks::Slot;
+use crate::authority::Seen;
 use crate::ids::Epoch;
 use crate::model::{Origin, Problem, Reason};
 use crate::words::{Desired, Role};
@@ -29,6 +30,9 @@ pub(super) struct LifeState {
     deletion_on_disk: bool,
     /// It is deleted, and the origin's owner has still to hear of it.
     unpin: Option<Origin>,
+    /// The highest epoch that the pools with copies have seen, asked before the first opening. A peer's word keeps this copy closed; it is
+    /// never recorded, and opens nothing.
+    peers_saw: Option<Epoch>,
 }
 
 impl LifeState {
@@ -120,7 +124,7 @@ impl Filesystem {
             return self.refuse_role_change(base.role, wanted, out);
         }
         let task = match (wanted, base.origin) {
-            (Role::Owner, _) if !self.head.is_open() => Task::Open { seen: base.epoch },
+            (Role::Owner, _) if !self.head.is_open() => Task::Open { seen: self.standing.seen() },
             (Role::Owner, Some(origin)) if !self.life.origin_pinned => Task::PinOrigin(origin),
             _ => Task::Prepare(Box::new(base.clone())),
         };
@@ -153,14 +157,28 @@ impl Filesystem {
         }
         // A wish of an earlier epoch says nothing: this copy won authority after it, and needs no operator to serve.
         let wanted_elsewhere = self.wish.present().is_some_and(|p| p.role == Role::Replica && p.epoch >= base.epoch);
-        let may_open = base.role == Role::Owner && !self.is_fenced() && !base.superseded && !base.headless && head && !wanted_elsewhere;
+        let asked = !base.unsure && !self.handoff.is_stray(); // R8
+        let may_open =
+            base.role == Role::Owner && asked && !self.is_fenced() && !base.superseded && !base.headless && head && !wanted_elsewhere;
         if may_open && (!self.head.is_open() || seen > base.epoch) && self.wish.is_managed() {
-            self.tasks.start(Slot::Life, Task::Open { seen }, out);
+            self.open_after_asking(seen, out);
         } else if self.standing.is_dirty() {
             self.tasks.start(Slot::Life, Task::WriteMeta(Box::new(base)), out);
         } else if let Some(task) = self.origin_task(&base) {
             self.tasks.start(Slot::Life, task, out);
         }
+    }
+
+    /// An API server that was restored to an older time may name this node although another has written since: the pools with copies know
+    /// (migration.md §2, "Restored API server"). Asked once per start, before the first opening.
+    fn open_after_asking(&mut self, seen: Epoch, out: &mut Out) {
+        let known = self.standing.seen();
+        let peers = self.wish.present().map(|p| p.peers.clone()).unwrap_or_default();
+        let task = match self.life.peers_saw {
+            None if !self.head.is_open() && !peers.is_empty() => Task::AskEpochs(peers),
+            saw => Task::Open { seen: Seen { epoch: seen.max(saw.unwrap_or_default()), ..known } },
+        };
+        self.tasks.start(Slot::Life, task, out);
     }
 
     fn refuse_role_change(&mut self, is: Role, wanted: Role, out: &mut Out) {
@@ -187,7 +205,8 @@ impl Filesystem {
             LifeEnd::HeadCreated => self.on_head_created(out),
             LifeEnd::HeadDropped => self.on_head_dropped(out),
             LifeEnd::MetaWritten(written) => self.on_meta_written(&written, out),
-            LifeEnd::DeletingChecked(yes) => self.on_deleting_checked(yes, out),
+            LifeEnd::AbsenceChecked(read) => self.on_absence_checked(read.as_deref(), out),
+            LifeEnd::EpochsAsked(epoch) => self.life.peers_saw = Some(epoch),
             LifeEnd::HeadlessChecked(yes) => self.on_headless_checked(yes, out),
             LifeEnd::Destroyed => self.on_destroyed(out),
             LifeEnd::OriginUnpinned if self.life.unpin.take().is_some() => self.standing.origin_unpinned(out),
@@ -228,6 +247,16 @@ impl Filesystem {
             self.head.close();
             self.handoff.doubt();
             self.standing.closed(out);
+        }
+        if matches!(task, Task::Open { .. }) && problem.reason == Reason::Busy && !self.handoff.is_in_hand() {
+            self.handoff.stray(true); // a handoff that this copy knows nothing of: it is looked at, and aborted (R8)
+        }
+        if matches!(task, Task::Open { .. }) && problem.reason == Reason::EpochRegression {
+            self.life.peers_saw = None; // asked again: the one who knew more may have been dropped
+        }
+        if matches!(task, Task::AskEpochs(_)) {
+            self.life.peers_saw = Some(Epoch(0)); // nobody knows better
+            return;
         }
         self.troubles.raise(condition, problem, out);
     }
@@ -308,7 +337,7 @@ impl Filesystem {
         let Some(won) = self.head.take_won() else { return };
         if !self.is_fenced() {
             self.head.open(won);
-            self.standing.opened(won.epoch, won.attempt, self.here.boot, self.head.is_used(), out);
+            self.standing.opened(won, self.here.boot, self.head.is_used(), out);
         }
     }
 

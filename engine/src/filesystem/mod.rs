@@ -51,11 +51,11 @@ mod tasks;
 mod usage;
 mod wish;
 
-pub use event::{Answer, AuthorityView, Ctx, Event, Found, Handoff, Here, Note, Out, Swap, Task, TaskDone};
+pub use event::{Answer, Ctx, Event, Found, Handoff, Here, Note, Out, Swap, Task, TaskDone};
 pub use holding::Holding;
 pub use record::{
-    Base, CheckpointRow, Life, MigrationPhase, MigrationRow, Opened, OriginPinRow, PartialRow, Record, Recovered, RequestRow, RequestState,
-    Row,
+    Base, CheckpointRow, Life, MigrationPhase, MigrationRow, Opened, OriginPinRow, PartialRow, PartyRow, Record, Recovered, RequestRow,
+    RequestState, Row,
 };
 pub use status::{CommitStatus, Condition, FilesystemStatus, JobStatus, MigrationStatus, RequestStatus, RoleStatus};
 
@@ -218,7 +218,11 @@ impl Filesystem {
         let Some(taken) = self.tasks.take(op) else { return };
         let slot = taken.slot;
         let ended = Ended::of(taken, result, || self.versions());
-        match ended.verdict(self.standing.life() == Some(Life::Creating)) {
+        let may_go = match &ended {
+            Ended::Life(results::LifeEnd::AbsenceChecked(read)) => self.may_go(read.as_deref()).is_ok(),
+            _ => true,
+        };
+        match ended.verdict(self.standing.life() == Some(Life::Creating), may_go) {
             Verdict::Good => self.tasks.rest(slot),
             // "No" is an answer, but asking again has to get rarer.
             Verdict::Refused | Verdict::Failed => self.tasks.back_off(slot, ctx),

@@ -141,7 +141,7 @@ impl Filesystem {
         } else if self.mounts.wants_head() && !fresh {
             // R0: the first mount of an opening turns writable within 5 s of sending the CAS, or the CAS is done again.
             if self.tasks.is_ready(Slot::Life, ctx.boot) {
-                self.tasks.start(Slot::Life, Task::Open { seen: self.standing.epoch() }, out);
+                self.tasks.start(Slot::Life, Task::Open { seen: self.standing.seen() }, out);
             }
         }
         for m in self.mounts.take_ready(fresh) {

@@ -82,7 +82,7 @@ impl Filesystem {
             return Err(Problem::new(Reason::StaleEpoch, format!("the sender's epoch {} is older than {epoch}, known here", offer.epoch)));
         }
         let to_be_owner = !self.standing.is_owner() && self.wish.role() == Some(Role::Owner);
-        if self.handoff.is_in_hand() || to_be_owner {
+        if self.handoff.is_undecided() || to_be_owner {
             return Err(Problem::new(Reason::Busy, "authority is being given to this node; it takes no commit until that is decided"));
         }
         if self.tasks.is_running(Slot::Receive) {

@@ -3,10 +3,12 @@
 //! Bodies are JSON with the version of their kind ([`Kind`]); what is newer is refused. The name of a record (not its key) is what fail points and
 //! metrics know it by.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::format::{FormatError, Kind};
-use crate::ids::{BootId, CommitId, Epoch, FsId, MigId, RequestUid, Timestamp};
+use crate::ids::{BootId, CommitId, Epoch, FsId, MigId, NodeName, RequestUid, Timestamp};
 use crate::model::{Claim, Commit, Origin, Place, Problem, ResumeToken};
 use crate::run::JobRow;
 
@@ -65,9 +67,17 @@ pub struct Base {
     /// *reset-begun*: the head is to be replaced by this commit; what it held is the commit in `frozen`. Absent once that is done.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reset_to: Option<Origin>,
+    /// The highest resourceVersion of the Filesystem object that this owner's openings have seen, in that epoch: an API that shows less was
+    /// restored to an older time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seen_version: Option<u64>,
     /// Authority went elsewhere without this copy's doing: what it has is kept aside, fenced, until a person drops it.
     #[serde(default)]
     pub superseded: bool,
+    /// The journal that knew of this owner was lost, and a handoff may be under way that only it knew: nothing is opened or thawed until
+    /// authority was asked, and a `pending` that nobody owns up to aborted (R8).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unsure: bool,
     /// *headless*: the claim was deleted and only commits are kept, so the head goes, or has gone.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub headless: bool,
@@ -188,6 +198,18 @@ pub struct MigrationRow {
     /// Intended commits that came along (importer).
     #[serde(default)]
     pub requests: Vec<RequestRow>,
+    /// Who takes part beside the exporter, by node, and what each has acknowledged to it. The importer keeps none; a row of 0.1 has none.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub parties: BTreeMap<NodeName, PartyRow>,
+}
+
+/// What a party of a handoff has acknowledged to the exporter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PartyRow {
+    /// The attempt of which it has said that it holds all, durably.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub holds: Option<u64>,
 }
 
 /// Durable steps of a handoff.
@@ -205,6 +227,9 @@ pub enum MigrationPhase {
     Exported,
     /// `EImportStart`, on the importer: ambiguous, read-only.
     ImportStart,
+    /// `Committed`, on the exporter: a replica that keeps the final commit until the new owner has opened, as authority may have to come
+    /// back (R4). `jobs` and `requests` are what left with authority.
+    Committed,
 }
 
 /// One row, put or deleted.

@@ -2,12 +2,13 @@
 //! part gets the result of its own tasks and nothing else, so none has to say what to do with an unexpected one. A result of another kind is a
 //! defect of the shell; it counts as a failure of that task, which is tried again.
 
-use super::event::{AuthorityView, Found, Handoff, Task, TaskDone};
+use super::event::{Found, Handoff, Task, TaskDone};
 use super::head::Won;
 use super::outbox::JobEnd;
 use super::record::Base;
 use super::tasks::{Slot, Taken};
-use crate::ids::{CommitId, FsId};
+use crate::authority::Read;
+use crate::ids::{CommitId, Epoch, FsId};
 use crate::model::{Commit, Problem, Reason, Versions};
 use crate::run::SendOutcome;
 use crate::words::{JobKey, MountWhat, Nested, ReqId};
@@ -24,7 +25,10 @@ pub(super) enum LifeEnd {
     HeadCreated,
     HeadDropped,
     MetaWritten(Box<Base>),
-    DeletingChecked(bool),
+    /// Before anything is deleted: what authority says.
+    AbsenceChecked(Option<Box<Read>>),
+    /// What the pools with copies have seen.
+    EpochsAsked(Epoch),
     HeadlessChecked(bool),
     Destroyed,
     OriginUnpinned,
@@ -45,7 +49,7 @@ pub(super) enum Ended {
     Received(ReqId, CommitId, Result<Box<Commit>, Problem>),
     Discarded(CommitId, Result<(), Problem>),
     Usage(Result<(u64, u64), Problem>),
-    Swapped(Result<Box<AuthorityView>, Problem>),
+    Swapped(Result<Box<Read>, Problem>),
     Exported(Box<Handoff>, Result<(), Problem>),
     Mounted(ReqId, MountWhat, String, Result<(), Problem>),
     Unmounted(ReqId, String, Result<(), Problem>),
@@ -137,12 +141,12 @@ impl Ended {
     }
 
     /// Of tasks whose asker comes again by itself, nothing is held back.
-    pub(super) fn verdict(&self, is_creating: bool) -> Verdict {
+    /// `may_go`: the copy may go by what authority says, if that was asked.
+    pub(super) fn verdict(&self, is_creating: bool, may_go: bool) -> Verdict {
         let problem = match self {
+            Self::Life(LifeEnd::AbsenceChecked(_)) if !may_go => return Verdict::Refused,
             // However many pins go, those that stay are asked about again, and rarer each time.
-            Self::Life(LifeEnd::DeletingChecked(false) | LifeEnd::HeadlessChecked(false)) | Self::ClonesAsked(Ok(_)) => {
-                return Verdict::Refused;
-            }
+            Self::Life(LifeEnd::HeadlessChecked(false)) | Self::ClonesAsked(Ok(_)) => return Verdict::Refused,
             Self::Life(LifeEnd::Opened(_, false)) if is_creating => return Verdict::Refused,
             Self::LifeFailed(_, problem) | Self::ClonesAsked(Err(problem)) => Some(problem),
             Self::Committed(_, result) => result.as_ref().err(),
@@ -171,13 +175,16 @@ fn life(task: &Task, result: Result<TaskDone, Problem>) -> Result<LifeEnd, Probl
     fit(result, |done| match (task, done) {
         (Task::Inspect, TaskDone::Inspected(found)) => Some(LifeEnd::Inspected(found)),
         (Task::AllocateQgroup, TaskDone::Qgroup(n)) => Some(LifeEnd::Qgroup(n)),
-        (Task::Open { .. }, TaskDone::Opened { epoch, attempt, new, sent }) => Some(LifeEnd::Opened(Won { epoch, attempt, sent }, new)),
+        (Task::Open { .. }, TaskDone::Opened { epoch, attempt, new, sent, version }) => {
+            Some(LifeEnd::Opened(Won { epoch, attempt, sent, version }, new))
+        }
         (Task::PinOrigin(_), TaskDone::Ok) => Some(LifeEnd::OriginPinned),
         (Task::Prepare(base), TaskDone::Ok) => Some(LifeEnd::Prepared(base.clone())),
         (Task::CreateHead { .. }, TaskDone::Ok) => Some(LifeEnd::HeadCreated),
         (Task::DropHead, TaskDone::Ok) => Some(LifeEnd::HeadDropped),
         (Task::WriteMeta(base), TaskDone::Ok) => Some(LifeEnd::MetaWritten(base.clone())),
-        (Task::CheckDeleting, TaskDone::Deleting(yes)) => Some(LifeEnd::DeletingChecked(yes)),
+        (Task::CheckDeleting, TaskDone::Looked(read)) => Some(LifeEnd::AbsenceChecked(read)),
+        (Task::AskEpochs(_), TaskDone::HighestEpoch(epoch)) => Some(LifeEnd::EpochsAsked(epoch)),
         (Task::CheckHeadless, TaskDone::Headless(yes)) => Some(LifeEnd::HeadlessChecked(yes)),
         (Task::Destroy { .. }, TaskDone::Ok) => Some(LifeEnd::Destroyed),
         (Task::UnpinOrigin(_), TaskDone::Ok) => Some(LifeEnd::OriginUnpinned),
@@ -222,7 +229,7 @@ mod tests {
         let taken = Taken { slot: Slot::Life, task: Task::Inspect, run_seq: 0 };
         let ended = Ended::of(taken, Ok(TaskDone::Qgroup(7)), none_here);
         assert!(matches!(&ended, Ended::LifeFailed(Task::Inspect, p) if p.reason == Reason::Internal));
-        assert_eq!(ended.verdict(false), Verdict::Failed, "and not asked for again at once");
+        assert_eq!(ended.verdict(false, true), Verdict::Failed, "and not asked for again at once");
         let taken = Taken { slot: Slot::Usage, task: Task::Usage { qgroup: 1 }, run_seq: 0 };
         assert!(matches!(Ended::of(taken, Ok(TaskDone::Ok), none_here), Ended::Usage(Err(_))));
     }
@@ -230,8 +237,8 @@ mod tests {
     #[test]
     fn a_no_makes_asking_rarer_and_what_we_cancelled_does_not() {
         let asked = |done| Ended::of(Taken { slot: Slot::Life, task: Task::CheckDeleting, run_seq: 0 }, done, none_here);
-        assert_eq!(asked(Ok(TaskDone::Deleting(false))).verdict(false), Verdict::Refused);
-        assert_eq!(asked(Ok(TaskDone::Deleting(true))).verdict(false), Verdict::Good);
-        assert_eq!(asked(Err(Problem::new(Reason::Cancelled, "by us"))).verdict(false), Verdict::Cancelled);
+        assert_eq!(asked(Ok(TaskDone::Looked(None))).verdict(false, false), Verdict::Refused);
+        assert_eq!(asked(Ok(TaskDone::Looked(None))).verdict(false, true), Verdict::Good);
+        assert_eq!(asked(Err(Problem::new(Reason::Cancelled, "by us"))).verdict(false, true), Verdict::Cancelled);
     }
 }

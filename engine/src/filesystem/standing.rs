@@ -1,8 +1,10 @@
 //! How this copy stands: its base row, which `fs.json` repeats, and whether the disk has been looked at. Each change is a step with a record of its
 //! own; nobody writes a field of the row otherwise.
 
-use super::event::{AuthorityView, Out};
+use super::event::Out;
+use super::head::Won;
 use super::record::{Base, Life, Opened, Record};
+use crate::authority::{Authority, Seen};
 use crate::format::Kind;
 use crate::ids::{BootId, CommitId, Epoch, FsId};
 use crate::model::{Origin, Problem, Reason};
@@ -67,6 +69,11 @@ impl Standing {
         self.base.as_ref().map_or(Epoch(0), |b| b.epoch)
     }
 
+    /// The newest that this copy has seen of authority.
+    pub(super) fn seen(&self) -> Seen {
+        Seen { epoch: self.epoch(), version: self.base.as_ref().and_then(|b| b.seen_version) }
+    }
+
     pub(super) fn qgroup(&self) -> u64 {
         self.base.as_ref().map_or(0, |b| b.qgroup)
     }
@@ -98,6 +105,11 @@ impl Standing {
     /// Authority went elsewhere without this copy's doing.
     pub(super) fn is_superseded(&self) -> bool {
         self.base.as_ref().is_some_and(|b| b.superseded)
+    }
+
+    /// The journal that knew of this owner was lost, and authority was not asked since (R8).
+    pub(super) fn is_unsure(&self) -> bool {
+        self.base.as_ref().is_some_and(|b| b.unsure)
     }
 
     /// Only its commits are kept: the head goes, or has gone.
@@ -134,7 +146,8 @@ impl Standing {
 
     /// `fs.json` was written with that. What changed meanwhile is written next.
     pub(super) fn written(&mut self, written: &Base) {
-        let differs = |b: &Base| Base { frozen: written.frozen, opened: written.opened, ..b.clone() } != *written;
+        let same = |b: &Base| Base { frozen: written.frozen, opened: written.opened, seen_version: written.seen_version, ..b.clone() };
+        let differs = |b: &Base| same(b) != *written;
         self.dirty = self.base.as_ref().is_some_and(differs);
     }
 
@@ -159,6 +172,9 @@ impl Standing {
 
     /// Only the disk knows it (the journal was lost): an orphan until a Replica object says what it is for.
     pub(super) fn adopt(&mut self, on_disk: Base, out: &mut Out) {
+        // Only the journal knew whether a handoff was under way.
+        let unsure = on_disk.role == Role::Owner && on_disk.life == Life::Active;
+        let on_disk = Base { unsure, ..on_disk };
         self.replace(if on_disk.life == Life::Deleting { "delete-intent" } else { "adopted" }, on_disk, out);
         self.dirty = false;
     }
@@ -195,11 +211,14 @@ impl Standing {
     }
 
     /// `AuthOpen`: won for this epoch, in this boot.
-    pub(super) fn opened(&mut self, epoch: Epoch, attempt: u64, boot: BootId, used: bool, out: &mut Out) {
+    pub(super) fn opened(&mut self, won: Won, boot: BootId, used: bool, out: &mut Out) {
         let change = |b: &mut Base| {
-            b.epoch = b.epoch.max(epoch);
-            b.attempt = attempt;
-            b.opened = Some(Opened { epoch, boot, used });
+            // Versions are compared within an epoch.
+            let before = b.seen_version.filter(|_| b.epoch == won.epoch);
+            b.seen_version = before.max(won.version);
+            b.epoch = b.epoch.max(won.epoch);
+            b.attempt = won.attempt;
+            b.opened = Some(Opened { epoch: won.epoch, boot, used });
         };
         self.save("auth-open", change, out);
     }
@@ -248,10 +267,10 @@ impl Standing {
     }
 
     /// `EImportFinish(true)`: the owner from now on, with a head to be made from that commit.
-    pub(super) fn take_over(&mut self, from: CommitId, view: &AuthorityView, out: &mut Out) {
+    pub(super) fn take_over(&mut self, from: CommitId, now: &Authority, out: &mut Out) {
         let change = |b: &mut Base| {
             b.role = Role::Owner;
-            (b.epoch, b.attempt) = (view.epoch, view.attempt);
+            (b.epoch, b.attempt) = (now.epoch, now.attempt);
             (b.opened, b.frozen) = (None, None);
             b.head_from = Some(from);
         };
@@ -260,11 +279,11 @@ impl Standing {
     }
 
     /// Handed over: a replica from now on.
-    pub(super) fn hand_over(&mut self, view: &AuthorityView, out: &mut Out) {
+    pub(super) fn hand_over(&mut self, now: &Authority, out: &mut Out) {
         let change = |b: &mut Base| {
             b.role = Role::Replica;
-            b.epoch = b.epoch.max(view.epoch);
-            b.attempt = view.attempt;
+            b.epoch = b.epoch.max(now.epoch);
+            b.attempt = now.attempt;
             b.opened = None;
         };
         self.save("mig-committed", change, out);
@@ -273,8 +292,17 @@ impl Standing {
 
     /// Authority went elsewhere without us.
     pub(super) fn supersede(&mut self, epoch: Epoch, out: &mut Out) {
-        self.save("superseded", |b| (b.superseded, b.epoch, b.opened) = (true, b.epoch.max(epoch), None), out);
+        let change = |b: &mut Base| {
+            (b.superseded, b.unsure) = (true, false);
+            (b.epoch, b.opened) = (b.epoch.max(epoch), None);
+        };
+        self.save("superseded", change, out);
         self.dirty = true;
+    }
+
+    /// Authority was asked since the journal was lost.
+    pub(super) fn sure(&mut self, out: &mut Out) {
+        self.save("sure", |b| b.unsure = false, out);
     }
 
     /// It came back, by a person's word.
@@ -329,7 +357,9 @@ fn blank(id: FsId, role: Role) -> Base {
         frozen: None,
         head_from: None,
         reset_to: None,
+        seen_version: None,
         superseded: false,
+        unsure: false,
         headless: false,
     }
 }

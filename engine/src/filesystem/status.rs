@@ -165,6 +165,8 @@ pub struct FilesystemStatus {
     pub migration: Option<MigrationStatus>,
     /// `EImportStart`, on the importer: all is here, and authority has not decided.
     pub import_start: Option<(MigId, u64, CommitId)>,
+    /// The epoch that this copy's own Commit made, while it keeps the final commit (R4).
+    pub handed_over: Option<Epoch>,
     /// Conditions, `Ready` first.
     pub conditions: Vec<Condition>,
     /// What fs.json says: enough to adopt it.
@@ -195,6 +197,7 @@ impl Filesystem {
             holding: self.holding(),
             receiving: self.inbox.coming(),
             migration: self.migration_status(),
+            handed_over: self.handoff.handed_over(),
             import_start: self.handoff.import_start(),
             jobs: self.outbox.statuses(&history, self.clock),
             requests: self.request_statuses(),

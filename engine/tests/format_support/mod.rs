@@ -3,7 +3,8 @@
 #![allow(dead_code, reason = "each test takes the records that it is about")]
 
 use dotgraft_engine::filesystem::{
-    Base, CheckpointRow, Handoff, Life, MigrationPhase, MigrationRow, Opened, OriginPinRow, PartialRow, RequestRow, RequestState, Role,
+    Base, CheckpointRow, Handoff, Life, MigrationPhase, MigrationRow, Opened, OriginPinRow, PartialRow, PartyRow, RequestRow, RequestState,
+    Role,
 };
 use dotgraft_engine::format::Kind;
 use dotgraft_engine::ids::{Epoch, NodeName, Timestamp};
@@ -89,7 +90,8 @@ pub fn base() -> impl Strategy<Value = Base> {
     let words = (any::<u64>(), any::<u64>(), text(), text());
     let authority = (epoch(), any::<u64>(), option::of(opened));
     let head = (option::of(id()), option::of(id()), option::of(origin()), any::<bool>(), any::<bool>());
-    (who, words, authority, head).prop_map(|(who, words, authority, head)| Base {
+    let known = (option::of(any::<u64>()), any::<bool>());
+    (who, words, authority, head, known).prop_map(|(who, words, authority, head, known)| Base {
         version: Kind::Base.newest(),
         fs_id: who.0,
         role: who.1,
@@ -107,7 +109,9 @@ pub fn base() -> impl Strategy<Value = Base> {
         frozen: head.0,
         head_from: head.1,
         reset_to: head.2,
+        seen_version: known.0,
         superseded: head.3,
+        unsure: known.1,
         headless: head.4,
     })
 }
@@ -267,10 +271,13 @@ pub fn migration() -> impl Strategy<Value = MigrationRow> {
         Just(MigrationPhase::Pending),
         Just(MigrationPhase::Aborted),
         Just(MigrationPhase::Exported),
-        Just(MigrationPhase::ImportStart)
+        Just(MigrationPhase::ImportStart),
+        Just(MigrationPhase::Committed)
     ];
     let who = (phase, id(), any::<u64>(), epoch(), place());
-    let what = (option::of(id()), time(), option::of(time()), vec(job(), 0..2), vec(request(), 0..2), id());
+    let party = option::of(any::<u64>()).prop_map(|holds| PartyRow { holds });
+    let parties = btree_map(node(), party, 0..3);
+    let what = (option::of(id()), time(), option::of(time()), vec(job(), 0..2), vec(request(), 0..2), id(), parties);
     (who, what).prop_map(|(who, what)| MigrationRow {
         version: Kind::Migration.newest(),
         phase: who.0,
@@ -283,6 +290,7 @@ pub fn migration() -> impl Strategy<Value = MigrationRow> {
         frozen: what.2,
         jobs: what.3,
         requests: what.4,
+        parties: what.6,
     })
 }
 

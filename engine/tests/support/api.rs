@@ -2,8 +2,8 @@
 //! compare-and-swap by the version that was read; it may arrive long after its sender has given up or died, and its answer may get lost.
 
 pub use dotgraft_engine::authority::Phase;
-use dotgraft_engine::authority::{self, Attempt, Authority, Opened, Pending, Read, Seen};
-use dotgraft_engine::filesystem::{AuthorityView, Swap, Task, TaskDone};
+use dotgraft_engine::authority::{self, Authority, Opened, Pending, Read};
+use dotgraft_engine::filesystem::{Task, TaskDone};
 use dotgraft_engine::ids::{BootId, CommitId, Epoch, MigId, OpId};
 use dotgraft_engine::model::{Problem, Reason};
 
@@ -52,7 +52,7 @@ impl PartialEq for Server {
 #[derive(Debug, Clone)]
 pub enum Reply {
     Read { version: u64, object: Box<Api> },
-    Swapped(Box<Api>),
+    Swapped { version: u64, object: Box<Api> },
     Conflict,
 }
 
@@ -140,17 +140,17 @@ impl Sim<'_> {
         let task = self.nodes[n].tasks[&op].task.clone();
         match reply {
             Reply::Conflict => self.api_again(n, op, Reason::Busy),
-            Reply::Swapped(object) => {
+            Reply::Swapped { version, object } => {
                 if matches!(task, Task::Open { .. }) {
                     self.api.server.opening_sent[n] = Some(self.nodes[n].tasks[&op].sent);
                 }
-                let result = self.told(n, op, &task, &object, true);
+                let result = self.told(n, op, &task, (version, &object), true);
                 self.done(n, op, result);
             }
-            Reply::Read { version, object } => match self.changed(n, &task, &object) {
+            Reply::Read { version, object } => match self.changed(n, &task, (version, &object)) {
                 Ok(Some(next)) => self.api_send(n, op, no, version, next),
                 Ok(None) => {
-                    let result = self.told(n, op, &task, &object, false);
+                    let result = self.told(n, op, &task, (version, &object), false);
                     self.done(n, op, result);
                 }
                 Err(problem) => self.done(n, op, Err(problem)),
@@ -207,7 +207,8 @@ impl Sim<'_> {
         }
         if waits {
             let object = Box::new(self.api.clone_object());
-            self.api_reply(n, op, no, Reply::Swapped(object));
+            let version = self.api.server.version;
+            self.api_reply(n, op, no, Reply::Swapped { version, object });
         }
     }
 
@@ -227,14 +228,14 @@ impl Sim<'_> {
     }
 
     /// The object as the rules of authority read it.
-    fn as_read(&self, object: &Api) -> Read {
+    pub fn as_read(&self, version: u64, object: &Api) -> Read {
         let place = |n: usize| self.nodes[n].place.clone();
         let opened = object.opened.map(|(epoch, boot)| Opened { epoch, boot });
         let pending = object.pending.zip(object.final_commit);
         let pending = pending.map(|((mig, attempt, to), final_commit)| Pending { mig, attempt, to: place(to), final_commit });
         let (owner, epoch, attempt) = (place(object.owner), object.epoch, object.attempt);
         let authority = Authority { owner, epoch, attempt, opened, pending, fork_points: Vec::new() };
-        Read { phase: object.phase, authority: Some(authority), version: None }
+        Read { phase: object.phase, authority: Some(authority), version: Some(version) }
     }
 
     fn with_authority(&self, object: &Api, next: &Authority) -> Api {
@@ -250,44 +251,29 @@ impl Sim<'_> {
     }
 
     /// What a call makes of the object that it read, by the rules that agents go by; `None`: nothing.
-    fn changed(&self, n: usize, task: &Task, object: &Api) -> Result<Option<Api>, Problem> {
-        let (read, me) = (self.as_read(object), &self.nodes[n].place);
+    fn changed(&self, n: usize, task: &Task, (version, object): (u64, &Api)) -> Result<Option<Api>, Problem> {
+        let (read, me) = (self.as_read(version, object), &self.nodes[n].place);
         let swapped = match task {
-            Task::Open { seen } => {
-                let seen = Seen { epoch: *seen, version: None };
-                let next = authority::open(&read, me, self.nodes[n].boot, seen).map_err(|refusal| refusal.problem())?;
-                return Ok(Some(self.with_authority(object, &next)));
-            }
-            Task::Swap(Swap::Pend { mig, epoch, to, final_commit }) => authority::pend(&read, me, (*mig, *epoch), to, *final_commit),
-            Task::Swap(Swap::Commit { mig, attempt, epoch }) => {
-                authority::commit(&read, me, Attempt { mig: *mig, attempt: *attempt, epoch: *epoch })
-            }
-            Task::Swap(Swap::Abort { mig, attempt, epoch }) => {
-                authority::abort(&read, me, Attempt { mig: *mig, attempt: *attempt, epoch: *epoch })
-            }
-            _ => return Ok(None),
+            Task::Open { seen } => Some(authority::open(&read, me, self.nodes[n].boot, *seen).map_err(|refusal| refusal.problem())?),
+            // A guard that doesn't hold changes nothing; what authority says then is the answer.
+            Task::Swap(swap) => swap.of(&read, me).ok().flatten(),
+            _ => None,
         };
-        // A guard that doesn't hold changes nothing; what authority says then is the answer.
-        Ok(swapped.ok().map(|next| self.with_authority(object, &next)))
+        Ok(swapped.map(|next| self.with_authority(object, &next)))
     }
 
-    fn told(&self, n: usize, op: OpId, task: &Task, object: &Api, swapped: bool) -> Result<TaskDone, Problem> {
+    fn told(&self, n: usize, op: OpId, task: &Task, (version, object): (u64, &Api), swapped: bool) -> Result<TaskDone, Problem> {
         Ok(match task {
             Task::Open { .. } if swapped => TaskDone::Opened {
                 epoch: object.epoch,
                 attempt: object.attempt,
                 new: object.phase == Phase::New,
                 sent: self.boot_time_at(n, self.nodes[n].tasks[&op].sent),
+                version: Some(version),
             },
-            Task::CheckDeleting => TaskDone::Deleting(object.phase == Phase::Deleting),
+            Task::CheckDeleting => TaskDone::Looked(Some(Box::new(self.as_read(version, object)))),
             Task::CheckHeadless => TaskDone::Headless(object.phase == Phase::Headless),
-            Task::Swap(_) => TaskDone::Authority(Box::new(AuthorityView {
-                owner: self.nodes[object.owner].place.clone(),
-                epoch: object.epoch,
-                attempt: object.attempt,
-                pending: object.pending.map(|p| (p.0, p.1)),
-                deleting: object.phase == Phase::Deleting,
-            })),
+            Task::Swap(_) => TaskDone::Authority(Box::new(self.as_read(version, object))),
             other => return Err(Problem::new(Reason::Internal, format!("not for the API: {other:?}"))),
         })
     }

@@ -24,7 +24,7 @@ impl Hazards {
 
     /// What the random runs have in them. Not old openings, though their schedules hold: what is held against a first mount there takes an
     /// opening that is asked for again, and found to be this boot's own, for as old as its first swap.
-    pub const MENDED: Self = Self::NESTED.with(Self::MOUNTS_IN_FENCES).with(Self::CLOCKS);
+    pub const MENDED: Self = Self::NESTED.with(Self::MOUNTS_IN_FENCES).with(Self::CLOCKS).with(Self::LATE_WRITES);
 
     /// Those that the random runs have in them, or those named by `DOTGRAFT_SIM_HAZARDS`: to see what is not mended yet.
     pub fn of_runs() -> Self {

@@ -132,11 +132,11 @@ impl Sim<'_> {
         self.nodes[n].is_live() && !self.nodes[n].tasks.values().any(|d| super::api::is_call(&d.task))
     }
 
-    fn is_open(&self, n: usize) -> bool {
+    pub fn is_open(&self, n: usize) -> bool {
         status(self, n).conditions.first().is_some_and(|c| c.reason == "Open")
     }
 
-    fn holds(&self, n: usize, content: u64) -> bool {
+    pub fn holds(&self, n: usize, content: u64) -> bool {
         let disk = &self.nodes[n].disk;
         disk.head.as_ref().is_some_and(|h| h.content == content) || disk.commits.values().any(|(_, c)| *c == content)
     }

@@ -228,9 +228,9 @@ impl Sim<'_> {
     /// A completion of an operation of an earlier life: it must change nothing.
     fn stale_done(&mut self, n: usize) {
         let results = [
-            Ok(TaskDone::Deleting(true)),
+            Ok(TaskDone::Looked(None)),
             Ok(TaskDone::Ok),
-            Ok(TaskDone::Opened { epoch: Epoch(99), attempt: 9, new: true, sent: self.boot_time(n) }),
+            Ok(TaskDone::Opened { epoch: Epoch(99), attempt: 9, new: true, sent: self.boot_time(n), version: None }),
             Err(Problem::new(Reason::NotOwner, "stale")),
         ];
         let result = self.rng.pick(&results).unwrap().clone();

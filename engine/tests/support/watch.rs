@@ -63,6 +63,7 @@ fn slot_of(task: &Task) -> Option<(&'static str, Option<JobUid>)> {
         | Task::AllocateQgroup
         | Task::Open { .. }
         | Task::CheckDeleting
+        | Task::AskEpochs(_)
         | Task::CheckHeadless
         | Task::PinOrigin(_)
         | Task::UnpinOrigin(_)

@@ -124,6 +124,11 @@ impl Sim<'_> {
         match (task, step) {
             (Task::Inspect, _) => return Ok(Done::All(TaskDone::Inspected(Box::new(self.nodes[n].disk.inspect())))),
             (Task::AllocateQgroup, _) => return Ok(Done::All(TaskDone::Qgroup(1 + self.rng.below(1_000)))),
+            (Task::AskEpochs(_), _) => {
+                let others = self.nodes.iter().enumerate().filter(|(other, node)| *other != n && node.is_live() && !self.partition);
+                let seen = others.filter_map(|(_, node)| node.journal.load().base.map(|b| b.epoch)).max();
+                return Ok(Done::All(TaskDone::HighestEpoch(seen.unwrap_or_default())));
+            }
             (Task::Usage { .. }, _) => return Ok(Done::All(TaskDone::Usage { bytes: self.usage.0, limit: self.usage.1 })),
             (Task::Estimate { from, to, .. }, _) => {
                 return Ok(Done::All(TaskDone::Estimated(Some(super::wire::size_of(*from, *to)))));

@@ -5,9 +5,9 @@ use std::sync::{Mutex, PoisonError};
 
 use dotgraft_api::Replica;
 use dotgraft_api::replica::ReplicaStatus;
-use dotgraft_engine::authority::Seen;
-use dotgraft_engine::filesystem::{AuthorityView, FilesystemStatus, Here, Note, Swap, TaskDone};
-use dotgraft_engine::ids::{Epoch, FsId, Timestamp};
+use dotgraft_engine::authority::{Read, Seen};
+use dotgraft_engine::filesystem::{FilesystemStatus, Here, Note, Swap, TaskDone};
+use dotgraft_engine::ids::{FsId, Timestamp};
 use dotgraft_engine::model::Problem;
 use kube::ResourceExt;
 
@@ -31,8 +31,6 @@ struct Known {
     uid: String,
     /// As last written or found: conditions keep their times.
     status: Option<ReplicaStatus>,
-    /// Highest resourceVersion of the Filesystem that an opening gave.
-    seen_version: Option<u64>,
 }
 
 impl ClusterApi {
@@ -50,8 +48,7 @@ impl ClusterApi {
         self.status.observe(fs, replica);
         let uid = replica.uid().unwrap_or_default();
         let mut known = self.known();
-        let entry =
-            known.entry(fs).or_insert_with(|| Known { name: replica.name_any(), uid: String::new(), status: None, seen_version: None });
+        let entry = known.entry(fs).or_insert_with(|| Known { name: replica.name_any(), uid: String::new(), status: None });
         if entry.uid != uid {
             // A new object under the same name has no status: nothing of the old one counts as written.
             entry.status = None;
@@ -69,23 +66,20 @@ impl ClusterApi {
     }
 
     /// R0 (migration.md §2).
-    pub async fn open(&self, fs: FsId, seen: Epoch) -> Result<TaskDone, Problem> {
-        let seen = Seen { epoch: seen, version: self.known().get(&fs).and_then(|k| k.seen_version) };
+    pub async fn open(&self, fs: FsId, seen: Seen) -> Result<TaskDone, Problem> {
         let won = self.authority.open(fs, &self.here.place, self.here.boot, seen).await.into_result()?;
-        if let Some(known) = self.known().get_mut(&fs) {
-            known.seen_version = won.resource_version;
-        }
-        Ok(TaskDone::Opened { epoch: won.epoch, attempt: won.attempt, new: won.new, sent: won.sent })
+        let (epoch, attempt, version) = (won.epoch, won.attempt, won.resource_version);
+        Ok(TaskDone::Opened { epoch, attempt, new: won.new, sent: won.sent, version })
     }
 
     /// A swap of authority (migration.md R3, R6), or a read; what authority says after it.
-    pub async fn swap(&self, fs: FsId, swap: &Swap) -> Result<AuthorityView, Problem> {
+    pub async fn swap(&self, fs: FsId, swap: &Swap) -> Result<Read, Problem> {
         self.authority.swap(fs, &self.here.place, swap).await
     }
 
-    /// Is the Filesystem `Deleting`? By a quorum read.
-    pub async fn is_deleting(&self, fs: FsId) -> Result<bool, Problem> {
-        self.authority.is_deleting(fs).await.map_err(|e| e.problem())
+    /// What a quorum read shows of it; `None`: there is no such object.
+    pub async fn look(&self, fs: FsId) -> Result<Option<Read>, Problem> {
+        self.authority.get(fs).await.map_err(|e| e.problem())
     }
 
     /// Is only its history kept (`Headless`)? By a quorum read.

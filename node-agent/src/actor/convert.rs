@@ -64,7 +64,9 @@ pub fn base_of(meta: &FsMeta, head: bool) -> Base {
         frozen: None,
         head_from: None,
         reset_to: None,
+        seen_version: None,
         superseded: false,
+        unsure: false,
         headless: meta.headless,
     }
 }

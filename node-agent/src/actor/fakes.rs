@@ -8,9 +8,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use dotgraft_api::Replica;
-use dotgraft_engine::filesystem::{
-    AuthorityView, Desired, FilesystemStatus, Handoff, Here, Intent, Note, Offer, Present, Role, Swap, TaskDone,
-};
+use dotgraft_engine::authority::{self, Authority, Phase};
+use dotgraft_engine::filesystem::{Desired, FilesystemStatus, Handoff, Here, Intent, Note, Offer, Present, Role, Swap, TaskDone};
 use dotgraft_engine::filesystem::{WantedCommit, WantedJob};
 use dotgraft_engine::ids::{BootId, CommitId, Epoch, FsId, JobUid, NodeName, PoolId, RequestUid, Timestamp};
 use dotgraft_engine::model::{Commit, Origin, Place, Problem, Reason, Versions};
@@ -39,6 +38,10 @@ pub fn target(text: &str) -> MountTarget {
 
 pub fn fs_id() -> FsId {
     FsId::from_uuid(uuid(1))
+}
+
+fn place() -> Place {
+    Place { node: "n1".parse().unwrap(), pool: PoolId::from_uuid(uuid(100)) }
 }
 
 pub fn request(n: u64) -> RequestUid {
@@ -132,16 +135,17 @@ pub struct FakeApi {
 }
 
 impl ApiPort for FakeApi {
-    fn open(&self, _: FsId, seen: Epoch) -> BoxFuture<'_, Result<TaskDone, Problem>> {
-        let (epoch, new) = (seen.max(Epoch(1)), *self.is_new.lock().unwrap());
-        async move { Ok(TaskDone::Opened { epoch, attempt: 1, new, sent: boot_clock() }) }.boxed()
+    fn open(&self, _: FsId, seen: authority::Seen) -> BoxFuture<'_, Result<TaskDone, Problem>> {
+        let (epoch, new) = (seen.epoch.max(Epoch(1)), *self.is_new.lock().unwrap());
+        async move { Ok(TaskDone::Opened { epoch, attempt: 1, new, sent: boot_clock(), version: None }) }.boxed()
     }
-    fn swap<'a>(&'a self, _: FsId, _: &'a Swap) -> BoxFuture<'a, Result<AuthorityView, Problem>> {
+    fn swap<'a>(&'a self, _: FsId, _: &'a Swap) -> BoxFuture<'a, Result<authority::Read, Problem>> {
         async { Err(Problem::new(Reason::Unreachable, "no swaps in this world")) }.boxed()
     }
-    fn is_deleting(&self, _: FsId) -> BoxFuture<'_, Result<bool, Problem>> {
-        let deleting = *self.deleting.lock().unwrap();
-        async move { Ok(deleting) }.boxed()
+    fn look(&self, _: FsId) -> BoxFuture<'_, Result<Option<authority::Read>, Problem>> {
+        let phase = if *self.deleting.lock().unwrap() { Phase::Deleting } else { Phase::Active };
+        let read = authority::Read { phase, authority: Some(Authority::first(place())), version: None };
+        async move { Ok(Some(read)) }.boxed()
     }
     fn is_headless(&self, _: FsId) -> BoxFuture<'_, Result<bool, Problem>> {
         async { Ok(false) }.boxed()
@@ -367,7 +371,7 @@ pub struct World {
 }
 
 pub fn world() -> World {
-    let place = Place { node: "n1".parse().unwrap(), pool: PoolId::from_uuid(uuid(100)) };
+    let place = place();
     let here = Here { place: place.clone(), boot: BootId::from_uuid(uuid(200)), stream_version: 2, kernel_release: "6.18".into() };
     let info = PoolInfo { id: place.pool, stream_version: 2, kernel_release: "6.18".into(), features: Vec::new() };
     let journal = Arc::new(FakeJournal::default());

@@ -5,8 +5,9 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use dotgraft_api::Replica;
-use dotgraft_engine::filesystem::{AuthorityView, FilesystemStatus, Handoff, Note, Offer, Swap, TaskDone};
-use dotgraft_engine::ids::{Epoch, FsId, JobUid, NodeName, Timestamp};
+use dotgraft_engine::authority::{Read, Seen};
+use dotgraft_engine::filesystem::{FilesystemStatus, Handoff, Note, Offer, Swap, TaskDone};
+use dotgraft_engine::ids::{FsId, JobUid, NodeName, Timestamp};
 use dotgraft_engine::model::{Problem, Versions};
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -45,11 +46,11 @@ pub trait PeersPort: Send + Sync + 'static {
 /// The API server.
 pub trait ApiPort: Send + Sync + 'static {
     /// Rule R0 (migration.md §2): opens `fs` for writing here.
-    fn open(&self, fs: FsId, seen: Epoch) -> BoxFuture<'_, Result<TaskDone, Problem>>;
+    fn open(&self, fs: FsId, seen: Seen) -> BoxFuture<'_, Result<TaskDone, Problem>>;
     /// A swap of authority, or a read; what authority says after it.
-    fn swap<'a>(&'a self, fs: FsId, swap: &'a Swap) -> BoxFuture<'a, Result<AuthorityView, Problem>>;
-    /// Whether a quorum shows it `Deleting`.
-    fn is_deleting(&self, fs: FsId) -> BoxFuture<'_, Result<bool, Problem>>;
+    fn swap<'a>(&'a self, fs: FsId, swap: &'a Swap) -> BoxFuture<'a, Result<Read, Problem>>;
+    /// What a quorum read shows of it; `None`: there is no such object.
+    fn look(&self, fs: FsId) -> BoxFuture<'_, Result<Option<Read>, Problem>>;
     /// Whether a quorum shows it `Headless`.
     fn is_headless(&self, fs: FsId) -> BoxFuture<'_, Result<bool, Problem>>;
     /// A Replica object is there.
@@ -97,14 +98,14 @@ impl PeersPort for PeerClient {
 }
 
 impl ApiPort for ClusterApi {
-    fn open(&self, fs: FsId, seen: Epoch) -> BoxFuture<'_, Result<TaskDone, Problem>> {
+    fn open(&self, fs: FsId, seen: Seen) -> BoxFuture<'_, Result<TaskDone, Problem>> {
         Self::open(self, fs, seen).boxed()
     }
-    fn swap<'a>(&'a self, fs: FsId, swap: &'a Swap) -> BoxFuture<'a, Result<AuthorityView, Problem>> {
+    fn swap<'a>(&'a self, fs: FsId, swap: &'a Swap) -> BoxFuture<'a, Result<Read, Problem>> {
         Self::swap(self, fs, swap).boxed()
     }
-    fn is_deleting(&self, fs: FsId) -> BoxFuture<'_, Result<bool, Problem>> {
-        Self::is_deleting(self, fs).boxed()
+    fn look(&self, fs: FsId) -> BoxFuture<'_, Result<Option<Read>, Problem>> {
+        Self::look(self, fs).boxed()
     }
     fn is_headless(&self, fs: FsId) -> BoxFuture<'_, Result<bool, Problem>> {
         Self::is_headless(self, fs).boxed()

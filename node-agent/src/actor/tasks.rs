@@ -1,10 +1,10 @@
 //! The work that an actor starts: each task runs outside the loop, says what it has to say, and ends with one `Done`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use dotgraft_engine::filesystem::{Event, Found, Task, TaskDone};
-use dotgraft_engine::ids::{CommitId, FsId, OpId};
+use dotgraft_engine::ids::{CommitId, Epoch, FsId, JobUid, NodeName, OpId};
 use dotgraft_engine::model::{Origin, Problem, Reason};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -72,7 +72,8 @@ async fn carry_out(ctx: &TaskCtx, task: Task, transfer: Option<Transfer>) -> Res
         Task::Inspect => inspect(ctx).await,
         Task::AllocateQgroup => ctx.blocking(Driver::allocate_qgroup).await.map(TaskDone::Qgroup),
         Task::Open { seen } => ctx.node.api.open(fs, seen).await,
-        Task::CheckDeleting => ctx.node.api.is_deleting(fs).await.map(TaskDone::Deleting),
+        Task::CheckDeleting => ctx.node.api.look(fs).await.map(|read| TaskDone::Looked(read.map(Box::new))),
+        Task::AskEpochs(peers) => Ok(TaskDone::HighestEpoch(highest_epoch(ctx, peers).await)),
         Task::CheckHeadless => ctx.node.api.is_headless(fs).await.map(TaskDone::Headless),
         Task::PinOrigin(origin) => pin_origin(ctx, origin).await,
         Task::UnpinOrigin(origin) => {
@@ -112,7 +113,7 @@ async fn carry_out(ctx: &TaskCtx, task: Task, transfer: Option<Transfer>) -> Res
             done.map(|f| TaskDone::Fenced { generation: f.generation, nested: f.folded })
         }
         Task::Thaw => ctx.blocking(move |d| d.thaw(fs)).await.map(|()| TaskDone::Ok),
-        Task::Swap(swap) => ctx.node.api.swap(fs, &swap).await.map(|view| TaskDone::Authority(Box::new(view))),
+        Task::Swap(swap) => ctx.node.api.swap(fs, &swap).await.map(|read| TaskDone::Authority(Box::new(read))),
         Task::Export { peer, handoff } => {
             let export = ctx.node.peers.export(&peer.node, fs, &handoff);
             tokio::select! {
@@ -145,6 +146,18 @@ async fn carry_out(ctx: &TaskCtx, task: Task, transfer: Option<Transfer>) -> Res
             send::run(ctx, plan).await
         }
     }
+}
+
+/// How long a pool with a copy is waited for that may know of a later owner.
+const ASKED_FOR: std::time::Duration = std::time::Duration::from_secs(5);
+
+/// The highest epoch that any of those nodes has seen; 0 if none answers in time.
+async fn highest_epoch(ctx: &TaskCtx, peers: BTreeSet<NodeName>) -> Epoch {
+    // Lists are asked for in the name of a job; for this one there is none.
+    let nobody = JobUid::from_uuid(uuid::Uuid::now_v7());
+    let answers = peers.iter().map(|node| tokio::time::timeout(ASKED_FOR, ctx.node.peers.versions(node, ctx.fs, nobody)));
+    let known = futures::future::join_all(answers).await;
+    known.into_iter().filter_map(|answer| answer.ok()?.ok()).map(|v| v.epoch).max().unwrap_or_default()
 }
 
 async fn inspect(ctx: &TaskCtx) -> Result<TaskDone, Problem> {

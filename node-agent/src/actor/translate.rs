@@ -182,6 +182,7 @@ pub fn status_of(s: &FilesystemStatus, before: Option<&ReplicaStatus>, now: Time
             commit: o.id.to_string(),
         }),
         migration: s.migration.as_ref().map(migration),
+        handed_over: s.handed_over.map(|e| e.0),
         import_start: s.import_start.map(|(mig, attempt, commit)| ImportStart {
             mig: mig.to_string(),
             attempt,

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use dotgraft_api::Filesystem;
 use dotgraft_api::common::MANAGER_AGENT;
-use dotgraft_engine::authority::{self, Attempt, Authority, Phase, Read, Refusal, Seen};
-use dotgraft_engine::filesystem::{AuthorityView, Swap};
+use dotgraft_engine::authority::{self, Authority, Phase, Read, Refusal, Seen};
+use dotgraft_engine::filesystem::Swap;
 use dotgraft_engine::ids::{BootId, BootTime, Epoch, FsId};
 use dotgraft_engine::model::{Place, Problem, Reason};
 use kube::Client;
@@ -88,11 +88,6 @@ impl AuthorityClient {
         self.read(fs).await?.map(|object| read_of(&object)).transpose()
     }
 
-    /// Whether a quorum shows it in phase `Deleting`. An absent object is not a deleting one (`StaleIntent`, design §2).
-    pub async fn is_deleting(&self, fs: FsId) -> Result<bool, ClusterError> {
-        Ok(self.get(fs).await?.is_some_and(|v| v.is_deleting()))
-    }
-
     /// Whether a quorum shows it in phase `Headless`: the head may go.
     pub async fn is_headless(&self, fs: FsId) -> Result<bool, ClusterError> {
         Ok(self.get(fs).await?.is_some_and(|v| v.phase == Phase::Headless))
@@ -142,7 +137,7 @@ impl AuthorityClient {
 
     /// Makes a swap if its guard holds (migration.md R3, R6), and returns what authority says then, as the API server confirmed it. An
     /// unknown outcome is found out by reading again: each swap is idempotent, as its guard holds only once.
-    pub async fn swap(&self, fs: FsId, me: &Place, swap: &Swap) -> Result<AuthorityView, Problem> {
+    pub async fn swap(&self, fs: FsId, me: &Place, swap: &Swap) -> Result<Read, Problem> {
         let deadline = Instant::now() + self.deadline;
         let mut retry = 0;
         loop {
@@ -160,20 +155,15 @@ impl AuthorityClient {
         }
     }
 
-    async fn try_swap(&self, fs: FsId, me: &Place, swap: &Swap) -> Result<AuthorityView, ClusterError> {
+    async fn try_swap(&self, fs: FsId, me: &Place, swap: &Swap) -> Result<Read, ClusterError> {
         let object = self.read(fs).await?.ok_or(ClusterError::Missing)?;
         let before = read_of(&object)?;
-        let shall = match swap {
-            Swap::Ask => return seen_by_engine(&before),
-            Swap::Pend { mig, epoch, to, final_commit } => authority::pend(&before, me, (*mig, *epoch), to, *final_commit),
-            Swap::Commit { mig, attempt, epoch } => authority::commit(&before, me, Attempt { mig: *mig, attempt: *attempt, epoch: *epoch }),
-            Swap::Abort { mig, attempt, epoch } => authority::abort(&before, me, Attempt { mig: *mig, attempt: *attempt, epoch: *epoch }),
-        };
-        match shall {
-            Ok(shall) => seen_by_engine(&self.write(fs, object, &before, &shall).await?),
+        match swap.of(&before, me) {
+            Ok(Some(shall)) => self.write(fs, object, &before, &shall).await,
+            Ok(None) => Ok(before),
             Err(refusal) => {
                 tracing::debug!(%fs, %refusal, ?swap, "not swapped");
-                seen_by_engine(&before)
+                Ok(before)
             }
         }
     }
@@ -209,17 +199,6 @@ fn put(object: &mut serde_json::Map<String, Value>, was: Option<&Authority>, sha
     }
     object.extend(shall.into_iter().filter(|(k, v)| was.get(k) != Some(v)));
     Ok(())
-}
-
-fn seen_by_engine(read: &Read) -> Result<AuthorityView, ClusterError> {
-    let authority = read.authority.as_ref().ok_or_else(|| ClusterError::Malformed { message: Refusal::NoAuthority.to_string() })?;
-    Ok(AuthorityView {
-        owner: authority.owner.clone(),
-        epoch: authority.epoch,
-        attempt: authority.attempt,
-        pending: authority.pending.as_ref().map(|p| (p.mig, p.attempt)),
-        deleting: read.is_deleting(),
-    })
 }
 
 /// Parses what came; anything that isn't as it should be is an error, never a default.

@@ -38,6 +38,17 @@ pub fn steal(view: &View) -> Result<api::Authority, Stays> {
     Ok(next(&take::steal(&read, &copies, lost, wanted(view).as_ref())?))
 }
 
+/// Authority back to the copy on that node, which handed it over to an owner that has not opened yet (R4).
+///
+/// # Errors
+///
+/// [`Stays`]: a refusal, or an object that can't be understood.
+pub fn give_back(view: &View, node: &str) -> Result<api::Authority, Stays> {
+    let (read, copies) = asked(view)?;
+    let node = node.parse().map_err(|e| malformed("wanted node", &e))?;
+    Ok(next(&take::give_back(&read, &copies, &node)?))
+}
+
 /// Authority by a person's word: for the best copy, or the one on `node`.
 ///
 /// # Errors
@@ -63,7 +74,8 @@ pub fn accept(view: &View, accepted: u64) -> Result<api::Authority, Stays> {
 pub fn needs(authority: &api::Authority, replica: &api::Replica) -> Option<Block> {
     let refusal = || -> Result<(), Stays> {
         let place = Place::try_from(&place_of(replica))?;
-        Ok(verdict::may_be_dropped(&authority.try_into()?, &place, None)?)
+        let handed_over = replica.status.as_ref().and_then(|s| s.handed_over).map(Epoch);
+        Ok(verdict::may_be_dropped(&authority.try_into()?, &place, handed_over)?)
     };
     let why = refusal().err()?;
     Some(Block::new(ConditionType::CopyNeeded, format!("the copy on node `{}` stays: {why}", replica.spec.node)))
@@ -137,7 +149,7 @@ fn copy(view: &View, replica: &Arc<api::Replica>) -> Option<Copy> {
         }),
         import_start: start
             .and_then(|s| Some(ImportStart { mig: s.mig.parse().ok()?, attempt: s.attempt, final_commit: s.final_commit.parse().ok()? })),
-        handed_over: None, // agents don't report it
+        handed_over: status.handed_over.map(Epoch),
         wanted: replica.spec.desired.state == api::DesiredState::Present && !view.dropped.contains(&place.pool),
         ready: view.pools.iter().any(|p| p.place().as_ref() == Some(&place) && p.ready && !p.out_of_service),
         lost: is_proven_lost(view, &place),

@@ -93,14 +93,19 @@ fn is_superseded(replica: &Replica) -> bool {
 
 /// Authority after it was taken from an owner that is proven lost, or given back to the one that handed it over to that owner.
 ///
-/// Under `Manual` only a person promotes; and while nobody needs it elsewhere, the owner may come back.
+/// It is given back whenever it is wanted there again before the new owner has opened: nothing is lost by that, so it needs no proof. Under
+/// `Manual` only a person takes it from an owner; and while nobody needs it elsewhere, the owner may come back.
 ///
 /// # Errors
 ///
 /// `None`: nothing to take. Else why nobody takes it, which is worth a condition if there is somebody to wait for.
 pub fn steal(view: &View, phase: FilesystemPhase, authority: &Authority) -> Result<Authority, Option<Block>> {
+    let wanted = wanted_node(&view.fs, view.claim.as_ref());
+    if let Some(back) = wanted.and_then(|node| authority::give_back(view, node).ok()) {
+        return Ok(back);
+    }
     let fencing = view.claim.as_ref().map(|c| c.fencing);
-    let elsewhere = wanted_node(&view.fs, view.claim.as_ref()).is_some_and(|n| n != authority.owner.node);
+    let elsewhere = wanted.is_some_and(|n| n != authority.owner.node);
     if fencing != Some(Fencing::Proof) || phase != FilesystemPhase::Active || !elsewhere {
         return Err(None);
     }

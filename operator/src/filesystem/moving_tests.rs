@@ -91,6 +91,29 @@ fn a_node_without_pool_or_of_another_group_can_t_take_it() {
 }
 
 #[test]
+fn it_goes_back_to_where_it_is_wanted_again_as_long_as_the_new_owner_has_not_opened() {
+    let mut v = view();
+    let gave = |epoch| {
+        let mut r = (*copy("n2", CopyRole::Replica, 5)).clone();
+        r.status.as_mut().unwrap().handed_over = Some(epoch);
+        Arc::new(r)
+    };
+    v.replicas.push(gave(3));
+    v.claim.as_mut().unwrap().fencing = Fencing::Manual;
+    let stolen = |v: &View| steal(v, FilesystemPhase::Active, &authority()).ok();
+    assert_eq!(stolen(&v), None, "nobody wants it there");
+    publish(&mut v, "n2", false);
+    let back = stolen(&v).expect("given back, also under Manual, with no proof of anything");
+    assert_eq!((back.owner.clone(), back.epoch, back.fork_points.len()), (place("n2"), 4, 0), "nothing is given up");
+    v.replicas[1] = gave(2);
+    assert_eq!(stolen(&v), None, "of an earlier handoff it has less");
+    v.replicas[1] = gave(3);
+    let opened = dotgraft_api::Opened { epoch: 3, boot_id: FS.into() };
+    v.fs.status.as_mut().unwrap().authority.as_mut().unwrap().opened = Some(opened);
+    assert_eq!(stolen(&v), None, "what the new owner wrote may be there only");
+}
+
+#[test]
 fn only_from_an_owner_that_is_proven_lost_and_only_if_it_is_needed_elsewhere() {
     let mut v = view();
     v.replicas.push(copy("n2", CopyRole::Replica, 5));

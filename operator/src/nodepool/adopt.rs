@@ -7,6 +7,9 @@ use dotgraft_api::{
     Authority, Claim, ConditionType, CopyRole, Desired, DesiredRole, DesiredState, Filesystem, FilesystemPhase, Orphan, OrphanActionKind,
     Place, Reason, Replica, ReplicaSpec, Word,
 };
+use dotgraft_engine::authority::take::{self, Copy};
+use dotgraft_engine::authority::{Read, Refusal};
+use dotgraft_engine::ids::Epoch;
 
 use crate::conditions::Block;
 
@@ -26,6 +29,25 @@ pub struct Holder {
 impl Holder {
     fn place(&self) -> Place {
         Place { node: self.node.clone(), pool: self.pool.clone() }
+    }
+    /// As the rules of authority see it.
+    fn copy(&self) -> Option<Copy> {
+        Some(Copy {
+            place: (&self.place()).try_into().ok()?,
+            role: match self.orphan.role {
+                CopyRole::Owner => take::CopyRole::Owner,
+                CopyRole::Replica | CopyRole::Receiving => take::CopyRole::Replica,
+                CopyRole::Absent | CopyRole::Creating | CopyRole::Deleting => take::CopyRole::None,
+            },
+            epoch: Epoch(self.orphan.epoch),
+            complete_to: None,
+            newest: None,
+            import_start: None,
+            handed_over: None,
+            wanted: true,
+            ready: true,
+            lost: false,
+        })
     }
     fn adopts(&self) -> bool {
         self.wanted != Some(OrphanActionKind::Drop)
@@ -80,7 +102,7 @@ pub fn claim_of(holders: &[Holder]) -> Option<Claim> {
     holders.iter().filter(|h| h.orphan.claim.is_some()).max_by_key(|h| h.orphan.epoch)?.orphan.claim.clone()
 }
 
-/// Highest epoch wins among copies that were owners; equal ones are a person's to decide (design §2).
+/// Who owns it is decided as for `kubectl dot accept` ([`take::accept`]): the highest claim, in an epoch past all that a pool has seen.
 pub fn decide(view: &View) -> Decision {
     let holders: Vec<&Holder> = view.holders.iter().filter(|h| h.adopts()).collect();
     if holders.is_empty() {
@@ -100,37 +122,34 @@ pub fn decide(view: &View) -> Decision {
 }
 
 fn owner(holders: &[&Holder], recorded: Option<Authority>) -> Result<(Authority, Orphan), Block> {
-    let owners = || holders.iter().filter(|h| h.orphan.role == CopyRole::Owner);
-    let best = owners().map(|h| h.orphan.epoch).max();
     if let Some(authority) = recorded {
         let facts = holders.iter().find(|h| h.place() == authority.owner).or(holders.first());
         let facts = facts.map(|h| h.orphan.clone()).unwrap_or_default();
         return Ok((authority, facts));
     }
-    let mut top = owners().filter(|h| Some(h.orphan.epoch) == best);
-    match (top.next(), top.next()) {
-        (Some(one), None) => {
-            let seen = holders.iter().map(|h| h.orphan.epoch).max().unwrap_or(0);
-            if seen > one.orphan.epoch {
-                let ahead = holders.iter().find(|h| h.orphan.epoch == seen).map_or("?", |h| h.node.as_str());
-                let why = format!(
-                    "node `{ahead}` has seen epoch {seen}, after the owner's {}: the last owner isn't here; bring its node back, or `kubectl dot accept`",
-                    one.orphan.epoch
-                );
-                return Err(Block::new(Word::OwnerMissing, why));
-            }
-            let attempt = holders.iter().map(|h| h.orphan.attempt).max().unwrap_or(0);
-            let authority = Authority { owner: one.place(), epoch: one.orphan.epoch.max(1), attempt, ..Authority::default() };
-            Ok((authority, one.orphan.clone()))
-        }
-        (Some(a), Some(b)) => Err(Block::new(
-            ConditionType::EqualOwners,
-            format!("nodes `{}` and `{}` both own it with epoch {}: `kubectl dot drop` one of them", a.node, b.node, a.orphan.epoch),
-        )),
-        (None, _) => Err(Block::new(
+    let copies: Vec<Copy> = holders.iter().filter_map(|h| h.copy()).collect();
+    let accepted = take::accept(&Read::default(), Epoch(0), &copies).map_err(|refusal| blocked(&refusal))?;
+    let authority = Authority::from(&accepted);
+    let facts = holders.iter().find(|h| h.place() == authority.owner).map(|h| h.orphan.clone()).unwrap_or_default();
+    // More than the rule asks for: here nobody has accepted that something may be lost.
+    if let Some(ahead) = holders.iter().find(|h| h.orphan.epoch > facts.epoch) {
+        let why = format!(
+            "node `{}` has seen epoch {}, after the owner's {}: the last owner isn't here; bring its node back, or `kubectl dot accept`",
+            ahead.node, ahead.orphan.epoch, facts.epoch
+        );
+        return Err(Block::new(Word::OwnerMissing, why));
+    }
+    let attempt = holders.iter().map(|h| h.orphan.attempt).max().unwrap_or(0).saturating_add(1);
+    Ok((Authority { attempt, ..authority }, facts))
+}
+
+fn blocked(refusal: &Refusal) -> Block {
+    match refusal {
+        Refusal::EqualClaims(..) => Block::new(ConditionType::EqualOwners, refusal.to_string()),
+        _ => Block::new(
             Word::OwnerMissing,
             "only read-only copies are here: bring the owner's node back; without a recorded owner no copy can be promoted",
-        )),
+        ),
     }
 }
 
@@ -241,7 +260,7 @@ mod tests {
     fn the_owner_with_the_highest_epoch_owns_and_every_pool_gets_its_replica() {
         let v = view(vec![holder("n1", CopyRole::Owner, 3), holder("n2", CopyRole::Owner, 5), holder("n3", CopyRole::Replica, 5)]);
         let Decision::Restore(r) = decide(&v) else { panic!() };
-        assert_eq!((r.authority.owner.node.as_str(), r.authority.epoch), ("n2", 5));
+        assert_eq!((r.authority.owner.node.as_str(), r.authority.epoch), ("n2", 6), "past all that a pool has seen");
         let roles: Vec<_> = r.replicas.iter().map(|s| (s.node.as_str(), s.desired.role.unwrap())).collect();
         assert_eq!(roles, [("n1", DesiredRole::Replica), ("n2", DesiredRole::Owner), ("n3", DesiredRole::Replica)]);
         assert!(r.replicas.iter().all(|s| s.desired.state == DesiredState::Present && s.desired.capacity == 5));

@@ -2,10 +2,10 @@
 
 use super::super::event::{self, Ctx, Out, Swap, Task};
 use super::super::head::For;
-use super::super::record::RequestState;
+use super::super::record::{RequestRow, RequestState};
 use super::super::tasks::Slot;
 use super::super::{Filesystem, transfer};
-use super::{Agreed, Cut, Exporting, InHand, Phase, Stall, Terms};
+use super::{Agreed, Cut, Exporting, InHand, Kept, Phase, Stall, Terms};
 use crate::ids::{CommitId, MigId};
 use crate::model::{Place, Problem, Reason};
 use crate::run::{Initial, JobSpec, Outcome, State};
@@ -48,11 +48,22 @@ impl Filesystem {
         if !self.standing.is_active() || self.wish.is_absence_confirmed() {
             return;
         }
+        if self.must_disown() {
+            let known = self.handoff.exporting().map(|e| e.terms.mig);
+            return self.swap_when_ready(Swap::Disown { known }, ctx, out);
+        }
         match &self.handoff.in_hand {
             None => self.advance_unmoved(ctx, out),
-            Some(InHand::Importing(_)) => self.swap_when_ready(Swap::Ask, ctx, out),
+            // The one asks what became of it, the other whether the new owner has opened.
+            Some(InHand::Importing(_) | InHand::Kept(_)) => self.swap_when_ready(Swap::Ask, ctx, out),
             Some(InHand::Exporting(_)) => self.advance_exporter(ctx, out),
         }
+    }
+
+    /// R8: something may be pending that this owner has no record of.
+    fn must_disown(&self) -> bool {
+        let owner = self.standing.is_owner() && !self.standing.is_superseded();
+        owner && (self.handoff.is_stray() || self.standing.is_unsure() && self.wish.is_managed())
     }
 
     fn advance_exporter(&mut self, ctx: &Ctx, out: &mut Out) {
@@ -146,7 +157,7 @@ impl Filesystem {
 
     /// `pending` may be set or not: it is found out, by setting it or by asking.
     fn advance_frozen(&mut self, e: &Exporting, cut: &Cut, ctx: &Ctx, out: &mut Out) {
-        let swap = if self.is_handoff_wanted(e) {
+        let swap = if e.live && self.is_handoff_wanted(e) {
             Swap::Pend { mig: e.terms.mig, epoch: e.terms.epoch, to: e.terms.peer.clone(), final_commit: cut.commit }
         } else {
             Swap::Ask
@@ -155,7 +166,7 @@ impl Filesystem {
     }
 
     pub(super) fn is_handoff_wanted(&self, e: &Exporting) -> bool {
-        e.live && e.give_up().is_none() && self.wish.move_to(&self.here) == Some(&e.terms.peer)
+        e.give_up().is_none() && self.wish.move_to(&self.here) == Some(&e.terms.peer)
     }
 
     fn abort(&mut self, e: &Exporting, agreed: &Agreed, ctx: &Ctx, out: &mut Out) {
@@ -163,8 +174,15 @@ impl Filesystem {
     }
 
     fn advance_pending(&mut self, e: &Exporting, cut: &Cut, agreed: &Agreed, ctx: &Ctx, out: &mut Out) {
+        if !self.wish.is_known() && !self.wish.has_vanished() {
+            return; // just started: whether it is still wanted is said in a moment
+        }
         if !self.is_handoff_wanted(e) {
             return self.abort(e, agreed, ctx, out);
+        }
+        if !e.live {
+            // After a restart: if the importer has recorded that it holds all of it, the handoff goes on, else it is aborted (§4, X6).
+            return self.export(e, cut, agreed, ctx, out);
         }
         match self.run_ended(e, FINAL) {
             Some(Ok(())) => self.export(e, cut, agreed, ctx, out),
@@ -207,6 +225,18 @@ impl Filesystem {
         }
     }
 
+    /// Commits that were intended and not made: they leave with authority.
+    fn owed_requests(&self) -> Vec<RequestRow> {
+        self.history.requests().filter(|r| r.state == RequestState::Pending).cloned().collect()
+    }
+
+    /// What this copy keeps of a handoff whose Commit was won.
+    pub(super) fn kept_of(&self, e: &Exporting) -> Option<Kept> {
+        let (cut, attempt) = (e.cut()?, e.attempt()?);
+        let (jobs, requests) = (self.outbox.for_export(), self.owed_requests());
+        Some(Kept { terms: e.terms.clone(), attempt, commit: cut.commit, at: cut.at, jobs, requests })
+    }
+
     fn export(&mut self, e: &Exporting, cut: &Cut, agreed: &Agreed, ctx: &Ctx, out: &mut Out) {
         if !self.tasks.is_ready(Slot::Move, ctx.boot) {
             return;
@@ -218,7 +248,7 @@ impl Filesystem {
             from: self.here.place.clone(),
             final_commit: cut.commit,
             jobs: self.outbox.for_export(),
-            requests: self.history.requests().filter(|r| r.state == RequestState::Pending).cloned().collect(),
+            requests: self.owed_requests(),
         };
         self.tasks.start(Slot::Move, Task::Export { peer: e.terms.peer.clone(), handoff: Box::new(handoff) }, out);
     }
@@ -227,7 +257,7 @@ impl Filesystem {
     fn advance_exported(&mut self, e: &Exporting, cut: &Cut, agreed: &Agreed, ctx: &Ctx, out: &mut Out) {
         if agreed.give_up.is_some() {
             self.abort(e, agreed, ctx, out);
-        } else if agreed.acked {
+        } else if agreed.is_acknowledged(ctx.boot) {
             self.swap_when_ready(Swap::Commit { mig: e.terms.mig, attempt: agreed.attempt, epoch: e.terms.epoch }, ctx, out);
         } else if e.live || cut.looked {
             self.export(e, cut, agreed, ctx, out);
@@ -284,11 +314,11 @@ impl Filesystem {
     pub(in crate::filesystem) fn on_exported(&mut self, handoff: &event::Handoff, result: Result<(), Problem>, ctx: &Ctx, out: &mut Out) {
         let said = (handoff.mig, Some(handoff.attempt));
         let Some(mut e) = self.handoff.exporting().cloned().filter(|e| (e.terms.mig, e.attempt()) == said) else { return };
-        let wanted = self.is_handoff_wanted(&e);
+        let (wanted, peer) = (self.is_handoff_wanted(&e), e.terms.peer.node.clone());
         let Some(agreed) = e.agreed() else { return };
         match result {
             Ok(()) => {
-                (agreed.acked, agreed.unheard) = (true, None);
+                agreed.acknowledged(&peer, ctx.boot);
                 let recorded = match e.phase.clone() {
                     Phase::Pending(cut, agreed, _) if wanted => {
                         self.handoff.enter("mig-export", Phase::Exported(cut, agreed), out);
@@ -301,9 +331,12 @@ impl Filesystem {
                     self.handoff.in_hand = Some(InHand::Exporting(e));
                 }
             }
+            // It is this program that stopped it, and nothing is said about the importer.
+            Err(problem) if problem.reason == Reason::Cancelled => {}
             Err(problem) => {
-                let since = *agreed.unheard.get_or_insert(ctx.boot);
-                let lost = problem.reason.is_permanent() || ctx.boot.since_ms(since) >= STALLED_MS;
+                let since = agreed.unheard(&peer, ctx.boot);
+                let resumed = !e.live && matches!(e.phase, Phase::Pending(..));
+                let lost = resumed || problem.reason.is_permanent() || ctx.boot.since_ms(since) >= STALLED_MS;
                 self.handoff.in_hand = Some(InHand::Exporting(e));
                 if lost {
                     self.mark_given_up(problem, out);

@@ -1,10 +1,12 @@
 //! The side that takes authority: `EImportStart`, the wait for what authority decides, `EImportFinish`.
 
 use super::super::Filesystem;
-use super::super::event::{self, Answer, AuthorityView, Ctx, Out};
+use super::super::event::{self, Answer, Ctx, Out};
 use super::super::record::RequestRow;
 use super::super::tasks::Slot;
 use super::{ASK_MS, Importing};
+use crate::authority::verdict::{ImportStanding, of_import};
+use crate::authority::{Attempt, Authority};
 use crate::ids::CommitId;
 use crate::model::{Problem, Reason};
 use crate::run::JobRow;
@@ -13,6 +15,9 @@ use crate::words::{ReqId, Role};
 impl Filesystem {
     pub(in crate::filesystem) fn handle_export(&mut self, req: ReqId, handoff: event::Handoff, ctx: &Ctx, out: &mut Out) {
         let answer = self.checked_handoff(&handoff);
+        if self.handoff.handed_over().is_some() {
+            self.tasks.wake(Slot::Move); // the last handoff the other way is not over here: it is looked at now
+        }
         if answer == Ok(true) {
             // Only authority says which epoch it is: a peer that is no owner must not be able to make this copy refuse the real one.
             self.handoff.import(handoff, ctx, out);
@@ -28,12 +33,22 @@ impl Filesystem {
         if !self.standing.is_active() {
             return Err(self.standing.not_here());
         }
+        if self.wish.absent().is_some() {
+            return Err(Problem::new(Reason::Deleting, "this copy is told to go"));
+        }
         if self.standing.role() != Some(Role::Replica) {
             return Err(Problem::new(Reason::ReceiverIsOwner, "this copy is an owner's already"));
         }
         let known = self.standing.epoch();
         if handoff.epoch < known {
             return Err(Problem::new(Reason::StaleEpoch, format!("epoch {} is older than {known}, known here", handoff.epoch)));
+        }
+        if let Some(epoch) = self.handoff.handed_over() {
+            let text = format!(
+                "this copy keeps what it handed over in epoch {epoch}, as the owner of then was not seen to open: if that is given up, \
+                 take what you need of it and `kubectl dot drop` it"
+            );
+            return Err(Problem::new(Reason::Busy, text));
         }
         if self.handoff.is_in_hand() {
             return if self.handoff.import_start() == Some((handoff.mig, handoff.attempt, handoff.final_commit)) {
@@ -55,30 +70,24 @@ impl Filesystem {
         Ok(true)
     }
 
-    pub(super) fn judge_import(&mut self, i: Importing, view: &AuthorityView, ctx: &Ctx, out: &mut Out) {
-        let terms = &i.terms;
-        // An older epoch of the same owner: the API was restored; it says so there, and here nothing is decided. Any other owner never
-        // handed over to us.
-        let undecided = view.owner == terms.peer
-            && (view.epoch < terms.epoch || view.epoch == terms.epoch && view.pending == Some((terms.mig, i.attempt)));
-        if undecided {
-            self.tasks.sleep(Slot::Move, ASK_MS, ctx);
-        } else if view.owner == self.here.place && view.epoch > terms.epoch {
-            self.take_over(i.commit, view, (i.jobs, i.requests), out);
-        } else {
-            self.handoff.end("import-abort", out);
+    pub(super) fn judge_import(&mut self, i: Importing, now: &Authority, ctx: &Ctx, out: &mut Out) {
+        let of = Attempt { mig: i.terms.mig, attempt: i.attempt, epoch: i.terms.epoch };
+        match of_import(now, &self.here.place, &i.terms.peer, of) {
+            ImportStanding::Undecided => self.tasks.sleep(Slot::Move, ASK_MS, ctx),
+            ImportStanding::Mine => self.take_over(i.commit, now, (i.jobs, i.requests), out),
+            ImportStanding::NotMine => self.handoff.end("import-abort", out),
         }
     }
 
     /// Authority was taken from a lost owner, for this copy. What is just being received from that owner comes first or not at all: a
     /// commit that arrived after the head was made would be newer than what the head holds.
-    pub(super) fn take_over_newest(&mut self, view: &AuthorityView, ctx: &Ctx, out: &mut Out) {
+    pub(super) fn take_over_newest(&mut self, now: &Authority, ctx: &Ctx, out: &mut Out) {
         if self.tasks.is_running(Slot::Receive) {
             self.tasks.cancel(Slot::Receive, out);
             return self.tasks.sleep(Slot::Move, ASK_MS, ctx);
         }
         match self.head_begins_with(out) {
-            Some(id) => self.take_over(id, view, (Vec::new(), Vec::new()), out),
+            Some(id) => self.take_over(id, now, (Vec::new(), Vec::new()), out),
             None => self.hold("HeadMissing", Reason::NoCommits, "this copy is to be the owner's, but holds no commit", ctx, out),
         }
     }
@@ -100,9 +109,9 @@ impl Filesystem {
     }
 
     /// `EImportFinish(true)`: the owner from now on; writable once the head is made and authority opened (R4).
-    fn take_over(&mut self, from: CommitId, view: &AuthorityView, (jobs, requests): (Vec<JobRow>, Vec<RequestRow>), out: &mut Out) {
+    pub(super) fn take_over(&mut self, from: CommitId, now: &Authority, (jobs, requests): (Vec<JobRow>, Vec<RequestRow>), out: &mut Out) {
         self.inbox.close(out);
-        self.standing.take_over(from, view, out);
+        self.standing.take_over(from, now, out);
         for row in jobs {
             self.outbox.adopt(row, out);
         }
@@ -113,6 +122,6 @@ impl Filesystem {
         self.head.close();
         self.outbox.stale();
         self.tasks.wake(Slot::Life);
-        out.note("TookOver", format!("this node owns it in epoch {}, from commit {from}", view.epoch));
+        out.note("TookOver", format!("this node owns it in epoch {}, from commit {from}", now.epoch));
     }
 }

@@ -1,8 +1,9 @@
-//! Moving authority to another node, the simple form (migration.md §1–4; ADR 5). What gives away is the *exporter*, what takes the
+//! Moving authority to another node, the simple form (migration.md §1–4; ADRs 5 and 20). What gives away is the *exporter*, what takes the
 //! *importer*.
 //!
 //! - Exporter: *mig-begin* → run (precopy) → fence, once nothing has the head mounted → *mig-frozen* → `Pend` → *mig-pending* →
-//!   run (final commit) → `Export` → *mig-export* → `Commit` → *mig-committed*, a replica from then on
+//!   run (final commit) → `Export` → *mig-export* → `Commit` → *mig-committed*, *mig-kept*: a replica from then on, which keeps the
+//!   final commit until the new owner has opened → *mig-end*
 //! - Importer: *import-start* → asks until authority has decided → *import-finish* → head from the final commit → `Open` (R0)
 //!
 //! Before `pending` is set any trouble cancels and thaws. After it only a *won* Abort thaws, never a timeout or a read (R2); each swap
@@ -15,11 +16,13 @@ mod importer;
 mod judge;
 mod report;
 
+use std::collections::BTreeMap;
+
 use super::event::{self, Ctx, Out};
-use super::record::{MigrationPhase, MigrationRow, Record, RequestRow};
+use super::record::{MigrationPhase, MigrationRow, PartyRow, Record, RequestRow};
 use super::status::MigrationStatus;
 use crate::format::Kind;
-use crate::ids::{BootTime, CommitId, Epoch, MigId, Timestamp};
+use crate::ids::{BootTime, CommitId, Epoch, MigId, NodeName, Timestamp};
 use crate::model::{Place, Problem};
 use crate::run::JobRow;
 use crate::words::JobKey;
@@ -28,6 +31,8 @@ use crate::words::JobKey;
 const LOOK_AGAIN_MS: u64 = 5_000;
 /// How long an importer waits between two looks at authority.
 const ASK_MS: u64 = 500;
+/// Commit is sent only on answers of all parties that are no older.
+const ACK_FRESH_MS: u64 = 10_000;
 
 /// What both sides know of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,10 +66,48 @@ struct Agreed {
     attempt: u64,
     /// It is to be given up, for this reason.
     give_up: Option<Problem>,
-    /// The importer has answered since this incarnation began.
-    acked: bool,
-    /// Since the importer first didn't answer an `Export`.
+    /// Whoever has to acknowledge before authority goes. Now that is the importer alone.
+    parties: BTreeMap<NodeName, Party>,
+}
+
+/// What a party has acknowledged. Only `holds` is durable: how fresh that is, is of this incarnation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Party {
+    /// The attempt of which it has said that it holds all, durably.
+    holds: Option<u64>,
+    /// When it last said so.
+    heard: Option<BootTime>,
+    /// Since when it hasn't answered.
     unheard: Option<BootTime>,
+}
+
+impl Agreed {
+    /// With the importer as the only party.
+    fn with(peer: &NodeName, attempt: u64, holds: Option<u64>) -> Self {
+        let party = Party { holds, ..Party::default() };
+        Self { attempt, give_up: None, parties: [(peer.clone(), party)].into() }
+    }
+
+    /// That node holds all of it, durably.
+    fn acknowledged(&mut self, node: &NodeName, now: BootTime) {
+        let party = Party { holds: Some(self.attempt), heard: Some(now), unheard: None };
+        self.parties.insert(node.clone(), party);
+    }
+
+    /// That node didn't answer; since when it hasn't.
+    fn unheard(&mut self, node: &NodeName, now: BootTime) -> BootTime {
+        *self.parties.entry(node.clone()).or_default().unheard.get_or_insert(now)
+    }
+
+    /// Each party has said in the last moments that it holds all of this very attempt.
+    fn is_acknowledged(&self, now: BootTime) -> bool {
+        let holds = |p: &Party| p.holds == Some(self.attempt) && p.heard.is_some_and(|at| now.since_ms(at) <= ACK_FRESH_MS);
+        !self.parties.is_empty() && self.parties.values().all(holds)
+    }
+
+    fn rows(&self) -> BTreeMap<NodeName, PartyRow> {
+        self.parties.iter().map(|(node, p)| (node.clone(), PartyRow { holds: p.holds })).collect()
+    }
 }
 
 /// How the run of the frozen head stands.
@@ -95,7 +138,7 @@ enum Phase {
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Exporting {
     terms: Terms,
-    /// This incarnation has begun it; after a restart it is ended, not gone on with.
+    /// This incarnation has begun it. After a restart it is gone on with if all parties hold it, else ended.
     live: bool,
     phase: Phase,
 }
@@ -112,11 +155,38 @@ struct Importing {
     requests: Vec<RequestRow>,
 }
 
+/// This copy has given, and keeps the final commit until the new owner has opened (R4).
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Kept {
+    terms: Terms,
+    attempt: u64,
+    commit: CommitId,
+    /// When the head was fenced.
+    at: Option<Timestamp>,
+    /// Cursors that left.
+    jobs: Vec<JobRow>,
+    /// Intended commits that left.
+    requests: Vec<RequestRow>,
+}
+
 /// A handoff in hand.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum InHand {
     Exporting(Exporting),
     Importing(Importing),
+    Kept(Kept),
+}
+
+impl Kept {
+    /// The epoch that its Commit made.
+    const fn made(&self) -> Epoch {
+        Epoch(self.terms.epoch.0.saturating_add(1))
+    }
+
+    fn row(&self) -> MigrationRow {
+        let row = row_of(MigrationPhase::Committed, &self.terms, self.attempt);
+        MigrationRow { final_commit: Some(self.commit), frozen: self.at, jobs: self.jobs.clone(), requests: self.requests.clone(), ..row }
+    }
 }
 
 impl Exporting {
@@ -164,7 +234,11 @@ impl Exporting {
         };
         let cut = self.cut();
         let row = row_of(phase, &self.terms, self.attempt().unwrap_or(0));
-        MigrationRow { final_commit: cut.map(|c| c.commit), frozen: cut.and_then(|c| c.at), ..row }
+        let parties = match &self.phase {
+            Phase::Pending(_, agreed, _) | Phase::Exported(_, agreed) => agreed.rows(),
+            Phase::Begun { .. } | Phase::Frozen(_) | Phase::Aborted(..) => BTreeMap::new(),
+        };
+        MigrationRow { final_commit: cut.map(|c| c.commit), frozen: cut.and_then(|c| c.at), parties, ..row }
     }
 }
 
@@ -188,6 +262,7 @@ fn row_of(phase: MigrationPhase, terms: &Terms, attempt: u64) -> MigrationRow {
         frozen: None,
         jobs: Vec::new(),
         requests: Vec::new(),
+        parties: BTreeMap::new(),
     }
 }
 
@@ -195,7 +270,9 @@ fn row_of(phase: MigrationPhase, terms: &Terms, attempt: u64) -> MigrationRow {
 fn in_hand(row: MigrationRow) -> Option<InHand> {
     let terms = Terms { mig: row.mig, epoch: row.epoch, peer: row.peer, started: row.started };
     let cut = row.final_commit.map(|commit| Cut { commit, at: row.frozen, precopied: 0, looked: false });
-    let agreed = Agreed { attempt: row.attempt, ..Agreed::default() };
+    // A row of 0.1 has no parties: its phase says what the importer has acknowledged.
+    let holds = row.parties.get(&terms.peer.node).map_or((row.phase == MigrationPhase::Exported).then_some(row.attempt), |p| p.holds);
+    let agreed = Agreed::with(&terms.peer.node, row.attempt, holds);
     let phase = match row.phase {
         MigrationPhase::Begun => Phase::Begun { fenced: None, waits: None },
         MigrationPhase::Frozen => Phase::Frozen(cut?),
@@ -205,6 +282,10 @@ fn in_hand(row: MigrationRow) -> Option<InHand> {
         MigrationPhase::ImportStart => {
             let (attempt, commit) = (row.attempt, row.final_commit?);
             return Some(InHand::Importing(Importing { terms, attempt, commit, jobs: row.jobs, requests: row.requests }));
+        }
+        MigrationPhase::Committed => {
+            let (attempt, commit, at) = (row.attempt, row.final_commit?, row.frozen);
+            return Some(InHand::Kept(Kept { terms, attempt, commit, at, jobs: row.jobs, requests: row.requests }));
         }
     };
     Some(InHand::Exporting(Exporting { terms, live: false, phase }))
@@ -218,6 +299,8 @@ pub(super) struct Handoff {
     last: Option<MigrationStatus>,
     /// The API said that somebody else owns it: to be looked at.
     doubt: bool,
+    /// A handoff is pending that this copy has no record of: it is aborted before anything is opened (R8).
+    stray: bool,
 }
 
 impl Handoff {
@@ -231,6 +314,24 @@ impl Handoff {
         self.in_hand.is_some()
     }
 
+    /// Who owns it next is not decided. What was handed over is, although its row is still kept.
+    pub(super) const fn is_undecided(&self) -> bool {
+        matches!(self.in_hand, Some(InHand::Exporting(_) | InHand::Importing(_)))
+    }
+
+    /// The epoch that this copy's own Commit made, while it keeps the final commit because the new owner has not been seen to open.
+    pub(super) const fn handed_over(&self) -> Option<Epoch> {
+        match &self.in_hand {
+            Some(InHand::Kept(kept)) => Some(kept.made()),
+            _ => None,
+        }
+    }
+
+    /// Something is pending that this copy has no record of.
+    pub(super) const fn is_stray(&self) -> bool {
+        self.stray
+    }
+
     /// The head is fenced for it: nobody else thaws it (R2).
     pub(super) fn is_fenced(&self) -> bool {
         self.exporting().is_some_and(|e| e.cut().is_some())
@@ -241,6 +342,7 @@ impl Handoff {
         match &self.in_hand {
             Some(InHand::Exporting(e)) => e.cut().is_some_and(|c| c.commit == id),
             Some(InHand::Importing(i)) => i.commit == id,
+            Some(InHand::Kept(kept)) => kept.commit == id,
             None => false,
         }
     }
@@ -284,6 +386,17 @@ impl Handoff {
         {
             cut.looked = true;
         }
+    }
+
+    /// Something is pending that this copy has no record of, or not any more.
+    pub(super) const fn stray(&mut self, stray: bool) {
+        self.stray = stray;
+    }
+
+    /// Handed over: the final commit stays.
+    fn keep(&mut self, kept: Kept, out: &mut Out) {
+        out.records.push(Record::Migration("mig-kept", Box::new(kept.row())));
+        self.in_hand = Some(InHand::Kept(kept));
     }
 
     const fn settle_doubt(&mut self) {
@@ -340,6 +453,28 @@ mod tests {
         row_of(phase, &terms, attempt)
     }
 
+    fn parties(holds: Option<u64>) -> BTreeMap<NodeName, PartyRow> {
+        [("n2".parse().unwrap(), PartyRow { holds })].into()
+    }
+
+    #[test]
+    fn what_the_importer_has_acknowledged_is_in_the_row_and_is_no_answer_of_today() {
+        let commit = Some(CommitId::from_uuid(Uuid::from_u128(6)));
+        let held = MigrationRow { final_commit: commit, parties: parties(Some(2)), ..row(MigrationPhase::Exported, 2) };
+        let Some(InHand::Exporting(Exporting { phase: Phase::Exported(_, mut agreed), .. })) = in_hand(held) else { unreachable!() };
+        let (peer, now) = ("n2".parse().unwrap(), BootTime(60_000));
+        assert!(!agreed.is_acknowledged(now), "it must answer again after a restart");
+        agreed.acknowledged(&peer, now);
+        assert!(agreed.is_acknowledged(now.plus_ms(ACK_FRESH_MS)) && !agreed.is_acknowledged(now.plus_ms(ACK_FRESH_MS + 1)));
+        agreed.parties.insert("n3".parse().unwrap(), Party::default());
+        assert!(!agreed.is_acknowledged(now), "each party has to");
+        agreed.parties.clear();
+        assert!(!agreed.is_acknowledged(now), "nobody has acknowledged anything");
+        agreed.acknowledged(&peer, now);
+        let next = Agreed { attempt: 3, ..agreed };
+        assert!(!next.is_acknowledged(now), "of another attempt");
+    }
+
     #[test]
     fn a_row_past_the_begin_without_its_final_commit_is_refused_not_guessed() {
         use super::super::record::Recovered;
@@ -355,15 +490,23 @@ mod tests {
         let back = |row: MigrationRow| match in_hand(row) {
             Some(InHand::Exporting(e)) => Some(e.row()),
             Some(InHand::Importing(i)) => Some(i.row()),
+            Some(InHand::Kept(kept)) => Some(kept.row()),
             None => None,
         };
         let commit = Some(CommitId::from_uuid(Uuid::from_u128(6)));
         assert_eq!(back(row(P::Begun, 0)), Some(row(P::Begun, 0)));
         for (phase, attempt) in [(P::Frozen, 0), (P::Pending, 2), (P::Exported, 2), (P::Aborted, 0), (P::Aborted, 2)] {
             let row = MigrationRow { final_commit: commit, frozen: Some(Timestamp(7)), ..row(phase, attempt) };
-            assert_eq!(back(row.clone()), Some(row));
+            let said = match phase {
+                P::Pending => parties(None),
+                P::Exported => parties(Some(2)),
+                _ => BTreeMap::new(),
+            };
+            assert_eq!(back(row.clone()), Some(MigrationRow { parties: said, ..row }), "what it says in the form of today");
         }
-        let row = MigrationRow { final_commit: commit, ..row(P::ImportStart, 2) };
-        assert_eq!(back(row.clone()), Some(row));
+        let start = MigrationRow { final_commit: commit, ..row(P::ImportStart, 2) };
+        assert_eq!(back(start.clone()), Some(start));
+        let kept = MigrationRow { final_commit: commit, frozen: Some(Timestamp(7)), ..row(P::Committed, 2) };
+        assert_eq!(back(kept.clone()), Some(kept));
     }
 }
