@@ -338,3 +338,18 @@ fn a_history_that_ends_with_a_reset_brings_what_the_head_was_reset_to_before_its
         assert_eq!((steps(&got), got.target), (path(want), id(3)), "{what}");
     }
 }
+
+#[test]
+fn a_partial_of_what_the_head_was_reset_to_goes_on_whatever_the_policy() {
+    let mut local = sender(&[1, 2, 3, 4]);
+    local.commits[3].reset_to = Some(id(1));
+    let peer = |takes_older| Versions { takes_older, resume: Some(token(1, Some(2), 70)), ..receiver(&[2, 3]) };
+    for (initial, intermediate) in [(MostRecent, LatestOnly), (MostRecent, EACH), (All, EACH)] {
+        let got = plan(&local, &peer(true), initial, intermediate).unwrap();
+        let to: Vec<_> = got.steps.iter().map(|s| (s.from, s.to, s.older)).collect();
+        assert_eq!(to, [(Some(id(2)), id(1), true), (Some(id(3)), id(4), false)]);
+        assert_eq!((got.steps[0].resume.clone(), got.discarded), (peer(true).resume, None));
+    }
+    let got = plan(&local, &peer(false), MostRecent, EACH).unwrap();
+    assert_eq!(steps(&got), path(&[(3, 4)]), "an older receiver takes none");
+}

@@ -99,7 +99,9 @@ pub fn plan_to(
     let candidates = sides.candidates(base, target);
     // Who wants all has also the kept commits that the receiver was never sent, or has lost; an older receiver takes none.
     let brings_all = initial == Initial::All && intermediate == Intermediate::All && peer.takes_older;
-    let older = peer.resume.as_ref().filter(|_| brings_all).and_then(|token| sides.older_step(token, target));
+    let begins_with = sides.begins_with(target);
+    let is_wanted = |token: &&ResumeToken| brings_all || peer.takes_older && begins_with == Some(token.target);
+    let older = peer.resume.as_ref().filter(is_wanted).and_then(|token| sides.older_step(token, target, begins_with));
     let resume = match &peer.resume {
         _ if older.is_some() => None,
         None => None,
@@ -111,10 +113,10 @@ pub fn plan_to(
             }
         },
     };
-    let begins_with = sides.begins_with(target);
     lay_steps(&mut plan, &candidates, resume, initial, intermediate, begins_with)?;
+    plan.steps.splice(0..0, older);
     if brings_all {
-        sides.add_older(&mut plan, target, older);
+        sides.add_older(&mut plan, target);
     }
     if let Some(to) = begins_with.filter(|to| peer.takes_older && !plan.steps.iter().any(|s| s.to == *to)) {
         plan.steps.push(PlanStep { from: Some(target_id), to, resume: None, older: true });
@@ -247,19 +249,20 @@ impl<'a> Sides<'a> {
         at < target && !self.has(at) && self.sender.get(at).is_some_and(|c| c.kept.is_some() && !c.transient)
     }
 
-    /// The receiver's partial, if it is of an older kept commit: it goes on at once, whatever else is to be sent.
-    fn older_step(&self, token: &ResumeToken, target: usize) -> Option<PlanStep> {
+    /// The receiver's partial, if it is of an older kept commit, or of the one that the head began with: it goes on at once, whatever else is
+    /// to be sent.
+    fn older_step(&self, token: &ResumeToken, target: usize, begins_with: Option<CommitId>) -> Option<PlanStep> {
         let at = *self.position.get(&token.target)?;
         let base = token.base.filter(|b| self.received.contains(b)).and_then(|b| self.position.get(&b))?;
         let newest = self.base().ok().flatten().and_then(|id| self.position.get(&id)).copied()?;
-        let older = at < newest && self.is_missing(at, target) && *base != at;
+        let lacks = self.is_missing(at, target) || begins_with == Some(token.target);
+        let older = at < newest && lacks && *base != at;
         older.then(|| PlanStep { from: token.base, to: token.target, resume: Some(token.clone()), older: true })
     }
 
     /// Adds each kept commit before the target that the receiver lacks and no step brings, from the nearest one that both sides will have
     /// then: an increment can start from a newer one as well. What is newest comes first, as that is what a loss would cost.
-    fn add_older(&self, plan: &mut Plan, target: usize, begun: Option<PlanStep>) {
-        plan.steps.splice(0..0, begun);
+    fn add_older(&self, plan: &mut Plan, target: usize) {
         let lasts = |at: &usize| self.sender.get(*at).is_some_and(|c| !c.transient);
         let there = self.received.iter().filter_map(|id| self.position.get(id)).copied().filter(lasts);
         let brought = plan.steps.iter().filter_map(|s| self.position.get(&s.to)).copied();
