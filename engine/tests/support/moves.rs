@@ -1,6 +1,7 @@
 //! Authority goes from node to node while everything fails: each write must be on top of the last one that was acknowledged.
 
-use dotgraft_engine::filesystem::{Event, Intent, MountWhat, Present, RequestState, Role, WantedCommit, WantedJob};
+use dotgraft_engine::filesystem::{Event, Intent, MountWhat, Present, RequestState, RequestStatus, Role, WantedCommit, WantedJob};
+use dotgraft_engine::model::Commit;
 
 use super::api::Phase;
 use super::hazards::Hazards;
@@ -329,7 +330,12 @@ impl Sim<'_> {
             if n == self.api.owner {
                 let removed = |uid| world.deleted.iter().any(|(w, _)| w.uid == uid);
                 let end = |uid| if removed(uid) { RequestState::Removed } else { RequestState::Done };
-                let undone: Vec<_> = status.requests.iter().filter(|r| r.state != Some(end(r.uid))).collect();
+                // What the head was reset to stays, as no commit was made since: without it nobody could make that head anew.
+                let mut commits: Vec<_> = self.nodes[n].disk.commits.values().map(|(c, _)| c).collect();
+                commits.sort_by_key(|c| c.order());
+                let began = Commit::set_aside_last(commits.into_iter()).and_then(|c| c.reset_to);
+                let stays = |r: &RequestStatus| r.state == Some(RequestState::Removing) && r.id.is_some() && r.id == began;
+                let undone: Vec<_> = status.requests.iter().filter(|r| r.state != Some(end(r.uid)) && !stays(r)).collect();
                 assert!(
                     world.steals || undone.is_empty() && status.requests.len() == world.wishes.len() + world.deleted.len(),
                     "not committed: {}",
