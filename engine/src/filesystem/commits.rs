@@ -27,7 +27,7 @@ impl Filesystem {
             return;
         }
         if self.head.is_to_be_thawed() && self.standing.is_owner() && !self.standing.is_superseded() {
-            self.tasks.start(Slot::Head, Task::Thaw, out);
+            self.start_thaw(out);
         } else if self.may_write() {
             self.advance_wanted(ctx, out);
         }
@@ -113,7 +113,8 @@ impl Filesystem {
         if row.parent == parent && self.history.all().all(|c| c.time < row.time) {
             return row;
         }
-        let time = self.history.time_of_next(ctx.now);
+        // Never an earlier one: what a try has left on disk may have the one before.
+        let time = self.history.time_of_next(ctx.now).max(row.time);
         let row = RequestRow { parent, time, ..row };
         self.history.put_request("commit-intent", row.clone(), out);
         row
@@ -212,16 +213,18 @@ impl Filesystem {
         let (id, is_let_go) = (commit.id, commit.is_let_go());
         let recorded = self.history.request(row.uid).is_some();
         let with = |state, problem| RequestRow { state, problem, ..row.clone() };
+        // On a copy it is seen no more, and so stands in no increment's way when its owner has it no longer.
+        let begins_with = self.standing.role() == Some(Role::Replica) && self.pinned_by_reset(id);
         if is_let_go {
             if row.state != RequestState::Removed || !recorded {
                 self.history.put_request("removed", with(RequestState::Removed, None), out);
             }
-        } else if let Some(holder) = self.needed_by(id) {
+        } else if let Some(holder) = self.needed_by(id).filter(|_| !begins_with) {
             let problem = Problem::new(Reason::Pinned, format!("commit {id} is pinned by {holder}; it goes when that lets go"));
             if row.problem.as_ref() != Some(&problem) || row.state != RequestState::Removing {
                 self.history.put_request("remove-pinned", with(RequestState::Removing, Some(problem)), out);
             }
-        } else if self.is_base(id) {
+        } else if begins_with || self.is_base(id) {
             self.history.let_go(id, row.uid, out);
             self.history.put_request("removed", with(RequestState::Removed, None), out);
         } else {

@@ -3,7 +3,7 @@
 //!
 //! Planned (handoff, reset): new mounts are refused → `LookForMounts`; mounted: they are admitted again → `Freeze` → `FinalCommit` →
 //! *fence-commit*, *frozen*. Where authority was lost, or by force: `Freeze` at once, whatever runs or sleeps → `FinalCommit` → the same.
-//! `Thaw` → *thawed*, and authority is opened anew (R0).
+//! *thaw-begun* → `Thaw`, and authority is opened anew (R0).
 
 use super::event::{Answer, Ctx, Out, Task};
 use super::head::{For, Step};
@@ -163,11 +163,22 @@ impl Filesystem {
             && !self.head.is_fence_wanted()
         {
             self.head.thaw_for(req);
-            return self.tasks.start(Slot::Head, Task::Thaw, out);
+            return self.start_thaw(out);
         } else {
             self.not_owner()
         };
         out.answers.push((req, Answer::Plain(Err(refusal))));
+    }
+
+    /// From here on the fence's commit proves nothing, and that is durable before the disk is touched: a thaw that is cut half-way leaves a
+    /// head that whoever had a file of it open may write.
+    pub(super) fn start_thaw(&mut self, out: &mut Out) {
+        if self.standing.frozen().is_some() {
+            self.standing.thawed("thaw-begun", out);
+        }
+        self.head.half_fenced(true);
+        self.head.close();
+        self.tasks.start(Slot::Head, Task::Thaw, out);
     }
 
     fn not_owner(&self) -> Problem {
@@ -222,15 +233,10 @@ impl Filesystem {
 
     pub(super) fn on_thawed(&mut self, result: Result<(), Problem>, out: &mut Out) {
         if result.is_ok() {
-            // R0: an opening lasts until this agent fences; it has to be won anew.
-            self.standing.thawed("thawed", out);
-            self.head.settle();
+            self.head.settle(); // R0: an opening lasts until this agent fences; it has to be won anew
         } else {
-            // It may have got half-way: what the fence's commit holds is no longer what the head holds.
-            self.standing.thawed("thaw-begun", out);
             self.head.half_fenced(true);
         }
-        self.head.close();
         self.head.answer_thaw(result, out);
     }
 

@@ -370,7 +370,9 @@ pub fn reset_deleted_and_promoted(seed: u64, trace: &mut Vec<String>) {
         sim.run_for(MINUTE);
         let shown = |uid| status(&sim, n).requests.into_iter().find(|r| r.uid == uid).expect("the wish is shown");
         assert_eq!(shown(uid).state, Some(RequestState::Removed), "gone for people, on n{n}");
-        assert!(shown(owner_of).problem.is_some_and(|p| p.reason == Reason::Pinned), "without it what was reset away is back");
+        let (pinned, here) =
+            (shown(owner_of).problem.is_some_and(|p| p.reason == Reason::Pinned), sim.nodes[n].disk.commits.contains_key(&target));
+        assert!(here && pinned == (n == 0), "without it what was reset away is back, and on a copy nobody sees it");
     }
     promoted_after_reset(&mut sim, kept);
 }

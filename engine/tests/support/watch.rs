@@ -222,6 +222,8 @@ impl Sim<'_> {
                 assert!(!self.nodes[n].journal.0.contains_key("migration"), "the head goes in the middle of a handoff");
             }
             Task::Thaw => {
+                let fence = base.as_ref().and_then(|b| b.frozen);
+                assert_eq!(fence, None, "the journal still takes the fence's commit for what the head holds");
                 // A write that came after this node's last look can't be known to it; one before that can.
                 let seen = self.api.pending.is_some() && self.api.owner == n && self.api.server.pended_at < self.api.server.read_at[n];
                 let recorded = self.nodes[n].journal.0.contains_key("migration");
