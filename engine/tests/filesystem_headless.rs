@@ -147,6 +147,25 @@ fn nothing_fences_or_thaws_a_head_that_has_gone() {
 }
 
 #[test]
+fn a_fence_that_has_begun_ends_first_and_is_refused() {
+    for ms in 0..60 {
+        let mut trace = Vec::new();
+        let (mut sim, _) = pair(1, &mut trace);
+        sim.behead();
+        while !sim.nodes[0].tasks.values().any(|d| matches!(d.task, Task::CheckHeadless)) {
+            sim.run_for(1);
+        }
+        sim.run_for(ms);
+        let req = sim.req(0, Asked::Fence);
+        sim.slow = Some("Freeze");
+        sim.handle(0, Event::Fence(req, true));
+        sim.run_for(60_000);
+        assert!(sim.nodes[0].disk.head.is_none(), "{ms}: the head stays");
+        assert!(sim.nodes[0].waiting().is_empty(), "{ms}: never answered");
+    }
+}
+
+#[test]
 fn a_mount_that_is_being_made_comes_first() {
     let mut trace = Vec::new();
     let (mut sim, _) = pair(1, &mut trace);

@@ -26,7 +26,8 @@ impl Filesystem {
         if self.head.is_fence_wanted() {
             return;
         }
-        if self.head.is_to_be_thawed() && self.standing.is_owner() && !self.standing.is_superseded() {
+        let may_thaw = self.standing.is_owner() && !self.standing.is_superseded() && !self.standing.is_headless();
+        if self.head.is_to_be_thawed() && may_thaw {
             self.start_thaw(out);
         } else if self.may_write() {
             self.advance_wanted(ctx, out);

@@ -48,13 +48,9 @@ impl Filesystem {
 
     /// Whoever waits for a fence and can't get one any more is told so; who waits for one that is there has it.
     pub(super) fn settle_fences(&mut self, out: &mut Out) {
-        let may_come = self.may_write() || self.head.is_half_fenced() || self.must_fence();
-        if !self.head.is_fence_wanted()
-            || self.standing.is_resetting()
-            || self.tasks.is_running(Slot::Head)
-            || self.is_fencing()
-            || may_come
-        {
+        let may_come = self.may_write() || self.head.is_half_fenced() || self.must_fence() || self.head.is_frozen_for_fence();
+        let waits = self.standing.is_resetting() || self.tasks.is_running(Slot::Head) || self.runs_fence();
+        if !self.head.is_fence_wanted() || waits || may_come && !self.standing.is_headless() {
             return;
         }
         let answer = match self.standing.frozen().filter(|_| self.standing.is_active()) {
@@ -66,14 +62,18 @@ impl Filesystem {
 
     /// Something of a fence is under way that has to end first.
     pub(super) fn is_fencing(&self) -> bool {
-        let step = |task: &Task| matches!(task, Task::LookForMounts | Task::Freeze | Task::FinalCommit { .. });
-        self.head.is_frozen_for_fence() || self.tasks.runs(|_, task| step(task))
+        self.head.is_frozen_for_fence() || self.runs_fence()
+    }
+
+    fn runs_fence(&self) -> bool {
+        self.tasks.runs(|_, task| matches!(task, Task::LookForMounts | Task::Freeze | Task::FinalCommit { .. }))
     }
 
     /// Takes the fence that is wanted first a step further. A freeze waits for nothing: no commit, no removal, nothing of the copy's life, no
     /// sleep but that after its own failure; only for a thaw, or that would undo it.
     pub(super) fn advance_fences(&mut self, ctx: &Ctx, out: &mut Out) {
-        if !self.standing.is_active() {
+        let goes = self.standing.is_headless() && !self.standing.is_superseded() || self.tasks.runs(|_, task| *task == Task::DropHead);
+        if !self.standing.is_active() || goes {
             return;
         }
         if self.must_fence() {

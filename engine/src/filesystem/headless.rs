@@ -51,7 +51,7 @@ impl Filesystem {
     }
 
     fn is_head_used(&self) -> bool {
-        self.tasks.runs(|slot, _| matches!(slot, Slot::Head | Slot::Move | Slot::Mount(_)))
+        self.tasks.runs(|slot, _| matches!(slot, Slot::Head | Slot::Look | Slot::Freeze | Slot::Move | Slot::Mount(_)))
     }
 
     pub(super) fn on_headless_checked(&mut self, yes: bool, out: &mut Out) {

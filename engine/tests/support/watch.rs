@@ -217,7 +217,9 @@ impl Sim<'_> {
                 assert!(intent, "removes a commit without a durable intent");
             }
             Task::DropHead if base.as_ref().is_some_and(|b| b.headless) => {
-                let uses = |t: &Task| matches!(t, Task::Mount(MountWhat::Head, ..)) || matches!(slot_of(t), Some(("head" | "move", _)));
+                let uses = |t: &Task| {
+                    matches!(t, Task::Mount(MountWhat::Head, ..) | Task::Freeze) || matches!(slot_of(t), Some(("head" | "move", _)))
+                };
                 assert!(!self.nodes[n].tasks.values().any(|d| uses(&d.task)), "the head goes beside what uses it");
                 assert!(!self.nodes[n].journal.0.contains_key("migration"), "the head goes in the middle of a handoff");
             }
