@@ -18,6 +18,8 @@ enum Opening {
     Closed,
     /// Opened; `used` once something was mounted under it.
     Open {
+        /// For this epoch.
+        epoch: Epoch,
         /// When the swap that won it was sent: authority can't have been older (R0). `None`: in an earlier life of the agent.
         sent: Option<BootTime>,
         /// Whether a mount has been made under it.
@@ -105,7 +107,7 @@ impl Head {
     /// was sent isn't known any more.
     pub(super) fn recovered(base: Option<&Base>, here: &Here) -> Self {
         let kept = base.and_then(|b| b.opened.filter(|o| o.boot == here.boot && o.epoch == b.epoch));
-        let opening = kept.map_or(Opening::Closed, |o| Opening::Open { sent: None, used: o.used });
+        let opening = kept.map_or(Opening::Closed, |o| Opening::Open { epoch: o.epoch, sent: None, used: o.used });
         Self { on_disk: false, opening, won: None, half: false, undo: false, fences: Vec::new(), step: Step::Look, thaw_for: None }
     }
 
@@ -123,8 +125,8 @@ impl Head {
     pub(super) const fn is_fresh(&self, now: BootTime) -> bool {
         match self.opening {
             Opening::Open { used: true, .. } => true,
-            Opening::Open { sent: Some(sent), used: false } => now.since_ms(sent) <= OPENING_FRESH_MS,
-            Opening::Closed | Opening::Open { sent: None, used: false } => false,
+            Opening::Open { sent: Some(sent), used: false, .. } => now.since_ms(sent) <= OPENING_FRESH_MS,
+            Opening::Closed | Opening::Open { sent: None, used: false, .. } => false,
         }
     }
 
@@ -181,10 +183,10 @@ impl Head {
         self.won.take()
     }
 
-    /// It is recorded.
-    pub(super) const fn open(&mut self, won: Won) {
-        let used = matches!(self.opening, Opening::Open { used: true, .. });
-        self.opening = Opening::Open { sent: Some(won.sent), used };
+    /// It is recorded. What was mounted under an opening of an earlier epoch has proven nothing of this one.
+    pub(super) fn open(&mut self, won: Won) {
+        let used = matches!(self.opening, Opening::Open { used: true, epoch, .. } if epoch == won.epoch);
+        self.opening = Opening::Open { epoch: won.epoch, sent: Some(won.sent), used };
     }
 
     /// Something is mounted under the opening.

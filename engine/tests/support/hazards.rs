@@ -22,9 +22,8 @@ impl Hazards {
     /// etcd is restored to an earlier state (fault 4).
     pub const RESTORES: Self = Self(1 << 6);
 
-    /// What the random runs have in them. Not old openings, though their schedules hold: what is held against a first mount there takes an
-    /// opening that is asked for again, and found to be this boot's own, for as old as its first swap.
-    pub const MENDED: Self = Self::NESTED.with(Self::MOUNTS_IN_FENCES).with(Self::CLOCKS).with(Self::LATE_WRITES);
+    /// What the random runs have in them.
+    pub const MENDED: Self = Self::NESTED.with(Self::MOUNTS_IN_FENCES).with(Self::CLOCKS).with(Self::LATE_WRITES).with(Self::OLD_OPENINGS);
 
     /// Those that the random runs have in them, or those named by `DOTGRAFT_SIM_HAZARDS`: to see what is not mended yet.
     pub fn of_runs() -> Self {

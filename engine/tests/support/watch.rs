@@ -98,6 +98,10 @@ impl Sim<'_> {
 
     /// After each turn of an actor.
     pub fn watch(&mut self, n: usize) {
+        // An opening lasts until a fence is recorded; one that failed, and is undone, ends nothing.
+        if self.journal_base(n).is_none_or(|b| b.opened.is_none()) {
+            self.ledger.served[n] = None;
+        }
         let Some(fs) = self.nodes[n].fs.as_ref().filter(|m| m.is_live()) else { return };
         let status = fs.status();
         let restored = self.hazards.has(Hazards::RESTORES);
@@ -260,7 +264,6 @@ impl Sim<'_> {
 
     /// The head is frozen and its last commit proven.
     pub fn watch_fence_end(&mut self, n: usize) {
-        self.ledger.served[n] = None;
         if self.ledger.planned.remove(&n) && self.hazards.has(Hazards::MOUNTS_IN_FENCES) {
             let pods = self.nodes[n].disk.mounts.iter().any(|(at, what)| *what == MountWhat::Head && at != super::work::FOREIGN);
             assert!(!pods, "a planned fence ends and a pod has the head mounted");
