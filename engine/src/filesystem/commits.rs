@@ -173,7 +173,10 @@ impl Filesystem {
         for want in wanted.iter().filter(|w| w.remove) {
             self.settle_removal(want, out);
         }
-        let is_over = |r: &&RequestRow| r.state == RequestState::Removed || r.state == RequestState::Pending && r.reset_to.is_some();
+        // What has come along with authority is older than the wish for an owner here.
+        let knows = self.wish.role() == Some(Role::Owner);
+        let taken_back = |r: &RequestRow| r.state == RequestState::Pending && r.reset_to.is_some();
+        let is_over = |r: &&RequestRow| r.state == RequestState::Removed || knows && taken_back(r);
         let over = self.history.requests().filter(is_over).map(|r| r.uid);
         let gone: Vec<RequestUid> = over.filter(|uid| !wanted.iter().any(|w| w.uid == *uid)).collect();
         for uid in gone {

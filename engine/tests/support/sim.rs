@@ -438,5 +438,6 @@ impl<'a> Sim<'a> {
 /// The first words of something's debug form.
 pub fn short(what: &impl std::fmt::Debug) -> String {
     let text = format!("{what:?}").replace("0198c2a5-7f00-7000-8000-000000000", "");
-    text.chars().take(230).collect()
+    let width = std::env::var("DOTGRAFT_SIM_WIDTH").ok().and_then(|v| v.parse().ok()).unwrap_or(230);
+    text.chars().take(width).collect()
 }
