@@ -175,6 +175,11 @@ pub struct ClaimRef {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::uuid")]
     pub uid: Option<String>,
+    /// UID of the namespace: one of that name that is made later is another tenant's. Absent: nobody new gets the data, until the operator has
+    /// found which namespace it was, or an administrator says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::uuid")]
+    pub namespace_uid: Option<String>,
 }
 
 impl ClaimRef {

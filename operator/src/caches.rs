@@ -5,7 +5,7 @@ use std::sync::Arc;
 use dotgraft_api::common::{ANNOTATION_CSI_NAME, GROUP};
 use dotgraft_api::{Branch, Commit, Dot, DotOperation, Filesystem, NodePool, Replica, ReplicationJob};
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
-use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim};
+use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim};
 use kube::ResourceExt;
 
 use crate::cache::Cache;
@@ -47,6 +47,8 @@ pub struct Caches {
     pub pools: Arc<Cache<NodePool>>,
     /// Nodes.
     pub nodes: Arc<Cache<Node>>,
+    /// Namespaces: which of that name it is.
+    pub namespaces: Arc<Cache<Namespace>>,
     /// PVCs, by the claim term of what their `dataSourceRef` names.
     pub claims: Arc<Cache<PersistentVolumeClaim>>,
     /// PVs, by [`fs_term`] if they are of this driver, and by the claim term of their PVC.
@@ -79,6 +81,7 @@ impl Default for Caches {
             replicas: Cache::new("replica", |r| vec![r.spec.fs_id.clone()]),
             pools: Cache::new("nodepool", |_| Vec::new()),
             nodes: Cache::new("node", |_| Vec::new()),
+            namespaces: Cache::new("namespace", |_| Vec::new()),
             claims: Cache::new("persistentvolumeclaim", |p| {
                 let from = p.spec.as_ref().and_then(|s| s.data_source_ref.as_ref());
                 let ours = from.filter(|r| r.api_group.as_deref() == Some(GROUP));
@@ -108,6 +111,7 @@ impl Caches {
             && self.replicas.fresh()
             && self.pools.fresh()
             && self.nodes.fresh()
+            && self.namespaces.fresh()
             && self.claims.fresh()
             && self.volumes.fresh()
             && self.requests.fresh()

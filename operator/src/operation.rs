@@ -66,7 +66,9 @@ pub async fn reconcile(operation: Arc<DotOperation>, ctx: Arc<Ctx>) -> Result<Ac
         let text = format!("there is no {} `{}` with data in this namespace (yet)", target.kind.as_str(), target.name);
         return wait(&operation, &text, &ctx).await;
     };
-    let Some(view) = gather_live(&fs.name_any(), &ctx).await? else { return Ok(Action::requeue(WAIT)) };
+    // Whose it is now decides, not whose it was when the watches looked.
+    let view = gather_live(&fs.name_any(), &ctx).await?.filter(|v| v.claim.is_some());
+    let Some(view) = view else { return Ok(Action::requeue(WAIT)) };
     if let Some(wish) = &operation.spec.reset {
         return reset::reconcile(&operation, wish, &view, &ctx).await;
     }

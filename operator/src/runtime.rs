@@ -43,6 +43,7 @@ pub async fn watch(ctx: Arc<Ctx>) {
         c.replicas.clone().run(Api::all(client.clone()), all(), m.clone()),
         c.pools.clone().run(Api::all(client.clone()), all(), m.clone()),
         c.nodes.clone().run(Api::all(client.clone()), all(), m.clone()),
+        c.namespaces.clone().run(Api::all(client.clone()), all(), m.clone()),
         c.claims.clone().run(Api::all(client.clone()), all(), m.clone()),
         c.volumes.clone().run(Api::all(client.clone()), all(), m.clone()),
         c.requests.clone().run(Api::all(client.clone()), ours, m.clone()),

@@ -42,6 +42,7 @@ pub mod silence;
 pub mod space;
 pub mod stale;
 pub mod talk;
+pub mod tenants;
 pub mod upgrades;
 
 use crate::harness::Case;
@@ -72,6 +73,7 @@ pub fn all() -> Vec<Case> {
         space::cases(),
         stale::cases(),
         talk::cases(),
+        tenants::cases(),
         api_loss::cases(),
         csi_node::cases(),
         csi_fsgroup::cases(),

@@ -12,3 +12,4 @@ pub mod owner;
 pub mod pod;
 pub mod pods;
 pub mod sidecar;
+pub mod tenant;

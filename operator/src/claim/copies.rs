@@ -93,7 +93,7 @@ pub async fn keep(view: &View, ctx: &Ctx) -> Result<(), Error> {
     let claim = &view.claim;
     let authority = view.fs.as_ref().and_then(|f| f.status.as_ref()).and_then(|s| s.authority.as_ref());
     let Some(authority) = authority.filter(|_| !claim.deleting) else { return Ok(()) };
-    let replicas = super::gather::replicas_of(claim, ctx);
+    let replicas = super::gather::replicas_of(view, ctx);
     let nodes = nodes(view, &replicas, ctx);
     let plan = plan(claim, &authority.owner.node, &pools::all(&ctx.caches), &nodes, owned(claim, ctx));
     let api: Api<ReplicationJob> = Api::namespaced(ctx.client.clone(), &claim.namespace);

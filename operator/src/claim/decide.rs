@@ -6,6 +6,7 @@
 use dotgraft_api::{ClaimKind, ConditionType, DeletionPolicy, Filesystem, FilesystemPhase, Origin, Reason};
 
 use super::ClaimView;
+use super::own::{self, Holding};
 use crate::conditions::Block;
 
 /// A Branch that depends on this claim.
@@ -22,10 +23,16 @@ pub struct Child {
 pub struct View {
     /// The claim.
     pub claim: ClaimView,
-    /// The Filesystem of `spec.fsId`, if it exists.
+    /// UID of its namespace, where it is looked at.
+    pub namespace: Option<String>,
+    /// The Filesystem of `spec.fsId`, if it exists and isn't somebody else's.
     pub fs: Option<Filesystem>,
-    /// Filesystems not in deletion that carry the claim's name, while the claim has no id.
+    /// The Filesystem of `spec.fsId` is somebody else's.
+    pub foreign: bool,
+    /// Filesystems of its namespace, not in deletion, that carry the claim's name, while the claim has no id.
     pub namesakes: Vec<String>,
+    /// There are such Filesystems of an earlier namespace, or of one that isn't known.
+    pub strangers: bool,
     /// For a Branch, or a Dot with an origin, without Filesystem: what it starts from.
     pub origin: Option<Result<Origin, Block>>,
     /// Branches that start from this.
@@ -44,7 +51,15 @@ impl View {
     /// A claim of which nothing else is known.
     pub fn of(claim: ClaimView) -> Self {
         let (namesakes, children, mounts, unconfirmed, bound) = Default::default();
-        Self { claim, fs: None, namesakes, origin: None, children, mounts, unconfirmed, snapshots: 0, bound }
+        let (namespace, strangers, foreign) = Default::default();
+        Self { claim, namespace, fs: None, foreign, namesakes, strangers, origin: None, children, mounts, unconfirmed, snapshots: 0, bound }
+    }
+
+    /// Takes the Filesystem of `spec.fsId` into view, if it is any business of this claim.
+    pub fn look_at(&mut self, named: Option<Filesystem>) {
+        let is_foreign = |fs: &Filesystem| own::holding(&self.claim, fs, self.namespace.as_deref()) == Holding::Foreign;
+        self.foreign = named.as_ref().is_some_and(is_foreign);
+        self.fs = named.filter(|_| !self.foreign);
     }
 }
 
@@ -97,6 +112,12 @@ pub fn decide(view: &View) -> Decision {
         return block(ConditionType::InvalidCapacity, e.to_string());
     }
     let Some(fs_id) = &claim.fs_id else { return allocate(view) };
+    if view.foreign {
+        return block(
+            ConditionType::ClaimMismatch,
+            "the Filesystem of spec.fsId isn't this object's: delete the object and make it without fsId, or an administrator hands it over",
+        );
+    }
     if !claim.held {
         return step(Step::Hold);
     }
@@ -118,8 +139,15 @@ fn allocate(view: &View) -> Decision {
         return block(
             ConditionType::NameHasData,
             format!(
-                "Filesystem `{found}` holds data under this name: set spec.fsId to `{found}` to use it, or delete that Filesystem to start empty"
+                "Filesystem `{found}` holds data under this name: who may claim it sets spec.fsId to `{found}` to use it, or an administrator \
+                 deletes that Filesystem to start empty"
             ),
+        );
+    }
+    if view.strangers {
+        return block(
+            ConditionType::NameHasData,
+            "what an earlier namespace of this name had under this name is kept: an administrator hands it over, or deletes it",
         );
     }
     // A Branch of nothing waits before it holds anything, so that it can be deleted freely.
@@ -148,14 +176,6 @@ fn create(view: &View, fs_id: &str) -> Decision {
 }
 
 fn bind(claim: &ClaimView, fs: &Filesystem) -> Decision {
-    let r = &fs.spec.claim_ref;
-    if r.kind != claim.kind || r.namespace != claim.namespace || r.name != claim.name {
-        let other = format!("{} {}/{}", r.kind.as_str(), r.namespace, r.name);
-        return block(
-            ConditionType::ClaimMismatch,
-            format!("the Filesystem of spec.fsId belongs to {other}: only an object of that name can use it"),
-        );
-    }
     let phase = fs.status.as_ref().map(|s| s.phase);
     if phase == Some(FilesystemPhase::Deleting) || fs.metadata.deletion_timestamp.is_some() {
         return block(
@@ -169,7 +189,7 @@ fn bind(claim: &ClaimView, fs: &Filesystem) -> Decision {
             "only snapshots are left of the Filesystem of spec.fsId: restore one of them to a new volume",
         );
     }
-    let ours = r.uid.as_ref() == Some(&claim.uid);
+    let ours = own::is_bound(claim, fs);
     if phase.is_none() && ours && claim.allocated && !claim.had_filesystem {
         return step(Step::Start);
     }
@@ -183,7 +203,7 @@ fn tear_down(view: &View) -> Decision {
     let claim = &view.claim;
     // A dependency that is missing counts as done; data that an agent may still hold is an orphan, never lost.
     let Some(fs) = &view.fs else { return step(Step::LetGo) };
-    if fs.spec.claim_ref.uid.as_ref() != Some(&claim.uid) {
+    if !own::is_bound(claim, fs) {
         return step(Step::LetGo);
     }
     let phase = fs.status.as_ref().map(|s| s.phase);

@@ -54,6 +54,7 @@ fn a_new_claim_gets_an_id_then_a_filesystem_then_its_phase() {
 #[test]
 fn a_name_that_has_data_never_gets_an_empty_filesystem() {
     assert_eq!(reason(&new(|v| v.namesakes = vec![FS.into()])), "NameHasData");
+    assert_eq!(reason(&new(|v| v.strangers = true)), "NameHasData");
 }
 
 #[test]
@@ -80,9 +81,15 @@ fn a_restored_object_binds_to_its_own_filesystem_only() {
     assert_eq!(step_of(&view(restored)), Step::Bind);
     let v = view(|v| {
         restored(v);
-        v.claim.name = "other".into();
+        let named = v.fs.take();
+        v.look_at(named);
     });
+    assert!(v.fs.is_none(), "nobody knows which namespace it is in: it sees nothing");
     assert_eq!(reason(&v), "ClaimMismatch");
+    assert_eq!(step_of(&View { claim: going(|_| {}).claim, ..v.clone() }), Step::LetGo);
+    let mut unheld = v;
+    unheld.claim.held = false;
+    assert_eq!(reason(&unheld), "ClaimMismatch", "it isn't held for what it doesn't have");
     let v = view(|v| {
         restored(v);
         v.fs = Some(filesystem(Some(FilesystemPhase::Deleting), None));

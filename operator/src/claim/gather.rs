@@ -7,7 +7,7 @@ use kube::api::ListParams;
 use kube::{Api, ResourceExt};
 
 use super::decide::{Child, View};
-use super::{ClaimObject, ClaimView, origin};
+use super::{ClaimObject, ClaimView, origin, own};
 use crate::caches::claim_term;
 use crate::commit;
 use crate::context::Ctx;
@@ -20,20 +20,19 @@ use crate::pvc;
 /// With what the watches saw. The origin of a Branch and namesakes are looked up live only.
 pub fn cached<K: ClaimObject>(object: &K, branch: Option<&Branch>, ctx: &Ctx) -> View {
     let claim = view_of(object, branch, ctx);
-    let fs = claim.fs_id.as_ref().and_then(|id| ctx.caches.filesystems.get(id)).map(|f| Filesystem::clone(&f));
-    let branches = ctx.caches.branches.with(&dot_term(&claim));
-    let replicas = claim.fs_id.as_ref().map(|id| ctx.caches.replicas.with(id)).unwrap_or_default();
-    let pools = pools::all(&ctx.caches);
+    let namespace = own::namespace_uid(&claim.namespace, ctx);
+    let named = claim.fs_id.as_ref().and_then(|id| ctx.caches.filesystems.get(id)).map(|f| Filesystem::clone(&f));
+    let mut view = View { namespace, ..View::of(claim) };
+    view.look_at(named);
+    let Some(id) = view.fs.as_ref().map(ResourceExt::name_any) else { return view };
+    let (replicas, pools) = (ctx.caches.replicas.with(&id), pools::all(&ctx.caches));
     View {
-        children: children(&claim, &branches, ctx),
+        children: children(&view, &ctx.caches.branches.with(&dot_term(&view.claim)), ctx),
         mounts: mounts(&replicas, &pools),
         unconfirmed: unconfirmed(&replicas, &pools, seconds_since_deletion(object)),
-        origin: None,
-        namesakes: Vec::new(),
-        snapshots: claim.fs_id.as_ref().map_or(0, |id| commit::snapshots(id, ctx)),
-        bound: claim.fs_id.as_ref().map(|id| pvc::bound_claims(id, ctx)).unwrap_or_default(),
-        fs,
-        claim,
+        snapshots: view.fs.as_ref().map_or(0, |fs| commit::snapshots(fs, ctx)),
+        bound: pvc::bound_claims(&id, ctx),
+        ..view
     }
 }
 
@@ -47,29 +46,37 @@ pub async fn live<K: ClaimObject>(name: &str, namespace: &str, ctx: &Ctx) -> Res
     let Some(object) = api.get_opt(name).await? else { return Ok(None) };
     let branches: Api<Branch> = Api::namespaced(ctx.client.clone(), namespace);
     let branch = if K::KIND == ClaimKind::Branch { branches.get_opt(name).await? } else { None };
-    let claim = view_of(&object, branch.as_ref(), ctx);
     let filesystems: Api<Filesystem> = Api::all(ctx.client.clone());
-    let mut view = View::of(claim);
-    match &view.claim.fs_id {
-        Some(id) => view.fs = filesystems.get_opt(id).await?,
-        None => view.namesakes = namesakes(&view.claim, &filesystems).await?,
+    let mut view = View::of(view_of(&object, branch.as_ref(), ctx));
+    let named = match &view.claim.fs_id {
+        Some(id) => filesystems.get_opt(id).await?,
+        None => None,
+    };
+    if !named.as_ref().is_some_and(|fs| own::is_bound(&view.claim, fs)) {
+        view.namespace = own::live_namespace_uid(namespace, ctx).await?;
+    }
+    view.look_at(named);
+    if view.claim.fs_id.is_none() {
+        (view.namesakes, view.strangers) = namesakes(&view, &filesystems).await?;
     }
     if view.claim.deleting {
         let list: Vec<_> = branches.list(&ListParams::default()).await?.items.into_iter().map(Arc::new).collect();
-        view.children = children(&view.claim, &list, ctx);
-        if let Some(id) = &view.claim.fs_id {
+        view.children = children(&view, &list, ctx);
+        if let Some(fs) = &view.fs {
+            let id = &fs.name_any();
             let replicas = live::replicas(id, ctx).await?;
             let pools = pools::confirmed(ctx, &replicas).await?;
             view.mounts = mounts(&replicas, &pools);
             view.unconfirmed = unconfirmed(&replicas, &pools, seconds_since_deletion(&object));
-            view.snapshots = commit::live_snapshots(id, ctx).await?;
+            view.snapshots = commit::live_snapshots(fs, ctx).await?;
             // A PVC that was bound this very moment has no pod yet; what a pod has mounted is looked at below the claim, by the agents.
             view.bound = pvc::bound_claims(id, ctx);
         }
-    } else if view.fs.is_none() {
+    } else if view.fs.is_none() && !view.foreign {
+        let uid = view.namespace.as_deref();
         view.origin = match (&branch, &view.claim.origin) {
-            (Some(branch), _) => Some(origin::resolve(branch, ctx).await?),
-            (None, Some(origin)) => Some(origin::of_dot(origin, namespace, ctx).await?),
+            (Some(branch), _) => Some(origin::resolve(branch, uid, ctx).await?),
+            (None, Some(origin)) => Some(origin::of_dot(origin, namespace, uid, ctx).await?),
             (None, None) => None,
         };
     }
@@ -82,13 +89,17 @@ fn view_of<K: ClaimObject>(object: &K, branch: Option<&Branch>, ctx: &Ctx) -> Cl
     object.view(dot.as_deref())
 }
 
-async fn namesakes(claim: &ClaimView, filesystems: &Api<Filesystem>) -> Result<Vec<String>, Error> {
+/// Filesystems that carry the claim's name: ids of those of its namespace, and whether there are others, which are none of its business.
+async fn namesakes(view: &View, filesystems: &Api<Filesystem>) -> Result<(Vec<String>, bool), Error> {
+    let claim = &view.claim;
     let hash = names::claim_hash(claim.kind.as_str(), &claim.namespace, &claim.name);
     let list = filesystems.list(&ListParams::default().labels(&format!("{}={hash}", names::CLAIM_LABEL))).await?;
     // One without a head has only snapshots, which nobody reaches by this name.
     let alive =
         |f: &Filesystem| f.status.as_ref().is_none_or(|s| !matches!(s.phase, FilesystemPhase::Deleting | FilesystemPhase::Headless));
-    Ok(list.items.into_iter().filter(alive).map(|f| f.name_any()).collect())
+    let of_here = |f: &Filesystem| own::is_of_namespace(f, &claim.namespace, view.namespace.as_deref());
+    let (ours, others): (Vec<_>, Vec<_>) = list.items.into_iter().filter(alive).partition(of_here);
+    Ok((ours.iter().map(ResourceExt::name_any).collect(), !others.is_empty()))
 }
 
 fn dot_term(claim: &ClaimView) -> String {
@@ -96,7 +107,9 @@ fn dot_term(claim: &ClaimView) -> String {
 }
 
 /// Branches that start from this claim: by name, or by the origin of their Filesystem.
-fn children(claim: &ClaimView, branches: &[Arc<Branch>], ctx: &Ctx) -> Vec<Child> {
+fn children(view: &View, branches: &[Arc<Branch>], ctx: &Ctx) -> Vec<Child> {
+    let claim = &view.claim;
+    let id = view.fs.as_ref().map(ResourceExt::name_any);
     let starts_here = |b: &Branch| {
         if b.namespace().as_deref() != Some(&claim.namespace) {
             return false;
@@ -104,12 +117,10 @@ fn children(claim: &ClaimView, branches: &[Arc<Branch>], ctx: &Ctx) -> Vec<Child
         if claim.kind == ClaimKind::Dot {
             return b.spec.dot == claim.name;
         }
-        let fs = b.spec.fs_id.as_ref().and_then(|id| ctx.caches.filesystems.get(id));
+        let fs = own::filesystem(&b.view(None), ctx);
         let origin = fs.as_ref().and_then(|f| f.spec.origin.as_ref()).map(|o| o.fs_id.as_str());
         let by_name = b.spec.from.as_ref().and_then(|f| f.branch.as_ref()) == Some(&claim.name);
-        b.name_any() != claim.name
-            && Some(&b.spec.dot) == claim.dot.as_ref()
-            && (by_name || (origin.is_some() && origin == claim.fs_id.as_deref()))
+        b.name_any() != claim.name && Some(&b.spec.dot) == claim.dot.as_ref() && (by_name || (origin.is_some() && origin == id.as_deref()))
     };
     let mut list: Vec<Child> = branches
         .iter()
@@ -155,8 +166,8 @@ fn seconds_since_deletion<K: ClaimObject>(object: &K) -> i64 {
 }
 
 /// Owner's Replica and all others, for the status.
-pub fn replicas_of(claim: &ClaimView, ctx: &Ctx) -> Vec<Arc<Replica>> {
-    claim.fs_id.as_ref().map(|id| ctx.caches.replicas.with(id)).unwrap_or_default()
+pub fn replicas_of(view: &View, ctx: &Ctx) -> Vec<Arc<Replica>> {
+    view.fs.as_ref().map(|fs| ctx.caches.replicas.with(&fs.name_any())).unwrap_or_default()
 }
 
 #[cfg(test)]

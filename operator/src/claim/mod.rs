@@ -5,6 +5,7 @@ mod copies;
 mod decide;
 mod gather;
 pub mod origin;
+pub mod own;
 mod status;
 pub mod triggers;
 mod view;
@@ -37,7 +38,7 @@ const ROUNDS: u32 = 6;
 ///
 /// The API server refuses or doesn't answer: tried again with backoff.
 pub async fn reconcile_dot(dot: Arc<Dot>, ctx: Arc<Ctx>) -> Result<Action, Error> {
-    reconcile(dot, None, &ctx).await
+    Box::pin(reconcile(dot, None, &ctx)).await
 }
 
 /// Reconciles a Branch.
@@ -47,7 +48,7 @@ pub async fn reconcile_dot(dot: Arc<Dot>, ctx: Arc<Ctx>) -> Result<Action, Error
 /// The API server refuses or doesn't answer: tried again with backoff.
 pub async fn reconcile_branch(branch: Arc<Branch>, ctx: Arc<Ctx>) -> Result<Action, Error> {
     let copy = Branch::clone(&branch);
-    reconcile(branch, Some(copy), &ctx).await
+    Box::pin(reconcile(branch, Some(copy), &ctx)).await
 }
 
 async fn reconcile<K: ClaimObject>(object: Arc<K>, branch: Option<Branch>, ctx: &Ctx) -> Result<Action, Error> {
@@ -101,7 +102,7 @@ async fn take<K: ClaimObject>(object: &K, view: &View, step: Step, ctx: &Ctx) ->
     match step {
         Step::Allocate => hold(object, Some(uuid::Uuid::now_v7().to_string()), ctx).await,
         Step::Hold => hold(object, None, ctx).await,
-        Step::Create(origin) => create(&view.claim, origin, ctx).await,
+        Step::Create(origin) => create(view, origin, ctx).await,
         Step::Start => match fs {
             Some(fs) => write::phase(&ctx.client, fs, FilesystemPhase::New, None).await,
             None => Ok(()),
@@ -133,7 +134,8 @@ async fn hold<K: ClaimObject>(object: &K, fs_id: Option<String>, ctx: &Ctx) -> R
     Ok(())
 }
 
-async fn create(claim: &ClaimView, origin: Option<Origin>, ctx: &Ctx) -> Result<(), Error> {
+async fn create(view: &View, origin: Option<Origin>, ctx: &Ctx) -> Result<(), Error> {
+    let claim = &view.claim;
     let Some(fs_id) = claim.fs_id.clone() else { return Ok(()) };
     let hash = names::claim_hash(claim.kind.as_str(), &claim.namespace, &claim.name);
     let fs = Filesystem {
@@ -149,6 +151,7 @@ async fn create(claim: &ClaimView, origin: Option<Origin>, ctx: &Ctx) -> Result<
                 namespace: claim.namespace.clone(),
                 name: claim.name.clone(),
                 uid: Some(claim.uid.clone()),
+                namespace_uid: view.namespace.clone(),
             },
             origin,
             reclaim_policy: reclaim_policy(claim.deletion_policy),
@@ -202,10 +205,10 @@ pub fn owner_reference(claim: &ClaimView, controller: bool) -> serde_json::Value
     })
 }
 
-/// The claim of a Commit or job source, with its Filesystem, as the caches have them.
+/// The claim of a Commit or job source, with the Filesystem that it is bound to, as the caches have them.
 pub fn bound(ctx: &Ctx, kind: ClaimKind, namespace: &str, name: &str) -> Option<(ClaimView, Option<Arc<Filesystem>>)> {
     let claim = cached(ctx, kind, namespace, name)?;
-    let fs = claim.fs_id.as_ref().and_then(|id| ctx.caches.filesystems.get(id));
+    let fs = own::filesystem(&claim, ctx);
     Some((claim, fs))
 }
 

@@ -1,8 +1,9 @@
 //! What a Branch, or a Dot with an origin, starts from, read from the API server: it is recorded once and for ever.
 
-use dotgraft_api::{Branch, ClaimKind, Commit, ConditionType, Dot, Filesystem, FilesystemPhase, Origin, Reason, Replica};
+use dotgraft_api::{Branch, ClaimKind, Commit, CommitSource, ConditionType, Dot, Filesystem, FilesystemPhase, Origin, Reason, Replica};
 use kube::{Api, ResourceExt};
 
+use super::{ClaimObject, ClaimView, own};
 use crate::conditions::Block;
 use crate::context::Ctx;
 use crate::error::Error;
@@ -16,27 +17,27 @@ fn no(reason: impl Into<Reason>, message: impl Into<String>) -> Result<Resolved,
     Ok(Err(Block::new(reason, message)))
 }
 
-/// Filesystem and commit that a Dot is to start from: one of its own namespace, with or without a head. Whether the commit is there is
-/// for the agent to say, when it pins it.
+/// Filesystem and commit that a Dot is to start from: one of its own namespace (`uid`: that namespace's, now), with or without a head. Whether
+/// the commit is there is for the agent to say, when it pins it.
 ///
 /// # Errors
 ///
 /// The API server refuses or doesn't answer. What the claim waits for is no error: [`Resolved`] says it.
-pub async fn of_dot(origin: &Origin, namespace: &str, ctx: &Ctx) -> Result<Resolved, Error> {
+pub async fn of_dot(origin: &Origin, namespace: &str, uid: Option<&str>, ctx: &Ctx) -> Result<Resolved, Error> {
     let filesystems: Api<Filesystem> = Api::all(ctx.client.clone());
     match filesystems.get_opt(&origin.fs_id).await? {
-        Some(fs) if fs.spec.claim_ref.namespace == namespace => alive(origin.clone(), ctx).await,
+        Some(fs) if own::is_of_namespace(&fs, namespace, uid) => Ok(alive(&fs, &origin.commit)),
         // Another namespace's is not there for this one: what it has is nobody else's to know.
         _ => no(ConditionType::SourceNotFound, format!("there is no Filesystem `{}` of this namespace", origin.fs_id)),
     }
 }
 
-/// Filesystem and commit that the Branch is to start from, or what it waits for.
+/// Filesystem and commit that the Branch is to start from, or what it waits for. `uid`: that of its namespace now.
 ///
 /// # Errors
 ///
 /// The API server refuses or doesn't answer. What the Branch waits for is no error: [`Resolved`] says it.
-pub async fn resolve(branch: &Branch, ctx: &Ctx) -> Result<Resolved, Error> {
+pub async fn resolve(branch: &Branch, uid: Option<&str>, ctx: &Ctx) -> Result<Resolved, Error> {
     let namespace = branch.namespace().unwrap_or_default();
     let dots: Api<Dot> = Api::namespaced(ctx.client.clone(), &namespace);
     let name = &branch.spec.dot;
@@ -61,17 +62,15 @@ pub async fn resolve(branch: &Branch, ctx: &Ctx) -> Result<Resolved, Error> {
         if source_branch.metadata.deletion_timestamp.is_some() {
             return no(ConditionType::SourceDeleting, format!("Branch `{source}` is being deleted"));
         }
-        return newest(source_branch.spec.fs_id.as_deref(), &format!("Branch `{source}`"), ctx).await;
+        return newest(&source_branch.view(Some(&dot)), ctx).await;
     }
     match &from.commit {
-        None => newest(dot.spec.fs_id.as_deref(), &format!("Dot `{name}`"), ctx).await,
-        Some(commit) if is_uuid(commit) => {
-            let Some(fs_id) = dot.spec.fs_id.clone() else {
-                return no(ConditionType::NoCommits, format!("Dot `{name}` has no commits yet"));
-            };
-            alive(Origin { fs_id, commit: commit.clone() }, ctx).await
-        }
-        Some(commit) => named(commit, &namespace, name, ctx).await,
+        None => newest(&dot.view(None), ctx).await,
+        Some(commit) if is_uuid(commit) => match own::live_filesystem(&dot.view(None), ctx).await? {
+            Some(fs) => Ok(alive(&fs, commit)),
+            None => no(ConditionType::NoCommits, format!("Dot `{name}` has no commits yet")),
+        },
+        Some(commit) => named(commit, (&namespace, uid), name, ctx).await,
     }
 }
 
@@ -80,7 +79,8 @@ pub fn is_uuid(text: &str) -> bool {
     text.len() == 36 && uuid::Uuid::try_parse(text).is_ok()
 }
 
-async fn named(commit: &str, namespace: &str, dot: &str, ctx: &Ctx) -> Result<Resolved, Error> {
+/// By the name of a Commit. Which Filesystem that is in stands in its status, so it counts only if the Filesystem says so, too.
+async fn named(commit: &str, (namespace, uid): (&str, Option<&str>), dot: &str, ctx: &Ctx) -> Result<Resolved, Error> {
     let commits: Api<Commit> = Api::namespaced(ctx.client.clone(), namespace);
     let Some(object) = commits.get_opt(commit).await? else {
         return no(ConditionType::SourceNotFound, format!("there is no Commit `{commit}` in this namespace"));
@@ -99,33 +99,43 @@ async fn named(commit: &str, namespace: &str, dot: &str, ctx: &Ctx) -> Result<Re
     if !of_this_dot {
         return no(ConditionType::SourceNotFound, format!("Commit `{commit}` is not one of Dot `{dot}` or its Branches"));
     }
-    match object.status.and_then(|s| Some(Origin { fs_id: s.fs_id?, commit: s.id? })) {
-        Some(origin) => alive(origin, ctx).await,
-        None => no(ConditionType::NoCommits, format!("Commit `{commit}` is not made yet")),
+    let Some(origin) = object.status.as_ref().and_then(|s| Some(Origin { fs_id: s.fs_id.clone()?, commit: s.id.clone()? })) else {
+        return no(ConditionType::NoCommits, format!("Commit `{commit}` is not made yet"));
+    };
+    match Api::<Filesystem>::all(ctx.client.clone()).get_opt(&origin.fs_id).await? {
+        Some(fs) if own::is_of_namespace(&fs, namespace, uid) && is_source(&fs, source) => Ok(alive(&fs, &origin.commit)),
+        _ => no(ConditionType::SourceNotFound, format!("what Commit `{commit}` was made of is not there")),
     }
 }
 
-async fn alive(origin: Origin, ctx: &Ctx) -> Result<Resolved, Error> {
-    let filesystems: Api<Filesystem> = Api::all(ctx.client.clone());
-    let fs = filesystems.get_opt(&origin.fs_id).await?;
-    match fs.and_then(|f| f.status).map(|s| (s.phase, s.authority.is_some())) {
-        Some((FilesystemPhase::Deleting, _)) => no(ConditionType::SourceDeleting, "the Filesystem that it starts from is being deleted"),
-        Some((_, true)) => Ok(Ok(origin)),
-        _ => no(ConditionType::SourceNotReady, "the Filesystem that it starts from has no owner"),
+/// Whether the Filesystem is, or was, that of what the Commit is of.
+fn is_source(fs: &Filesystem, source: &CommitSource) -> bool {
+    let r = &fs.spec.claim_ref;
+    r.kind == source.kind && r.name == source.name
+}
+
+fn alive(fs: &Filesystem, commit: &str) -> Resolved {
+    match fs.status.as_ref().map(|s| (s.phase, s.authority.is_some())) {
+        Some((FilesystemPhase::Deleting, _)) => {
+            Err(Block::new(ConditionType::SourceDeleting, "the Filesystem that it starts from is being deleted"))
+        }
+        Some((_, true)) => Ok(Origin { fs_id: fs.name_any(), commit: commit.to_owned() }),
+        _ => Err(Block::new(ConditionType::SourceNotReady, "the Filesystem that it starts from has no owner")),
     }
 }
 
 /// The newest commit as the owner reports it.
-async fn newest(fs_id: Option<&str>, what: &str, ctx: &Ctx) -> Result<Resolved, Error> {
-    let Some(fs_id) = fs_id else { return no(ConditionType::NoCommits, format!("{what} has no commits yet")) };
-    let filesystems: Api<Filesystem> = Api::all(ctx.client.clone());
-    let fs = filesystems.get_opt(fs_id).await?;
-    let owner = fs.and_then(|f| f.status).and_then(|s| s.authority).map(|a| a.owner);
+async fn newest(claim: &ClaimView, ctx: &Ctx) -> Result<Resolved, Error> {
+    let what = format!("{} `{}`", claim.kind.as_str(), claim.name);
+    let Some(fs) = own::live_filesystem(claim, ctx).await? else {
+        return no(ConditionType::NoCommits, format!("{what} has no commits yet"));
+    };
+    let owner = fs.status.as_ref().and_then(|s| s.authority.as_ref()).map(|a| &a.owner);
     let Some(owner) = owner else { return no(ConditionType::SourceNotReady, format!("{what} has no owner yet")) };
     let replicas: Api<Replica> = Api::all(ctx.client.clone());
-    let replica = replicas.get_opt(&names::replica_name(fs_id, &owner.pool)).await?;
+    let replica = replicas.get_opt(&names::replica_name(&fs.name_any(), &owner.pool)).await?;
     match replica.and_then(|r| r.status).and_then(|s| s.head) {
-        Some(commit) => alive(Origin { fs_id: fs_id.to_owned(), commit }, ctx).await,
+        Some(commit) => Ok(alive(&fs, &commit)),
         None => no(ConditionType::NoCommits, format!("{what} has no commits yet: make a Commit first")),
     }
 }

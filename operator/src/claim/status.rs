@@ -59,7 +59,7 @@ impl Input<'_> {
 /// The API server refuses or doesn't answer.
 pub async fn write<K: ClaimObject>(object: &K, view: &View, block: Option<Block>, now: &Time, ctx: &Ctx) -> Result<bool, Error> {
     let old = object.status();
-    let replicas = gather::replicas_of(&view.claim, ctx);
+    let replicas = gather::replicas_of(view, ctx);
     let (blocked, stays) = view.fs.as_ref().filter(|_| !view.claim.deleting).map(|fs| filesystem::told(fs, ctx)).unwrap_or_default();
     let block = block.or(blocked);
     let pools = pools::all(&ctx.caches);

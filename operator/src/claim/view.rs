@@ -44,8 +44,8 @@ pub struct ClaimView {
     pub deleting: bool,
     /// Our finalizer is on it.
     pub held: bool,
-    /// The Filesystem that it is bound to.
-    pub fs_id: Option<String>,
+    /// The Filesystem that it names: no more than a wish, whosever that is. [`super::own`] says what it has.
+    pub(in crate::claim) fs_id: Option<String>,
     /// The id was allocated for exactly this object, which was not restored from a copy.
     pub allocated: bool,
     /// Its Filesystem has been there before.

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dotgraft_api::common::ANNOTATION_CSI_NAME;
-use dotgraft_api::{Commit, ConditionType, Reason, Time, is_true};
+use dotgraft_api::{Commit, ConditionType, Filesystem, Reason, Time, is_true};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::ListParams;
 use kube::runtime::controller::Action;
@@ -21,7 +21,7 @@ use serde_json::json;
 use self::decide::{Step, View, decide};
 use crate::cache::Cache;
 use crate::caches::fs_term;
-use crate::claim;
+use crate::claim::{self, own};
 use crate::conditions;
 use crate::context::Ctx;
 use crate::error::Error;
@@ -40,8 +40,8 @@ fn gather(commit: &Arc<Commit>, ctx: &Ctx) -> View {
     let (mut claim, mut fs) = claim::bound(ctx, source.kind, &namespace, &source.name).map_or((None, None), |(c, f)| (Some(c), f));
     // A commit that is made belongs to its Filesystem, whoever has the claim's name by now.
     if let Some(id) = recorded_in(commit) {
-        claim = claim.filter(|c| c.fs_id.as_deref() == Some(id));
-        fs = ctx.caches.filesystems.get(id);
+        claim = claim.filter(|_| fs.as_ref().is_some_and(|f| f.name_any() == id));
+        fs = ctx.caches.filesystems.get(id).filter(|f| own::may_keep(f, &namespace, ctx));
     }
     let replicas = fs.as_ref().map(|f| ctx.caches.replicas.with(&f.name_any())).unwrap_or_default();
     View { commit: commit.clone(), claim, fs, replicas, pools: pools::all(&ctx.caches) }
@@ -82,9 +82,16 @@ fn outlives(commit: &Commit, fs_id: &str) -> bool {
     is_csi(commit) && kept && recorded_in(commit) == Some(fs_id)
 }
 
+/// Commits that say they were made in a Filesystem, as the watches saw: those of its namespace, as others only say so.
+pub fn made_in(fs: &Filesystem, ctx: &Ctx) -> Vec<Arc<Commit>> {
+    let mut list = ctx.caches.commits.with(&fs_term(&fs.name_any()));
+    list.retain(|c| own::may_keep(fs, &c.namespace().unwrap_or_default(), ctx));
+    list
+}
+
 /// How many snapshots of a Filesystem outlive its claim, as the watches saw.
-pub fn snapshots(fs_id: &str, ctx: &Ctx) -> usize {
-    ctx.caches.commits.with(&fs_term(fs_id)).iter().filter(|c| outlives(c, fs_id)).count()
+pub fn snapshots(fs: &Filesystem, ctx: &Ctx) -> usize {
+    made_in(fs, ctx).iter().filter(|c| outlives(c, &fs.name_any())).count()
 }
 
 /// The same, as the API server says now: what ends the data is decided by that.
@@ -92,10 +99,14 @@ pub fn snapshots(fs_id: &str, ctx: &Ctx) -> usize {
 /// # Errors
 ///
 /// The API server refuses or doesn't answer.
-pub async fn live_snapshots(fs_id: &str, ctx: &Ctx) -> Result<usize, Error> {
-    let labelled = ListParams::default().labels(&format!("{FS_LABEL}={fs_id}"));
-    let list = Api::<Commit>::all(ctx.client.clone()).list(&labelled).await?;
-    Ok(list.items.iter().filter(|c| outlives(c, fs_id)).count())
+pub async fn live_snapshots(fs: &Filesystem, ctx: &Ctx) -> Result<usize, Error> {
+    let (id, namespace) = (fs.name_any(), &fs.spec.claim_ref.namespace);
+    if !own::live_may_keep(fs, namespace, ctx).await? {
+        return Ok(0);
+    }
+    let labelled = ListParams::default().labels(&format!("{FS_LABEL}={id}"));
+    let list = Api::<Commit>::namespaced(ctx.client.clone(), namespace).list(&labelled).await?;
+    Ok(list.items.iter().filter(|c| outlives(c, &id)).count())
 }
 
 /// What a CSI call has made and nobody asks for any more: a commit to clone from whose clone was given up; a snapshot that was not made
@@ -112,9 +123,18 @@ async fn gather_live(commit: &Commit, ctx: &Ctx) -> Result<Option<View>, Error> 
     let api: Api<Commit> = write::namespaced(&ctx.client, commit);
     let Some(live) = api.get_opt(&commit.name_any()).await?.map(Arc::new) else { return Ok(None) };
     let mut view = gather(&live, ctx);
-    let id = recorded_in(&live).map(str::to_owned).or_else(|| view.claim.as_ref().and_then(|c| c.fs_id.clone()));
-    if let Some(id) = id {
-        view.fs = Api::all(ctx.client.clone()).get_opt(&id).await?.map(Arc::new);
+    let namespace = live.namespace().unwrap_or_default();
+    let fs = match (recorded_in(&live), &view.claim) {
+        (Some(id), _) => match Api::<Filesystem>::all(ctx.client.clone()).get_opt(id).await? {
+            Some(fs) if own::live_may_keep(&fs, &namespace, ctx).await? => Some(fs),
+            _ => None,
+        },
+        (None, Some(claim)) => own::live_filesystem(claim, ctx).await?,
+        (None, None) => None,
+    };
+    if let Some(fs) = fs {
+        let id = fs.name_any();
+        view.fs = Some(Arc::new(fs));
         view.replicas = live::replicas(&id, ctx).await?;
         view.pools = pools::confirmed(ctx, &view.replicas).await?;
     }

@@ -10,7 +10,7 @@ use kube::runtime::reflector::ObjectRef;
 
 use super::decide;
 use crate::caches::{claim_term, fs_term};
-use crate::claim::{self, ClaimObject};
+use crate::claim::{ClaimObject, ClaimView, own};
 use crate::context::Ctx;
 use crate::filesystem::kept;
 use crate::pools;
@@ -29,14 +29,15 @@ fn outdated(fs_id: &str, ctx: &Ctx) -> Vec<ObjectRef<Commit>> {
     if list.is_empty() || replicas.is_empty() {
         return Vec::new();
     }
-    let bound = ctx.caches.filesystems.get(fs_id).and_then(|fs| {
-        let c = &fs.spec.claim_ref;
-        claim::cached(ctx, c.kind, &c.namespace, &c.name)
-    });
-    let bound = bound.filter(|c| c.fs_id.as_deref() == Some(fs_id));
+    let bound = ctx.caches.filesystems.get(fs_id).and_then(|fs| own::holder(&fs, ctx));
     let all = kept::copies_of(&replicas, &pools::all(&ctx.caches));
     list.retain(|c| decide::is_outdated(c, bound.as_ref(), &all));
     refs(&list)
+}
+
+/// The same of the Filesystem of a claim.
+fn of_claim(claim: &ClaimView, ctx: &Ctx) -> Vec<ObjectRef<Commit>> {
+    own::filesystem(claim, ctx).map(|fs| outdated(&fs.name_any(), ctx)).unwrap_or_default()
 }
 
 /// The same of every Filesystem that has a copy on a node: its pool, or the node, may have gone or come back.
@@ -58,8 +59,8 @@ pub fn of_commits(ctx: &Arc<Ctx>) -> Triggers<Commit> {
         }),
         on(&c.pools, ctx, |p: &NodePool, ctx| outdated_on(&p.spec.node, ctx)),
         on(&c.nodes, ctx, |n: &Node, ctx| outdated_on(&n.name_any(), ctx)),
-        on(&c.dots, ctx, |d: &Dot, ctx| d.spec.fs_id.iter().flat_map(|id| outdated(id, ctx)).collect()),
-        on(&c.branches, ctx, |b: &Branch, ctx| b.spec.fs_id.iter().flat_map(|id| outdated(id, ctx)).collect()),
+        on(&c.dots, ctx, |d: &Dot, ctx| of_claim(&d.view(None), ctx)),
+        on(&c.branches, ctx, |b: &Branch, ctx| of_claim(&b.view(None), ctx)),
         on(&c.filesystems, ctx, |f: &Filesystem, ctx| {
             let c = &f.spec.claim_ref;
             restless(c.kind, &c.namespace, &c.name, ctx)

@@ -15,7 +15,7 @@ use super::find::{self, PATIENCE, amount, csi_name, until};
 use super::ids::{Handle, SnapshotId, required};
 use super::params::{Parameters, SIZE_DEFAULT, Sizes};
 use super::{capability, snapshot, topology};
-use crate::claim::ClaimObject;
+use crate::claim::{ClaimObject, own};
 use crate::context::Ctx;
 use crate::names::{self, sha256_hex};
 use crate::pools;
@@ -220,19 +220,16 @@ fn new_dot(wanted: &Wanted<'_>, name: String, capacity: u64, node: Option<String
 
 async fn start(wanted: &Wanted<'_>, ctx: &Ctx) -> Result<Option<Start>, CsiError> {
     let owner = |f: &Filesystem| f.status.as_ref().and_then(|s| s.authority.as_ref()).map(|a| a.owner.node.clone());
-    let same_namespace = |namespace: &str| {
-        if namespace == wanted.namespace {
-            return Ok(());
-        }
-        Err(CsiError::Invalid(format!("the source is in namespace `{namespace}`, the volume in `{}`", wanted.namespace)))
-    };
     match &wanted.source {
         None => Ok(None),
         Some(Source::Snapshot(s)) => {
             let missing = || CsiError::NotFound(format!("there is no snapshot `{}`", s.snapshot_id));
             let id = SnapshotId::parse(&s.snapshot_id).ok_or_else(missing)?;
             let found = snapshot::find(&id, ctx).await?.ok_or_else(missing)?;
-            same_namespace(&found.commit.namespace().unwrap_or_default())?;
+            // What another namespace has isn't there for this one.
+            if !own::is_of_namespace(&found.fs, &wanted.namespace, own::live_namespace_uid(&wanted.namespace, ctx).await?.as_deref()) {
+                return Err(missing());
+            }
             let origin = Origin { fs_id: id.fs.to_string(), commit: id.commit.to_string() };
             Ok(Some(Start { origin, size: snapshot::size(&found.commit, ctx), node: owner(&found.fs) }))
         }
@@ -240,7 +237,9 @@ async fn start(wanted: &Wanted<'_>, ctx: &Ctx) -> Result<Option<Start>, CsiError
             let missing = || CsiError::NotFound(format!("there is no volume `{}`", v.volume_id));
             let handle = Handle::parse(&v.volume_id).filter(|h| !h.read_only).ok_or_else(missing)?;
             let volume = find::volume(&handle, ctx).await?;
-            same_namespace(&volume.claim.namespace)?;
+            if volume.claim.namespace != wanted.namespace {
+                return Err(missing());
+            }
             let commit = snapshot::transient(wanted.name, &volume, ctx).await?;
             let origin = Origin { fs_id: handle.fs.to_string(), commit };
             Ok(Some(Start { origin, size: volume.claim.capacity.unwrap_or_default(), node: owner(&volume.fs) }))
@@ -254,7 +253,7 @@ async fn settle(dot: &Dot, ctx: &Ctx) -> Result<wire::Volume, CsiError> {
     let cached = || ctx.caches.dots.get_in(&namespace, &name).filter(|d| d.uid() == dot.uid());
     let ready = until(PATIENCE, || {
         let dot = cached()?;
-        let fs = ctx.caches.filesystems.get(dot.spec.fs_id.as_ref()?)?;
+        let fs = own::filesystem(&dot.view(None), ctx)?;
         let status = fs.status.as_ref().filter(|s| s.phase == FilesystemPhase::Active)?;
         let owner = status.authority.as_ref()?.owner.node.clone();
         Some((dot, fs, owner))

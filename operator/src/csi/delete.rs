@@ -6,6 +6,7 @@ use kube::{Api, ResourceExt};
 use super::error::CsiError;
 use super::find::{self, PATIENCE, csi_name, until};
 use super::ids::{Handle, required};
+use crate::claim::{ClaimObject, own};
 use crate::context::Ctx;
 use crate::write;
 
@@ -27,7 +28,7 @@ pub async fn delete(volume_id: &str, ctx: &Ctx) -> Result<(), CsiError> {
     }
     let api: Api<Dot> = Api::namespaced(ctx.client.clone(), &claim.namespace);
     let Some(dot) = api.get_opt(&claim.name).await? else { return Ok(()) };
-    if csi_name(&dot).is_none() || dot.spec.fs_id.as_ref() != Some(&id) || dot.uid() != claim.uid {
+    if csi_name(&dot).is_none() || !own::is_bound(&dot.view(None), &fs) {
         return Ok(());
     }
     // Who reads, and perhaps by a handle of its own, holds the Dot by its claim or its mounts: those it names.

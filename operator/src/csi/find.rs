@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::error::CsiError;
 use super::ids::{Handle, no_volume};
-use crate::claim::{ClaimObject, ClaimView};
+use crate::claim::{ClaimObject, ClaimView, own};
 use crate::context::Ctx;
 
 /// Longest that a call waits for controllers and agents; then it answers `ABORTED` and the caller comes back. Well under the sidecars'
@@ -83,7 +83,7 @@ pub async fn volume(handle: &Handle, ctx: &Ctx) -> Result<Volume, CsiError> {
 pub fn is_usable(fs: &Filesystem, claim: &ClaimView) -> bool {
     let phase = fs.status.as_ref().map(|s| s.phase);
     let in_use = matches!(phase, Some(FilesystemPhase::New | FilesystemPhase::Active));
-    in_use && !claim.deleting && claim.fs_id.as_deref() == Some(&fs.name_any()) && fs.spec.claim_ref.uid.as_ref() == Some(&claim.uid)
+    in_use && !claim.deleting && own::is_bound(claim, fs)
 }
 
 /// Why the claim isn't ready, if it says so.

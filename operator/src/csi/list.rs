@@ -14,7 +14,7 @@ use super::find::{self, Volume, is_usable};
 use super::ids::{self, Handle, SnapshotId};
 use super::{snapshot, topology};
 use crate::caches::fs_term;
-use crate::claim::{self, ClaimView};
+use crate::claim::{ClaimView, own};
 use crate::context::Ctx;
 use crate::handle;
 
@@ -42,8 +42,7 @@ pub fn volumes(request: &wire::ListVolumesRequest, ctx: &Ctx) -> Result<wire::Li
     let mut list = Vec::new();
     for fs in ctx.caches.filesystems.all() {
         let Ok(id) = fs.name_any().parse::<FsId>() else { continue };
-        let c = &fs.spec.claim_ref;
-        if let Some(claim) = claim::cached(ctx, c.kind, &c.namespace, &c.name).filter(|claim| is_usable(&fs, claim)) {
+        if let Some(claim) = own::holder(&fs, ctx).filter(|claim| is_usable(&fs, claim)) {
             list.extend(handles(id, ctx).into_iter().map(|handle| (handle, (handle, fs.clone(), claim.clone()))));
         }
     }

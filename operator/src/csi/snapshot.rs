@@ -14,6 +14,7 @@ use super::error::CsiError;
 use super::find::{self, PATIENCE, Volume, csi_name, until};
 use super::ids::{self, SnapshotId, required};
 use crate::caches::{csi_term, fs_term};
+use crate::claim::own;
 use crate::commit::copies_named;
 use crate::context::Ctx;
 use crate::names::{self, FS_LABEL, SNAPSHOT_COPIES_ANNOTATION, TRANSIENT_LABEL, sha256_hex};
@@ -36,6 +37,13 @@ pub struct Found {
 fn id_of(commit: &Commit) -> Option<SnapshotId> {
     let status = commit.status.as_ref()?;
     SnapshotId::parse(&format!("{}@{}", status.fs_id.as_ref()?, status.id.as_ref()?))
+}
+
+/// The same, if the Filesystem may well be that of the Commit: its status alone proves nothing.
+fn proven_id(commit: &Commit, ctx: &Ctx) -> Option<SnapshotId> {
+    let id = id_of(commit)?;
+    let fs = ctx.caches.filesystems.get(&id.fs.to_string())?;
+    own::may_keep(&fs, &commit.namespace().unwrap_or_default(), ctx).then_some(id)
 }
 
 /// Size of the volume that the snapshot is of, then; of what it is now where that was not recorded.
@@ -109,9 +117,9 @@ pub async fn create(request: &wire::CreateSnapshotRequest, ctx: &Ctx) -> Result<
     }
     let fs_id = handle.fs.to_string();
     for known in ctx.caches.commits.with(&csi_term(name)) {
-        match id_of(&known) {
+        match proven_id(&known, ctx) {
             Some(id) if id.fs == handle.fs => {}
-            Some(id) => return Err(CsiError::Exists(format!("there is a snapshot `{name}` of volume `{}`", id.fs))),
+            Some(_) => return Err(CsiError::Exists(format!("there is a snapshot `{name}` of another volume"))),
             None => continue,
         }
         if let Some(snapshot) = on_wire(&known, ctx).filter(|_| known.metadata.deletion_timestamp.is_none()) {
@@ -132,7 +140,7 @@ pub async fn create(request: &wire::CreateSnapshotRequest, ctx: &Ctx) -> Result<
     if source || csi_name(&commit) != Some(name) {
         return Err(CsiError::Exists(format!("there is a snapshot `{name}` of something else than volume `{fs_id}`")));
     }
-    let made = settle(&commit, ctx).await?;
+    let made = settle(&commit, &volume, ctx).await?;
     on_wire(&made, ctx).ok_or_else(|| CsiError::InProgress("the snapshot is being made".into()))
 }
 
@@ -185,11 +193,12 @@ async fn make(object: &str, name: &str, message: &str, marks: &Marks, volume: &V
     Ok(api.create(&params, &commit).await?)
 }
 
-/// Waits until the commit is made and recorded.
-async fn settle(commit: &Commit, ctx: &Ctx) -> Result<Arc<Commit>, CsiError> {
+/// Waits until the commit is made and recorded, as one of that volume.
+async fn settle(commit: &Commit, volume: &Volume, ctx: &Ctx) -> Result<Arc<Commit>, CsiError> {
+    let of_it = |c: &Commit| id_of(c).is_some_and(|id| id.fs.to_string() == volume.fs.name_any());
     let (namespace, name) = (commit.namespace().unwrap_or_default(), commit.name_any());
     let cached = || ctx.caches.commits.get_in(&namespace, &name).filter(|c| c.uid() == commit.uid());
-    if let Some(made) = until(PATIENCE, || cached().filter(|c| id_of(c).is_some())).await {
+    if let Some(made) = until(PATIENCE, || cached().filter(|c| of_it(c))).await {
         return Ok(made);
     }
     let ready = cached()
@@ -206,7 +215,7 @@ async fn settle(commit: &Commit, ctx: &Ctx) -> Result<Arc<Commit>, CsiError> {
 pub async fn transient(name: &str, volume: &Volume, ctx: &Ctx) -> Result<String, CsiError> {
     let marks = Marks { transient: true, copies: 1 };
     let commit = make(&object_name("clone", name), name, &format!("to clone for {name}"), &marks, volume, ctx).await?;
-    let made = settle(&commit, ctx).await?;
+    let made = settle(&commit, volume, ctx).await?;
     id_of(&made).map(|id| id.commit.to_string()).ok_or_else(|| CsiError::InProgress("the commit to clone is being made".into()))
 }
 
@@ -237,7 +246,11 @@ pub async fn find(id: &SnapshotId, ctx: &Ctx) -> Result<Option<Found>, CsiError>
     if fs.status.as_ref().is_some_and(|s| s.phase == FilesystemPhase::Deleting) {
         return Ok(None);
     }
-    let api: Api<Commit> = Api::namespaced(ctx.client.clone(), &fs.spec.claim_ref.namespace);
+    let namespace = &fs.spec.claim_ref.namespace;
+    if !own::live_may_keep(&fs, namespace, ctx).await? {
+        return Ok(None);
+    }
+    let api: Api<Commit> = Api::namespaced(ctx.client.clone(), namespace);
     let wanted = |c: &Commit| id_of(c) == Some(*id) && c.metadata.deletion_timestamp.is_none();
     for known in ctx.caches.commits.with(&fs_term(&fs_id)).iter().filter(|c| wanted(c)) {
         if let Some(commit) = api.get_opt(&known.name_any()).await?.filter(wanted) {
@@ -295,7 +308,7 @@ pub fn all(request: &wire::ListSnapshotsRequest, ctx: &Ctx) -> Vec<(SnapshotId, 
     let mut list: Vec<(SnapshotId, Arc<Commit>)> = commits
         .into_iter()
         .filter(|c| csi_name(c.as_ref()).is_some() && c.metadata.deletion_timestamp.is_none() && !c.labels().contains_key(TRANSIENT_LABEL))
-        .filter_map(|c| Some((id_of(&c)?, c)))
+        .filter_map(|c| Some((proven_id(&c, ctx)?, c)))
         .filter(|(id, _)| request.snapshot_id.is_empty() || id.to_string() == request.snapshot_id)
         .filter(|(id, _)| request.source_volume_id.is_empty() || id.fs.to_string() == request.source_volume_id)
         .collect();

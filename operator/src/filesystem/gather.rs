@@ -3,15 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use dotgraft_api::{Branch, ClaimKind, ClaimRef, Commit, Dot, Filesystem, FilesystemPhase, OrphanActionKind, Place, Replica};
+use dotgraft_api::{Commit, Filesystem, FilesystemPhase, OrphanActionKind, Place, Replica};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::ListParams;
 use kube::{Api, ResourceExt};
 
 use super::plan::View;
 use super::wishes::ResetWish;
-use crate::caches::{claim_term, fs_term};
-use crate::claim::{ClaimObject, ClaimView, cached as cached_claim};
+use crate::caches::claim_term;
+use crate::claim::{ClaimView, own};
 use crate::commit;
 use crate::context::Ctx;
 use crate::error::Error;
@@ -21,8 +21,7 @@ use crate::pools;
 
 /// With what the watches saw.
 pub fn cached(fs: &Filesystem, ctx: &Ctx) -> View {
-    let c = &fs.spec.claim_ref;
-    let claim = cached_claim(ctx, c.kind, &c.namespace, &c.name);
+    let claim = own::holder(fs, ctx);
     let replicas = ctx.caches.replicas.with(&fs.name_any());
     let origin = fs.spec.origin.as_ref().and_then(|o| ctx.caches.filesystems.get(&o.fs_id));
     assemble(fs.clone(), claim, replicas, origin.as_deref(), ctx)
@@ -36,7 +35,7 @@ pub fn cached(fs: &Filesystem, ctx: &Ctx) -> View {
 pub async fn live(name: &str, ctx: &Ctx) -> Result<Option<View>, Error> {
     let filesystems: Api<Filesystem> = Api::all(ctx.client.clone());
     let Some(fs) = filesystems.get_opt(name).await? else { return Ok(None) };
-    let claim = live_claim(&fs.spec.claim_ref, ctx).await?;
+    let claim = own::live_holder(&fs, ctx).await?;
     let replicas = live::replicas(name, ctx).await?;
     let origin = match &fs.spec.origin {
         Some(o) => filesystems.get_opt(&o.fs_id).await?,
@@ -44,7 +43,7 @@ pub async fn live(name: &str, ctx: &Ctx) -> Result<Option<View>, Error> {
     };
     let pools = pools::confirmed(ctx, &replicas).await?;
     let headless = fs.status.as_ref().is_some_and(|s| s.phase == FilesystemPhase::Headless);
-    let snapshots = if headless { commit::live_snapshots(name, ctx).await? } else { 0 };
+    let snapshots = if headless { commit::live_snapshots(&fs, ctx).await? } else { 0 };
     Ok(Some(View { pools, snapshots, ..assemble(fs, claim, replicas, origin.as_ref(), ctx) }))
 }
 
@@ -57,41 +56,31 @@ pub async fn live_commits(view: &View, ctx: &Ctx) -> Result<Vec<Arc<Commit>>, Er
     let c = &view.fs.spec.claim_ref;
     let id = view.fs.name_any();
     let made_in = |o: &Commit| o.status.as_ref().and_then(|s| s.fs_id.as_ref()).map(|f| *f == id);
+    if !own::live_may_keep(&view.fs, &c.namespace, ctx).await? {
+        return Ok(Vec::new());
+    }
     let list = Api::<Commit>::namespaced(ctx.client.clone(), &c.namespace).list(&ListParams::default()).await?;
     let of_claim = |o: &Commit| view.claim.is_some() && o.spec.source.kind == c.kind && o.spec.source.name == c.name;
     Ok(list.items.into_iter().filter(|o| made_in(o).unwrap_or_else(|| of_claim(o))).map(Arc::new).collect())
 }
 
-async fn live_claim(c: &ClaimRef, ctx: &Ctx) -> Result<Option<ClaimView>, Error> {
-    let dots: Api<Dot> = Api::namespaced(ctx.client.clone(), &c.namespace);
-    if c.kind == ClaimKind::Dot {
-        return Ok(dots.get_opt(&c.name).await?.map(|d| d.view(None)));
-    }
-    let branches: Api<Branch> = Api::namespaced(ctx.client.clone(), &c.namespace);
-    let Some(branch) = branches.get_opt(&c.name).await? else { return Ok(None) };
-    let dot = dots.get_opt(&branch.spec.dot).await?;
-    Ok(Some(branch.view(dot.as_ref())))
-}
-
 fn assemble(fs: Filesystem, claim: Option<ClaimView>, replicas: Vec<Arc<Replica>>, origin: Option<&Filesystem>, ctx: &Ctx) -> View {
     let id = fs.name_any();
-    let c = &fs.spec.claim_ref;
-    // An object of that name that is bound to another Filesystem, or isn't the one that this was made for.
-    let claim = claim.filter(|v| v.fs_id.as_ref() == Some(&id) && c.uid.as_ref() == Some(&v.uid));
+    let made = commit::made_in(&fs, ctx);
     let (commits, jobs) = match &claim {
         Some(v) => {
             let mut commits = ctx.caches.commits.with(&claim_term(v.kind.as_str(), &v.namespace, &v.name));
-            let made = ctx.caches.commits.with(&fs_term(&id)).into_iter().filter(|m| !commits.iter().any(|c| c.uid() == m.uid()));
-            commits.extend(made.collect::<Vec<_>>());
+            let more: Vec<_> = made.into_iter().filter(|m| !commits.iter().any(|c| c.uid() == m.uid())).collect();
+            commits.extend(more);
             (commits, jobs_of(v, ctx))
         }
         // Snapshots are deleted one by one also after their claim is gone.
-        None => (ctx.caches.commits.with(&fs_term(&id)), Vec::new()),
+        None => (made, Vec::new()),
     };
     let origin_owner: Option<Place> = origin.and_then(|o| o.status.as_ref()).and_then(|s| s.authority.as_ref()).map(|a| a.owner.clone());
     let dropped = dropped(&id, ctx);
     let resets = claim.as_ref().map(|c| resets_of(c, &fs, ctx)).unwrap_or_default();
-    let snapshots = commit::snapshots(&id, ctx);
+    let snapshots = commit::snapshots(&fs, ctx);
     let (pools, now, spare_after) = (pools::all(&ctx.caches), Timestamp::now().as_second(), ctx.spare_after);
     View { fs, claim, replicas, pools, origin_owner, commits, resets, jobs, dropped, snapshots, now, spare_after }
 }

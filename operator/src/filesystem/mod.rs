@@ -7,6 +7,7 @@ pub mod cordon;
 mod gather;
 pub mod kept;
 pub mod moving;
+mod namespace;
 pub mod plan;
 pub mod spare;
 pub mod triggers;
@@ -46,6 +47,9 @@ const ROUNDS: u32 = 4;
 /// The first read or write that fails; what was written before it stays. The controller comes again with backoff, at once after a
 /// conflict.
 pub async fn reconcile(fs: Arc<Filesystem>, ctx: Arc<Ctx>) -> Result<Action, Error> {
+    if fs.spec.claim_ref.namespace_uid.is_none() && namespace::record(&fs, &ctx).await? {
+        return Ok(Action::await_change());
+    }
     let view = gather::cached(&fs, &ctx);
     let mut plan = plan::plan(&view);
     if plan.is_critical(&view) {

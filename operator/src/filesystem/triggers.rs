@@ -8,13 +8,13 @@ use kube::ResourceExt;
 use kube::runtime::reflector::ObjectRef;
 
 use super::moving;
-use crate::claim::{self, ClaimObject, ClaimView};
+use crate::claim::{self, ClaimObject, ClaimView, own};
 use crate::context::Ctx;
 use crate::triggers::{Triggers, on, refs};
 use crate::{commit, job};
 
 fn bound_to(claim: Option<ClaimView>) -> Vec<ObjectRef<Filesystem>> {
-    claim.and_then(|c| c.fs_id).map(|id| ObjectRef::new(&id)).into_iter().collect()
+    claim.into_iter().filter_map(|c| own::named(&c)).collect()
 }
 
 /// Filesystems to be looked at again.
@@ -76,9 +76,7 @@ fn owner_of(fs: &Filesystem) -> Option<&str> {
 
 /// Wanted on this node, and owned elsewhere.
 fn is_to_move_to(fs: &Filesystem, node: &str, ctx: &Ctx) -> bool {
-    let c = &fs.spec.claim_ref;
-    let claim = claim::cached(ctx, c.kind, &c.namespace, &c.name);
-    moving::wanted_node(fs, claim.as_ref()) == Some(node) && owner_of(fs) != Some(node)
+    moving::wanted_node(fs, own::holder(fs, ctx).as_ref()) == Some(node) && owner_of(fs) != Some(node)
 }
 
 /// Those that may be waiting for a pool: without owner, in deletion, on the way to it, named in its actions, or with a job to it.

@@ -8,6 +8,7 @@ use kube::{Api, ResourceExt};
 use serde_json::json;
 
 use super::adopt::{Burial, Restore, View};
+use crate::claim::own;
 use crate::conditions::Block;
 use crate::context::Ctx;
 use crate::error::Error;
@@ -78,7 +79,14 @@ async fn filesystem(
             ..ObjectMeta::default()
         },
         spec: FilesystemSpec {
-            claim_ref: ClaimRef { kind: claim.kind, namespace: claim.namespace.clone(), name: claim.name.clone(), uid },
+            // An administrator adopts it, for whoever has that namespace now.
+            claim_ref: ClaimRef {
+                kind: claim.kind,
+                namespace: claim.namespace.clone(),
+                name: claim.name.clone(),
+                uid,
+                namespace_uid: own::live_namespace_uid(&claim.namespace, ctx).await?,
+            },
             origin,
             ..FilesystemSpec::default()
         },

@@ -20,7 +20,7 @@ use kube::{Api, Resource, ResourceExt};
 
 use self::decide::{Access, Source, Volume};
 use crate::caches::fs_term;
-use crate::claim;
+use crate::claim::own;
 use crate::conditions::Block;
 use crate::context::Ctx;
 use crate::csi;
@@ -105,12 +105,14 @@ async fn use_claim(
 ) -> Result<Outcome, Error> {
     let namespace = pvc.namespace().unwrap_or_default();
     let what = format!("{} `{name}`", kind.as_str());
-    let Some((claim, fs)) = claim::bound(ctx, kind, &namespace, name) else {
+    // By what the API server says now: a volume is for ever, and the watches may not have seen yet that the namespace is another one.
+    let Some(claim) = own::live_claim(kind, &namespace, name, ctx).await? else {
         return blocked(ConditionType::SourceNotFound, format!("there is no {what} in this namespace"));
     };
     if claim.deleting {
         return blocked(ConditionType::SourceDeleting, format!("{what} is being deleted"));
     }
+    let fs = own::live_filesystem(&claim, ctx).await?;
     let active = fs.filter(|f| f.status.as_ref().is_some_and(|s| s.phase == FilesystemPhase::Active));
     let owner = active.as_ref().and_then(|f| f.status.as_ref()?.authority.as_ref().map(|a| a.owner.node.clone()));
     let Some((fs, pool)) = active.zip(owner.and_then(|o| ctx.caches.pools.get(&o))) else {

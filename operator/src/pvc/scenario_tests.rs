@@ -34,6 +34,12 @@ fn pv(name: &str, uid: &str) -> PersistentVolume {
     }))
     .unwrap()
 }
+fn the_dot() -> Call {
+    call("GET", "/namespaces/team/dots/db", dot())
+}
+fn the_filesystem(fs: Filesystem) -> Call {
+    call("GET", format!("/filesystems/{FS}"), fs)
+}
 async fn give(claim: PersistentVolumeClaim, volumes: Vec<PersistentVolume>, script: Vec<Call>) {
     play(fill(volumes), script, |ctx| reconcile(Arc::new(claim), ctx)).await.unwrap();
 }
@@ -43,6 +49,8 @@ async fn a_claim_gets_the_dot_that_it_names() {
     let ours = pv(&format!("dotgraft-{FS}"), "u1");
     let script = vec![
         our_class(),
+        the_dot(),
+        the_filesystem(active()),
         call("POST", "/persistentvolumes", &ours).with(|b| {
             assert_eq!(b["metadata"]["name"], format!("dotgraft-{FS}"));
             assert_eq!(b["spec"]["claimRef"]["uid"], "u1");
@@ -67,7 +75,8 @@ async fn a_second_claim_gets_an_event_and_no_volume() {
         call("POST", "/apis/events.k8s.io/", json!({ "metadata": { "name": "e", "namespace": "team" }, "eventTime": null }))
             .with(|b| assert_eq!(b["reason"], "AlreadyClaimed", "{b}"))
     };
-    give(pvc("Dot", &["ReadWriteOnce"]), vec![pv("by-provisioner", "u0")], vec![our_class(), said()]).await;
+    give(pvc("Dot", &["ReadWriteOnce"]), vec![pv("by-provisioner", "u0")], vec![our_class(), the_dot(), the_filesystem(active()), said()])
+        .await;
 }
 
 #[tokio::test]
@@ -75,8 +84,19 @@ async fn what_is_missing_or_too_small_is_said() {
     let mut large = pvc("Dot", &["ReadWriteOnce"]);
     let requests = large.spec.as_mut().unwrap().resources.as_mut().unwrap().requests.as_mut().unwrap();
     requests.insert("storage".into(), k8s_openapi::apimachinery::pkg::api::resource::Quantity("2Gi".into()));
-    for claim in [large, pvc("Branch", &["ReadWriteOnce"]), pvc("Dot", &["ReadWriteMany"])] {
-        give(claim, vec![], vec![our_class(), event()]).await;
+    give(large, vec![], vec![our_class(), the_dot(), the_filesystem(active()), event()]).await;
+    let no_branch = missing("GET", "/namespaces/team/branches/db");
+    give(pvc("Branch", &["ReadWriteOnce"]), vec![], vec![our_class(), no_branch, event()]).await;
+    give(pvc("Dot", &["ReadWriteMany"]), vec![], vec![our_class(), event()]).await;
+}
+
+#[tokio::test]
+async fn a_dot_that_names_another_tenants_filesystem_gives_no_volume_whatever_the_watches_saw() {
+    let mut theirs = active();
+    theirs.spec.claim_ref.namespace = "other".into();
+    theirs.spec.claim_ref.uid = Some("0198c2a5-7f00-7000-8000-0000000000ee".into());
+    for mode in ["ReadWriteOnce", "ReadOnlyMany"] {
+        give(pvc("Dot", &[mode]), vec![], vec![our_class(), the_dot(), the_filesystem(theirs.clone()), event()]).await;
     }
 }
 

@@ -6,14 +6,13 @@ use std::collections::BTreeMap;
 
 use dotgraft_api::{
     Authority, ClaimKind, ClaimRef, Commit, CommitSource, CommitSpec, ConditionType, CopyRole, DesiredState, Filesystem, FilesystemPhase,
-    FilesystemSpec, FilesystemStatus, JobSource, JobTarget, Placement, Replica, ReplicaSpec, ReplicaStatus, ReplicationJob,
-    ReplicationJobSpec, Time,
+    FilesystemSpec, FilesystemStatus, JobSource, JobTarget, Replica, ReplicaSpec, ReplicaStatus, ReplicationJob, ReplicationJobSpec, Time,
 };
-use k8s_openapi::api::core::v1::PersistentVolume;
+use k8s_openapi::api::core::v1::{Namespace, PersistentVolume};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::ObjectMeta;
 
-use crate::claim::ClaimView;
+use crate::claim::{ClaimObject, ClaimView};
 use crate::filesystem::spare::Marks;
 use crate::names;
 
@@ -21,6 +20,9 @@ use crate::names;
 pub const FS: &str = "0198c2a5-7f00-7000-8000-000000000001";
 /// UID of the claim.
 pub const CLAIM_UID: &str = "0198c2a5-7f00-7000-8000-0000000000aa";
+
+/// UID of namespace `team`.
+pub const NAMESPACE_UID: &str = "0198c2a5-7f00-7000-8000-0000000000ab";
 
 fn uid(name: &str) -> String {
     let hex = names::sha256_hex(name.as_bytes());
@@ -80,7 +82,13 @@ pub fn filesystem(phase: Option<FilesystemPhase>, authority: Option<Authority>) 
     Filesystem {
         metadata,
         spec: FilesystemSpec {
-            claim_ref: ClaimRef { kind: ClaimKind::Dot, namespace: "team".into(), name: "db".into(), uid: Some(CLAIM_UID.into()) },
+            claim_ref: ClaimRef {
+                kind: ClaimKind::Dot,
+                namespace: "team".into(),
+                name: "db".into(),
+                uid: Some(CLAIM_UID.into()),
+                namespace_uid: Some(NAMESPACE_UID.into()),
+            },
             ..FilesystemSpec::default()
         },
         status: phase.map(|phase| FilesystemStatus { phase, authority }),
@@ -89,28 +97,15 @@ pub fn filesystem(phase: Option<FilesystemPhase>, authority: Option<Authority>) 
 
 /// The view of Dot `db`, bound to [`FS`].
 pub fn claim() -> ClaimView {
-    ClaimView {
-        kind: ClaimKind::Dot,
-        namespace: "team".into(),
-        name: "db".into(),
-        uid: CLAIM_UID.into(),
-        generation: Some(1),
-        deleting: false,
-        held: true,
-        fs_id: Some(FS.into()),
-        allocated: true,
-        had_filesystem: true,
-        capacity: Ok(1 << 30),
-        history_limit: Ok(1 << 30),
-        placement: Placement::default(),
-        deletion_policy: dotgraft_api::DeletionPolicy::Delete,
-        fencing: dotgraft_api::Fencing::Proof,
-        dot: None,
-        labels: BTreeMap::new(),
-        origin: None,
-        initial_node: None,
-        csi_name: None,
-    }
+    let mut view = dot().view(None);
+    view.had_filesystem = true;
+    view
+}
+
+/// Namespace `team`.
+pub fn namespace() -> Namespace {
+    let metadata = ObjectMeta { name: Some("team".into()), uid: Some(NAMESPACE_UID.into()), ..ObjectMeta::default() };
+    Namespace { metadata, ..Namespace::default() }
 }
 
 /// A Replica whose agent has done what is desired.

@@ -12,8 +12,7 @@ use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use kube::ResourceExt;
 
 use super::review::{HOSTNAME, Pod, Term};
-use crate::caches::claim_term;
-use crate::claim;
+use crate::claim::{self, own};
 use crate::context::Ctx;
 use crate::filesystem::moving;
 use crate::handle;
@@ -96,15 +95,14 @@ fn filesystem_of(pvc: &PersistentVolumeClaim, namespace: &str, ctx: &Ctx) -> Opt
         return Some((handle.fs.to_string(), handle.read_only));
     }
     let Ok(Source::Claim(kind, name)) = decide::source(pvc)? else { return None };
-    let list = ctx.caches.filesystems.with(&claim_term(kind.as_str(), namespace, &name));
+    let (_, fs) = claim::bound(ctx, kind, namespace, &name)?;
     let read_only = decide::access(pvc).is_ok_and(|a| a.read_only);
-    list.first().map(|fs| (fs.name_any(), read_only))
+    Some((fs?.name_any(), read_only))
 }
 
 /// Where the volume should be: `placement.node` if it can go there, else where a handoff or Kubernetes takes it, else where it is.
 fn target(fs: &Filesystem, authority: &Authority, ctx: &Ctx) -> String {
-    let c = &fs.spec.claim_ref;
-    let claim = claim::cached(ctx, c.kind, &c.namespace, &c.name).filter(|v| v.fs_id.as_deref() == Some(&fs.name_any()));
+    let claim = own::holder(fs, ctx);
     let placed = claim.as_ref().and_then(|c| c.placement.node.clone());
     let handed = authority.pending.as_ref().map(|p| p.to.node.clone());
     let attached = moving::wanted_node(fs, None).map(str::to_owned);

@@ -25,6 +25,7 @@ fn filled(ctx: &Ctx) {
     c.replicas.fill([]);
     c.pools.fill([]);
     c.nodes.fill([]);
+    c.namespaces.fill([]);
     c.claims.fill(Vec::<PersistentVolumeClaim>::new());
     c.volumes.fill([]);
     c.requests.fill([]);

@@ -1,0 +1,24 @@
+//! What one tenant reaches of another's volumes (security.md, "Tenants"): nothing, whatever it writes into its own objects. Each acts by the
+//! real token of a `ServiceAccount` that has `edit` in its own namespace.
+
+mod anew;
+mod foreign;
+
+use crate::harness::Case;
+
+/// All cases.
+pub fn cases() -> Vec<Case> {
+    vec![
+        Case::new(
+            "tenants-foreign-id",
+            "a Dot with another tenant's fsId is a way into nothing: volumes, Branches, Commits, reset, promote, move and push jobs get and \
+             say nothing of it, and hold nothing up",
+            foreign::id,
+        ),
+        Case::new(
+            "tenants-namespace-anew",
+            "what a namespace left goes to nobody when it is made anew, until an administrator says so; then it is all there",
+            anew::namespace,
+        ),
+    ]
+}
