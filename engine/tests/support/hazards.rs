@@ -1,5 +1,5 @@
-//! What the world may do to us, beyond crashes, cuts and lost words. A hazard that this release doesn't yet withstand is left out of the
-//! long random runs, and named in `tests/known_faults.rs`; whoever mends it puts it into [`Hazards::MENDED`].
+//! What the world may do to us, beyond crashes, cuts and lost words. What takes a person to go on from is left out of the long random runs
+//! ([`Hazards::MENDED`]) and has its schedules in `tests/known_faults.rs`.
 
 /// A set of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

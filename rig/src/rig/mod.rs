@@ -30,7 +30,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use ::kube::api::ListParams;
+use ::kube::{Api, ResourceExt as _};
 use anyhow::{Context as _, Result, bail};
+use k8s_openapi::api::core::v1::Node;
 use rustix::process::Signal;
 
 use self::control_plane::{ControlPlane, Tools};
@@ -309,7 +312,31 @@ impl Rig {
                 self.resume(&name)?;
             }
         }
+        self.heal_nodes().await?;
         self.ready(READY).await
+    }
+
+    /// A Node that a case has deleted is made anew, and with it the token of its agent, which was bound to the old one. A kubelet makes its
+    /// own Node.
+    async fn heal_nodes(&self) -> Result<()> {
+        if !self.machines.is_empty() {
+            return Ok(());
+        }
+        eventually("the API server", READY, || self.kube.api_ready()).await?;
+        let nodes: Api<Node> = Api::all(self.kube.client());
+        let there = nodes.list(&ListParams::default()).await?.items;
+        let lost = self.nodes.iter().filter(|n| !there.iter().any(|t| t.name_any() == n.name));
+        let lost: Vec<&str> = lost.map(|n| n.name.as_str()).collect();
+        if lost.is_empty() {
+            return Ok(());
+        }
+        self.register_nodes().await?;
+        self.write_kubeconfigs().await?;
+        for name in lost.into_iter().filter(|name| self.processes.running(name)) {
+            self.kill9(name)?;
+            self.start(name)?;
+        }
+        Ok(())
     }
 
     fn still_running(&self, name: &str) -> Result<()> {
@@ -375,8 +402,8 @@ impl Rig {
         Ok(())
     }
 
-    /// Writes each program's kubeconfig anew (also after a Node object was made anew).
-    pub async fn write_kubeconfigs(&self) -> Result<()> {
+    /// Writes each program's kubeconfig anew.
+    async fn write_kubeconfigs(&self) -> Result<()> {
         let client = self.kube.client();
         let plane = &self.control_plane;
         let operator = ("dotgraft-operator", None);
