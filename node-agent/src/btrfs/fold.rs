@@ -5,6 +5,9 @@
 //! send, without data, into our receiver, while the files made share their extents with the nested ones. What a commit holds thereby is
 //! what a copy of it on another node would hold.
 //!
+//! Also so made is the commit of a head that has a received UUID, which whoever owns its root directory may set: a read-only snapshot would
+//! inherit it, and a stream name two commits by one UUID; a writable one does not (kernel: `create_pending_snapshot`).
+//!
 //! Where the head is not frozen, each nested subvolume is of a moment of its own, just after the head's. They are listed before and after;
 //! where that differs, it is done again.
 
@@ -34,15 +37,21 @@ const PIECE: usize = 1 << 20;
 /// # Errors
 /// `NestedSubvolume` where a nested one can't be made again as a directory, or they change all the time; the kernel's refusals.
 pub fn take(pool: &BtrfsPool, commits: &OwnedFd, head: &Subvol, qgroup: u64, commit: &Commit) -> Result<Option<Nested>, DriverError> {
+    let mut marked = false;
     for _ in 0..TRIES {
         let nested = children(pool.root(), head.info.id)?;
-        let taken = if nested.is_empty() {
+        let taken = if nested.is_empty() && !marked {
             commit::snapshot_commit(commits, head, qgroup, commit)
         } else {
             let folded = Folding { pool, commits, qgroup, commit }.run(head, &nested);
             sweep(pool, commits)?;
             folded
         };
+        if taken.is_ok() && !marked && subvol::open(commits, &commit.id.to_string())?.info.is_received() {
+            marked = true;
+            pool.remove_commit(commit.fs_id, commit.id)?;
+            continue;
+        }
         let same = children(pool.root(), head.info.id)? == nested;
         match taken {
             Ok(()) if same => return Ok(nested.first().map(|first| folded(head, first, nested.len()))),

@@ -418,8 +418,22 @@ pub struct SubvolInfo {
     pub uuid: [u8; 16],
     /// UUID of what it is a snapshot of; zeros for none.
     pub parent_uuid: [u8; 16],
+    /// What whoever owns its root directory says that it was received as; zeros for nothing. Read-only snapshots inherit it.
+    pub received_uuid: [u8; 16],
     /// It is read-only.
     pub read_only: bool,
+}
+
+impl SubvolInfo {
+    /// The UUID that a send stream names it by (kernel: `send_subvol_begin`).
+    pub fn sent_as(&self) -> [u8; 16] {
+        if self.is_received() { self.received_uuid } else { self.uuid }
+    }
+
+    /// A received UUID is set. We set none: something in a volume did.
+    pub fn is_received(&self) -> bool {
+        self.received_uuid != [0; 16]
+    }
 }
 
 /// `GET_SUBVOL_INFO` of the subvolume that `fd` is in.
@@ -454,6 +468,7 @@ pub fn subvol_info(fd: impl AsFd) -> Result<SubvolInfo> {
         created: args.otransid,
         uuid: args.uuid,
         parent_uuid: args.parent_uuid,
+        received_uuid: args.received_uuid,
         read_only: args.flags & 1 != 0, // BTRFS_ROOT_SUBVOL_RDONLY of the root item, not the ioctl's flag
     })
 }

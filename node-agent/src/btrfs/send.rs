@@ -52,13 +52,21 @@ impl BtrfsPool {
     ///
     /// # Errors
     ///
-    /// [`DriverError::NotFound`] if one of the two is not here; the kernel can't begin to send.
+    /// [`DriverError::NotFound`] if one of the two is not here; [`DriverError::Unsupported`] if a stream would name both by one UUID, so that a
+    /// clone from the base can't be told from one within the target; the kernel can't begin to send.
     pub fn send_with(&self, fs: FsId, base: Option<CommitId>, target: CommitId, options: SendOptions) -> Result<SendStream, DriverError> {
         if options.version == 0 || options.version > self.info.stream_version || (options.compressed && options.version < 2) {
             return Err(DriverError::Unsupported(format!("send stream version {} (compressed: {})", options.version, options.compressed)));
         }
-        let base = base.map(|b| self.commit_subvol(fs, b)).transpose()?.map(|b| b.info);
-        start(self.commit_subvol(fs, target)?, base, options, false)
+        let from = base.map(|b| self.commit_subvol(fs, b)).transpose()?.map(|b| b.info);
+        let to = self.commit_subvol(fs, target)?;
+        if let Some((base, _)) = base.zip(from).filter(|(_, from)| from.sent_as() == to.info.sent_as()) {
+            return Err(DriverError::Unsupported(format!(
+                "something in the volume has given commits {base} and {target} one received UUID, before this release cleared it: the \
+                 difference between them can't be sent; delete one of them"
+            )));
+        }
+        start(to, from, options, false)
     }
 }
 

@@ -118,6 +118,9 @@ impl Applier {
         if state.ids.is_some_and(|ids| ids.parent.is_some() != base.is_some()) {
             return Err(refused("it is of an increment without its base, or of a full stream with one"));
         }
+        if state.ids.is_some_and(|ids| ids.names_one()) {
+            return Err(refused("its target and its base have one UUID"));
+        }
         let mut applier = Self::new(root, base, class, limits)?;
         applier.protocol = state.protocol;
         applier.ids = state.ids;
@@ -352,6 +355,7 @@ impl Applier {
             _ => return Err(Cause::Sequence("the first command is neither SUBVOL nor SNAPSHOT")),
         };
         match (ids.parent, &self.base) {
+            _ if ids.names_one() => Err(Cause::OneUuid),
             (Some(_), None) => Err(Cause::Sequence("an increment where a full stream is expected")),
             (None, Some(_)) => Err(Cause::Sequence("a full stream where an increment is expected")),
             _ => {

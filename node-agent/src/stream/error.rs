@@ -52,6 +52,9 @@ pub enum Cause {
     /// A clone source that is neither the subvolume itself nor the base.
     #[error("clone from a subvolume that is neither the stream's own nor its base")]
     ForeignClone,
+    /// Target and base are named by one UUID: a clone from the base can't be told from one within the target.
+    #[error("target and base have one UUID; something in the volume has set a received UUID: take a new commit, and send that")]
+    OneUuid,
     /// A feature that this receiver does not have.
     #[error("not supported: {0}")]
     Unsupported(&'static str),
@@ -97,6 +100,7 @@ impl Cause {
             | Self::Path(_)
             | Self::Sequence(_)
             | Self::ForeignClone
+            | Self::OneUuid
             | Self::Crossing { .. }
             // The receiver drops what it has and the checkpoint with it, as for bytes that can't be used.
             | Self::State(_) => Reason::CorruptStream,

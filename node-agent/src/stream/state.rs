@@ -24,6 +24,13 @@ pub struct StreamIds {
     pub parent: Option<(Uuid, u64)>,
 }
 
+impl StreamIds {
+    /// Target and base are named by one UUID, so that a clone from the base can't be told from one within the target.
+    pub fn names_one(&self) -> bool {
+        self.parent.is_some_and(|(parent, _)| parent == self.uuid)
+    }
+}
+
 /// A point in a stream to go on from. About 4 KiB as JSON after a flush; never more than about 250 KiB.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

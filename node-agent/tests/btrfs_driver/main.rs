@@ -13,5 +13,6 @@ mod older;
 mod pool;
 mod quota;
 mod receive;
+mod received;
 mod send;
 mod support;
