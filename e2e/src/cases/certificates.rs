@@ -9,7 +9,7 @@ use crate::data::digest::same_trees;
 use crate::harness::test::STEP;
 use crate::harness::{Case, Test};
 use crate::rig::Options;
-use crate::rig::peer::{Identity, Impostor, Peer, let_in};
+use crate::rig::peer::{Identity, Impostor, Peer, let_in, stolen_from};
 use crate::rig::wait::eventually;
 use crate::steps::left::noise;
 
@@ -51,7 +51,7 @@ async fn other_node(t: Arc<Test>) -> Result<()> {
     t.push("j", "d", "n2").await?;
     t.arrived(&fs_id, &first, "n2", STEP).await?;
     let address = t.rig.node("n2")?.listen.clone();
-    let (one, two) = (Identity::stolen_from(&t.rig, "n1")?, Identity::stolen_from(&t.rig, "n2")?);
+    let (one, two) = (stolen_from(&t.rig, "n1")?, stolen_from(&t.rig, "n2")?);
     let_in(&address, &one).await.context("the test's own setup: a good certificate")?;
     // n1's certificate is listed, but as n2's: whose it is stands in it.
     let (ones, twos) = (fingerprints(&t, "n1").await?, fingerprints(&t, "n2").await?);
@@ -102,15 +102,15 @@ async fn expired(t: Arc<Test>) -> Result<()> {
     t.arrived(&fs_id, &first, "n2", STEP).await?;
     // Nobody signs: what the agents have must do. n1's is new, so that there is time for what comes before its end.
     let address = t.rig.node("n2")?.listen.clone();
-    let before = Identity::stolen_from(&t.rig, "n1")?;
+    let before = stolen_from(&t.rig, "n1")?;
     eventually("n1 to have a new certificate, and n2 to know it", STEP, || async {
-        let now = Identity::stolen_from(&t.rig, "n1")?;
+        let now = stolen_from(&t.rig, "n1")?;
         ensure!(now != before, "it is the old one still");
         let_in(&address, &now).await
     })
     .await?;
     t.rig.pause("operator")?;
-    let (listed, identity) = (fingerprints(&t, "n1").await?, Identity::stolen_from(&t.rig, "n1")?);
+    let (listed, identity) = (fingerprints(&t, "n1").await?, stolen_from(&t.rig, "n1")?);
     let_in(&address, &identity).await.context("the test's own setup: a certificate that is good still")?;
     let job = t.object("ReplicationJob", "j").await?;
     let uid = job.pointer("/metadata/uid").and_then(Value::as_str).context("no uid")?;

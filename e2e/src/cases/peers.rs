@@ -13,7 +13,7 @@ use crate::data::digest::same_trees;
 use crate::data::stream;
 use crate::harness::test::{STEP, text};
 use crate::harness::{Case, Test};
-use crate::rig::peer::{Identity, Peer, framed, request};
+use crate::rig::peer::{Peer, framed, request, stolen_from};
 use crate::rig::wait::eventually;
 use crate::steps::left::{noise, on_disk};
 
@@ -57,7 +57,7 @@ impl Copy {
         let job = text(&t.object("ReplicationJob", "j").await?, "/metadata/uid")?;
         let filesystem = t.object("Filesystem", &fs_id).await?;
         let epoch = filesystem.pointer("/status/authority/epoch").and_then(Value::as_u64).context("no epoch")?;
-        let peer = Peer::connect(&t.rig.node("n2")?.listen, &Identity::stolen_from(&t.rig, "n1")?).await?;
+        let peer = Peer::connect(&t.rig.node("n2")?.listen, &stolen_from(&t.rig, "n1")?).await?;
         let listed = peer.versions(&fs_id, &job).await?;
         ensure!(listed.versions.iter().any(|v| v.id == first), "n2 lists {:?}", listed.versions);
         Ok(Self { t: t.clone(), fs_id, job, first, epoch, peer })
@@ -324,7 +324,7 @@ async fn receiver_is_owner(t: Arc<Test>) -> Result<()> {
     t.push("back", "d", "n1").await?;
     t.condition("ReplicationJob", "back", "TargetIsOwner", "True", None).await?;
     // And an agent refuses by itself, whoever says that it may.
-    let peer = Peer::connect(&t.rig.node("n1")?.listen, &Identity::stolen_from(&t.rig, "n2")?).await?;
+    let peer = Peer::connect(&t.rig.node("n1")?.listen, &stolen_from(&t.rig, "n2")?).await?;
     let target = wire::Version { id: fresh_id(), epoch: 9, format: 1, ..wire::Version::default() };
     let offer = wire::Offer {
         fs_id: fs_id.clone(),

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::harness::test::{STEP, text};
 use crate::harness::{Case, Test};
-use crate::rig::peer::{Identity, Peer};
+use crate::rig::peer::{Peer, stolen_from};
 use crate::rig::wait::eventually;
 
 /// The cases of this file.
@@ -28,7 +28,7 @@ struct Target {
 impl Target {
     /// What n2 says to the key of `node`, which offers a commit of its own on top of what is there.
     async fn refusal(&self, node: &str, epoch: u64) -> Result<String> {
-        let peer = Peer::connect(&self.t.rig.node("n2")?.listen, &Identity::stolen_from(&self.t.rig, node)?).await?;
+        let peer = Peer::connect(&self.t.rig.node("n2")?.listen, &stolen_from(&self.t.rig, node)?).await?;
         let id = || uuid::Uuid::new_v4().to_string();
         let target = wire::Version { id: id(), parent: self.base.clone(), time_ms: 1, epoch, format: 1, ..wire::Version::default() };
         let offer = wire::Offer {
@@ -71,7 +71,7 @@ async fn not_owner(t: Arc<Test>) -> Result<()> {
     }
     let said = target.refusal("n1", 1_000).await?;
     ensure!(said.contains("NotOwner") && said.contains("epoch 1000"), "the owner's key raises an epoch: {said}");
-    let peer = Peer::connect(&t.rig.node("n2")?.listen, &Identity::stolen_from(&t.rig, "n3")?).await?;
+    let peer = Peer::connect(&t.rig.node("n2")?.listen, &stolen_from(&t.rig, "n3")?).await?;
     let listed = peer.versions(&fs_id, &job).await.err().map(|e| format!("{e:#}")).unwrap_or_default();
     ensure!(listed.contains("n3"), "n3, without a copy, was shown the commits, or something else: {listed:?}");
     ensure!(target.state().await? == before, "n2's copy has changed from {before} to {}", target.state().await?);

@@ -8,12 +8,13 @@ use dotgraft_agent::peer::server::ServerSettings;
 use dotgraft_agent::peer::status::problem_of;
 use dotgraft_agent::peer::transfer::Ears;
 use dotgraft_engine::model::{Problem, Reason};
+use dotgraft_hostile::request;
 use dotgraft_proto::agent::v1 as wire;
 use tokio::sync::watch;
 use tokio_stream::wrappers::ReceiverStream;
 use wire::receive_request::Message;
 
-use crate::hostile::{good_offer, message, still_serves, victim};
+use crate::hostile::{good_offer, still_serves, victim};
 use crate::raw;
 use crate::streams::open;
 use crate::support::*;
@@ -77,10 +78,10 @@ async fn only_alive(to: &Node, identity: &(String, String), every: Option<Durati
     let actor = actor(to, Act::Store);
     let mut stub = raw::stub(to, identity).await;
     let (tx, rx) = tokio::sync::mpsc::channel(16);
-    tx.try_send(message(Message::Offer(good_offer(actor.fs)))).unwrap();
+    tx.try_send(request(Message::Offer(good_offer(actor.fs)))).unwrap();
     let start = Instant::now();
     let talk = tokio::spawn(async move {
-        while tx.send(message(Message::Alive(wire::Alive {}))).await.is_ok() {
+        while tx.send(request(Message::Alive(wire::Alive {}))).await.is_ok() {
             if let Some(every) = every {
                 tokio::time::sleep(every).await;
             }
@@ -119,11 +120,11 @@ async fn words_before_the_answer_to_an_offer_or_in_its_place_do_no_harm() {
     let (b, identity, a) = victim(quick()).await;
     let actor = actor(&b, Act::Slow(SECOND));
     let mut stub = raw::stub(&b, &identity).await;
-    let alive = || message(Message::Alive(wire::Alive {}));
+    let alive = || request(Message::Alive(wire::Alive {}));
     let first = soon(stub.receive(futures::stream::iter([alive()]))).await.expect_err("a stream starts with an offer");
     assert_eq!(problem_of(&first).reason, Reason::Invalid);
-    let end = message(Message::End(wire::End { bytes: 0, digest: vec![0; 32] }));
-    let messages = vec![message(Message::Offer(good_offer(actor.fs))), alive(), alive(), end];
+    let end = request(Message::End(wire::End { bytes: 0, digest: vec![0; 32] }));
+    let messages = vec![request(Message::Offer(good_offer(actor.fs))), alive(), alive(), end];
     let mut answers = soon(stub.receive(futures::stream::iter(messages))).await.unwrap().into_inner();
     let mut last = None;
     while let Some(answer) = soon(answers.message()).await.unwrap() {

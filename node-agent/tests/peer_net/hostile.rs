@@ -2,18 +2,19 @@
 
 use std::time::{Duration, Instant};
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use dotgraft_agent::peer::accept::AcceptSettings;
 use dotgraft_agent::peer::convert::MAX_FRAME;
 use dotgraft_agent::peer::server::ServerSettings;
 use dotgraft_agent::peer::status::problem_of;
 use dotgraft_engine::ids::FsId;
 use dotgraft_engine::model::{Problem, Reason};
+use dotgraft_hostile::{framed, request};
 use dotgraft_proto::agent::v1 as wire;
-use futures::StreamExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::Code;
 use wire::receive_request::Message;
 
 use crate::raw;
@@ -33,10 +34,6 @@ pub async fn victim(settings: ServerSettings) -> (Node, (String, String), Node) 
 pub async fn still_serves(from: &Node, to: &Node) {
     let fs = actor(to, Act::Store).fs;
     soon(from.client().versions(&to.name, fs, job())).await.unwrap();
-}
-
-pub fn message(message: Message) -> wire::ReceiveRequest {
-    wire::ReceiveRequest { message: Some(message) }
 }
 
 pub fn good_offer(fs: FsId) -> wire::Offer {
@@ -131,28 +128,28 @@ async fn connections_of_one_node_are_bounded() {
 async fn a_message_that_breaks_a_bound_is_invalid_and_ends_the_stream() {
     let (b, identity, a) = victim(ServerSettings::default()).await;
     let fs = actor(&b, Act::Store).fs;
-    let good = || message(Message::Offer(good_offer(fs)));
-    let end = |digest: Vec<u8>| message(Message::End(wire::End { bytes: 0, digest }));
+    let good = || request(Message::Offer(good_offer(fs)));
+    let end = |digest: Vec<u8>| request(Message::End(wire::End { bytes: 0, digest }));
     let changed = |change: fn(&mut wire::Offer, &mut wire::Version)| {
         let mut offer = good_offer(fs);
         let mut target = offer.target.take().unwrap();
         change(&mut offer, &mut target);
         offer.target = Some(target);
-        vec![message(Message::Offer(offer))]
+        vec![request(Message::Offer(offer))]
     };
     let many = |n: usize| -> std::collections::HashMap<_, _> { (0..n).map(|i| (i.to_string(), String::new())).collect() };
     let bomb = {
         let mut offer = good_offer(fs);
         offer.target.as_mut().unwrap().metadata = many(300_000);
-        vec![message(Message::Offer(offer))]
+        vec![request(Message::Offer(offer))]
     };
     let cases: Vec<(&str, Vec<wire::ReceiveRequest>)> = vec![
-        ("data first", vec![message(Message::Data(bytes(1)))]),
+        ("data first", vec![request(Message::Data(bytes(1)))]),
         ("nothing first", vec![wire::ReceiveRequest { message: None }]),
         ("a second offer", vec![good(), good()]),
-        ("an empty frame", vec![good(), message(Message::Data(Bytes::new()))]),
-        ("a frame over 1 MiB", vec![good(), message(Message::Data(bytes(MAX_FRAME + 1)))]),
-        ("a frame of 40 MiB", vec![good(), message(Message::Data(bytes(40 << 20)))]),
+        ("an empty frame", vec![good(), request(Message::Data(Bytes::new()))]),
+        ("a frame over 1 MiB", vec![good(), request(Message::Data(bytes(MAX_FRAME + 1)))]),
+        ("a frame of 40 MiB", vec![good(), request(Message::Data(bytes(40 << 20)))]),
         ("a digest of 31 bytes", vec![good(), end(vec![0; 31])]),
         ("no id", changed(|_, t| t.id.clear())),
         ("an id with a path", changed(|_, t| t.id = "../../etc/passwd".into())),
@@ -189,9 +186,9 @@ async fn a_good_offer_of_the_raw_peer_is_accepted() {
     let (b, identity, _) = victim(ServerSettings::default()).await;
     let actor = actor(&b, Act::Store);
     let messages = vec![
-        message(Message::Offer(good_offer(actor.fs))),
-        message(Message::Data(bytes(MAX_FRAME))),
-        message(Message::End(wire::End { bytes: MAX_FRAME as u64, digest: vec![0; 32] })),
+        request(Message::Offer(good_offer(actor.fs))),
+        request(Message::Data(bytes(MAX_FRAME))),
+        request(Message::End(wire::End { bytes: MAX_FRAME as u64, digest: vec![0; 32] })),
     ];
     let mut stub = raw::stub(&b, &identity).await;
     let mut answers = soon(stub.receive(futures::stream::iter(messages))).await.unwrap().into_inner();
@@ -202,41 +199,19 @@ async fn a_good_offer_of_the_raw_peer_is_accepted() {
     assert!(matches!(last, Some(wire::receive_response::Message::Stored(_))), "{last:?}");
 }
 
-/// A gRPC message with its prefix.
-fn framed(message: &wire::ReceiveRequest) -> Bytes {
-    use prost::Message as _;
-    let mut out = BytesMut::new();
-    out.put_u8(0);
-    out.put_u32(u32::try_from(message.encoded_len()).unwrap());
-    message.encode(&mut out).unwrap();
-    out.freeze()
-}
-
 /// Sends a good offer and half a frame, then what the caller sends.
 async fn half_a_frame(
     to: &Node,
     identity: &(String, String),
     fs: FsId,
-) -> (tokio::sync::mpsc::Sender<Bytes>, tokio::task::JoinHandle<Option<String>>) {
+) -> (tokio::sync::mpsc::Sender<Bytes>, tokio::task::JoinHandle<Option<tonic::Status>>) {
     let stream = raw::tls(to, Some(identity), &rustls::version::TLS13).await.unwrap();
     let channel = raw::channel(stream).await;
     let (tx, rx) = tokio::sync::mpsc::channel::<Bytes>(16);
-    tx.try_send(framed(&message(Message::Offer(good_offer(fs))))).unwrap();
-    let frame = framed(&message(Message::Data(bytes(1 << 20))));
+    tx.try_send(framed(&request(Message::Offer(good_offer(fs))))).unwrap();
+    let frame = framed(&request(Message::Data(bytes(1 << 20))));
     tx.try_send(frame.slice(..1000)).unwrap();
-    let body = http_body_util::StreamBody::new(ReceiverStream::new(rx).map(|b| Ok::<_, tonic::Status>(hyper::body::Frame::data(b))));
-    let request = hyper::Request::post("/dotgraft.agent.v1.Peer/Receive")
-        .header("content-type", "application/grpc")
-        .header("te", "trailers")
-        .body(tonic::body::Body::new(body))
-        .unwrap();
-    let call = tokio::spawn(async move {
-        use http_body_util::BodyExt;
-        use tower::ServiceExt;
-        let response = channel.oneshot(request).await.ok()?;
-        let body = response.into_body().collect().await.ok()?;
-        Some(body.trailers()?.get("grpc-status")?.to_str().ok()?.to_owned())
-    });
+    let call = tokio::spawn(dotgraft_hostile::receive_raw(channel, rx));
     (tx, call)
 }
 
@@ -246,7 +221,7 @@ async fn a_peer_that_stops_in_mid_frame_is_timed_out() {
     let actor = actor(&b, Act::Store);
     let start = Instant::now();
     let (tx, call) = half_a_frame(&b, &identity, actor.fs).await;
-    assert_eq!(soon(call).await.unwrap().as_deref(), Some("4"), "DEADLINE_EXCEEDED");
+    assert_eq!(soon(call).await.unwrap().map(|s| s.code()), Some(Code::DeadlineExceeded));
     assert!(start.elapsed() >= quick().expectation.silence);
     let seen = actor.saw(|s| s.abandoned).await;
     assert_eq!(seen.frames, 0, "half a frame reached the actor");
@@ -275,7 +250,7 @@ async fn a_frame_that_comes_byte_by_byte_is_timed_out_too() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     });
-    assert_eq!(soon(call).await.unwrap().as_deref(), Some("4"), "DEADLINE_EXCEEDED");
+    assert_eq!(soon(call).await.unwrap().map(|s| s.code()), Some(Code::DeadlineExceeded));
     actor.saw(|s| s.abandoned).await;
     drip.abort();
 }

@@ -1,114 +1,44 @@
-//! A peer that doesn't keep the rules: speaks to an agent with any node's key, believes every server, and sends what it likes.
-//! What a node that was broken into could do; the agents' own clients are too polite for it.
+//! The hostile peer of `dotgraft-hostile` on a rig: with a node's own key, to its agents, and in the place of one.
 
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use bytes::{BufMut as _, Bytes, BytesMut};
+use bytes::Bytes;
 use dotgraft_proto::agent::v1 as wire;
-use hyper_util::rt::TokioIo;
-use prost::Message as _;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, ServerConfig, SignatureScheme};
+use rustls::ServerConfig;
 use tokio::io::AsyncReadExt as _;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::mpsc;
-use tokio_rustls::client::TlsStream;
-use tokio_rustls::{TlsAcceptor, TlsConnector};
+use tokio_rustls::TlsAcceptor;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::transport::Channel;
 use wire::peer_client::PeerClient;
 use wire::receive_request::Message;
+
+pub use dotgraft_hostile::{Identity, framed, request};
 
 use super::Rig;
 
 /// Nothing here waits longer for an answer than that.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A key with its chain, as an agent keeps them.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Identity(String);
-
-impl Identity {
-    /// What the agent of `node` shows its peers now.
-    pub fn stolen_from(rig: &Rig, node: &str) -> Result<Self> {
-        let file = rig.node(node)?.files.state.join("tls/agent.pem");
-        Ok(Self(std::fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))?))
-    }
-
-    fn chain(&self) -> Result<Vec<CertificateDer<'static>>> {
-        Ok(CertificateDer::pem_slice_iter(self.0.as_bytes()).collect::<Result<_, _>>()?)
-    }
-
-    fn key(&self) -> Result<PrivateKeyDer<'static>> {
-        Ok(PrivateKeyDer::from_pem_slice(self.0.as_bytes())?)
-    }
-}
-
-/// Believes every server.
-#[derive(Debug)]
-struct Gullible(Arc<rustls::crypto::CryptoProvider>);
-
-impl ServerCertVerifier for Gullible {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-    fn verify_tls13_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
-}
-
-async fn dial(address: &str, identity: &Identity) -> Result<TlsStream<TcpStream>> {
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let mut config = ClientConfig::builder_with_provider(Arc::clone(&provider))
-        .with_protocol_versions(&[&rustls::version::TLS13])?
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Gullible(provider)))
-        .with_client_auth_cert(identity.chain()?, identity.key()?)?;
-    config.alpn_protocols = vec![b"h2".to_vec()];
-    let address: SocketAddr = address.parse()?;
-    let tcp = TcpStream::connect(address).await?;
-    Ok(TlsConnector::from(Arc::new(config)).connect(ServerName::IpAddress(address.ip().into()), tcp).await?)
+/// What the agent of `node` shows its peers now.
+///
+/// # Errors
+///
+/// There is no such node, or its agent has no certificate yet.
+pub fn stolen_from(rig: &Rig, node: &str) -> Result<Identity> {
+    let file = rig.node(node)?.files.state.join("tls/agent.pem");
+    Ok(Identity::of_pem(std::fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))?))
 }
 
 /// `Ok` if the agent at `address` lets that certificate in: its first bytes come. Else its alert is the error.
 pub async fn let_in(address: &str, identity: &Identity) -> Result<()> {
-    let first = async {
-        let mut stream = dial(address, identity).await?;
-        let mut first = [0; 1];
-        stream.read_exact(&mut first).await?;
-        anyhow::Ok(())
-    };
-    tokio::time::timeout(PATIENCE, first).await.context("neither let in nor refused")?
+    let first = dotgraft_hostile::let_in(address.parse()?, Some(identity));
+    Ok(tokio::time::timeout(PATIENCE, first).await.context("neither let in nor refused")??)
 }
 
 /// Listens in the place of an agent, by a certificate of the caller's choice, until it is dropped.
@@ -178,13 +108,12 @@ pub struct Peer(Channel);
 impl Peer {
     /// Connects with that key.
     pub async fn connect(address: &str, identity: &Identity) -> Result<Self> {
-        let mut once = Some(TokioIo::new(dial(address, identity).await?));
-        let connector = tower::service_fn(move |_: Uri| std::future::ready(once.take().ok_or_else(|| io::Error::other("closed"))));
-        Ok(Self(Endpoint::from_static("http://agent").connect_with_connector(connector).await?))
+        let stream = dotgraft_hostile::dial(address.parse()?, Some(identity), &rustls::version::TLS13).await?;
+        Ok(Self(dotgraft_hostile::channel(stream).await?))
     }
 
     fn stub(&self) -> PeerClient<Channel> {
-        PeerClient::new(self.0.clone()).max_encoding_message_size(usize::MAX)
+        dotgraft_hostile::stub(self.0.clone())
     }
 
     /// The listing of a Filesystem.
@@ -214,22 +143,8 @@ impl Peer {
         let (tx, rx) = mpsc::channel::<Bytes>(16);
         let first = framed(&request(Message::Offer(offer)));
         let _ = tx.try_send(first); // there is room
-        let channel = self.0.clone();
-        let end = tokio::spawn(async move {
-            use futures::StreamExt as _;
-            use http_body_util::BodyExt as _;
-            use tower::ServiceExt as _;
-            let frames = ReceiverStream::new(rx).map(|b| Ok::<_, tonic::Status>(hyper::body::Frame::data(b)));
-            let call = hyper::Request::post("/dotgraft.agent.v1.Peer/Receive")
-                .header("content-type", "application/grpc")
-                .header("te", "trailers")
-                .body(tonic::body::Body::new(http_body_util::StreamBody::new(frames)))?;
-            let answer = channel.oneshot(call).await?;
-            let body = answer.into_body().collect().await.map_err(|s| anyhow::anyhow!("{s}"))?;
-            let trailers = body.trailers().context("no trailers")?;
-            let status = tonic::Status::from_header_map(trailers).context("no gRPC status")?;
-            Ok(format!("{:#}", refusal(&status)))
-        });
+        let call = dotgraft_hostile::receive_raw(self.0.clone(), rx);
+        let end = tokio::spawn(async move { Ok(dotgraft_hostile::refusal(&call.await.context("no gRPC status")?)) });
         (tx, end)
     }
 }
@@ -280,24 +195,7 @@ impl Transfer {
     }
 }
 
-/// A gRPC message with its prefix.
-pub fn framed(message: &wire::ReceiveRequest) -> Bytes {
-    let mut out = BytesMut::new();
-    out.put_u8(0);
-    out.put_u32(u32::try_from(message.encoded_len()).unwrap_or(u32::MAX));
-    let _ = message.encode(&mut out); // a BytesMut grows
-    out.freeze()
-}
-
-/// A message of a stream.
-pub fn request(message: Message) -> wire::ReceiveRequest {
-    wire::ReceiveRequest { message: Some(message) }
-}
-
-/// `Reason: message` of a refusal, else gRPC's own words.
+/// A refusal as an error.
 fn refusal(status: &tonic::Status) -> anyhow::Error {
-    match wire::Refusal::decode(status.details()) {
-        Ok(refusal) if !refusal.reason.is_empty() => anyhow::anyhow!("{}: {}", refusal.reason, refusal.message),
-        _ => anyhow::anyhow!("{:?}: {}", status.code(), status.message()),
-    }
+    anyhow::anyhow!(dotgraft_hostile::refusal(status))
 }
