@@ -8,7 +8,7 @@ use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-pub use dotgraft_engine::filesystem::{MountWhat, Nested};
+pub use dotgraft_engine::filesystem::{MountWhat, Nested, Role};
 use dotgraft_engine::ids::{BootId, CommitId, Epoch, FsId, PoolId};
 use dotgraft_engine::model::{Claim, Commit, Origin, Problem, Reason};
 use serde::{Deserialize, Serialize};
@@ -93,7 +93,7 @@ pub struct FsMeta {
     /// The pool it was written in; another pool's copy is not ours.
     pub pool: PoolId,
     /// Owner or Replica.
-    pub role: FsRole,
+    pub role: Role,
     /// Active or Deleting.
     pub state: FsState,
     /// The object it belongs to.
@@ -119,15 +119,6 @@ pub struct FsMeta {
     /// Only its commits are kept: there is no head, or soon none.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub headless: bool,
-}
-
-/// Role in `fs.json`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum FsRole {
-    /// May write (after opening).
-    Owner,
-    /// Read-only copy.
-    Replica,
 }
 
 /// State in `fs.json`.

@@ -4,7 +4,7 @@ use dotgraft_engine::filesystem::{Base, Life, Opened, Role};
 use dotgraft_engine::format::Kind;
 use dotgraft_engine::ids::PoolId;
 
-use crate::driver::{FsMeta, FsRole, FsState};
+use crate::driver::{FsMeta, FsState};
 
 /// What goes to disk.
 pub fn meta_of(base: &Base, pool: PoolId) -> FsMeta {
@@ -12,10 +12,7 @@ pub fn meta_of(base: &Base, pool: PoolId) -> FsMeta {
         version: Kind::FsFile.newest(),
         fs_id: base.fs_id,
         pool,
-        role: match base.role {
-            Role::Owner => FsRole::Owner,
-            Role::Replica => FsRole::Replica,
-        },
+        role: base.role,
         state: match base.life {
             Life::Deleting | Life::Gone => FsState::Deleting,
             Life::Creating | Life::Active => FsState::Active,
@@ -37,19 +34,15 @@ pub fn meta_of(base: &Base, pool: PoolId) -> FsMeta {
 /// What comes from disk when the journal knows nothing. An owner without a head is one whose creation did not end, or one that
 /// only keeps its commits.
 pub fn base_of(meta: &FsMeta, head: bool) -> Base {
-    let role = match meta.role {
-        FsRole::Owner => Role::Owner,
-        FsRole::Replica => Role::Replica,
-    };
     let life = match meta.state {
         FsState::Deleting => Life::Deleting,
-        FsState::Active if role == Role::Owner && !head && !meta.headless => Life::Creating,
+        FsState::Active if meta.role == Role::Owner && !head && !meta.headless => Life::Creating,
         FsState::Active => Life::Active,
     };
     Base {
         version: Kind::Base.newest(),
         fs_id: meta.fs_id,
-        role,
+        role: meta.role,
         life,
         qgroup: meta.qgroup,
         claim: meta.claim.clone(),

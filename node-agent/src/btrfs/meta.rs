@@ -101,7 +101,7 @@ mod tests {
     use dotgraft_engine::model::{Claim, Origin};
 
     use super::*;
-    use crate::driver::{FsRole, FsState};
+    use crate::driver::{FsState, Role};
 
     const FS_GOLDEN: &str = include_str!("golden/fs.v1.json");
     const COMMIT_GOLDEN: &str = include_str!("golden/commit.v1.json");
@@ -118,7 +118,7 @@ mod tests {
             version: 1,
             fs_id: id(1),
             pool: id(2),
-            role: FsRole::Owner,
+            role: Role::Owner,
             state: FsState::Active,
             claim: Some(Claim { kind: "Dot".into(), namespace: "shop".into(), name: "db".into(), csi_name: None }),
             capacity: 1 << 30,

@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use dotgraft_agent::btrfs::{BtrfsPool, OpenReport, PoolError, PoolSource};
-use dotgraft_agent::driver::{Driver, DriverError, Fenced, FsMeta, FsRole, FsState};
+use dotgraft_agent::driver::{Driver, DriverError, Fenced, FsMeta, FsState, Role};
 use dotgraft_engine::ids::{CommitId, Epoch, FsId, PoolId, Timestamp};
 use dotgraft_engine::model::Commit;
 use uuid::Uuid;
@@ -108,7 +108,7 @@ impl TestPool {
             version: 1,
             fs_id: fs_id(),
             pool: self.pool.pool().id,
-            role: FsRole::Owner,
+            role: Role::Owner,
             state: FsState::Active,
             claim: None,
             capacity,
