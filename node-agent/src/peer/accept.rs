@@ -2,15 +2,11 @@
 //! get through the handshake never reaches HTTP.
 
 use std::convert::Infallible;
-use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use dotgraft_engine::ids::NodeName;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio_rustls::TlsAcceptor;
@@ -18,6 +14,7 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Connected;
 
+use super::carried::Carried;
 use super::limits::{Gate, Pass};
 use super::tls::{PeerIdentity, is_denial};
 
@@ -49,9 +46,11 @@ impl Default for AcceptSettings {
 }
 
 /// A connection whose peer is known.
+pub type PeerConnection = Carried<TlsStream<TcpStream>, Admitted>;
+
+/// Whose a connection is, and its place among the connections, which it gives back with its end.
 #[derive(Debug)]
-pub struct PeerConnection {
-    io: TlsStream<TcpStream>,
+pub struct Admitted {
     peer: Arc<PeerIdentity>,
     _pass: Pass<NodeName>,
 }
@@ -63,31 +62,7 @@ pub struct ConnectedPeer(pub Arc<PeerIdentity>);
 impl Connected for PeerConnection {
     type ConnectInfo = ConnectedPeer;
     fn connect_info(&self) -> ConnectedPeer {
-        ConnectedPeer(Arc::clone(&self.peer))
-    }
-}
-
-impl AsyncRead for PeerConnection {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for PeerConnection {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, buf)
-    }
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
-    }
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
-    }
-    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
-    }
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
+        ConnectedPeer(Arc::clone(&self.with().peer))
     }
 }
 
@@ -174,6 +149,6 @@ impl Acceptor {
             tracing::warn!(%from, node = %peer.leaf.node, "too many connections of this node");
             return None;
         };
-        Some(PeerConnection { io, peer, _pass: pass })
+        Some(Carried::new(io, Admitted { peer, _pass: pass }))
     }
 }

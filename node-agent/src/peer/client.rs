@@ -22,10 +22,12 @@ use rustls::pki_types::ServerName;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 use tonic::Status;
 use tonic::transport::{Channel, Endpoint, Uri};
 use wire::peer_client::PeerClient as Stub;
 
+use super::carried::Carried;
 use super::directory::Fingerprint;
 use super::server::KERNEL_SILENCE;
 use super::status::problem_of;
@@ -291,7 +293,7 @@ impl Inner {
             return Err(unreachable(format!("node {node} at {address} closed the connection: too many of them, or it is ending")));
         }
         let alive = Arc::new(AtomicBool::new(true));
-        let channel = channel_over(Tracked { io, alive: Arc::clone(&alive) }).await.map_err(|e| unreachable(e.to_string()))?;
+        let channel = channel_over(Carried::new(io, Lifeline(Arc::clone(&alive)))).await.map_err(|e| unreachable(e.to_string()))?;
         Ok(Connection { channel, address, peer, ours: ours.leaf.fingerprint, alive })
     }
 }
@@ -318,7 +320,7 @@ fn connect_problem(node: &NodeName, address: SocketAddr, error: &io::Error) -> P
     Problem::new(reason, format!("node {node} at {address}: {error}"))
 }
 
-async fn channel_over(io: Tracked) -> Result<Channel, tonic::transport::Error> {
+async fn channel_over(io: Carried<BufReader<TlsStream<TcpStream>>, Lifeline>) -> Result<Channel, tonic::transport::Error> {
     let mut once = Some(io);
     let connector = tower::service_fn(move |_: Uri| {
         let io = once.take().map(TokioIo::new).ok_or_else(|| io::Error::new(io::ErrorKind::NotConnected, "the connection is closed"));
@@ -335,49 +337,11 @@ async fn channel_over(io: Tracked) -> Result<Channel, tonic::transport::Error> {
         .await
 }
 
-/// The socket under a channel; says when it is gone.
-struct Tracked {
-    io: BufReader<tokio_rustls::client::TlsStream<TcpStream>>,
-    alive: Arc<AtomicBool>,
-}
+/// Says with its end that the connection has gone.
+struct Lifeline(Arc<AtomicBool>);
 
-impl Drop for Tracked {
+impl Drop for Lifeline {
     fn drop(&mut self) {
-        self.alive.store(false, Ordering::Release);
-    }
-}
-
-mod tracked_io {
-    //! Passes everything through.
-    use std::io;
-    use std::pin::Pin;
-    use std::task::{Context, Poll};
-
-    use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-
-    use super::Tracked;
-
-    impl AsyncRead for Tracked {
-        fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-            Pin::new(&mut self.io).poll_read(cx, buf)
-        }
-    }
-
-    impl AsyncWrite for Tracked {
-        fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-            Pin::new(&mut self.io).poll_write(cx, buf)
-        }
-        fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-            Pin::new(&mut self.io).poll_flush(cx)
-        }
-        fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-            Pin::new(&mut self.io).poll_shutdown(cx)
-        }
-        fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
-            Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
-        }
-        fn is_write_vectored(&self) -> bool {
-            self.io.is_write_vectored()
-        }
+        self.0.store(false, Ordering::Release);
     }
 }

@@ -10,6 +10,7 @@ pub mod accept;
 #[path = "../../../engine/tests/format_support/mod.rs"]
 mod any_of;
 pub mod bandwidth;
+mod carried;
 pub mod client;
 pub mod convert;
 pub mod csr;
