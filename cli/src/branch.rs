@@ -8,6 +8,7 @@ use kube::{Api, Client, ResourceExt};
 
 use crate::Common;
 use crate::client::source;
+use crate::find;
 use crate::output::{self, Table};
 use crate::wait::{Seen, until};
 
@@ -17,7 +18,7 @@ pub struct BranchArgs {
     source: String,
     /// Name of the new Branch.
     name: String,
-    /// Commit to start from: its id or the name of its Commit object. By default the newest.
+    /// Commit to start from: the name of its Commit object, or as much of its id as no other has. By default the newest.
     #[arg(long)]
     commit: Option<String>,
 }
@@ -31,8 +32,12 @@ pub async fn run(client: &Client, common: &Common, args: BranchArgs) -> Result<(
             (parent.spec.dot, Some(source.name.clone()))
         }
     };
+    let commit = match &args.commit {
+        Some(text) => Some(find::commit(client, &source, text).await?),
+        None => None,
+    };
     // A Branch starts from one thing: a commit says it all.
-    let from = match (args.commit, branch) {
+    let from = match (commit, branch) {
         (Some(commit), _) => Some(BranchFrom { branch: None, commit: Some(commit) }),
         (None, Some(branch)) => Some(BranchFrom { branch: Some(branch), commit: None }),
         (None, None) => None,

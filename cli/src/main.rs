@@ -6,6 +6,7 @@ mod client;
 mod commit;
 mod drain;
 mod evict;
+mod find;
 mod log;
 mod operation;
 mod orphans;

@@ -11,6 +11,7 @@ use kube::{Api, Client, ResourceExt};
 use crate::Common;
 use crate::client::{Source, source};
 use crate::evict::{Evictor, Which};
+use crate::find;
 use crate::output::{self, Table};
 use crate::relocate::shown;
 use crate::wait::{Seen, until};
@@ -19,7 +20,7 @@ use crate::wait::{Seen, until};
 pub struct ResetArgs {
     /// Dot or Branch: NAME, dot/NAME or branch/NAME.
     source: String,
-    /// Commit that it shall be again: its id or the name of its Commit object. By default the newest that no reset made; of a Branch without commits the one
+    /// Commit that it shall be again: the name of its Commit object, or as much of its id as no other has. By default the newest that no reset made; of a Branch without commits the one
     /// that it began with.
     #[arg(long)]
     to: Option<String>,
@@ -91,10 +92,14 @@ async fn evicting(client: &Client, common: &Common, source: &Source, spec: DotOp
 /// Replaces what a volume holds by a commit; waits until nothing has it mounted.
 pub async fn reset(client: &Client, common: &Common, args: ResetArgs) -> Result<()> {
     let source = source(client, &args.source).await?;
+    let commit = match &args.to {
+        Some(text) => Some(find::commit(client, &source, text).await?),
+        None => None,
+    };
     let spec = DotOperationSpec {
         target: OperationTarget { kind: source.kind, name: source.name.clone() },
         promote: None,
-        reset: Some(Reset { commit: args.to, hold: args.evict }),
+        reset: Some(Reset { commit, hold: args.evict }),
     };
     let ended = if args.evict {
         Some(evicting(client, common, &source, spec).await?)

@@ -45,6 +45,16 @@ async fn commit_log(t: Arc<Test>) -> Result<()> {
     }
     let unknown = dot(&t, &["commit", "nothing-of-that-name"]).await;
     ensure!(unknown.is_err_and(|e| e.to_string().contains("there is no Dot or Branch")), "an unknown name must be an error");
+    // As `log` prints it, and what nobody has.
+    let first = ids.first().context("two")?;
+    dot(&t, &["branch", "d", "b", "--commit", &first[..18]]).await?;
+    ensure!(t.object("Branch", "b").await?["spec"]["from"]["commit"] == **first, "it starts from that commit");
+    for command in [&["branch", "d", "typo", "--commit", "ffff"][..], &["reset", "d", "--to", "no-such-commit"][..]] {
+        let refused = dot(&t, command).await;
+        ensure!(refused.is_err_and(|e| e.to_string().contains("kubectl dot log")), "{command:?} must say at once that there is none");
+    }
+    ensure!(t.kube().names("Branch", &t.namespace, |_| true).await? == ["b"], "a typo leaves a Branch behind");
+    ensure!(t.kube().names("DotOperation", &t.namespace, |_| true).await?.is_empty(), "a typo leaves an operation behind");
     Ok(())
 }
 
@@ -53,6 +63,11 @@ async fn branch_push_status(t: Arc<Test>) -> Result<()> {
     let commit = t.commit("c", "d").await?;
     dot(&t, &["branch", "d", "b"]).await?;
     t.ready("Branch", "b").await?;
+    for (node, says) in [("n9", "TargetNotFound"), ("n1", "TargetIsOwner")] {
+        let refused = dot(&t, &["push", "d", "--to", node]).await;
+        ensure!(refused.is_err_and(|e| e.to_string().contains(says)), "a push to {node} must say at once that it can't be");
+    }
+    ensure!(t.kube().names("ReplicationJob", &t.namespace, |_| true).await?.is_empty(), "a push that can't be leaves its job behind");
     dot(&t, &["push", "d", "--to", "n2"]).await?;
     t.arrived(&fs_id, &commit, "n2", STEP).await?;
     eventually("status to say all that", STEP, || async {
