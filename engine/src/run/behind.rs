@@ -7,11 +7,11 @@ use crate::model::Commit;
 impl Job {
     /// When the oldest commit was taken that the receiver should have and lacks; `None`: it lacks none.
     ///
-    /// A job that replicates each commit owes the receiver all that came after its cursor, any other job only while a run is due; a suspended job
-    /// owes nothing. An empty receiver that is to begin with the newest commit lacks that one only. `history`: the Filesystem's commits, oldest
+    /// A job that replicates each commit owes the receiver all that came after its cursor, any other job only while a run is due; a job that is
+    /// suspended, or stopped as its object is gone, owes nothing. An empty receiver that is to begin with the newest commit lacks that one only. `history`: the Filesystem's commits, oldest
     /// first; transient ones don't count.
     pub fn behind_since<'a>(&self, history: impl DoubleEndedIterator<Item = &'a Commit>) -> Option<Timestamp> {
-        let spec = self.spec().filter(|s| !s.suspend && (s.on_commit || self.row().owed))?;
+        let spec = self.spec().filter(|s| !s.suspend && !self.is_stopped() && (s.on_commit || self.row().owed))?;
         let cursor = self.row().cursor;
         let mut missing = history.rev().take_while(|c| Some(c.id) != cursor).filter(|c| !c.transient);
         let oldest = if cursor.is_none() && spec.params.initial == Initial::MostRecent { missing.next() } else { missing.last() };
@@ -24,7 +24,7 @@ mod tests {
     use super::*;
     use crate::ids::{CommitId, JobUid, Now};
     use crate::model::Place;
-    use crate::run::{Intermediate, JobRow, JobSpec, OnConflict, Retry, RunParams};
+    use crate::run::{CancelReason, Intermediate, JobRow, JobSpec, OnConflict, Retry, RunParams};
 
     fn uid() -> JobUid {
         "0198c2a5-7f00-7000-8000-0000000000bb".parse().unwrap()
@@ -48,7 +48,18 @@ mod tests {
 
     const EACH: Given = Given { on_commit: true, owed: false, suspend: false, cursor: Some(2), initial: Initial::MostRecent };
 
+    const HISTORY: [(i64, bool); 6] = [(1, false), (2, false), (3, true), (4, false), (5, false), (6, true)];
+
     fn behind(given: &Given) -> Option<i64> {
+        told(&job(given))
+    }
+
+    fn told(job: &Job) -> Option<i64> {
+        let history = HISTORY.map(|(n, transient)| commit(n, transient));
+        job.behind_since(history.iter()).map(|t| t.0 / 100)
+    }
+
+    fn job(given: &Given) -> Job {
         let place = Place { node: "n2".parse().unwrap(), pool: "0198c2a5-7f00-4000-8000-0000000000aa".parse().unwrap() };
         let row = JobRow { owed: given.owed, cursor: given.cursor.map(id), peer: Some(place.clone()), ..JobRow::new(uid()) };
         let (retry, on_conflict) = (Retry::default(), OnConflict::Fail);
@@ -60,8 +71,7 @@ mod tests {
         let spec = JobSpec { uid: uid(), generation: 1, suspend: given.suspend, trigger, on_commit: given.on_commit, params };
         let seed = crate::run::RunSeed { run_id: uuid::Uuid::nil(), jitter_seed: 0 };
         job.on_spec(spec, given.cursor.map(id), Now::default(), seed, &mut Vec::new());
-        let history = [commit(1, false), commit(2, false), commit(3, true), commit(4, false), commit(5, false), commit(6, true)];
-        job.behind_since(history.iter()).map(|t| t.0 / 100)
+        job
     }
 
     #[test]
@@ -77,6 +87,20 @@ mod tests {
         let once = Given { on_commit: false, ..EACH };
         assert_eq!(behind(&once), None);
         assert_eq!(behind(&Given { owed: true, ..once }), Some(4));
+    }
+
+    /// Its row is kept for a day, as the object may come back from a backup, and with it a run that was cut short.
+    #[test]
+    fn a_job_that_is_gone_lacks_nothing_until_it_is_back() {
+        let seed = crate::run::RunSeed { run_id: uuid::Uuid::nil(), jitter_seed: 0 };
+        for given in [EACH, Given { on_commit: false, owed: true, ..EACH }] {
+            let mut job = job(&given);
+            let spec = job.spec().unwrap().clone();
+            job.on_stop(CancelReason::Deleted, Now::default(), seed, &mut Vec::new());
+            assert_eq!(told(&job), None);
+            job.on_spec(spec, Some(id(5)), Now::default(), seed, &mut Vec::new());
+            assert_eq!(told(&job), Some(4));
+        }
     }
 
     #[test]

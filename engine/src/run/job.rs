@@ -156,6 +156,11 @@ impl Job {
         Self { row, spec: None, run: None, newest: None, again, stopped: None, next_seq: 1 }
     }
 
+    /// Whether [`Job::on_stop`] was the last word: nothing starts.
+    pub const fn is_stopped(&self) -> bool {
+        self.stopped.is_some()
+    }
+
     /// The durable part, to be journaled with the effects of the same call.
     pub const fn row(&self) -> &JobRow {
         &self.row
