@@ -8,11 +8,12 @@ set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 
 CARGO_DENY=0.20.2
-# Program and Debian package: to build, for a rig, for nodes that run pods, for the benchmarks.
+# Program and Debian package: to build, for a rig, for nodes that run pods, for the benchmarks, to watch a rig and test alerts.
 TO_BUILD=(cc:gcc cmake:cmake)
 RIG=(mkfs.btrfs:btrfs-progs unshare:util-linux setpriv:util-linux ip:iproute2)
 PODS=(containerd:containerd runc:runc /usr/lib/cni/bridge:containernetworking-plugins nft:nftables busybox:busybox-static jq:jq openssl:openssl)
 BENCH=(rsync:rsync)
+WATCH=(prometheus:prometheus promtool:prometheus)
 # What a rig runs of ours.
 OURS=(-p dotgraft-operator -p dotgraft-agent -p kubectl-dot -p dotgraft-e2e)
 passed=0 failed=0 skipped=0 failures=()
@@ -40,7 +41,7 @@ programs_of() {
     demo) ;;
     bench) printf '%s\n' "${BENCH[@]}" ;;
     pods|storage-e2e) printf '%s\n' "${PODS[@]}" ;;
-    *) printf '%s\n' "${PODS[@]}" "${BENCH[@]}" ;;
+    *) printf '%s\n' "${PODS[@]}" "${BENCH[@]}" "${WATCH[@]}" ;;
   esac
 }
 
@@ -67,6 +68,7 @@ prepare() {
   else
     say "This will first"
     [ -n "$packages" ] && say "  - install Debian packages: $packages(apt-get)"
+    [[ " $packages" != *" prometheus "* ]] || say "    and stop the service that prometheus comes with: tests start their own"
     [ -n "$tools" ] && say "  - build, mostly from Go modules: $tools(once, a minute or two each on two cores; into $DOTGRAFT_TOOLS_DIR)"
     [ -n "$deny" ] && say "  - build cargo-deny $CARGO_DENY from crates.io (once, a few minutes; into $DOTGRAFT_TOOLS_DIR)"
   fi
@@ -74,6 +76,8 @@ prepare() {
     # shellcheck disable=SC2086 # a list of words
     apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $packages >/dev/null ||
       fail "could not install $packages"
+    # Where there is a systemd, Debian starts it, open to the network.
+    [[ " $packages" != *" prometheus "* ]] || systemctl disable --quiet --now prometheus.service >/dev/null 2>&1
   fi
   [ -z "$tools" ] || command -v go >/dev/null || fail "Go >= 1.26 is missing (https://go.dev/dl)"
   # Beside our own build: either of them links, at times, on one core.

@@ -44,6 +44,7 @@ pub mod stale;
 pub mod talk;
 pub mod tenants;
 pub mod upgrades;
+pub mod watched;
 
 use crate::harness::Case;
 
@@ -94,6 +95,7 @@ pub fn all() -> Vec<Case> {
         held::cases(),
         formats::cases(),
         upgrades::cases(),
+        watched::cases(),
     ]
     .into_iter()
     .flatten()

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use rustix::fs::{FallocateFlags, fallocate};
 use serde_json::{Value, json};
 
@@ -16,6 +16,7 @@ use crate::harness::{Case, Test};
 use crate::rig::Options;
 use crate::rig::kube::conditions;
 use crate::rig::wait::eventually;
+use crate::steps::disk::{fill, filler};
 use crate::steps::left::{noise, on_disk};
 
 /// For a run that sleeps between two tries, and for the kernel's cleaner.
@@ -40,31 +41,6 @@ pub fn cases() -> Vec<Case> {
         Case::new("job-no-space", "a job whose target has no space: NoSpace before a byte is sent, and it goes on by itself", no_space)
             .own(small()),
     ]
-}
-
-/// A Dot that may hold the whole pool, with its head mounted.
-async fn filler(t: &Test, node: &str) -> Result<std::path::PathBuf> {
-    let spec = json!({"capacity": "1Gi", "historyLimit": "64Mi", "placement": {"node": node}});
-    let fs_id = t.dot_of("filler", &spec).await?;
-    t.mount(node, &fs_id).await
-}
-
-/// Takes all that a pool has left for data.
-fn fill(head: &Path) -> Result<()> {
-    let file = File::create(head.join("fill"))?;
-    let mut size = 0;
-    for step in [128u64 << 20, 16 << 20, 1 << 20] {
-        for _ in 0..64 {
-            match fallocate(&file, FallocateFlags::empty(), size, step) {
-                Ok(()) => size += step,
-                Err(rustix::io::Errno::NOSPC) => break,
-                Err(e) => bail!("fallocate: {e}"),
-            }
-        }
-    }
-    file.sync_all()?;
-    ensure!(size > 256 << 20, "only {} MiB were left", size >> 20);
-    Ok(())
 }
 
 async fn remove_filler(t: &Test, head: &Path) -> Result<()> {

@@ -2,6 +2,7 @@
 
 pub mod cli;
 pub mod csi;
+pub mod disk;
 pub mod etcd;
 pub mod kill;
 pub mod left;
@@ -13,3 +14,4 @@ pub mod pod;
 pub mod pods;
 pub mod sidecar;
 pub mod tenant;
+pub mod watched;

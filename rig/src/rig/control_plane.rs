@@ -171,17 +171,18 @@ fn apiserver(authority: &Authority, etcd: u16, (address, port): (&str, u16)) -> 
         "--allow-privileged=true".into(),
         "--enable-priority-and-fairness=false".into(),
         "--profiling=false".into(),
+        // Webhooks are called at the addresses of pods: nothing here serves service addresses.
+        "--enable-aggregator-routing=true".into(),
     ]
 }
 
-/// Logs and exec go to kubelets by address; webhooks go to the addresses of pods, as nothing here serves service addresses.
+/// Logs and exec go to kubelets by address.
 fn reaching_kubelets(authority: &Authority) -> Vec<String> {
     vec![
         format!("--kubelet-certificate-authority={}", authority.path("ca.crt")),
         format!("--kubelet-client-certificate={}", authority.path("kubelet-client.crt")),
         format!("--kubelet-client-key={}", authority.path("kubelet-client.key")),
         "--kubelet-preferred-address-types=InternalIP".into(),
-        "--enable-aggregator-routing=true".into(),
     ]
 }
 

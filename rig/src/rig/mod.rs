@@ -13,11 +13,13 @@ pub mod helm;
 pub mod images;
 pub mod kube;
 pub mod machine;
+pub mod monitoring;
 pub mod peer;
 pub mod pools;
 pub mod ports;
 pub mod process;
 pub mod programs;
+pub mod prometheus;
 pub mod sidecars;
 pub mod tokens;
 pub mod wait;
@@ -46,6 +48,16 @@ use self::programs::{Age, Binaries, OPERATOR, RigNode};
 use self::wait::eventually;
 use crate::sandbox;
 
+/// Whether the API server shows pods to the operator.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PodWebhook {
+    /// The operator serves the webhook; pods needn't run for it.
+    Served,
+    /// Nobody is asked.
+    #[default]
+    Absent,
+}
+
 /// What a rig is made of.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -61,6 +73,8 @@ pub struct Options {
     pub programs: bool,
     /// Nothing of ours is installed at all, but each node has our images: a cluster as Helm finds it.
     pub chart: bool,
+    /// Whether the operator serves the pod webhook.
+    pub webhook: PodWebhook,
     /// Images of the tools directory that each node with a kubelet gets besides the usual ones.
     pub images: Vec<String>,
 }
@@ -68,7 +82,7 @@ pub struct Options {
 impl Options {
     /// Three nodes that run pods.
     pub fn kubelets() -> Self {
-        Self { agents: 3, kubelets: true, ..Self::default() }
+        Self { agents: 3, kubelets: true, webhook: PodWebhook::Served, ..Self::default() }
     }
 
     /// Two nodes that run pods, have our images, and wait for `helm install`.
@@ -79,7 +93,16 @@ impl Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { agents: 2, kubelets: false, pool_size: "4Gi".into(), env: BTreeMap::new(), programs: true, chart: false, images: Vec::new() }
+        Self {
+            agents: 2,
+            kubelets: false,
+            pool_size: "4Gi".into(),
+            env: BTreeMap::new(),
+            programs: true,
+            chart: false,
+            webhook: PodWebhook::Absent,
+            images: Vec::new(),
+        }
     }
 }
 
@@ -167,7 +190,8 @@ impl Rig {
         if !options.chart {
             rig.write_kubeconfigs().await?;
         }
-        let webhook = if options.kubelets && options.programs { Some(webhook::address()?) } else { None };
+        let webhook =
+            if options.webhook == PodWebhook::Served && options.programs { Some(webhook::address(options.kubelets)?) } else { None };
         if let Some(address) = &webhook {
             rig.serve_webhook(address).await?;
         }

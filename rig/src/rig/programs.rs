@@ -133,11 +133,11 @@ pub fn operator(binaries: &Binaries, kubeconfig: &Path, http: &str, csi: Option<
     Spec::new(OPERATOR, &binaries.path("dotgraft-operator"), args)
 }
 
-/// `GET` over plain HTTP; (status, body). 10 s at most.
+/// `GET` over plain HTTP 1.0, whose answers come in one piece; (status, body). 10 s at most.
 pub async fn http_get(address: &str, path: &str) -> Result<(u16, String)> {
     let exchange = async {
         let mut stream = TcpStream::connect(address).await?;
-        stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").as_bytes()).await?;
+        stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: {address}\r\nConnection: close\r\n\r\n").as_bytes()).await?;
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer).await?;
         anyhow::Ok(String::from_utf8_lossy(&answer).into_owned())

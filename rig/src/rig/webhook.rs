@@ -3,13 +3,26 @@
 
 use anyhow::Result;
 
+use super::command::run;
 use super::machine::network::CONTROL_PLANE;
 use super::tokens::SYSTEM;
 use super::{Rig, ports};
 
-/// Where the operator is to serve it: the API server calls no loopback address.
-pub fn address() -> Result<String> {
-    Ok(format!("{CONTROL_PLANE}:{}", ports::free()?))
+/// The operator's address for webhooks on a rig that has no network.
+const WITHOUT_NETWORK: &str = "10.90.0.1";
+
+/// Where the operator is to serve it: the API server calls no loopback address. Without the network of `kubelets`, the sandbox's loopback
+/// device gets one of another kind.
+///
+/// # Errors
+///
+/// The device takes no address, or no port is free.
+pub fn address(kubelets: bool) -> Result<String> {
+    let ip = if kubelets { CONTROL_PLANE } else { WITHOUT_NETWORK };
+    if !kubelets {
+        run("ip", &["address", "replace", &format!("{ip}/32"), "dev", "lo"])?;
+    }
+    Ok(format!("{ip}:{}", ports::free()?))
 }
 
 impl Rig {

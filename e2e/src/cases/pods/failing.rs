@@ -1,7 +1,6 @@
 //! A node's disk that takes no more writes (failures.md row 25), under pods: theirs fail, can be read and go; all others go on; and when the
 //! disk is back, so is everything that was acknowledged.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -9,9 +8,9 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::data::synced;
 use crate::harness::{Case, Test};
-use crate::rig::command::run;
 use crate::rig::kube::conditions;
 use crate::rig::wait::eventually;
+use crate::steps::disk::Unwritable;
 use crate::steps::pod as csi_pvc;
 use crate::steps::pods::writer::Writer;
 use crate::steps::pods::{STEP, claim, clear, fs_id, took};
@@ -19,22 +18,6 @@ use crate::steps::pods::{STEP, claim, clear, fs_id, took};
 /// The cases of this file.
 pub fn cases() -> Vec<Case> {
     vec![Case::new("25-pods", "a disk that fails every write makes its pool read-only: only the pods on it feel it", failing).kubelets()]
-}
-
-/// A pool's file that can't be written, by anybody: the loop device above it fails every write. It can again when this is dropped.
-struct FailingDisk<'a>(&'a Path);
-
-impl<'a> FailingDisk<'a> {
-    fn start(file: &'a Path) -> Result<Self> {
-        run("chattr", &["+i", &file.to_string_lossy()]).context("the rig must lie on a file system that knows immutable files (ext4)")?;
-        Ok(Self(file))
-    }
-}
-
-impl Drop for FailingDisk<'_> {
-    fn drop(&mut self) {
-        let _ = run("chattr", &["-i", &self.0.to_string_lossy()]);
-    }
 }
 
 async fn failing(t: Arc<Test>) -> Result<()> {
@@ -48,7 +31,7 @@ async fn failing(t: Arc<Test>) -> Result<()> {
     t.commit("kept", "read").await?;
     let agent = t.rig.processes.pid("n2")?;
     let file = t.rig.node("n2")?.files.pool_file.clone();
-    let disk = FailingDisk::start(&file)?;
+    let disk = Unwritable::new(&file)?;
     let start = Instant::now();
     eventually("the writer on the failing disk to fail", STEP, || async { hit.noted_whatever(&t)?.error.context("it writes") }).await?;
     took("a failing disk, to the first error in its pod", start);
