@@ -41,6 +41,23 @@ impl Tenant {
         Ok(tenant)
     }
 
+    /// Gives it every right over our kinds in its namespace, also over what only our programs write.
+    pub async fn may_do_everything(&self, t: &Test) -> Result<()> {
+        let rules = json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role",
+            "metadata": {"name": "everything", "namespace": self.namespace},
+            "rules": [{"apiGroups": ["dotgraft.dev"], "resources": ["*"], "verbs": ["*"]}],
+        });
+        t.kube().apply(&rules.to_string()).await?;
+        let account = format!("--serviceaccount={}:dev", self.namespace);
+        t.kube().kubectl(&["create", "rolebinding", "everything", "-n", &self.namespace, "--role=everything", &account]).await?;
+        eventually("the wider rights", STEP, || async {
+            ensure!(self.kubectl(&["auth", "can-i", "accept-loss", "dots.dotgraft.dev"]).await?.trim() == "yes");
+            Ok(())
+        })
+        .await
+    }
+
     /// kubectl in its namespace, with its token.
     pub async fn kubectl(&self, args: &[&str]) -> Result<String> {
         self.kube.kubectl(&[&["-n", &self.namespace], args].concat()).await

@@ -146,7 +146,8 @@ pub async fn live_namespace_uid(name: &str, ctx: &Ctx) -> Result<Option<String>,
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{NAMESPACE_UID, claim, filesystem};
+    use crate::testing::scenario::play;
+    use crate::testing::{FS, NAMESPACE_UID, claim, dot, filesystem, namespace};
     use dotgraft_api::FilesystemPhase;
 
     const OTHER: &str = "0198c2a5-7f00-7000-8000-0000000000ee";
@@ -202,5 +203,29 @@ mod tests {
         let may = |f: &Filesystem, uid| may_be_of(f, "team", uid);
         assert!(may(&fs(|_| {}), Some(NAMESPACE_UID)) && may(&fs(|_| {}), None) && may(&unknown, Some(OTHER)), "in doubt it is kept");
         assert!(!may(&fs(|_| {}), Some(OTHER)) && !may_be_of(&fs(|_| {}), "other", None));
+    }
+
+    #[tokio::test]
+    async fn what_the_watches_saw_is_asked_in_the_same_way() {
+        let theirs = |edit: &dyn Fn(&mut Filesystem)| {
+            let fs = fs(|f| edit(f));
+            let fill = move |ctx: &Ctx| {
+                ctx.caches.dots.fill([dot()]);
+                ctx.caches.namespaces.fill([namespace()]);
+                ctx.caches.filesystems.fill([fs.clone()]);
+            };
+            play(fill, vec![], |ctx| async move {
+                let fs = ctx.caches.filesystems.get(FS).unwrap();
+                let (_, bound) = crate::claim::bound(&ctx, ClaimKind::Dot, "team", "db").unwrap();
+                (bound.is_some(), holder(&fs, &ctx).is_some(), may_keep(&fs, "team", &ctx))
+            })
+        };
+        assert_eq!(theirs(&|_| {}).await, (true, true, true));
+        assert_eq!(theirs(&|f| f.spec.claim_ref.uid = Some(OTHER.into())).await, (false, false, true), "another object's");
+        assert_eq!(theirs(&|f| f.spec.claim_ref.namespace = "other".into()).await, (false, false, false));
+        let anew = |f: &mut Filesystem| {
+            (f.spec.claim_ref.uid, f.spec.claim_ref.namespace_uid) = (Some(OTHER.into()), Some(OTHER.into()));
+        };
+        assert_eq!(theirs(&anew).await, (false, false, false), "of an earlier namespace");
     }
 }

@@ -246,6 +246,25 @@ mod tests {
         assert_eq!((say(&all, dotgraft_api::Word::OneCopy), say(&all, ConditionType::NoCopyLeft)), (2, 1));
     }
 
+    #[tokio::test]
+    async fn a_commit_of_another_namespace_that_says_so_is_none_of_the_filesystem() {
+        let mut forged = snapshot(true);
+        forged.metadata.namespace = Some("other".into());
+        for (commit, count) in [(snapshot(true), 1), (forged, 0)] {
+            let fs = testing::filesystem(Some(dotgraft_api::FilesystemPhase::Active), None);
+            let seen_before = fs.clone();
+            let fill = move |ctx: &Ctx| {
+                ctx.caches.commits.fill([commit]);
+                ctx.caches.filesystems.fill([seen_before]);
+            };
+            let seen = |ctx: Arc<Ctx>| async move {
+                let commit = ctx.caches.commits.all().remove(0);
+                (made_in(&fs, &ctx).len(), snapshots(&fs, &ctx), usize::from(gather(&commit, &ctx).fs.is_some()))
+            };
+            assert_eq!(testing::scenario::play(fill, vec![], seen).await, (count, count, count));
+        }
+    }
+
     #[test]
     fn a_filesystem_is_kept_for_snapshots_only() {
         assert!(outlives(&snapshot(true), FS) && !outlives(&snapshot(false), FS));

@@ -9,7 +9,6 @@ use serde_json::{Value, json};
 
 use crate::harness::Test;
 use crate::harness::test::STEP;
-use crate::rig::wait::eventually;
 use crate::steps::left::nothing_left;
 use crate::steps::owner::authority;
 use crate::steps::tenant::Tenant;
@@ -44,15 +43,7 @@ async fn names_none(t: &Test, b: &Tenant, fs_id: &str) -> Result<()> {
         let why = patched.err().map(|e| format!("{e:#}")).unwrap_or_default();
         ensure!(why.contains("the verb claim"), "to patch Branch waiting: {why:?}");
         if round == "edit" {
-            let role = ["create", "role", "everything", "-n", &b.namespace, "--verb=*", "--resource=*.dotgraft.dev"];
-            t.kube().kubectl(&role).await?;
-            let account = format!("--serviceaccount={}:dev", b.namespace);
-            t.kube().kubectl(&["create", "rolebinding", "everything", "-n", &b.namespace, "--role=everything", &account]).await?;
-            eventually("the wider rights", STEP, || async {
-                ensure!(b.kubectl(&["auth", "can-i", "accept-loss", "dots.dotgraft.dev"]).await?.trim() == "yes");
-                Ok(())
-            })
-            .await?;
+            b.may_do_everything(t).await?;
         }
     }
     Ok(())

@@ -3,6 +3,7 @@
 
 mod anew;
 mod foreign;
+mod forged;
 
 use crate::harness::Case;
 
@@ -14,6 +15,11 @@ pub fn cases() -> Vec<Case> {
             "a Dot with another tenant's fsId is a way into nothing: volumes, Branches, Commits, reset, promote, move and push jobs get and \
              say nothing of it, and hold nothing up",
             foreign::id,
+        ),
+        Case::new(
+            "tenants-forged-status",
+            "another tenant's ids in the status and annotations of Commits: nothing starts from it, nothing goes with it, nothing is kept for it",
+            forged::status,
         ),
         Case::new(
             "tenants-namespace-anew",
