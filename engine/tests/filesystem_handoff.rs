@@ -3,7 +3,7 @@
 
 mod support;
 
-use dotgraft_engine::filesystem::{MigrationPhase, Task};
+use dotgraft_engine::filesystem::{MigrationPhase, Task, Trouble};
 use dotgraft_engine::ids::Epoch;
 use support::Sim;
 use support::hazards::Hazards;
@@ -124,7 +124,7 @@ fn what_an_opening_has_seen_of_the_api_outlives_the_agent() {
         sim.crash(0, true);
         sim.run_for(30 * SECOND);
         assert!(!sim.is_open(0), "it opens in an API of an older time");
-        assert!(status(&sim, 0).conditions.iter().any(|c| c.r#type == "EpochRegression"), "{:?}", status(&sim, 0).conditions);
+        assert!(status(&sim, 0).conditions.iter().any(|c| c.r#type == Trouble::EpochRegression.into()), "{:?}", status(&sim, 0).conditions);
         // A person accepts: versions begin anew with the epoch.
         sim.api.epoch = Epoch(sim.api.epoch.0 + 1);
         sim.follow_authority();

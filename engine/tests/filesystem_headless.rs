@@ -5,7 +5,7 @@ mod support;
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use dotgraft_engine::filesystem::{Event, MountWhat, RequestState, Task, WantedCommit};
+use dotgraft_engine::filesystem::{About, CopyState, Event, MountWhat, RequestState, Task, Trouble, WantedCommit, Why};
 use dotgraft_engine::ids::{CommitId, RequestUid};
 use support::Sim;
 use support::user::{pair, status, wanted};
@@ -36,8 +36,8 @@ fn id(sim: &Sim, uid: RequestUid) -> CommitId {
     *sim.ledger.ids.get(&uid).expect("it was made")
 }
 
-fn says(sim: &Sim, condition: &str) -> Option<String> {
-    status(sim, 0).conditions.into_iter().find(|c| c.r#type == condition).map(|c| c.message)
+fn says(sim: &Sim, condition: Trouble) -> Option<String> {
+    status(sim, 0).conditions.into_iter().find(|c| c.r#type == condition.into()).map(|c| c.message)
 }
 
 fn mount(sim: &mut Sim, what: MountWhat, target: &str) {
@@ -54,7 +54,7 @@ fn the_head_goes_and_the_commits_stay_to_be_mounted_and_removed() {
     sim.run_for(5_000);
     assert!(sim.nodes[0].disk.head.is_none() && sim.nodes[0].disk.commits.len() == 2);
     let ready = status(&sim, 0).conditions.into_iter().next().expect("Ready");
-    assert!(ready.status && ready.reason == "Headless", "{ready:?}");
+    assert!(ready.status && ready.reason == Why::State(CopyState::Headless), "{ready:?}");
     mount(&mut sim, MountWhat::Head, "/pods/head");
     let commit = id(&sim, uids[0]);
     mount(&mut sim, MountWhat::Commit(commit), "/pods/commit");
@@ -66,7 +66,7 @@ fn the_head_goes_and_the_commits_stay_to_be_mounted_and_removed() {
             sim.crash(0, true);
         }
         sim.run_for(20_000);
-        assert!(status(&sim, 0).conditions.iter().all(|c| c.r#type == "Ready" && c.status), "{:?}", status(&sim, 0).conditions);
+        assert!(status(&sim, 0).conditions.iter().all(|c| c.r#type == About::Ready && c.status), "{:?}", status(&sim, 0).conditions);
     }
     let (want, uid) = (WantedCommit { id: Some(commit), remove: true, ..wanted(uids[0]) }, uids[0]);
     sim.ledger.removals.insert(uid);
@@ -82,10 +82,10 @@ fn what_nobody_confirms_costs_no_head() {
     let (mut sim, _) = pair(1, &mut trace);
     sim.edit(0, |p| p.headless = true); // a restored backup: the Filesystem is Active
     sim.run_for(120_000);
-    assert!(sim.nodes[0].disk.head.is_some() && says(&sim, "StaleIntent").is_some(), "{:?}", status(&sim, 0).conditions);
+    assert!(sim.nodes[0].disk.head.is_some() && says(&sim, Trouble::StaleIntent).is_some(), "{:?}", status(&sim, 0).conditions);
     sim.edit(0, |p| p.headless = false);
     sim.run_for(5_000);
-    assert!(says(&sim, "StaleIntent").is_none() && status(&sim, 0).conditions[0].status);
+    assert!(says(&sim, Trouble::StaleIntent).is_none() && status(&sim, 0).conditions[0].status);
 }
 
 #[test]
@@ -99,11 +99,11 @@ fn it_waits_for_who_has_the_head_mounted_and_for_a_commit_that_was_asked_for() {
     mount(&mut sim, MountWhat::Head, "/pods/1");
     assert_eq!(sim.nodes[0].disk.mounts.len(), 1, "nobody new gets what goes");
     assert!(sim.nodes[0].disk.commits.contains_key(&id(&sim, last)), "the last commit is made");
-    assert!(sim.nodes[0].disk.head.is_some() && says(&sim, "StaleHead").is_some(), "{:?}", status(&sim, 0).conditions);
+    assert!(sim.nodes[0].disk.head.is_some() && says(&sim, Trouble::StaleHead).is_some(), "{:?}", status(&sim, 0).conditions);
     let req = sim.req(0, Asked::Plain);
     sim.handle(0, Event::Unmount(req, "/pods/0".into()));
     sim.run_for(5_000);
-    assert!(sim.nodes[0].disk.head.is_none() && says(&sim, "StaleHead").is_none());
+    assert!(sim.nodes[0].disk.head.is_none() && says(&sim, Trouble::StaleHead).is_none());
 }
 
 #[test]
@@ -119,7 +119,11 @@ fn a_handoff_comes_to_its_end_first() {
     sim.edit(0, |p| p.move_to = None);
     sim.run_for(60_000);
     assert_eq!((sim.api.owner, &sim.api.pending), (0, &None), "it is taken back");
-    assert!(sim.nodes[0].disk.head.is_none() && status(&sim, 0).conditions[0].reason == "Headless", "{:?}", status(&sim, 0).conditions);
+    assert!(
+        sim.nodes[0].disk.head.is_none() && status(&sim, 0).conditions[0].reason == Why::State(CopyState::Headless),
+        "{:?}",
+        status(&sim, 0).conditions
+    );
 }
 
 #[test]
@@ -143,7 +147,7 @@ fn nothing_fences_or_thaws_a_head_that_has_gone() {
     sim.handle(0, Event::Thaw(thaw));
     sim.run_for(120_000);
     assert_eq!(thaws(&sim), before, "it is thawed");
-    assert!(status(&sim, 0).conditions[0].reason == "Headless" && sim.nodes[0].disk.commits.len() == 1);
+    assert!(status(&sim, 0).conditions[0].reason == Why::State(CopyState::Headless) && sim.nodes[0].disk.commits.len() == 1);
 }
 
 #[test]
@@ -190,7 +194,11 @@ fn nothing_is_made_up_in_the_place_of_a_head_that_was_let_go() {
     sim.edit(0, |p| p.headless = false);
     sim.run_for(60_000);
     assert!(sim.nodes[0].disk.head.is_none(), "a head out of nothing");
-    assert!(says(&sim, "HeadMissing").is_some_and(|m| m.contains("make a new volume from one of them")), "{:?}", says(&sim, "HeadMissing"));
+    assert!(
+        says(&sim, Trouble::HeadMissing).is_some_and(|m| m.contains("make a new volume from one of them")),
+        "{:?}",
+        says(&sim, Trouble::HeadMissing)
+    );
     assert!(!status(&sim, 0).conditions[0].status);
 }
 

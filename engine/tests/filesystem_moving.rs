@@ -6,7 +6,7 @@
 
 mod support;
 
-use dotgraft_engine::filesystem::Role;
+use dotgraft_engine::filesystem::{About, CopyState, Role, Trouble, Why};
 use dotgraft_engine::ids::Epoch;
 use support::{Sim, Two, user};
 
@@ -52,9 +52,9 @@ fn the_simulation_really_moves_aborts_takes_and_resets() {
 /// What a node says of having lost authority.
 fn said(sim: &Sim, n: usize) -> Option<String> {
     let all = user::status(sim, n).conditions;
-    let ready = all.iter().find(|c| c.r#type == "Ready").expect("always there").clone();
-    let said = all.into_iter().find(|c| c.r#type == "Superseded" && c.status)?;
-    assert_eq!((ready.status, ready.reason.as_str(), &ready.message), (false, "Superseded", &said.message));
+    let ready = all.iter().find(|c| c.r#type == About::Ready).expect("always there").clone();
+    let said = all.into_iter().find(|c| c.r#type == Trouble::Superseded.into() && c.status)?;
+    assert_eq!((ready.status, ready.reason, &ready.message), (false, Why::State(CopyState::Superseded), &said.message));
     Some(said.message)
 }
 

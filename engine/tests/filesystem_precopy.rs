@@ -6,7 +6,7 @@ mod support;
 
 use std::collections::BTreeSet;
 
-use dotgraft_engine::filesystem::{Event, FilesystemStatus, Intent, MountWhat, Role};
+use dotgraft_engine::filesystem::{Event, FilesystemStatus, Intent, MountWhat, MovePhase, Role, Trouble};
 use dotgraft_engine::ids::CommitId;
 use dotgraft_engine::model::Commit;
 use support::sim::Asked;
@@ -183,11 +183,11 @@ fn one_that_can_not_be_made_is_told_of_and_tried_again() {
     sim.failing = Some("Commit");
     leave(&mut sim, true);
     sim.run_for(5_000);
-    assert!(status(&sim, 0).conditions.iter().any(|c| c.r#type == "PrecopyBlocked" && c.status));
+    assert!(status(&sim, 0).conditions.iter().any(|c| c.r#type == Trouble::PrecopyBlocked.into() && c.status));
     sim.failing = None;
     sim.run_for(MINUTE);
     assert!(!commits(&sim, 1).is_empty());
-    assert!(status(&sim, 0).conditions.iter().all(|c| c.r#type != "PrecopyBlocked"));
+    assert!(status(&sim, 0).conditions.iter().all(|c| c.r#type != Trouble::PrecopyBlocked.into()));
 }
 
 #[test]
@@ -231,5 +231,5 @@ fn a_move_says_what_it_has_sent_before_and_after_the_fence() {
     assert_eq!((sent.len(), base), (1, Some(theirs)));
     let told = status(&sim, 0).migration.expect("a report");
     let bytes = support::wire::size_of(None, theirs) + support::wire::size_of(base, last);
-    assert_eq!((told.phase.as_str(), told.bytes), ("Done", bytes));
+    assert_eq!((told.phase, told.bytes), (MovePhase::Done, bytes));
 }

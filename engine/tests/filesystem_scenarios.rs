@@ -4,7 +4,7 @@
 
 mod support;
 
-use dotgraft_engine::filesystem::{Event, Intent, MountWhat, RequestState, Role, RoleStatus, WantedCommit};
+use dotgraft_engine::filesystem::{Event, Intent, MountWhat, RequestState, Role, RoleStatus, Trouble, WantedCommit};
 use dotgraft_engine::ids::{CommitId, FsId, RequestUid};
 use dotgraft_engine::model::{Claim, Origin, Reason};
 use support::sim::Asked;
@@ -35,8 +35,8 @@ fn fence(sim: &mut Sim) {
     sim.handle(0, Event::Fence(req, true));
 }
 
-fn has_condition(sim: &Sim, kind: &str) -> bool {
-    status(sim).conditions.iter().any(|c| c.r#type == kind && c.status)
+fn has_condition(sim: &Sim, kind: Trouble) -> bool {
+    status(sim).conditions.iter().any(|c| c.r#type == kind.into() && c.status)
 }
 
 #[test]
@@ -46,7 +46,7 @@ fn a_commit_that_fails_holds_up_no_fence() {
     sim.failing = Some("Commit");
     sim.wish();
     sim.run_for(20_000);
-    assert!(has_condition(&sim, "CommitBlocked"));
+    assert!(has_condition(&sim, Trouble::CommitBlocked));
     fence(&mut sim);
     sim.run_for(60_000);
     assert_eq!(sim.ledger.fences, 1);
@@ -134,7 +134,7 @@ fn a_deletion_waits_for_a_mount_and_goes_on_at_once() {
     let (mut sim, _) = owner(&mut trace);
     sim.delete();
     sim.run_for(120_000);
-    assert!(has_condition(&sim, "Mounted"), "{:?}", status(&sim).conditions);
+    assert!(has_condition(&sim, Trouble::Mounted), "{:?}", status(&sim).conditions);
     assert_eq!(status(&sim).role, RoleStatus::Deleting);
     assert!(sim.nodes[0].disk.head.is_some());
     let req = sim.req(0, Asked::Plain);

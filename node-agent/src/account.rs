@@ -10,6 +10,7 @@ use dotgraft_engine::filesystem::FilesystemStatus;
 use dotgraft_engine::ids::Timestamp;
 use dotgraft_engine::run::{CancelReason, LastRun, Outcome};
 
+use crate::actor::words;
 use crate::driver::Space;
 use crate::metrics::{Metrics, RunResult};
 
@@ -50,7 +51,7 @@ pub fn tell(metrics: &Metrics, all: &[Arc<FilesystemStatus>], counts: &Counts, n
 fn troubles(all: &[Arc<FilesystemStatus>]) -> BTreeMap<ConditionType, usize> {
     let mut counts: BTreeMap<ConditionType, usize> = ConditionType::OF_COPIES.iter().map(|t| (*t, 0)).collect();
     for condition in all.iter().flat_map(|s| &s.conditions).filter(|c| c.status) {
-        if let Some(n) = condition.r#type.parse().ok().and_then(|type_| counts.get_mut(&type_)) {
+        if let Some(n) = counts.get_mut(&words::about(condition.r#type)) {
             *n += 1;
         }
     }

@@ -1,6 +1,6 @@
 //! The node's figures from pictures of its copies, made by hand.
 
-use dotgraft_engine::filesystem::{Condition, Filesystem, Here, JobStatus, Recovered};
+use dotgraft_engine::filesystem::{Condition, Filesystem, Here, JobStatus, Recovered, Trouble, Why};
 use dotgraft_engine::ids::{CommitId, FsId, JobUid};
 use dotgraft_engine::model::{Place, Problem, Reason, RunReport};
 use dotgraft_engine::run::{JobRow, State};
@@ -89,13 +89,18 @@ fn what_somebody_ended_has_neither_succeeded_nor_failed() {
 
 #[test]
 fn every_figure_of_the_node_is_set() {
-    let trouble = |name: &str, status| Condition { r#type: name.into(), status, reason: "X".into(), message: String::new() };
+    let trouble = |trouble: Trouble, status| Condition {
+        r#type: trouble.into(),
+        status,
+        reason: Why::Problem(Reason::Internal),
+        message: String::new(),
+    };
     let mut behind = job(None, Some(report(1_000, None)));
     behind.behind_since = Some(Timestamp(10_000));
     let mut succeeded = job(None, Some(report(1_000, Some(2_000))));
     succeeded.row.last_successful_time = Some(Timestamp(2_500));
     let mut one = FilesystemStatus { bytes: 5, limit: 50, ..with(vec![behind]) };
-    one.conditions = vec![trouble("HeadMissing", true), trouble("Opened", false), trouble("StaleIntent", false)];
+    one.conditions = vec![trouble(Trouble::HeadMissing, true), trouble(Trouble::Opened, false), trouble(Trouble::StaleIntent, false)];
     let two = FilesystemStatus { bytes: 6, limit: 60, ..with(vec![succeeded]) };
     let counts = Counts {
         space: Space { total: 100, available: 40, ..Space::default() },

@@ -9,6 +9,7 @@ use super::event::{Ctx, Out, Task};
 use super::head::For;
 use super::record::{RequestRow, RequestState};
 use super::tasks::{Slot, desk};
+use super::trouble::Trouble;
 use super::{Filesystem, source};
 use crate::format::Kind;
 use crate::ids::{CommitId, RequestUid, Timestamp};
@@ -322,7 +323,7 @@ impl Filesystem {
         if transient {
             return self.on_precopy_made(changed_bytes, ctx);
         }
-        self.troubles.clear("CommitBlocked");
+        self.troubles.clear(Trouble::CommitBlocked);
         out.note("Committed", format!("commit {id}"));
         self.outbox.on_new_commit(source!(self), &mut desk!(self, ctx, out));
     }
@@ -333,7 +334,7 @@ impl Filesystem {
         {
             self.history.put_request("commit-blocked", RequestRow { problem: Some(problem.clone()), ..row }, out);
         }
-        self.troubles.raise("CommitBlocked", problem, out);
+        self.troubles.raise(Trouble::CommitBlocked, problem, out);
     }
 
     pub(super) fn on_removed(&mut self, id: CommitId, result: Result<(), Problem>, out: &mut Out) {
@@ -342,7 +343,7 @@ impl Filesystem {
                 self.history.removed(id, out);
                 self.usage.look();
             }
-            Err(problem) => self.troubles.raise("Degraded", problem, out),
+            Err(problem) => self.troubles.raise(Trouble::Degraded, problem, out),
         }
     }
 
@@ -366,7 +367,7 @@ impl Filesystem {
         if !lost.is_empty() {
             let ids: Vec<String> = lost.iter().take(4).map(ToString::to_string).collect();
             let text = format!("{} commits of the journal are not in the pool: {}", lost.len(), ids.join(", "));
-            self.troubles.raise("CommitsLost", Problem::new(Reason::CorruptDisk, text), out);
+            self.troubles.raise(Trouble::CommitsLost, Problem::new(Reason::CorruptDisk, text), out);
         }
     }
 }

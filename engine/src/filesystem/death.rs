@@ -6,6 +6,7 @@ use super::Filesystem;
 use super::event::{Answer, Out, Task};
 use super::record::{Life, Record};
 use super::tasks::Slot;
+use super::trouble::Trouble;
 use crate::authority::verdict::{self, Leaving};
 use crate::authority::{Read, Refusal};
 use crate::ids::Epoch;
@@ -49,7 +50,7 @@ impl Filesystem {
                 if !self.wish.is_absence_confirmed() {
                     return self.tasks.start(Slot::Life, Task::CheckDeleting, out);
                 }
-                self.troubles.clear("StaleIntent");
+                self.troubles.clear(Trouble::StaleIntent);
                 self.standing.delete(out);
                 self.advance_destroy(out);
             }
@@ -115,11 +116,11 @@ impl Filesystem {
         match self.may_go(read) {
             Ok(()) => {
                 self.wish.confirm_absence();
-                self.troubles.clear("StaleIntent");
+                self.troubles.clear(Trouble::StaleIntent);
             }
             Err(refusal) => {
                 let text = format!("the Replica object says Absent, and the Filesystem is not being deleted: {refusal}");
-                self.troubles.raise("StaleIntent", Problem::new(Reason::Invalid, text), out);
+                self.troubles.raise(Trouble::StaleIntent, Problem::new(Reason::Invalid, text), out);
             }
         }
     }

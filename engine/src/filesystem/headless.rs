@@ -7,6 +7,7 @@ use super::Filesystem;
 use super::event::{Out, Task};
 use super::record::Base;
 use super::tasks::Slot;
+use super::trouble::Trouble;
 use crate::model::{Problem, Reason};
 use crate::words::Role;
 
@@ -16,7 +17,7 @@ pub(super) const GONE: &str = "only snapshots are kept of this Filesystem: its f
 impl Filesystem {
     /// The head has gone, and was meant to.
     pub(super) fn has_only_commits(&self) -> bool {
-        self.standing.is_headless() && !self.head.is_there() && self.troubles.get("HeadMissing").is_none()
+        self.standing.is_headless() && !self.head.is_there() && self.troubles.get(Trouble::HeadMissing).is_none()
     }
 
     /// `true`: something of it runs or is waited for, and nothing else of the copy's life begins.
@@ -57,10 +58,10 @@ impl Filesystem {
     pub(super) fn on_headless_checked(&mut self, yes: bool, out: &mut Out) {
         if !yes {
             let text = "the Replica object says that only snapshots are kept, but the Filesystem is not in phase Headless: the head stays";
-            return self.troubles.raise("StaleIntent", Problem::new(Reason::Invalid, text), out);
+            return self.troubles.raise(Trouble::StaleIntent, Problem::new(Reason::Invalid, text), out);
         }
-        self.troubles.clear("StaleIntent");
-        self.troubles.clear("DeletionBlocked");
+        self.troubles.clear(Trouble::StaleIntent);
+        self.troubles.clear(Trouble::DeletionBlocked);
         if !self.may_lose_head() {
             return; // looked at again
         }
@@ -80,9 +81,9 @@ impl Filesystem {
         match self.wish.present().map(|p| p.headless) {
             Some(false) if !self.head.is_there() => {
                 let text = "its files were deleted with its Dot, and only its snapshots were kept: make a new volume from one of them";
-                self.troubles.raise("HeadMissing", Problem::new(Reason::NotFound, text), out);
+                self.troubles.raise(Trouble::HeadMissing, Problem::new(Reason::NotFound, text), out);
             }
-            _ => self.troubles.clear("HeadMissing"),
+            _ => self.troubles.clear(Trouble::HeadMissing),
         }
     }
 }

@@ -14,6 +14,7 @@ use super::head::Won;
 use super::record::{Base, Life, Opened};
 use super::results::LifeEnd;
 use super::tasks::Slot;
+use super::trouble::Trouble;
 use crate::authority::Seen;
 use crate::ids::Epoch;
 use crate::model::{Origin, Problem, Reason};
@@ -86,7 +87,7 @@ impl Filesystem {
         if changed.destination {
             self.tasks.rest(Slot::MoveBegin);
         }
-        self.troubles.clear("StaleIntent"); // of an intent that was taken back
+        self.troubles.clear(Trouble::StaleIntent); // of an intent that was taken back
         self.recheck_sender(out);
         self.outbox.stale();
         for slot in [Slot::Life, Slot::Head, Slot::Look, Slot::Move] {
@@ -183,7 +184,7 @@ impl Filesystem {
 
     fn refuse_role_change(&mut self, is: Role, wanted: Role, out: &mut Out) {
         let text = format!("this copy is being made as {is:?} and the Replica object wants {wanted:?}: that is looked at once it is there");
-        self.troubles.raise("RoleMismatch", Problem::new(Reason::Unsupported, text), out);
+        self.troubles.raise(Trouble::RoleMismatch, Problem::new(Reason::Unsupported, text), out);
     }
 
     // ---- results ----
@@ -196,7 +197,7 @@ impl Filesystem {
             LifeEnd::OriginPinned => {
                 self.life.origin_pinned = true;
                 self.life.origin_settled |= self.standing.is_active();
-                self.troubles.clear("OriginMissing");
+                self.troubles.clear(Trouble::OriginMissing);
             }
             LifeEnd::Prepared(base) => match base.role {
                 Role::Owner => self.tasks.start(Slot::Life, Task::CreateHead { qgroup: base.qgroup, from: base.origin }, out),
@@ -218,26 +219,26 @@ impl Filesystem {
     }
 
     pub(super) fn on_life_failed(&mut self, task: &Task, problem: Problem, out: &mut Out) {
-        let condition = match task {
+        let trouble = match task {
             // Nothing of it is touched before it has been read.
             Task::Inspect if problem.reason == Reason::FormatNewer => {
                 self.standing.is_newer(problem.clone());
-                "FormatNewer"
+                Trouble::FormatNewer
             }
             Task::Open { .. } => match problem.reason {
-                Reason::AuthorityUnknown => "AuthorityUnknown",
-                Reason::EpochRegression => "EpochRegression",
-                _ => "Opened",
+                Reason::AuthorityUnknown => Trouble::AuthorityUnknown,
+                Reason::EpochRegression => Trouble::EpochRegression,
+                _ => Trouble::Opened,
             },
             // It went while nothing held it here, or with its copy: what started from it needs it no more to live.
             Task::PinOrigin(_) if self.standing.is_active() && problem.reason == Reason::NotFound => {
                 return self.life.origin_settled = true;
             }
-            Task::PinOrigin(_) => "OriginMissing",
-            Task::DropHead => "StaleHead",
-            Task::Destroy { .. } if problem.reason == Reason::Mounted => "Mounted",
-            Task::Destroy { .. } | Task::CheckDeleting | Task::CheckHeadless => "DeletionBlocked",
-            _ => "Degraded",
+            Task::PinOrigin(_) => Trouble::OriginMissing,
+            Task::DropHead => Trouble::StaleHead,
+            Task::Destroy { .. } if problem.reason == Reason::Mounted => Trouble::Mounted,
+            Task::Destroy { .. } | Task::CheckDeleting | Task::CheckHeadless => Trouble::DeletionBlocked,
+            _ => Trouble::Degraded,
         };
         // A directory that is half gone may have no place for fs.json any more: the journal has the intent.
         if matches!(task, Task::WriteMeta(_)) && self.standing.life() == Some(Life::Deleting) {
@@ -258,7 +259,7 @@ impl Filesystem {
             self.life.peers_saw = Some(Epoch(0)); // nobody knows better
             return;
         }
-        self.troubles.raise(condition, problem, out);
+        self.troubles.raise(trouble, problem, out);
     }
 
     fn on_qgroup(&mut self, n: u64, out: &mut Out) {
@@ -269,7 +270,7 @@ impl Filesystem {
 
     fn on_created(&mut self, out: &mut Out) {
         self.standing.created(out);
-        self.troubles.clear("Degraded");
+        self.troubles.clear(Trouble::Degraded);
         out.note("Created", "the copy is on this node's pool");
     }
 
@@ -287,7 +288,7 @@ impl Filesystem {
 
     fn on_head_dropped(&mut self, out: &mut Out) {
         self.head.dropped();
-        self.troubles.clear("StaleHead");
+        self.troubles.clear(Trouble::StaleHead);
         if !self.standing.is_resetting() {
             self.standing.head_dropped(out);
         }
@@ -298,8 +299,8 @@ impl Filesystem {
     }
 
     fn on_opened(&mut self, won: Won, new: bool, out: &mut Out) {
-        for condition in ["Opened", "AuthorityUnknown", "EpochRegression"] {
-            self.troubles.clear(condition);
+        for trouble in [Trouble::Opened, Trouble::AuthorityUnknown, Trouble::EpochRegression] {
+            self.troubles.clear(trouble);
         }
         let creating = self.standing.life() == Some(Life::Creating);
         if creating && !new {
@@ -307,9 +308,9 @@ impl Filesystem {
                 "the Filesystem is past phase New, but its data is not in this node's pool ({}): bring the disk back, or drop the Filesystem",
                 self.here.place.pool
             );
-            return self.troubles.raise("DataMissing", Problem::new(Reason::NotFound, text), out);
+            return self.troubles.raise(Trouble::DataMissing, Problem::new(Reason::NotFound, text), out);
         }
-        self.troubles.clear("DataMissing");
+        self.troubles.clear(Trouble::DataMissing);
         if self.is_fenced() {
             return; // fenced meanwhile: that ended every opening, this one too
         }
@@ -326,7 +327,7 @@ impl Filesystem {
             return self.life.deletion_written();
         }
         self.usage.look();
-        self.troubles.clear("Degraded");
+        self.troubles.clear(Trouble::Degraded);
         if self.head.won().is_some_and(|w| written.opened.is_some_and(|o| o.epoch == w.epoch)) {
             self.record_opening(out);
         }
@@ -344,7 +345,7 @@ impl Filesystem {
     /// What the journal says and what the disk shows become one (design §4, `recover`).
     fn on_inspected(&mut self, found: Found, out: &mut Out) {
         self.standing.inspected();
-        self.troubles.clear("FormatNewer");
+        self.troubles.clear(Trouble::FormatNewer);
         self.head.seen(found.head);
         if self.standing.life() == Some(Life::Gone) && (found.head || found.base.is_some() || !found.commits.is_empty()) {
             self.standing.delete_again(found.base.as_ref().map_or(0, |b| b.qgroup), out);
@@ -364,7 +365,7 @@ impl Filesystem {
         self.reconcile_fence(found.fenced, journal_lost, out);
         if !found.broken.is_empty() {
             let text = format!("unreadable entries beside the commits: {}", found.broken.join(", "));
-            self.troubles.raise("Degraded", Problem::new(Reason::CorruptDisk, text), out);
+            self.troubles.raise(Trouble::Degraded, Problem::new(Reason::CorruptDisk, text), out);
         }
         let head = self.head.is_there();
         if head && self.standing.head_from().is_some() {
@@ -374,7 +375,7 @@ impl Filesystem {
         if self.standing.is_active() && self.standing.is_owner() && !head && !made_anew {
             let text =
                 "the journal names a head that is not in the pool: nothing is created in its place; restore the disk or accept the loss";
-            self.troubles.raise("HeadMissing", Problem::new(Reason::NotFound, text), out);
+            self.troubles.raise(Trouble::HeadMissing, Problem::new(Reason::NotFound, text), out);
         }
     }
 }

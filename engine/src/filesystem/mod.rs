@@ -20,7 +20,8 @@
 //! | `lend` | the kept commit that is brought to a copy that lacks it | |
 //! | `handoff` | authority on its way | `handoff/{exporter,importer,judge}` |
 //! | `mounts`, `usage` | what is mounted, what room it takes | |
-//! | `tasks` | what runs and what sleeps; troubles | `results`: what a task gave |
+//! | `tasks` | what runs and what sleeps | `results`: what a task gave |
+//! | `trouble` | what stands in its way, and the words for it | |
 //!
 //! `event` and `record` are the words in, out and on disk; `status` is what people see, `holding` what others decide by.
 
@@ -48,6 +49,7 @@ mod senders;
 mod standing;
 mod status;
 mod tasks;
+mod trouble;
 mod usage;
 mod wish;
 
@@ -58,11 +60,13 @@ pub use record::{
     RequestState, Row,
 };
 pub use status::{CommitStatus, Condition, FilesystemStatus, JobStatus, MigrationStatus, RequestStatus, RoleStatus};
+pub use trouble::{About, CopyState, MovePhase, Trouble, Why};
 
 pub use crate::words::{Desired, Intent, MountWhat, Nested, Offer, Present, ReqId, Role, Transfer, WantedCommit, WantedJob};
 
 use results::{Ended, Verdict};
-use tasks::{Slot, Tasks, Troubles, desk};
+use tasks::{Slot, Tasks, desk};
+use trouble::Troubles;
 
 use crate::ids::{BootTime, CommitId, FsId, Now, OpId};
 use crate::model::{Commit, Place, Problem};

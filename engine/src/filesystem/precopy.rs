@@ -9,6 +9,7 @@
 
 use super::event::{Ctx, Out, Task};
 use super::tasks::Slot;
+use super::trouble::Trouble;
 use super::{Filesystem, transfer};
 use crate::ids::{BootTime, CommitId};
 use crate::model::{Commit, Problem};
@@ -95,7 +96,7 @@ impl Filesystem {
     pub(super) fn advance_precopy(&mut self, ctx: &Ctx, out: &mut Out) {
         if self.wish.precopy_to(&self.here).is_none() {
             self.precopy.rest();
-            return self.troubles.clear("PrecopyBlocked");
+            return self.troubles.clear(Trouble::PrecopyBlocked);
         }
         if self.history.newest_transient().is_some() {
             self.precopy.seen(ctx.boot);
@@ -110,7 +111,7 @@ impl Filesystem {
 
     /// It is there: the job gets it by its next spec.
     pub(super) fn on_precopy_made(&mut self, changed_bytes: Option<u64>, ctx: &Ctx) {
-        self.troubles.clear("PrecopyBlocked");
+        self.troubles.clear(Trouble::PrecopyBlocked);
         self.precopy.made(changed_bytes, ctx.boot);
         self.outbox.stale();
     }
@@ -118,7 +119,7 @@ impl Filesystem {
     /// It could not be made, as there is no space, most likely: nobody waits for it, and it is tried again. It may be there half-way.
     pub(super) fn on_precopy_failed(&mut self, commit: &Commit, problem: Problem, out: &mut Out) {
         self.history.sweep(commit.id, out);
-        self.troubles.raise("PrecopyBlocked", problem, out);
+        self.troubles.raise(Trouble::PrecopyBlocked, problem, out);
     }
 
     /// The job that sends it; suspended while a handoff sends by its own, so that what it has sent stays pinned.

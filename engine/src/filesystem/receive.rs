@@ -3,6 +3,7 @@
 use super::event::{Answer, Out, Task};
 use super::record::CheckpointRow;
 use super::tasks::{Slot, desk};
+use super::trouble::Trouble;
 use super::{Ctx, Filesystem};
 use crate::format::Kind;
 use crate::ids::{CommitId, NodeName, OpId};
@@ -140,13 +141,13 @@ impl Filesystem {
                 self.history.put("received", commit.clone(), out);
                 self.history.finish_request_of(&commit, out);
                 self.inbox.on_received(commit.id, out);
-                self.troubles.clear("ReceiveFailed");
+                self.troubles.clear(Trouble::ReceiveFailed);
                 out.note("Received", format!("commit {}", commit.id));
             }
             Err(problem) => {
                 self.inbox.on_failed(target, problem.reason, out);
                 if !matches!(problem.reason, Reason::Cancelled | Reason::Unreachable) {
-                    self.troubles.raise("ReceiveFailed", problem, out);
+                    self.troubles.raise(Trouble::ReceiveFailed, problem, out);
                 }
             }
         }

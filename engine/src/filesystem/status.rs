@@ -5,6 +5,7 @@ use serde::Serialize;
 use super::Filesystem;
 use super::record::{Base, Life, RequestState};
 use super::tasks::Slot;
+use super::trouble::{About, CopyState, MovePhase, Trouble, Why};
 use crate::ids::{CommitId, Epoch, FsId, JobUid, MigId, NodeName, RequestUid, Timestamp};
 use crate::model::{Commit, Problem, RunReport};
 use crate::run::JobRow;
@@ -33,12 +34,12 @@ pub enum RoleStatus {
 /// `metav1.Condition` without its times: the shell adds them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Condition {
-    /// Its type.
-    pub r#type: String,
+    /// What it is about.
+    pub r#type: About,
     /// `True` or `False`.
     pub status: bool,
-    /// CamelCase.
-    pub reason: String,
+    /// In a word.
+    pub reason: Why,
     /// A sentence.
     pub message: String,
 }
@@ -109,8 +110,8 @@ pub struct MigrationStatus {
     pub to: NodeName,
     /// Its attempt.
     pub attempt: u64,
-    /// `Copying`, `WaitingForPods`, `Freezing`, `Exporting`, `Committing`, `Aborting`, `Done` or `Cancelled`.
-    pub phase: String,
+    /// How far it is.
+    pub phase: MovePhase,
     /// Its begin.
     pub started_at: Timestamp,
     /// Its end.
@@ -239,12 +240,12 @@ impl Filesystem {
     fn conditions(&self) -> Vec<Condition> {
         let mut all = vec![self.ready_condition()];
         let superseded = self.superseded();
-        let troubles = self.troubles.all().chain(superseded.as_ref().map(|p| ("Superseded", p)));
-        all.extend(troubles.map(|(kind, p)| Condition {
-            r#type: kind.to_owned(),
+        let troubles = self.troubles.all().chain(superseded.as_ref().map(|p| (Trouble::Superseded, p)));
+        all.extend(troubles.map(|(trouble, p)| Condition {
+            r#type: trouble.into(),
             // `Opened` is a good thing that is missing; all others name a trouble that is there.
-            status: kind != "Opened",
-            reason: format!("{:?}", p.reason),
+            status: trouble != Trouble::Opened,
+            reason: Why::Problem(p.reason),
             message: p.message.clone(),
         }));
         all
@@ -254,35 +255,37 @@ impl Filesystem {
         let first_trouble = |or: &str| self.troubles.all().next().map_or_else(|| or.to_owned(), |(_, p)| p.message.clone());
         let (status, reason, message) = match (self.standing.life(), self.standing.role()) {
             (Some(Life::Active), Some(Role::Owner)) if self.may_write() => {
-                (true, "Open", "this node owns the Filesystem and may write it".to_owned())
+                (true, CopyState::Open, "this node owns the Filesystem and may write it".to_owned())
             }
-            (Some(Life::Active), Some(Role::Owner)) if self.has_only_commits() => (true, "Headless", super::headless::GONE.to_owned()),
+            (Some(Life::Active), Some(Role::Owner)) if self.has_only_commits() => {
+                (true, CopyState::Headless, super::headless::GONE.to_owned())
+            }
             (Some(Life::Active), Some(Role::Owner)) => (false, self.why_closed(), self.closed_by()),
-            (Some(Life::Active), _) => (true, "InSync", format!("{} commits", self.history.count())),
-            (Some(Life::Creating), _) => (false, "Creating", first_trouble("being created")),
-            (Some(Life::Deleting), _) => (false, "Deleting", first_trouble("being deleted")),
-            (Some(Life::Gone), _) => (false, "Deleted", "nothing of it is left here".into()),
-            (None, _) => (false, "Absent", "nothing of it is here".into()),
+            (Some(Life::Active), _) => (true, CopyState::InSync, format!("{} commits", self.history.count())),
+            (Some(Life::Creating), _) => (false, CopyState::Creating, first_trouble("being created")),
+            (Some(Life::Deleting), _) => (false, CopyState::Deleting, first_trouble("being deleted")),
+            (Some(Life::Gone), _) => (false, CopyState::Deleted, "nothing of it is left here".into()),
+            (None, _) => (false, CopyState::Absent, "nothing of it is here".into()),
         };
-        Condition { r#type: "Ready".into(), status, reason: reason.into(), message }
+        Condition { r#type: About::Ready, status, reason: Why::State(reason), message }
     }
 
     /// Why an owner can't write, in a word.
-    fn why_closed(&self) -> &'static str {
+    fn why_closed(&self) -> CopyState {
         match () {
-            () if self.standing.is_superseded() => "Superseded",
-            () if self.standing.is_headless() => "Headless",
-            () if self.handoff.is_fenced() => "Migrating",
-            () if self.is_fenced() => "Fenced",
-            () => "Closed",
+            () if self.standing.is_superseded() => CopyState::Superseded,
+            () if self.standing.is_headless() => CopyState::Headless,
+            () if self.handoff.is_fenced() => CopyState::Migrating,
+            () if self.is_fenced() => CopyState::Fenced,
+            () => CopyState::Closed,
         }
     }
 
     /// And in a sentence.
     fn closed_by(&self) -> String {
-        let trouble = ["HeadMissing", "StaleHead", "AuthorityUnknown", "EpochRegression", "PendingLost"];
-        let trouble = trouble.iter().find_map(|kind| self.troubles.get(kind)).cloned();
-        let problem = trouble.or_else(|| self.superseded()).or_else(|| self.troubles.get("Opened").cloned());
+        let trouble = [Trouble::HeadMissing, Trouble::StaleHead, Trouble::AuthorityUnknown, Trouble::EpochRegression, Trouble::PendingLost];
+        let trouble = trouble.iter().find_map(|trouble| self.troubles.get(*trouble)).cloned();
+        let problem = trouble.or_else(|| self.superseded()).or_else(|| self.troubles.get(Trouble::Opened).cloned());
         problem.unwrap_or_else(|| self.write_refusal()).message
     }
 }

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 
 use super::event::{Ctx, Out, Task};
 use crate::ids::{BootTime, OpId};
-use crate::model::Problem;
 use crate::words::{JobKey, ReqId};
 
 /// Things that run one at a time.
@@ -202,36 +201,6 @@ impl Tasks {
         if let Some(b) = self.backoff.get_mut(&slot) {
             b.not_before = BootTime(0);
         }
-    }
-}
-
-/// Standing troubles, by condition type: shown until they are over.
-#[derive(Debug, Default)]
-pub(super) struct Troubles(BTreeMap<&'static str, Problem>);
-
-impl Troubles {
-    /// There is one, or it is another now; people hear of it once.
-    pub(super) fn raise(&mut self, condition: &'static str, problem: Problem, out: &mut Out) {
-        if self.0.get(condition) != Some(&problem) {
-            out.warn(format!("{:?}", problem.reason), problem.message.clone());
-            self.0.insert(condition, problem);
-        }
-    }
-
-    pub(super) fn clear(&mut self, condition: &'static str) {
-        self.0.remove(condition);
-    }
-
-    pub(super) fn clear_all(&mut self) {
-        self.0.clear();
-    }
-
-    pub(super) fn get(&self, condition: &str) -> Option<&Problem> {
-        self.0.get(condition)
-    }
-
-    pub(super) fn all(&self) -> impl Iterator<Item = (&'static str, &Problem)> {
-        self.0.iter().map(|(kind, p)| (*kind, p))
     }
 }
 

@@ -1,6 +1,6 @@
 //! Directed schedules: what the dice would find some day, told step by step. The seed still decides about every delay in between.
 
-use dotgraft_engine::filesystem::{Event, Intent, MountWhat, Present, RequestState, Role, Task, WantedCommit};
+use dotgraft_engine::filesystem::{CopyState, Event, Intent, MountWhat, Present, RequestState, Role, Task, WantedCommit, Why};
 use dotgraft_engine::ids::{CommitId, Epoch, OpId, RequestUid};
 use dotgraft_engine::model::{Origin, Reason};
 
@@ -133,7 +133,7 @@ impl Sim<'_> {
     }
 
     pub fn is_open(&self, n: usize) -> bool {
-        status(self, n).conditions.first().is_some_and(|c| c.reason == "Open")
+        status(self, n).conditions.first().is_some_and(|c| c.reason == Why::State(CopyState::Open))
     }
 
     pub fn holds(&self, n: usize, content: u64) -> bool {

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use dotgraft_engine::filesystem::{
-    Event, FilesystemStatus, Handoff, Intent, Life, MountWhat, Offer, Present, RequestState, Role, Task, TaskDone, WantedCommit, WantedJob,
+    CopyState, Event, FilesystemStatus, Handoff, Intent, Life, MountWhat, Offer, Present, RequestState, Role, Task, TaskDone, WantedCommit,
+    WantedJob, Why,
 };
 use dotgraft_engine::format::Kind;
 use dotgraft_engine::ids::{CommitId, Epoch, FsId, MigId, OpId, RequestUid, Timestamp};
@@ -450,7 +451,7 @@ impl Sim<'_> {
             self.run_for(60_000);
             let frozen = self.nodes[0].fs.as_ref().is_some_and(|fs| {
                 let status = fs.status();
-                status.frozen.is_some() || status.conditions.first().is_some_and(|c| c.reason == "Fenced")
+                status.frozen.is_some() || status.conditions.first().is_some_and(|c| c.reason == Why::State(CopyState::Fenced))
             });
             if frozen {
                 self.ask(0, Asked::Plain, Event::Thaw);

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use dotgraft_engine::filesystem::{CheckpointRow, Intent, Life, MountWhat, Offer, Present, RequestState, Role, Task};
+use dotgraft_engine::filesystem::{CheckpointRow, CopyState, Intent, Life, MountWhat, Offer, Present, RequestState, Role, Task, Why};
 use dotgraft_engine::ids::{BootId, CommitId, Epoch, JobUid, RequestUid};
 use dotgraft_engine::model::{Commit, Problem, Reason};
 
@@ -110,7 +110,7 @@ impl Sim<'_> {
             "node {n} has seen epoch {}, which there never was",
             status.epoch
         );
-        let ready = status.conditions.first().is_some_and(|c| c.reason == "Open");
+        let ready = status.conditions.first().is_some_and(|c| c.reason == Why::State(CopyState::Open));
         if ready {
             self.assert_opened(n, "shows itself open");
             let shown = status.opened_epoch.expect("open in some epoch");

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use dotgraft_engine::filesystem::{Condition, Filesystem, Recovered};
-use dotgraft_engine::model::Place;
+use dotgraft_engine::filesystem::{Condition, Filesystem, Recovered, Trouble, Why};
+use dotgraft_engine::model::{Place, Reason};
 use serde_json::{Value, json};
 
 use super::*;
@@ -38,7 +38,12 @@ async fn the_object_of_a_closed_copy_keeps_what_was_known_of_it() {
     let fs: FsId = FS.parse().unwrap();
     api.attach(fs, &serde_json::from_value::<Replica>(object).unwrap());
     let nothing = Filesystem::recover(fs, here, 0, Recovered::default()).status();
-    let condition = Condition { r#type: "FormatNewer".into(), status: true, reason: "FormatNewer".into(), message: "upgrade".into() };
+    let condition = Condition {
+        r#type: Trouble::FormatNewer.into(),
+        status: true,
+        reason: Why::Problem(Reason::FormatNewer),
+        message: "upgrade".into(),
+    };
     api.publish_closed(&FilesystemStatus { conditions: vec![condition], ..nothing }, Timestamp(1));
     for _ in 0..500 {
         if !statuses.lock().unwrap().is_empty() {

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use dotgraft_engine::filesystem::{Condition, Event, FilesystemStatus};
+use dotgraft_engine::filesystem::{About, Condition, Event, FilesystemStatus, Trouble, Why};
 use dotgraft_engine::model::{Problem, Reason};
 use tracing::{debug, error};
 
@@ -69,14 +69,9 @@ impl FsActor {
 
 /// `Ready` first, as in every status.
 fn conditions(why: &Problem) -> Vec<Condition> {
-    let kind = if why.reason == Reason::FormatNewer { "FormatNewer" } else { "JournalUnreadable" };
-    let condition = |r#type: &str, status| Condition {
-        r#type: r#type.to_owned(),
-        status,
-        reason: if status { format!("{:?}", why.reason) } else { kind.to_owned() },
-        message: why.message.clone(),
-    };
-    vec![condition("Ready", false), condition(kind, true)]
+    let trouble = if why.reason == Reason::FormatNewer { Trouble::FormatNewer } else { Trouble::JournalUnreadable };
+    let condition = |r#type, status, reason| Condition { r#type, status, reason, message: why.message.clone() };
+    vec![condition(About::Ready, false, Why::Trouble(trouble)), condition(trouble.into(), true, Why::Problem(why.reason))]
 }
 
 #[cfg(test)]

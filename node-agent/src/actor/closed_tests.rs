@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use dotgraft_engine::filesystem::{Base, Desired, FilesystemStatus, Intent, Life, Record, RoleStatus, Row};
+use dotgraft_engine::filesystem::{Base, Desired, FilesystemStatus, Intent, Life, Record, RoleStatus, Row, Trouble};
 use dotgraft_engine::format::Kind;
 use dotgraft_engine::ids::Epoch;
 use dotgraft_engine::model::Reason;
@@ -59,8 +59,8 @@ async fn status_where(actor: &Started, check: impl Fn(&FilesystemStatus) -> bool
     panic!("never came: {:#?}", actor.handle.current().conditions);
 }
 
-fn says(s: &FilesystemStatus, kind: &str) -> bool {
-    s.conditions.iter().any(|c| c.r#type == kind && c.status)
+fn says(s: &FilesystemStatus, trouble: Trouble) -> bool {
+    s.conditions.iter().any(|c| c.r#type == trouble.into() && c.status)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -70,7 +70,7 @@ async fn a_newer_row_closes_its_filesystem_and_an_order_to_delete_deletes_nothin
     world.driver.disk().head = true;
     world.driver.disk().mounts.insert("/pod/x".into());
     let actor = begin(&world);
-    let status = status_where(&actor, |s| says(s, "FormatNewer")).await;
+    let status = status_where(&actor, |s| says(s, Trouble::FormatNewer)).await;
     assert!(status.conditions[1].message.contains("`base` has format version 3"), "{:?}", status.conditions);
 
     actor.orders.give(absent(2));
@@ -95,7 +95,7 @@ async fn a_closed_actor_stops_when_it_is_told_to() {
     let actor = start(fs_id(), world.node.clone(), move || {
         let _ = tx.send(());
     });
-    status_where(&actor, |s| says(s, "FormatNewer")).await;
+    status_where(&actor, |s| says(s, Trouble::FormatNewer)).await;
     actor.orders.give(Order::Stop);
     tokio::time::timeout(Duration::from_secs(30), ended).await.expect("it hangs").unwrap();
 }
@@ -106,7 +106,7 @@ async fn a_damaged_row_closes_until_it_can_be_read() {
     let world = world();
     put(&world, "base", "{");
     let actor = begin(&world);
-    status_where(&actor, |s| says(s, "JournalUnreadable")).await;
+    status_where(&actor, |s| says(s, Trouble::JournalUnreadable)).await;
     actor.orders.give(Order::Desired(Desired { generation: 4, intent: Intent::Absent { epoch: Epoch(0) } }));
     assert!(actor.handle.thaw().await.is_err(), "heard after the order");
     world.driver.disk().head = true;
@@ -124,7 +124,7 @@ async fn a_checkpoint_of_a_newer_receiver_closes_too() {
     put(&world, "partial", &first("partial"));
     put(&world, "checkpoint", &checkpoint);
     let actor = begin(&world);
-    let status = status_where(&actor, |s| says(s, "FormatNewer")).await;
+    let status = status_where(&actor, |s| says(s, Trouble::FormatNewer)).await;
     assert!(status.conditions[1].message.contains("checkpoint"), "{:?}", status.conditions);
     assert_eq!(world.journal.rows.lock().unwrap().len(), 2);
 }
@@ -138,7 +138,7 @@ async fn a_newer_file_in_the_pool_closes_too() {
     *world.api.deleting.lock().unwrap() = true;
     let actor = begin(&world);
     actor.orders.give(absent(4));
-    status_where(&actor, |s| says(s, "FormatNewer") && s.observed_generation == 4).await;
+    status_where(&actor, |s| says(s, Trouble::FormatNewer) && s.observed_generation == 4).await;
     let mount = actor.handle.mount(MountWhat::Head, target("/pod/y"), false).await;
     assert_eq!(mount.unwrap_err().reason, Reason::FormatNewer);
     assert_eq!(world.driver.disk().changes, 0);

@@ -19,6 +19,7 @@ pub mod report;
 mod send;
 mod tasks;
 pub mod translate;
+pub mod words;
 
 pub use fs_actor::start;
 pub use handle::FsHandle;

@@ -1,9 +1,10 @@
 //! The engine's report of a run in the API's words. Pure.
 
-use dotgraft_api::condition::ConditionType;
 use dotgraft_api::run_report::{RunAttempt, RunConflict, RunProblem, RunReport, RunState, RunStep, RunStepState};
-use dotgraft_engine::model::{self, Problem, Reason};
+use dotgraft_engine::model::{self, Problem};
 use dotgraft_engine::run::{State, StepState};
+
+use super::words;
 
 /// Longest message or resolution, in characters.
 const TEXT_MAX: usize = 4096;
@@ -81,51 +82,14 @@ fn conflict(c: &model::Conflict) -> RunConflict {
 }
 
 fn problem(p: &Problem) -> RunProblem {
-    RunProblem { reason: reason(p.reason), message: cut(&p.message) }
-}
-
-/// The engine's reason as a condition's type.
-pub const fn reason(r: Reason) -> ConditionType {
-    match r {
-        Reason::Busy => ConditionType::Busy,
-        Reason::NotPlaced => ConditionType::NotPlaced,
-        Reason::Deleting => ConditionType::Deleting,
-        Reason::ReceiverIsOwner => ConditionType::ReceiverIsOwner,
-        Reason::StaleEpoch => ConditionType::StaleEpoch,
-        Reason::BaseGone => ConditionType::BaseGone,
-        Reason::Diverged => ConditionType::Diverged,
-        Reason::NoCommonAncestor => ConditionType::NoCommonAncestor,
-        Reason::NoCommits => ConditionType::NoCommits,
-        Reason::InitialRefused => ConditionType::InitialRefused,
-        Reason::NoSpace => ConditionType::NoSpace,
-        Reason::NestedSubvolume => ConditionType::NestedSubvolume,
-        Reason::CorruptStream => ConditionType::CorruptStream,
-        Reason::DigestMismatch => ConditionType::DigestMismatch,
-        Reason::Denied => ConditionType::Denied,
-        Reason::Unreachable => ConditionType::Unreachable,
-        Reason::Timeout => ConditionType::Timeout,
-        Reason::Unsupported => ConditionType::Unsupported,
-        Reason::FormatNewer => ConditionType::FormatNewer,
-        Reason::Invalid => ConditionType::Invalid,
-        Reason::Mounted => ConditionType::Mounted,
-        Reason::Pinned => ConditionType::Pinned,
-        Reason::NotFound => ConditionType::NotFound,
-        Reason::Held => ConditionType::Held,
-        Reason::NotOwner => ConditionType::NotOwner,
-        Reason::AuthorityUnknown => ConditionType::AuthorityUnknown,
-        Reason::EpochRegression => ConditionType::EpochRegression,
-        Reason::PoolFailed => ConditionType::PoolFailed,
-        Reason::CorruptDisk => ConditionType::CorruptDisk,
-        Reason::Cancelled => ConditionType::Cancelled,
-        Reason::Internal => ConditionType::Internal,
-    }
+    RunProblem { reason: words::problem(p.reason), message: cut(&p.message) }
 }
 
 #[cfg(test)]
 mod tests {
     use dotgraft_api::AgentReport;
     use dotgraft_engine::ids::{CommitId, Timestamp};
-    use dotgraft_engine::model::{AttemptReport, Conflict, StepReport};
+    use dotgraft_engine::model::{AttemptReport, Conflict, Reason, StepReport};
     use serde_json::{Value, json};
 
     use super::*;
@@ -197,12 +161,5 @@ mod tests {
         let read: AgentReport = serde_json::from_value(newer.clone()).unwrap();
         assert!(read.known().is_none() && read.trouble().unwrap().contains("Verifying"));
         assert_eq!(serde_json::to_value(&read).unwrap(), newer);
-    }
-
-    #[test]
-    fn every_reason_is_spelled_as_the_engine_spells_it() {
-        for r in [Reason::Busy, Reason::NoSpace, Reason::Diverged, Reason::Internal, Reason::Cancelled, Reason::NotPlaced] {
-            assert_eq!(format!("{r:?}"), reason(r).as_str());
-        }
     }
 }

@@ -16,7 +16,7 @@ use dotgraft_engine::model::{Claim, Origin, Place};
 use dotgraft_engine::run::{Initial, Intermediate, JobSpec, OnConflict, Outcome, Retry, RunParams};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
-use super::report;
+use super::{report, words};
 
 /// A Replica object that this agent can't make sense of.
 #[derive(Debug, thiserror::Error)]
@@ -202,7 +202,7 @@ fn migration(m: &MigrationStatus) -> Migration {
         from: m.from.to_string(),
         to: m.to.to_string(),
         attempt: m.attempt,
-        phase: m.phase.clone(),
+        phase: words::move_phase(m.phase).as_str().to_owned(),
         started_at: Some(time(m.started_at)),
         finished_at: m.finished_at.map(time),
         frozen_ms: m.frozen_ms,
@@ -223,11 +223,11 @@ fn copy_role(role: RoleStatus) -> CopyRole {
 }
 
 fn phase(s: &FilesystemStatus) -> String {
-    let mut text = s.conditions.first().map_or_else(String::new, |c| c.reason.clone());
+    let mut text = s.conditions.first().map_or_else(String::new, |c| words::why(c.reason).to_string());
     if let Some((commit, safe)) = s.receiving {
         text = format!("receiving {commit}, {} MiB safe", safe >> 20);
     } else if let Some(trouble) = s.conditions.iter().skip(1).find(|c| c.status) {
-        text = format!("{text}, {}", trouble.r#type);
+        text = format!("{text}, {}", words::about(trouble.r#type));
     }
     cut(&text, 256)
 }
@@ -279,12 +279,12 @@ fn request_status(r: &RequestStatus) -> ReplicaCommitStatus {
 
 fn conditions(s: &FilesystemStatus, before: Option<&ReplicaStatus>, now: Timestamp) -> Vec<Condition> {
     let mut all: Vec<Condition> = before.map(|b| b.conditions.clone()).unwrap_or_default();
-    all.retain(|old| s.conditions.iter().any(|c| c.r#type == old.type_));
+    all.retain(|old| s.conditions.iter().any(|c| words::about(c.r#type).as_str() == old.type_));
     for c in s.conditions.iter().take(16) {
         let update = ConditionUpdate {
-            type_: &c.r#type,
+            type_: words::about(c.r#type).as_str(),
             status: Some(c.status),
-            reason: &c.reason,
+            reason: words::why(c.reason).as_str(),
             message: &c.message,
             observed_generation: Some(s.observed_generation),
         };

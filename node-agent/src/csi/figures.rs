@@ -7,7 +7,6 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use dotgraft_api::ConditionType;
 use dotgraft_api::common::{TOPOLOGY_NODE, TOPOLOGY_POOL};
 use dotgraft_engine::filesystem::{FilesystemStatus, RoleStatus};
 use dotgraft_proto::csi::v1::{
@@ -20,6 +19,7 @@ use super::Csi;
 use super::mounting::required;
 use super::refusal::Refusal;
 use super::volume::{Access, Volume};
+use crate::actor::words;
 
 /// How long an expansion waits for the operator's word to arrive.
 const PATIENCE: Duration = Duration::from_secs(8);
@@ -126,8 +126,12 @@ impl Csi {
 
 /// The Filesystem's conditions in one sentence.
 fn condition(status: &FilesystemStatus) -> VolumeCondition {
-    let troubles: Vec<String> =
-        status.conditions.iter().filter(|c| is_trouble(&c.r#type, c.status)).map(|c| format!("{}: {}", c.reason, c.message)).collect();
+    let troubles: Vec<String> = status
+        .conditions
+        .iter()
+        .filter(|c| words::about(c.r#type).is_trouble(c.status))
+        .map(|c| format!("{}: {}", c.reason, c.message))
+        .collect();
     if !troubles.is_empty() {
         return VolumeCondition { abnormal: true, message: troubles.join("; ").chars().take(1024).collect() };
     }
@@ -136,9 +140,4 @@ fn condition(status: &FilesystemStatus) -> VolumeCondition {
         _ => format!("a read-only copy with {} commits", status.commits),
     };
     VolumeCondition { abnormal: false, message }
-}
-
-/// What this version has no word for is bad when true, as most are.
-fn is_trouble(type_: &str, status: bool) -> bool {
-    type_.parse::<ConditionType>().map_or(status, |t| t.is_trouble(status))
 }

@@ -11,7 +11,7 @@ use dotgraft_agent::actor::convert;
 use dotgraft_agent::driver::Driver;
 use dotgraft_agent::journal::{Entry, Journal, Scope};
 use dotgraft_engine::filesystem::{
-    Ctx, Event, Filesystem, FilesystemStatus, Found, Here, Life, Out, Recovered, RoleStatus, Task, TaskDone,
+    Ctx, Event, Filesystem, FilesystemStatus, Found, Here, Life, Out, Recovered, RoleStatus, Task, TaskDone, Trouble,
 };
 use dotgraft_engine::ids::{BootTime, Fresh, FsId, PoolId, Timestamp};
 use dotgraft_engine::model::Place as Where;
@@ -138,8 +138,9 @@ fn opens(moment: &str, node: &str, mut more: impl FnMut(&str, &Opened)) {
         let base = o.status.base.clone();
         let gone = base.as_ref().is_none_or(|b| matches!(b.life, Life::Deleting | Life::Gone));
         if !gone {
-            for kind in ["CommitsLost", "Degraded", "HeadMissing", "DataMissing", "FormatNewer"] {
-                assert!(!o.status.conditions.iter().any(|c| c.r#type == kind && c.status), "{kind} of {about}");
+            let missing = [Trouble::CommitsLost, Trouble::Degraded, Trouble::HeadMissing, Trouble::DataMissing, Trouble::FormatNewer];
+            for trouble in missing {
+                assert!(!o.status.conditions.iter().any(|c| c.r#type == trouble.into() && c.status), "{trouble} of {about}");
             }
             // A handoff that had only begun is taken back, with the row of its own transfer.
             let cancelled = o.records.contains(&"mig-cancelled");

@@ -4,6 +4,7 @@ use super::super::event::{self, Ctx, Out, Swap, Task};
 use super::super::head::For;
 use super::super::record::{RequestRow, RequestState};
 use super::super::tasks::Slot;
+use super::super::trouble::{MovePhase, Trouble};
 use super::super::{Filesystem, transfer};
 use super::{Agreed, Cut, Exporting, InHand, Kept, Phase, Stall, Terms};
 use crate::ids::{CommitId, MigId};
@@ -118,7 +119,7 @@ impl Filesystem {
             return; // first the fence ends, one way or the other: what is cancelled meanwhile, nobody would thaw
         }
         if !e.live || !self.may_write() || self.wish.move_to(&self.here) != Some(&e.terms.peer) {
-            return self.end_handoff("mig-cancelled", "Cancelled", "it is not wanted any more, or can't be had now", ctx, out);
+            return self.end_handoff("mig-cancelled", MovePhase::Cancelled, "it is not wanted any more, or can't be had now", ctx, out);
         }
         match self.run_ended(e, PRECOPY) {
             Some(Err(problem)) => return self.cancel_for(problem, ctx, out),
@@ -150,9 +151,9 @@ impl Filesystem {
     /// Before the fence nothing has to be undone.
     fn cancel_for(&mut self, problem: Problem, ctx: &Ctx, out: &mut Out) {
         let why = problem.message.clone();
-        self.troubles.raise("MoveBlocked", problem, out);
+        self.troubles.raise(Trouble::MoveBlocked, problem, out);
         self.tasks.back_off(Slot::MoveBegin, ctx);
-        self.end_handoff("mig-cancelled", "Cancelled", &why, ctx, out);
+        self.end_handoff("mig-cancelled", MovePhase::Cancelled, &why, ctx, out);
     }
 
     /// `pending` may be set or not: it is found out, by setting it or by asking.
@@ -210,7 +211,7 @@ impl Filesystem {
         if let Some(agreed) = self.handoff.exporting_mut().and_then(Exporting::agreed) {
             agreed.give_up = Some(problem.clone());
         }
-        self.troubles.raise("MoveBlocked", problem, out);
+        self.troubles.raise(Trouble::MoveBlocked, problem, out);
     }
 
     /// A frozen head doesn't wait for ever for an importer that is gone. Only bytes are progress: each attempt looks alive at first.
@@ -274,7 +275,7 @@ impl Filesystem {
         self.head.undo_fence(false);
         self.tasks.back_off(Slot::MoveBegin, ctx);
         let why = why.map_or_else(|| "the handoff was taken back".to_owned(), |p| p.message.clone());
-        self.end_handoff("mig-end", "Cancelled", &why, ctx, out);
+        self.end_handoff("mig-end", MovePhase::Cancelled, &why, ctx, out);
     }
 
     /// `None`: the run is under way.

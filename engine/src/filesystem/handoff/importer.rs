@@ -4,6 +4,7 @@ use super::super::Filesystem;
 use super::super::event::{self, Answer, Ctx, Out};
 use super::super::record::RequestRow;
 use super::super::tasks::Slot;
+use super::super::trouble::Trouble;
 use super::{ASK_MS, Importing};
 use crate::authority::verdict::{ImportStanding, of_import};
 use crate::authority::{Attempt, Authority};
@@ -88,7 +89,7 @@ impl Filesystem {
         }
         match self.head_begins_with(out) {
             Some(id) => self.take_over(id, now, (Vec::new(), Vec::new()), out),
-            None => self.hold("HeadMissing", Reason::NoCommits, "this copy is to be the owner's, but holds no commit", ctx, out),
+            None => self.hold(Trouble::HeadMissing, Reason::NoCommits, "this copy is to be the owner's, but holds no commit", ctx, out),
         }
     }
 

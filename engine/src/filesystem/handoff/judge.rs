@@ -4,6 +4,7 @@ use super::super::Filesystem;
 use super::super::event::{Ctx, Out};
 use super::super::record::Life;
 use super::super::tasks::Slot;
+use super::super::trouble::{MovePhase, Trouble};
 use super::{ASK_MS, Agreed, Exporting, InHand, Kept, LOOK_AGAIN_MS, Phase, Stall};
 use crate::authority::verdict::{ExportStanding, KeptStanding, OwnerStanding, of_export, of_kept, of_owner};
 use crate::authority::{Attempt, Authority, Read, Refusal};
@@ -16,10 +17,10 @@ impl Filesystem {
     pub(in crate::filesystem) fn on_swapped(&mut self, result: Result<Box<Read>, Problem>, ctx: &Ctx, out: &mut Out) {
         match result {
             Ok(read) => {
-                self.troubles.clear("AuthorityUnreachable");
+                self.troubles.clear(Trouble::AuthorityUnreachable);
                 self.judge(&read, ctx, out);
             }
-            Err(problem) => self.troubles.raise("AuthorityUnreachable", problem, out),
+            Err(problem) => self.troubles.raise(Trouble::AuthorityUnreachable, problem, out),
         }
     }
 
@@ -27,7 +28,7 @@ impl Filesystem {
     /// [`crate::authority::verdict`].
     fn judge(&mut self, read: &Read, ctx: &Ctx, out: &mut Out) {
         let Some(now) = &read.authority else {
-            return self.hold("AuthorityUnknown", Reason::AuthorityUnknown, &Refusal::NoAuthority.to_string(), ctx, out);
+            return self.hold(Trouble::AuthorityUnknown, Reason::AuthorityUnknown, &Refusal::NoAuthority.to_string(), ctx, out);
         };
         match self.handoff.in_hand.clone() {
             None => self.judge_unmoved(now, ctx, out),
@@ -53,7 +54,7 @@ impl Filesystem {
             (ExportStanding::Unset, Phase::Frozen(_)) => self.look_again(ctx),
             (ExportStanding::Unset, _) => {
                 let text = "the API has lost the handoff that this head is fenced for (was it restored?): it stays fenced until `kubectl dot accept`";
-                self.hold("PendingLost", Reason::EpochRegression, text, ctx, out);
+                self.hold(Trouble::PendingLost, Reason::EpochRegression, text, ctx, out);
             }
             (ExportStanding::HandedOver { opened }, Phase::Exported(..)) => self.hand_over(e, now, opened, ctx, out),
             (ExportStanding::HandedOver { .. } | ExportStanding::Elsewhere, _) => self.supersede_owner(now, ctx, out),
@@ -70,8 +71,8 @@ impl Filesystem {
         self.apply_job_specs(ctx, out);
     }
 
-    pub(super) fn hold(&mut self, condition: &'static str, reason: Reason, text: &str, ctx: &Ctx, out: &mut Out) {
-        self.troubles.raise(condition, Problem::new(reason, text), out);
+    pub(super) fn hold(&mut self, trouble: Trouble, reason: Reason, text: &str, ctx: &Ctx, out: &mut Out) {
+        self.troubles.raise(trouble, Problem::new(reason, text), out);
         self.look_again(ctx);
     }
 
@@ -81,12 +82,12 @@ impl Filesystem {
 
     fn hold_regressed(&mut self, epoch: Epoch, ctx: &Ctx, out: &mut Out) {
         let text = format!("the API shows epoch {epoch}, this node has seen {}: `kubectl dot accept` goes on", self.standing.epoch());
-        self.hold("EpochRegression", Reason::EpochRegression, &text, ctx, out);
+        self.hold(Trouble::EpochRegression, Reason::EpochRegression, &text, ctx, out);
     }
 
     fn abort_here(&mut self, e: &Exporting, out: &mut Out) {
-        self.troubles.clear("PendingLost");
-        self.troubles.clear("EpochRegression");
+        self.troubles.clear(Trouble::PendingLost);
+        self.troubles.clear(Trouble::EpochRegression);
         if let Some(cut) = e.cut().cloned() {
             self.handoff.enter("mig-abort", Phase::Aborted(cut, e.attempt(), e.give_up().cloned()), out);
             self.outbox.stale();
@@ -99,7 +100,7 @@ impl Filesystem {
         let kept = self.kept_of(e).filter(|_| !opened);
         self.standing.hand_over(now, out);
         self.head.close();
-        self.end_handoff("mig-end", "Done", "", ctx, out); // first: what was sent stands in its job
+        self.end_handoff("mig-end", MovePhase::Done, "", ctx, out); // first: what was sent stands in its job
         if let Some(kept) = kept {
             self.handoff.keep(kept, out);
             self.tasks.sleep(Slot::Move, ASK_MS, ctx);
@@ -114,7 +115,7 @@ impl Filesystem {
             KeptStanding::Regressed => self.hold_regressed(now.epoch, ctx, out),
             KeptStanding::Back if !self.head.is_there() => self.take_back(kept, now, ctx, out),
             KeptStanding::Over => {
-                self.troubles.clear("EpochRegression");
+                self.troubles.clear(Trouble::EpochRegression);
                 self.handoff.end("mig-end", out);
             }
             KeptStanding::Back | KeptStanding::Needed => self.look_again(ctx),
@@ -150,7 +151,7 @@ impl Filesystem {
         let text = format!("authority went to node {} in epoch {epoch}, without this one", now.owner.node);
         out.warn("Superseded", text);
         if self.handoff.is_in_hand() {
-            self.end_handoff("mig-superseded", "Cancelled", "authority was taken by another node", ctx, out);
+            self.end_handoff("mig-superseded", MovePhase::Cancelled, "authority was taken by another node", ctx, out);
         }
     }
 

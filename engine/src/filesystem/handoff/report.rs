@@ -3,25 +3,26 @@
 use super::super::Filesystem;
 use super::super::event::{Ctx, Out};
 use super::super::status::MigrationStatus;
+use super::super::trouble::{MovePhase, Trouble};
 use super::{Exporting, Phase};
 use crate::ids::Now;
 
 impl Filesystem {
     /// It is over, either way: row and job go, the report stays.
-    pub(super) fn end_handoff(&mut self, record: &'static str, result: &str, message: &str, ctx: &Ctx, out: &mut Out) {
+    pub(super) fn end_handoff(&mut self, record: &'static str, result: MovePhase, message: &str, ctx: &Ctx, out: &mut Out) {
         let Some(e) = self.handoff.exporting().cloned() else { return };
         let mut report = self.told(&e, ctx.clock());
         self.head.unwant_fence_of_handoff(); // one that was asked for and not begun
-        result.clone_into(&mut report.phase);
+        report.phase = result;
         report.finished_at = Some(ctx.now);
         message.clone_into(&mut report.message);
         self.handoff.end(record, out);
         self.outbox.drop_job(e.key(), &mut self.tasks, out);
         let peer = &e.terms.peer.node;
-        if result == "Done" {
+        if result == MovePhase::Done {
             out.note("Moved", format!("node {peer} owns it now"));
             self.tasks.rest(super::super::tasks::Slot::MoveBegin);
-            self.troubles.clear("MoveBlocked");
+            self.troubles.clear(Trouble::MoveBlocked);
         } else {
             out.warn("MoveCancelled", format!("to node {peer}: {message}"));
         }
@@ -44,13 +45,13 @@ impl Filesystem {
 
     fn told(&self, e: &Exporting, now: Now) -> MigrationStatus {
         let phase = match &e.phase {
-            Phase::Begun { waits: Some(_), .. } => "WaitingForPods",
-            Phase::Begun { .. } if self.head.is_fence_of_handoff_wanted() => "Freezing",
-            Phase::Begun { .. } => "Copying",
-            Phase::Frozen(_) => "Freezing",
-            Phase::Pending(..) => "Exporting",
-            Phase::Exported(..) => "Committing",
-            Phase::Aborted(..) => "Aborting",
+            Phase::Begun { waits: Some(_), .. } => MovePhase::WaitingForPods,
+            Phase::Begun { .. } if self.head.is_fence_of_handoff_wanted() => MovePhase::Freezing,
+            Phase::Begun { .. } => MovePhase::Copying,
+            Phase::Frozen(_) => MovePhase::Freezing,
+            Phase::Pending(..) => MovePhase::Exporting,
+            Phase::Exported(..) => MovePhase::Committing,
+            Phase::Aborted(..) => MovePhase::Aborting,
         };
         let bytes = match &e.phase {
             Phase::Begun { .. } => self.sent_by(e, now),
@@ -65,7 +66,7 @@ impl Filesystem {
             from: self.here.place.node.clone(),
             to: e.terms.peer.node.clone(),
             attempt: e.attempt().unwrap_or(0),
-            phase: phase.to_owned(),
+            phase,
             started_at: e.terms.started,
             finished_at: None,
             frozen_ms: e.cut().and_then(|c| c.at).map_or(0, |at| now.wall.since_ms(at)),
