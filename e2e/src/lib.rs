@@ -4,6 +4,6 @@
 pub mod cases;
 pub mod conformance;
 pub mod demo;
-pub mod steps;
+mod steps;
 
 pub use dotgraft_rig::{cgroups, data, harness, local, rig, sandbox};

@@ -66,6 +66,10 @@ impl ClusterApi {
     }
 
     /// R0 (migration.md §2).
+    ///
+    /// # Errors
+    ///
+    /// As [`OpenOutcome::into_result`](crate::cluster::authority::OpenOutcome::into_result).
     pub async fn open(&self, fs: FsId, seen: Seen) -> Result<TaskDone, Problem> {
         let won = self.authority.open(fs, &self.here.place, self.here.boot, seen).await.into_result()?;
         let (epoch, attempt, version) = (won.epoch, won.attempt, won.resource_version);
@@ -73,16 +77,28 @@ impl ClusterApi {
     }
 
     /// A swap of authority (migration.md R3, R6), or a read; what authority says after it.
+    ///
+    /// # Errors
+    ///
+    /// As [`AuthorityClient::swap`]. A swap that the rules forbid is no error: what authority says instead is the answer.
     pub async fn swap(&self, fs: FsId, swap: &Swap) -> Result<Read, Problem> {
         self.authority.swap(fs, &self.here.place, swap).await
     }
 
     /// What a quorum read shows of it; `None`: there is no such object.
+    ///
+    /// # Errors
+    ///
+    /// As [`AuthorityClient::get`].
     pub async fn look(&self, fs: FsId) -> Result<Option<Read>, Problem> {
         self.authority.get(fs).await.map_err(|e| e.problem())
     }
 
     /// Is only its history kept (`Headless`)? By a quorum read.
+    ///
+    /// # Errors
+    ///
+    /// As [`AuthorityClient::get`].
     pub async fn is_headless(&self, fs: FsId) -> Result<bool, Problem> {
         self.authority.is_headless(fs).await.map_err(|e| e.problem())
     }

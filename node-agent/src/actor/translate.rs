@@ -29,6 +29,10 @@ pub struct BadReplica {
 }
 
 /// Which Filesystem and what is wanted of it.
+///
+/// # Errors
+///
+/// An id or a node's name in it is none. The copy goes on as it was last told to, and the agent's log says so.
 pub fn desired_of(replica: &Replica) -> Result<(FsId, Desired), BadReplica> {
     let name = replica.metadata.name.clone().unwrap_or_default();
     parse(replica).map_err(|source| BadReplica { name, source })

@@ -54,6 +54,11 @@ pub struct Won {
 
 impl OpenOutcome {
     /// As the result of the actor's task.
+    ///
+    /// # Errors
+    ///
+    /// The rules' refusal, by its reason; `AuthorityUnknown` if the API has no such Filesystem, so that the copy stays closed until a person
+    /// adopts it; what kept the API server's answer away. The engine asks again after a while.
     pub fn into_result(self) -> Result<Won, Problem> {
         match self {
             Self::Opened(won) => Ok(won),
@@ -84,11 +89,19 @@ impl AuthorityClient {
     }
 
     /// The Filesystem now, from a quorum; `None` if the API has no such object.
+    ///
+    /// # Errors
+    ///
+    /// No quorum answers, or it answers something that can't be read: then nobody knows, which is no "none".
     pub async fn get(&self, fs: FsId) -> Result<Option<Read>, ClusterError> {
         self.read(fs).await?.map(|object| read_of(&object)).transpose()
     }
 
     /// Whether a quorum shows it in phase `Headless`: the head may go.
+    ///
+    /// # Errors
+    ///
+    /// As [`AuthorityClient::get`].
     pub async fn is_headless(&self, fs: FsId) -> Result<bool, ClusterError> {
         Ok(self.get(fs).await?.is_some_and(|v| v.phase == Phase::Headless))
     }
@@ -137,6 +150,11 @@ impl AuthorityClient {
 
     /// Makes a swap if its guard holds (migration.md R3, R6), and returns what authority says then, as the API server confirmed it. An
     /// unknown outcome is found out by reading again: each swap is idempotent, as its guard holds only once.
+    ///
+    /// # Errors
+    ///
+    /// `Unreachable` if nothing was heard until the deadline, and `Busy` if others wrote all the time: in the first case the swap may have been
+    /// made, and asking again finds out. `NotFound` if there is no such Filesystem; the server's refusal.
     pub async fn swap(&self, fs: FsId, me: &Place, swap: &Swap) -> Result<Read, Problem> {
         let deadline = Instant::now() + self.deadline;
         let mut retry = 0;
