@@ -1,5 +1,5 @@
 //! What a copy tells of itself in words, each a closed set: what stands in its way, what its `Ready` says, how far a move is. The API has a word for
-//! each, of the same spelling; the agent's one conversion (`node-agent/src/actor/translate.rs`) doesn't compile without it.
+//! each, of the same spelling; the agent's one conversion (`node-agent/src/actor/words.rs`) doesn't compile without it.
 
 use std::collections::BTreeMap;
 use std::fmt;
