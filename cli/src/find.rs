@@ -46,7 +46,7 @@ fn is_beginning(text: &str) -> bool {
 fn the_one(text: &str, ids: &BTreeSet<String>, namespace: &str) -> Result<String> {
     let begins: Vec<&String> = ids.iter().filter(|id| is_beginning(text) && id.starts_with(&text.to_ascii_lowercase())).collect();
     match begins.as_slice() {
-        [] => bail!("no Commit in namespace {namespace} is called `{text}`, and no commit's id begins so: `kubectl dot log` lists them"),
+        [] => bail!("there is no Commit `{text}` in namespace {namespace}, and no commit whose id begins so: `kubectl dot log` lists them"),
         [one] => Ok((*one).clone()),
         [first, second, ..] => bail!("{} commits have an id that begins with `{text}`: {first}, {second}; give more of it", begins.len()),
     }

@@ -203,6 +203,15 @@ async fn refused(t: Arc<Test>) -> Result<()> {
         let said = dot(&t, &args).await.err().map(|e| e.to_string()).unwrap_or_default();
         ensure!(said.contains(why), "{args:?}: {said}");
     }
+    // Who writes the object is told the same by it.
+    reset(&t, "typo", &json!({"name": "d"}), Some("nothing")).await?;
+    eventually("the operation to be refused", STEP, || async {
+        let o = t.object("DotOperation", "typo").await?;
+        let why = o["status"]["message"].as_str().unwrap_or_default();
+        ensure!(o["status"]["phase"] == "Refused" && why.contains("no Commit `nothing`"), "{}", o["status"]);
+        Ok(())
+    })
+    .await?;
     // An id that the owner doesn't have: it waits, and says so; the Dot can be used, and goes on when the operation is taken back.
     reset(&t, "r", &json!({"name": "d"}), Some(&other)).await?;
     eventually("the reset to say what is missing", STEP, || async {
