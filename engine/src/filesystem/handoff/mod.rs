@@ -476,6 +476,16 @@ mod tests {
     }
 
     #[test]
+    fn the_final_commit_is_pinned_as_long_as_the_handoff_is_in_hand_or_kept() {
+        let [commit, other] = [6, 7].map(|n| CommitId::from_uuid(Uuid::from_u128(n)));
+        for phase in [MigrationPhase::Frozen, MigrationPhase::Exported, MigrationPhase::ImportStart, MigrationPhase::Committed] {
+            let handoff = Handoff::recovered(Some(MigrationRow { final_commit: Some(commit), ..row(phase, 1) }));
+            assert!(handoff.pins(commit) && !handoff.pins(other), "{phase:?}");
+        }
+        assert!(!Handoff::recovered(None).pins(commit));
+    }
+
+    #[test]
     fn a_row_past_the_begin_without_its_final_commit_is_refused_not_guessed() {
         use super::super::record::Recovered;
         use crate::format::FormatError;
