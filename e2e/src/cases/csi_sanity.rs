@@ -10,14 +10,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use dotgraft_proto::csi::v1 as csi;
 use serde_json::Value;
 use tokio::process::Command;
 
-use crate::harness::test::STEP;
 use crate::harness::{Case, Test};
 use crate::rig::Options;
-use crate::rig::wait::eventually;
 use crate::steps::sidecar::Sidecar;
 
 /// Specs in csi-test 5.6; one of them is pending upstream.
@@ -69,7 +66,7 @@ fn program() -> Result<PathBuf> {
 
 async fn sanity(t: Arc<Test>) -> Result<()> {
     let node = t.rig.node("n1")?;
-    room(&t).await?;
+    Sidecar::new(&t).await?.room(None).await?;
     let (report, mutable) = (t.dir.join("report.json"), t.dir.join("mutable.yaml"));
     std::fs::write(&mutable, "dotgraft.dev/replicas: \"0\"\n")?;
     // The agent mounts below the kubelet's directory and nowhere else.
@@ -96,17 +93,6 @@ async fn sanity(t: Arc<Test>) -> Result<()> {
         .context("running csi-sanity")?;
     let text = std::fs::read_to_string(&report).with_context(|| format!("csi-sanity ended with {status} and wrote no report"))?;
     judge(&serde_json::from_str(&text)?)
-}
-
-/// Waits until the operator has heard of the pool: csi-sanity begins at once and doesn't ask again, as a provisioner would.
-async fn room(t: &Test) -> Result<()> {
-    let client = Sidecar::new(t).await?.client;
-    eventually("room for volumes", STEP, || async {
-        let asked = client.clone().get_capacity(csi::GetCapacityRequest::default()).await?;
-        ensure!(asked.into_inner().available_capacity > 0, "the operator knows of no pool that is ready");
-        Ok(())
-    })
-    .await
 }
 
 /// Each spec by name, with its state and what went wrong.

@@ -1,6 +1,6 @@
 //! The controller's CSI service, as a sidecar calls it.
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use dotgraft_proto::csi::v1 as csi;
 use dotgraft_proto::csi::v1::controller_client::ControllerClient;
 use tonic::Status;
@@ -55,9 +55,26 @@ impl Sidecar {
         answer.volume.ok_or_else(|| Status::internal("no volume in the answer"))
     }
 
-    /// As a sidecar does: again while it is on its way.
+    /// As a sidecar does: again while it is on its way. A preferred node is only that: where the operator doesn't know of a ready pool on it
+    /// (yet), the volume begins elsewhere. So the operator has to know of one.
     pub async fn volume(&self, request: &csi::CreateVolumeRequest) -> Result<csi::Volume> {
+        let preferred = request.accessibility_requirements.iter().flat_map(|r| &r.preferred);
+        for topology in preferred {
+            self.room(Some(topology)).await?;
+        }
         eventually("the volume to be made", STEP, || async { Ok(self.create(request).await?) }).await
+    }
+
+    /// Waits until the operator has heard of a pool with room, in that topology if one is named. It hears of pools a while after the agents
+    /// are ready.
+    pub async fn room(&self, topology: Option<&csi::Topology>) -> Result<()> {
+        let request = csi::GetCapacityRequest { accessible_topology: topology.cloned(), ..csi::GetCapacityRequest::default() };
+        eventually("room for volumes", STEP, || async {
+            let answer = self.client.clone().get_capacity(request.clone()).await?.into_inner();
+            ensure!(answer.available_capacity > 0, "the operator knows of no pool that is ready in {topology:?}");
+            Ok(())
+        })
+        .await
     }
 
     /// `DeleteVolume`, again until it is done.
