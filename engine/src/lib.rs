@@ -1,6 +1,6 @@
 //! Every decision of Dotgraft, as pure synchronous state machines: no tokio, kube, disk, clock or randomness.
 //!
-//! - [`ids`], [`model`], [`words`]: the words; [`format`](mod@format): the versions of all that is kept of them.
+//! - [`ids`], [`handle`], [`model`], [`words`]: the words; [`format`](mod@format): the versions of all that is kept of them.
 //! - [`authority`]: who may write, and every transition of that (migration.md §2).
 //! - [`copies`]: which copy holds which kept commit, and whether it may go.
 //! - [`filesystem`]: all state of one Filesystem on one node (design §4).
@@ -11,6 +11,7 @@ pub mod authority;
 pub mod copies;
 pub mod filesystem;
 pub mod format;
+pub mod handle;
 pub mod ids;
 pub mod model;
 pub mod run;

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use dotgraft_api::common::{TOPOLOGY_NODE, TOPOLOGY_POOL};
 use dotgraft_engine::filesystem::{FilesystemStatus, RoleStatus};
+use dotgraft_engine::handle::VolumeHandle;
 use dotgraft_proto::csi::v1::{
     NodeExpandVolumeRequest, NodeExpandVolumeResponse, NodeGetInfoResponse, NodeGetVolumeStatsRequest, NodeGetVolumeStatsResponse,
     Topology, VolumeCondition, VolumeUsage, volume_usage,
@@ -18,7 +19,7 @@ use tonic::Code;
 use super::Csi;
 use super::mounting::required;
 use super::refusal::Refusal;
-use super::volume::{Access, Volume};
+use super::volume::{self, Access};
 use crate::actor::words;
 
 /// How long an expansion waits for the operator's word to arrive.
@@ -53,7 +54,7 @@ impl Csi {
     pub async fn stats(self: &Arc<Self>, r: NodeGetVolumeStatsRequest) -> Result<NodeGetVolumeStatsResponse, Refusal> {
         required("volume_id", &r.volume_id)?;
         required("volume_path", &r.volume_path)?;
-        let volume = Volume::parse(&r.volume_id)?;
+        let volume = volume::parse(&r.volume_id)?;
         let handle = self.handle(volume.fs())?;
         self.must_be_mounted(volume, r.volume_path).await?;
         let status = handle.current();
@@ -83,7 +84,7 @@ impl Csi {
         if range.required_bytes < 0 || range.limit_bytes < 0 || range.limit_bytes > 0 && range.limit_bytes < range.required_bytes {
             return Err(Refusal::invalid("capacity_range makes no sense: limit_bytes is below required_bytes, or one is negative"));
         }
-        let volume = Volume::parse(&r.volume_id)?;
+        let volume = volume::parse(&r.volume_id)?;
         if r.volume_capability.is_some() {
             Access::check(volume, r.volume_capability.as_ref())?;
         }
@@ -110,7 +111,7 @@ impl Csi {
         }
     }
 
-    async fn must_be_mounted(self: &Arc<Self>, volume: Volume, path: String) -> Result<(), Refusal> {
+    async fn must_be_mounted(self: &Arc<Self>, volume: VolumeHandle, path: String) -> Result<(), Refusal> {
         // Nothing is published at a path that is none: that too is "not there" (CSI spec, NodeGetVolumeStats errors).
         let place = if path.starts_with('/') { self.place("volume_path", path).await? } else { None };
         let line = match place {

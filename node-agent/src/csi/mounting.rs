@@ -11,6 +11,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use dotgraft_engine::filesystem::RoleStatus;
+use dotgraft_engine::handle::VolumeHandle;
 use dotgraft_engine::ids::FsId;
 use dotgraft_engine::model::Reason;
 use dotgraft_proto::csi::v1::{NodePublishVolumeRequest, NodeStageVolumeRequest, NodeUnpublishVolumeRequest, NodeUnstageVolumeRequest};
@@ -19,7 +20,7 @@ use tracing::Instrument;
 
 use super::place::{self, Found, Place};
 use super::refusal::Refusal;
-use super::volume::{Access, Volume};
+use super::volume::{self, Access};
 use super::{Csi, fsgroup};
 use crate::actor::FsHandle;
 use crate::btrfs::mounts::{self, MountLine};
@@ -65,7 +66,7 @@ impl Csi {
         if r.volume_capability.is_none() {
             return Err(Refusal::invalid("volume_capability is missing"));
         }
-        let volume = Volume::parse(&r.volume_id)?;
+        let volume = volume::parse(&r.volume_id)?;
         let access = Access::check(volume, r.volume_capability.as_ref())?;
         let place = self.place("staging_target_path", r.staging_target_path).await?.ok_or_else(no_parent)?;
         let turn = self.inflight.begin(&r.volume_id, place.path())?;
@@ -95,7 +96,7 @@ impl Csi {
         if r.staging_target_path.is_empty() {
             return Err(Refusal::precondition("staging_target_path is missing: this driver stages volumes"));
         }
-        let volume = Volume::parse(&r.volume_id)?;
+        let volume = volume::parse(&r.volume_id)?;
         let access = Access::check(volume, r.volume_capability.as_ref())?;
         let staging = self.place("staging_target_path", r.staging_target_path).await?;
         let place = self.place("target_path", r.target_path).await?.ok_or_else(no_parent)?;
@@ -168,7 +169,7 @@ impl Csi {
     }
 
     async fn unmount_there(&self, handle: &str, place: &Place, line: &MountLine) -> Result<(), Refusal> {
-        let volume = Volume::parse(handle)?;
+        let volume = volume::parse(handle)?;
         if line.filesystem(&self.pool_dev) != Some(volume.fs()) {
             return Err(Refusal::precondition(format!(
                 "{} has {} mounted, not volume {volume}: left alone",
@@ -187,11 +188,11 @@ impl Csi {
     // ---- mounting ----
 
     /// A handle without a commit is pinned to the newest when it is staged, and stays so until it is unstaged.
-    async fn what_to_stage(&self, volume: Volume, handle: &FsHandle, path: &Path) -> Result<MountWhat, Refusal> {
+    async fn what_to_stage(&self, volume: VolumeHandle, handle: &FsHandle, path: &Path) -> Result<MountWhat, Refusal> {
         match volume {
-            Volume::Head(_) => Ok(MountWhat::Head),
-            Volume::Commit(_, Some(commit)) => Ok(MountWhat::Commit(commit)),
-            Volume::Commit(fs, None) => {
+            VolumeHandle::Head(_) => Ok(MountWhat::Head),
+            VolumeHandle::Commit(_, commit) => Ok(MountWhat::Commit(commit)),
+            VolumeHandle::Newest(fs) => {
                 if let Some(what) = self.mounted(path).await?.and_then(|line| self.what_is(volume, &line)) {
                     return Ok(what);
                 }
@@ -204,12 +205,12 @@ impl Csi {
     }
 
     /// What is staged, and where. The kubelet's directory without a mount is one that a reset has taken away.
-    async fn staged(&self, volume: Volume, staging: Option<Place>) -> Result<(MountWhat, Place), Refusal> {
+    async fn staged(&self, volume: VolumeHandle, staging: Option<Place>) -> Result<(MountWhat, Place), Refusal> {
         let refusal = || Refusal::precondition(format!("volume {volume} is not staged there: NodeStageVolume comes first"));
         let staging = staging.ok_or_else(refusal)?;
         let what = match self.mounted(staging.path()).await? {
             Some(line) => self.what_is(volume, &line),
-            None => (staging.look()? == Found::Directory && matches!(volume, Volume::Head(_))).then_some(MountWhat::Head),
+            None => (staging.look()? == Found::Directory && matches!(volume, VolumeHandle::Head(_))).then_some(MountWhat::Head),
         };
         Ok((what.ok_or_else(refusal)?, staging))
     }
@@ -217,7 +218,7 @@ impl Csi {
     /// `staging`: to be unmounted if a reset keeps the mount back.
     async fn mount_here(
         &self,
-        volume: Volume,
+        volume: VolumeHandle,
         what: MountWhat,
         place: &Place,
         read_only: bool,
@@ -245,7 +246,14 @@ impl Csi {
     }
 
     /// The owner opens authority when the operator's word arrives, which may be a moment after the kubelet's.
-    async fn ask(&self, volume: Volume, what: MountWhat, place: &Place, read_only: bool, staging: Option<&Place>) -> Result<(), Refusal> {
+    async fn ask(
+        &self,
+        volume: VolumeHandle,
+        what: MountWhat,
+        place: &Place,
+        read_only: bool,
+        staging: Option<&Place>,
+    ) -> Result<(), Refusal> {
         let until = Instant::now() + PATIENCE;
         loop {
             let owner = self.handle(volume.fs())?;
@@ -268,7 +276,7 @@ impl Csi {
         }
     }
 
-    async fn give_to_group(self: &Arc<Self>, volume: Volume, place: &Place, access: Access, read_only: bool) -> Result<(), Refusal> {
+    async fn give_to_group(self: &Arc<Self>, volume: VolumeHandle, place: &Place, access: Access, read_only: bool) -> Result<(), Refusal> {
         let Some(group) = access.group.filter(|_| !read_only) else { return Ok(()) };
         let _turn = self.inflight.begin(&format!("{volume}, its group"), Path::new("/"))?;
         let path = place.path().to_owned();
@@ -299,7 +307,7 @@ impl Csi {
     }
 
     /// `ReadWriteOncePod`: nothing else of this node has it mounted through the agent.
-    async fn only_there(self: &Arc<Self>, volume: Volume, what: MountWhat, own: [&Path; 2]) -> Result<(), Refusal> {
+    async fn only_there(self: &Arc<Self>, volume: VolumeHandle, what: MountWhat, own: [&Path; 2]) -> Result<(), Refusal> {
         let table = self.blocking(|_| mounts::own()).await?;
         let is_it = |m: &&MountLine| m.what_is(&self.pool_dev) == Some((volume.fs(), what));
         let other = table.iter().find(|m| is_it(m) && !own.contains(&m.mount_point.as_path()));
@@ -344,12 +352,12 @@ impl Csi {
     }
 
     /// What of the volume is mounted there; `None` if it is another or not what the handle is for.
-    fn what_is(&self, volume: Volume, line: &MountLine) -> Option<MountWhat> {
+    fn what_is(&self, volume: VolumeHandle, line: &MountLine) -> Option<MountWhat> {
         let (fs, what) = line.what_is(&self.pool_dev)?;
         let fits = match (volume, what) {
-            (Volume::Head(_), MountWhat::Head) | (Volume::Commit(_, None), MountWhat::Commit(_)) => true,
-            (Volume::Commit(_, Some(wanted)), MountWhat::Commit(there)) => wanted == there,
-            (Volume::Head(_), MountWhat::Commit(_)) | (Volume::Commit(..), MountWhat::Head) => false,
+            (VolumeHandle::Head(_), MountWhat::Head) | (VolumeHandle::Newest(_), MountWhat::Commit(_)) => true,
+            (VolumeHandle::Commit(_, wanted), MountWhat::Commit(there)) => wanted == there,
+            (VolumeHandle::Head(_), MountWhat::Commit(_)) | (VolumeHandle::Newest(_) | VolumeHandle::Commit(..), MountWhat::Head) => false,
         };
         (fits && fs == volume.fs()).then_some(what)
     }

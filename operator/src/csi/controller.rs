@@ -12,6 +12,7 @@ use wire::controller_service_capability::{self, Type};
 use wire::validate_volume_capabilities_response::Confirmed;
 
 use super::error::{CsiError, code_name};
+use super::ids::VolumeHandle;
 use super::{capability, capacity, create, delete, find, ids, list, modify, params, publish, snapshot};
 use crate::context::Ctx;
 
@@ -86,10 +87,10 @@ async fn validate(r: &wire::ValidateVolumeCapabilitiesRequest, ctx: &Ctx) -> Res
     find::volume(&handle, ctx).await?;
     let parameters = params::Parameters::read(&r.parameters, &r.mutable_parameters).map(|_| ());
     let uses = r.volume_capabilities.iter().try_for_each(|c| match capability::check(c)? {
-        capability::Use::ReadMany if !handle.read_only => {
-            Err(CsiError::Invalid(format!("to read on several nodes, use `ro/{}`", handle.fs)))
+        capability::Use::ReadMany if !handle.is_read_only() => {
+            Err(CsiError::Invalid(format!("to read on several nodes, use `{}`", VolumeHandle::Newest(handle.fs()))))
         }
-        capability::Use::Write if handle.read_only => Err(CsiError::Invalid("this handle is read-only".into())),
+        capability::Use::Write if handle.is_read_only() => Err(CsiError::Invalid("this handle is read-only".into())),
         _ => Ok(()),
     });
     Ok(parameters.and(uses).err().map(|e| e.to_string()))

@@ -12,7 +12,7 @@ use wire::volume_content_source::Type as Source;
 
 use super::error::CsiError;
 use super::find::{self, PATIENCE, amount, csi_name, until};
-use super::ids::{Handle, SnapshotId, required};
+use super::ids::{SnapshotId, VolumeHandle, required};
 use super::params::{Parameters, SIZE_DEFAULT, Sizes};
 use super::{capability, snapshot, topology};
 use crate::claim::{ClaimObject, own};
@@ -235,13 +235,13 @@ async fn start(wanted: &Wanted<'_>, ctx: &Ctx) -> Result<Option<Start>, CsiError
         }
         Some(Source::Volume(v)) => {
             let missing = || CsiError::NotFound(format!("there is no volume `{}`", v.volume_id));
-            let handle = Handle::parse(&v.volume_id).filter(|h| !h.read_only).ok_or_else(missing)?;
+            let handle = v.volume_id.parse().ok().filter(|h: &VolumeHandle| !h.is_read_only()).ok_or_else(missing)?;
             let volume = find::volume(&handle, ctx).await?;
             if volume.claim.namespace != wanted.namespace {
                 return Err(missing());
             }
             let commit = snapshot::transient(wanted.name, &volume, ctx).await?;
-            let origin = Origin { fs_id: handle.fs.to_string(), commit };
+            let origin = Origin { fs_id: handle.fs().to_string(), commit };
             Ok(Some(Start { origin, size: volume.claim.capacity.unwrap_or_default(), node: owner(&volume.fs) }))
         }
     }

@@ -5,7 +5,7 @@ use kube::{Api, ResourceExt};
 
 use super::error::CsiError;
 use super::find::{self, PATIENCE, csi_name, until};
-use super::ids::{Handle, required};
+use super::ids::{VolumeHandle, required};
 use crate::claim::{ClaimObject, own};
 use crate::context::Ctx;
 use crate::write;
@@ -19,8 +19,8 @@ const HELD: [&str; 3] = ["Mounted", "BranchesExist", "ClaimBound"];
 ///
 /// `FAILED_PRECONDITION` if it is published or something needs it, `ABORTED` while it goes.
 pub async fn delete(volume_id: &str, ctx: &Ctx) -> Result<(), CsiError> {
-    let Some(handle) = Handle::parse(required("volume_id", volume_id)?).filter(|h| !h.read_only) else { return Ok(()) };
-    let id = handle.fs.to_string();
+    let Some(handle) = required("volume_id", volume_id)?.parse::<VolumeHandle>().ok().filter(|h| !h.is_read_only()) else { return Ok(()) };
+    let id = handle.fs().to_string();
     let Some(fs) = find::filesystem(&id, ctx).await? else { return Ok(()) };
     let claim = &fs.spec.claim_ref;
     if claim.kind != ClaimKind::Dot {

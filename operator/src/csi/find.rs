@@ -11,7 +11,7 @@ use kube::{Api, Resource, ResourceExt};
 use tokio::time::Instant;
 
 use super::error::CsiError;
-use super::ids::{Handle, no_volume};
+use super::ids::{VolumeHandle, no_volume};
 use crate::claim::{ClaimObject, ClaimView, own};
 use crate::context::Ctx;
 
@@ -61,8 +61,8 @@ pub async fn filesystem(id: &str, ctx: &Ctx) -> Result<Option<Filesystem>, CsiEr
 /// # Errors
 ///
 /// `NOT_FOUND` as said; the API server refuses or doesn't answer.
-pub async fn volume(handle: &Handle, ctx: &Ctx) -> Result<Volume, CsiError> {
-    let id = handle.fs.to_string();
+pub async fn volume(handle: &VolumeHandle, ctx: &Ctx) -> Result<Volume, CsiError> {
+    let id = handle.fs().to_string();
     let Some(fs) = filesystem(&id, ctx).await? else { return Err(no_volume(&id)) };
     let c = &fs.spec.claim_ref;
     let found = match c.kind {

@@ -2,15 +2,15 @@
 //!
 //! | | |
 //! |---|---|
-//! | volume | `<fsId>`: the writable head; `ro/<fsId>`, `ro/<fsId>@<commitId>`: read-only, from a copy on any node |
+//! | volume | [`VolumeHandle`] |
 //! | snapshot | `<fsId>@<commitId>` |
 
 use std::fmt;
 
+pub use dotgraft_engine::handle::VolumeHandle;
 use dotgraft_engine::ids::{CommitId, FsId};
 
 use super::error::CsiError;
-pub use crate::handle::Handle;
 
 /// Longest name or id in a CSI call, in bytes (CSI spec, "Size Limits").
 pub const NAME_MAX: usize = 128;
@@ -57,8 +57,8 @@ pub fn required<'a>(what: &str, value: &'a str) -> Result<&'a str, CsiError> {
 /// # Errors
 ///
 /// `INVALID_ARGUMENT` if it is empty, `NOT_FOUND` if it can't be ours.
-pub fn volume(text: &str) -> Result<Handle, CsiError> {
-    Handle::parse(required("volume_id", text)?).ok_or_else(|| no_volume(text))
+pub fn volume(text: &str) -> Result<VolumeHandle, CsiError> {
+    required("volume_id", text)?.parse().map_err(|_| no_volume(text))
 }
 
 /// The answer for a volume that isn't there.
@@ -73,25 +73,16 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn handles_are_read_as_they_are_written() {
-        let head = Handle::parse(FS).unwrap();
-        assert_eq!(head, Handle::head(head.fs));
-        let ro = Handle::parse(&format!("ro/{FS}")).unwrap();
-        assert!(ro.read_only && ro.commit.is_none());
-        let commit = format!("ro/{FS}@{FS}");
-        assert!(Handle::parse(&commit).unwrap().commit.is_some());
-        for text in [FS, &format!("ro/{FS}"), &commit] {
-            assert_eq!(Handle::parse(text).unwrap().to_string(), text);
-        }
+    fn ids_are_read_as_they_are_written() {
+        assert_eq!(volume(FS).unwrap(), VolumeHandle::Head(FS.parse().unwrap()));
         let snapshot = format!("{FS}@{FS}");
         assert_eq!(SnapshotId::parse(&snapshot).unwrap().to_string(), snapshot);
     }
 
     #[test]
-    fn what_we_never_gave_out_is_no_handle() {
-        for text in ["", "x", "ro/", "rw/x", &format!("{FS}@{FS}"), &FS.to_uppercase(), &format!("ro/{FS}@"), &format!("ro/ro/{FS}")] {
-            assert_eq!(Handle::parse(text), None, "{text}");
-        }
+    fn what_we_never_gave_out_names_nothing() {
+        assert!(matches!(volume(""), Err(CsiError::Invalid(_))));
+        assert!(matches!(volume("ro/x"), Err(CsiError::NotFound(_))));
         for text in ["", "@", FS, &format!("{FS}@"), &format!("{FS}@{FS}@{FS}"), &format!("ro/{FS}@{FS}")] {
             assert_eq!(SnapshotId::parse(text), None, "{text}");
         }
@@ -100,7 +91,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_text_panics(text in "(ro/)?.{0,80}") {
-            let _ = (Handle::parse(&text), SnapshotId::parse(&text), required("x", &text).is_ok());
+            let _ = (volume(&text).is_ok(), SnapshotId::parse(&text), required("x", &text).is_ok());
         }
     }
 }

@@ -11,7 +11,7 @@ use kube::ResourceExt;
 
 use super::error::CsiError;
 use super::find::{self, Volume, is_usable};
-use super::ids::{self, Handle, SnapshotId};
+use super::ids::{self, SnapshotId, VolumeHandle};
 use super::{snapshot, topology};
 use crate::caches::fs_term;
 use crate::claim::{ClaimView, own};
@@ -38,7 +38,7 @@ fn page<T>(max_entries: i32, token: &str, parse: impl Fn(&str) -> Option<T>) -> 
 ///
 /// `INVALID_ARGUMENT` for a negative number of entries, `ABORTED` for a token that was not given out.
 pub fn volumes(request: &wire::ListVolumesRequest, ctx: &Ctx) -> Result<wire::ListVolumesResponse, CsiError> {
-    let (most, after) = page(request.max_entries, &request.starting_token, Handle::parse)?;
+    let (most, after) = page(request.max_entries, &request.starting_token, |text| text.parse::<VolumeHandle>().ok())?;
     let mut list = Vec::new();
     for fs in ctx.caches.filesystems.all() {
         let Ok(id) = fs.name_any().parse::<FsId>() else { continue };
@@ -61,10 +61,10 @@ pub fn volumes(request: &wire::ListVolumesRequest, ctx: &Ctx) -> Result<wire::Li
 
 /// The handles of a Filesystem: its head's, and the read-only ones that `PersistentVolumes` name. What is attached and not found here
 /// the attacher publishes again each minute (`--reconcile-sync`).
-fn handles(id: FsId, ctx: &Ctx) -> BTreeSet<Handle> {
+fn handles(id: FsId, ctx: &Ctx) -> BTreeSet<VolumeHandle> {
     let volumes = ctx.caches.volumes.with(&fs_term(&id.to_string()));
-    let read_only = volumes.iter().filter_map(|pv| handle::handle_of(pv)).filter(|h| h.read_only);
-    read_only.chain([Handle::head(id)]).collect()
+    let read_only = volumes.iter().filter_map(|pv| handle::handle_of(pv)).filter(|h| h.is_read_only());
+    read_only.chain([VolumeHandle::Head(id)]).collect()
 }
 
 /// A page, and the token of the next one; empty if this is the last.
@@ -96,7 +96,7 @@ fn condition(trouble: Option<String>) -> wire::VolumeCondition {
     wire::VolumeCondition { abnormal: trouble.is_some(), message: trouble.unwrap_or_else(|| "Ready".into()) }
 }
 
-fn on_wire(handle: &Handle, fs: &Filesystem, claim: &ClaimView, ctx: &Ctx) -> wire::Volume {
+fn on_wire(handle: &VolumeHandle, fs: &Filesystem, claim: &ClaimView, ctx: &Ctx) -> wire::Volume {
     let owner = fs.status.as_ref().and_then(|s| s.authority.as_ref()).and_then(|a| ctx.caches.pools.get(&a.owner.node));
     wire::Volume {
         capacity_bytes: i64::try_from(claim.capacity.clone().unwrap_or_default()).unwrap_or(i64::MAX),

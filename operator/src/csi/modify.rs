@@ -40,7 +40,7 @@ pub async fn expand(request: &wire::ControllerExpandVolumeRequest, ctx: &Ctx) ->
     let Some(range) = &request.capacity_range else { return Err(CsiError::Invalid("capacity_range is missing".into())) };
     let sizes = Sizes::read(Some(range))?;
     let handle = ids::volume(&request.volume_id)?;
-    if handle.read_only {
+    if handle.is_read_only() {
         return Err(CsiError::Invalid("a read-only volume has the size of its commit".into()));
     }
     let volume = find::volume(&handle, ctx).await?;

@@ -11,7 +11,7 @@ use serde_json::json;
 use super::capability::{self, Use};
 use super::error::CsiError;
 use super::find::{self, TRIES, until};
-use super::ids::{self, Handle, required};
+use super::ids::{self, VolumeHandle, required};
 use crate::context::Ctx;
 use crate::error::{Error, Kind};
 use crate::filesystem::moving;
@@ -35,11 +35,13 @@ enum Way {
     Copy,
 }
 
-fn way(handle: &Handle, usage: Use, readonly: bool) -> Result<Way, CsiError> {
-    match (handle.read_only, usage) {
+fn way(handle: &VolumeHandle, usage: Use, readonly: bool) -> Result<Way, CsiError> {
+    match (handle.is_read_only(), usage) {
         (true, Use::Write) if !readonly => Err(CsiError::Invalid("this handle is read-only: publish it read-only".into())),
         (true, _) => Ok(Way::Copy),
-        (false, Use::ReadMany) => Err(CsiError::Invalid(format!("to read on several nodes, use the handle `ro/{}`", handle.fs))),
+        (false, Use::ReadMany) => {
+            Err(CsiError::Invalid(format!("to read on several nodes, use the handle `{}`", VolumeHandle::Newest(handle.fs()))))
+        }
         (false, Use::Read) => Ok(Way::Read),
         (false, Use::Write) => Ok(if readonly { Way::Read } else { Way::Write }),
     }
@@ -89,14 +91,13 @@ pub async fn publish(request: &wire::ControllerPublishVolumeRequest, limit: usiz
     let usage = capability::check(capability)?;
     let handle = ids::volume(&request.volume_id)?;
     let way = way(&handle, usage, request.readonly)?;
-    let id = handle.fs.to_string();
     let mut volume = find::volume(&handle, ctx).await?;
     let pool = Api::<NodePool>::all(ctx.client.clone()).get_opt(node).await?;
     let pool = pool.ok_or_else(|| CsiError::NotFound(format!("there is no node `{node}` with a pool")))?;
     check_group(&volume.fs, &pool, ctx)?;
     match way {
         Way::Copy if !has_copy(&handle, node, ctx) => check_placement(&volume, node, ctx)?,
-        Way::Read if !is_for(&volume, node) => return Err(elsewhere(&id, node)),
+        Way::Read if !is_for(&volume, node) => return Err(elsewhere(handle, node)),
         _ => {}
     }
     for _ in 0..TRIES {
@@ -147,8 +148,11 @@ fn is_for(volume: &find::Volume, node: &str) -> bool {
     owner == Some(node) || moving::wanted_node(&volume.fs, Some(&volume.claim)) == Some(node)
 }
 
-fn elsewhere(id: &str, node: &str) -> CsiError {
-    CsiError::InUse(format!("node `{node}` doesn't own the volume, and to read it moves nothing: use `ro/{id}`"))
+fn elsewhere(handle: VolumeHandle, node: &str) -> CsiError {
+    CsiError::InUse(format!(
+        "node `{node}` doesn't own the volume, and to read it moves nothing: use `{}`",
+        VolumeHandle::Newest(handle.fs())
+    ))
 }
 
 /// A copy for pods that read is made only where placement allows one.
@@ -168,8 +172,8 @@ fn check_limit(node: &str, limit: usize, ctx: &Ctx) -> Result<(), CsiError> {
 }
 
 /// Waits until the node can have the volume staged.
-async fn arrived(handle: &Handle, node: &str, way: Way, ctx: &Ctx) -> Result<(), CsiError> {
-    let id = &handle.fs.to_string();
+async fn arrived(handle: &VolumeHandle, node: &str, way: Way, ctx: &Ctx) -> Result<(), CsiError> {
+    let id = &handle.fs().to_string();
     let there = || {
         let fs = ctx.caches.filesystems.get(id)?;
         let published = fs.spec.published_to.iter().any(|p| p.node == node);
@@ -187,19 +191,19 @@ async fn arrived(handle: &Handle, node: &str, way: Way, ctx: &Ctx) -> Result<(),
     }
     match way {
         Way::Write => Err(CsiError::InProgress(progress(id, node, ctx))),
-        Way::Read => Err(elsewhere(id, node)),
+        Way::Read => Err(elsewhere(*handle, node)),
         Way::Copy => Err(CsiError::InProgress(copying(handle, node, ctx))),
     }
 }
 
 /// How far the copy is that pods on that node are to read.
-fn copying(handle: &Handle, node: &str, ctx: &Ctx) -> String {
-    let replicas = ctx.caches.replicas.with(&handle.fs.to_string());
+fn copying(handle: &VolumeHandle, node: &str, ctx: &Ctx) -> String {
+    let replicas = ctx.caches.replicas.with(&handle.fs().to_string());
     let owner = replicas.iter().filter_map(|r| r.status.as_ref()).find(|s| s.role == CopyRole::Owner);
     if owner.is_some_and(|s| s.commit_count == 0) {
         return "there is no commit yet that could be read: make one, by a Commit object or `kubectl dot commit`".into();
     }
-    match (replicas.iter().find(|r| r.spec.node == node).and_then(|r| r.status.as_ref()), handle.commit) {
+    match (replicas.iter().find(|r| r.spec.node == node).and_then(|r| r.status.as_ref()), handle.commit()) {
         (Some(s), Some(commit)) if s.role == CopyRole::Replica && s.commit_count > 0 => format!(
             "the copy on node `{node}` has other commits, but not {commit}, perhaps as it began after that: a copy of all of them is made by a \
              ReplicationJob with `initial: All` where there is none yet"
@@ -210,9 +214,9 @@ fn copying(handle: &Handle, node: &str, ctx: &Ctx) -> String {
 }
 
 /// That node has a commit, or the one that the handle names.
-fn has_copy(handle: &Handle, node: &str, ctx: &Ctx) -> bool {
-    let holds = |s: &ReplicaStatus| handle.commit.is_none_or(|c| find::holds(s, &c.to_string()));
-    ctx.caches.replicas.with(&handle.fs.to_string()).iter().any(|r| {
+fn has_copy(handle: &VolumeHandle, node: &str, ctx: &Ctx) -> bool {
+    let holds = |s: &ReplicaStatus| handle.commit().is_none_or(|c| find::holds(s, &c.to_string()));
+    ctx.caches.replicas.with(&handle.fs().to_string()).iter().any(|r| {
         let ready = |s: &ReplicaStatus| matches!(s.role, CopyRole::Owner | CopyRole::Replica) && s.head.is_some() && holds(s);
         r.spec.node == node && r.status.as_ref().is_some_and(ready)
     })
@@ -238,17 +242,18 @@ fn progress(id: &str, node: &str, ctx: &Ctx) -> String {
 ///
 /// The API server refuses or doesn't answer.
 pub async fn unpublish(request: &wire::ControllerUnpublishVolumeRequest, ctx: &Ctx) -> Result<(), CsiError> {
-    let Some(handle) = Handle::parse(required("volume_id", &request.volume_id)?) else { return Ok(()) };
+    let Ok(handle) = required("volume_id", &request.volume_id)?.parse::<VolumeHandle>() else { return Ok(()) };
     let node = (!request.node_id.is_empty()).then_some(request.node_id.as_str());
     for _ in 0..TRIES {
-        let Some(fs) = find::filesystem(&handle.fs.to_string(), ctx).await? else { return Ok(()) };
-        let Some(next) = without(&fs.spec.published_to, node, handle.read_only) else { return Ok(()) };
+        let Some(fs) = find::filesystem(&handle.fs().to_string(), ctx).await? else { return Ok(()) };
+        let Some(next) = without(&fs.spec.published_to, node, handle.is_read_only()) else { return Ok(()) };
         match write_list(&fs, &next, ctx).await {
             Ok(()) => {
                 // So that this program's own lists say the same from now on.
                 let name = fs.name_any();
-                let seen =
-                    || ctx.caches.filesystems.get(&name).is_none_or(|f| without(&f.spec.published_to, node, handle.read_only).is_none());
+                let seen = || {
+                    ctx.caches.filesystems.get(&name).is_none_or(|f| without(&f.spec.published_to, node, handle.is_read_only()).is_none())
+                };
                 until(Duration::from_secs(2), || seen().then_some(())).await;
                 return Ok(());
             }

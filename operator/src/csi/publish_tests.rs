@@ -49,7 +49,7 @@ fn letting_go_takes_one_node_or_all_and_nothing_twice() {
 
 #[test]
 fn a_handle_says_how_it_can_be_published() {
-    let (head, ro) = (Handle::parse(FS).unwrap(), Handle::parse(&format!("ro/{FS}")).unwrap());
+    let (head, ro) = (VolumeHandle::Head(FS.parse().unwrap()), VolumeHandle::Newest(FS.parse().unwrap()));
     assert_eq!(way(&head, Use::Write, false).unwrap(), Way::Write);
     assert_eq!(way(&head, Use::Write, true).unwrap(), Way::Read);
     assert!(way(&head, Use::ReadMany, true).is_err());

@@ -112,13 +112,13 @@ pub async fn create(request: &wire::CreateSnapshotRequest, ctx: &Ctx) -> Result<
     required("source_volume_id", &request.source_volume_id)?;
     let copies = copies(&request.parameters)?;
     let handle = ids::volume(&request.source_volume_id)?;
-    if handle.read_only {
+    if handle.is_read_only() {
         return Err(CsiError::Invalid("a read-only volume is a commit already".into()));
     }
-    let fs_id = handle.fs.to_string();
+    let fs_id = handle.fs().to_string();
     for known in ctx.caches.commits.with(&csi_term(name)) {
         match proven_id(&known, ctx) {
-            Some(id) if id.fs == handle.fs => {}
+            Some(id) if id.fs == handle.fs() => {}
             Some(_) => return Err(CsiError::Exists(format!("there is a snapshot `{name}` of another volume"))),
             None => continue,
         }

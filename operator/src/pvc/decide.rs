@@ -2,12 +2,14 @@
 
 use dotgraft_api::common::{DRIVER_NAME, GROUP, TOPOLOGY_POOL};
 use dotgraft_api::{ClaimKind, ConditionType, Word, parse_quantity};
+use dotgraft_engine::handle::VolumeHandle;
+use dotgraft_engine::ids::FsId;
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use kube::ResourceExt;
 use serde_json::{Value, json};
 
 use crate::conditions::Block;
-use crate::handle::filesystem_of;
+use crate::handle::handle_of;
 use crate::names::FS_LABEL;
 
 /// What a PVC's `dataSourceRef` means.
@@ -81,15 +83,15 @@ pub fn access(pvc: &PersistentVolumeClaim) -> Result<Access, Block> {
 }
 
 /// Name of the PV for a Filesystem: one that writes and one that reads, so that the API server itself refuses a second.
-pub fn volume_name(fs_id: &str, read_only: bool) -> String {
-    if read_only { format!("dotgraft-ro-{fs_id}") } else { format!("dotgraft-{fs_id}") }
+pub fn volume_name(fs: FsId, read_only: bool) -> String {
+    if read_only { format!("dotgraft-ro-{fs}") } else { format!("dotgraft-{fs}") }
 }
 
 /// What a PV is made of.
 #[derive(Debug, Clone)]
 pub struct Volume<'a> {
     /// The Filesystem.
-    pub fs_id: &'a str,
+    pub fs: FsId,
     /// How it is used.
     pub access: &'a Access,
     /// Its size in bytes.
@@ -102,12 +104,13 @@ pub struct Volume<'a> {
 
 /// The PV: bound to exactly this PVC by its UID (bound within 0.1 s; without UID the binder takes 12 s).
 pub fn volume(pvc: &PersistentVolumeClaim, v: &Volume<'_>) -> Value {
-    let handle = if v.access.read_only { format!("ro/{}", v.fs_id) } else { v.fs_id.to_owned() };
+    let handle = if v.access.read_only { VolumeHandle::Newest(v.fs) } else { VolumeHandle::Head(v.fs) };
+    let fs_id = v.fs.to_string();
     json!({
         "apiVersion": "v1", "kind": "PersistentVolume",
         "metadata": {
-            "name": volume_name(v.fs_id, v.access.read_only),
-            "labels": { FS_LABEL: v.fs_id },
+            "name": volume_name(v.fs, v.access.read_only),
+            "labels": { FS_LABEL: fs_id },
             // Without it a PV that is to be deleted stays `Released` for ever.
             "annotations": { "pv.kubernetes.io/provisioned-by": DRIVER_NAME },
         },
@@ -118,7 +121,7 @@ pub fn volume(pvc: &PersistentVolumeClaim, v: &Volume<'_>) -> Value {
                 "apiVersion": "v1", "kind": "PersistentVolumeClaim",
                 "namespace": pvc.namespace(), "name": pvc.name_any(), "uid": pvc.uid(),
             },
-            "csi": { "driver": DRIVER_NAME, "volumeHandle": handle, "readOnly": v.access.read_only },
+            "csi": { "driver": DRIVER_NAME, "volumeHandle": handle.to_string(), "readOnly": v.access.read_only },
             "nodeAffinity": { "required": { "nodeSelectorTerms": [
                 { "matchExpressions": [{ "key": TOPOLOGY_POOL, "operator": "In", "values": [v.group] }] },
             ] } },
@@ -132,7 +135,7 @@ pub fn volume(pvc: &PersistentVolumeClaim, v: &Volume<'_>) -> Value {
 /// Made here, to be taken away here when its claim is gone: nobody else takes a `Retain` PV away, and the data is not its own.
 pub fn is_ours_to_drop(pv: &PersistentVolume) -> bool {
     let spec = pv.spec.clone().unwrap_or_default();
-    let named = filesystem_of(pv).is_some_and(|id| [true, false].iter().any(|ro| volume_name(&id, *ro) == pv.name_any()));
+    let named = handle_of(pv).is_some_and(|h| [true, false].iter().any(|ro| volume_name(h.fs(), *ro) == pv.name_any()));
     named && spec.persistent_volume_reclaim_policy.as_deref() == Some("Retain") && pv.metadata.deletion_timestamp.is_none()
 }
 
@@ -146,6 +149,7 @@ pub fn bound_claim(pv: &PersistentVolume) -> Option<String> {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use crate::handle::filesystem_of;
     use crate::testing::FS;
 
     /// A PVC `data` of namespace `team` that names `kind`/`db`.
@@ -161,7 +165,7 @@ pub(super) mod tests {
         .unwrap()
     }
     fn made(access: &Access) -> PersistentVolume {
-        let v = Volume { fs_id: FS, access, capacity: 1 << 30, group: "default", reclaim: "Retain" };
+        let v = Volume { fs: FS.parse().unwrap(), access, capacity: 1 << 30, group: "default", reclaim: "Retain" };
         serde_json::from_value(volume(&pvc("Dot", &["ReadWriteOnce"]), &v)).unwrap()
     }
 

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use dotgraft_api::common::DRIVER_NAME;
 use dotgraft_api::{Commit, ConditionType, FilesystemPhase, Reason, Word};
+use dotgraft_engine::handle::VolumeHandle;
 use dotgraft_proto::csi::v1 as wire;
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use k8s_openapi::api::storage::v1::StorageClass;
@@ -115,14 +116,15 @@ async fn use_claim(
     let fs = own::live_filesystem(&claim, ctx).await?;
     let active = fs.filter(|f| f.status.as_ref().is_some_and(|s| s.phase == FilesystemPhase::Active));
     let owner = active.as_ref().and_then(|f| f.status.as_ref()?.authority.as_ref().map(|a| a.owner.node.clone()));
-    let Some((fs, pool)) = active.zip(owner.and_then(|o| ctx.caches.pools.get(&o))) else {
+    let id = active.and_then(|f| f.name_any().parse().ok());
+    let Some((fs, pool)) = id.zip(owner.and_then(|o| ctx.caches.pools.get(&o))) else {
         return blocked(ConditionType::SourceNotReady, format!("{what} isn't ready yet"));
     };
     let capacity = claim.capacity.clone().unwrap_or_default();
     if decide::requested(pvc) > capacity {
         return blocked(Word::TooSmall, format!("{what} has {capacity} bytes, fewer than the claim asks for: make it larger first"));
     }
-    let volume = Volume { fs_id: &fs.name_any(), access, capacity, group: &pool.spec.pool_group, reclaim: "Retain" };
+    let volume = Volume { fs, access, capacity, group: &pool.spec.pool_group, reclaim: "Retain" };
     bind(pvc, &volume, &what, ctx).await
 }
 
@@ -152,14 +154,17 @@ async fn restore(pvc: &PersistentVolumeClaim, name: &str, access: &Access, class
     let group = made.accessible_topology.first().and_then(|t| t.segments.values().next().cloned()).unwrap_or_default();
     let reclaim = class.reclaim_policy.clone().unwrap_or_else(|| "Delete".into());
     let capacity = u64::try_from(made.capacity_bytes).unwrap_or_default();
-    let volume = Volume { fs_id: &made.volume_id, access, capacity, group: &group, reclaim: &reclaim };
+    let Ok(handle) = made.volume_id.parse::<VolumeHandle>() else {
+        return blocked(Word::ProvisioningFailed, format!("`{}` is no volume", made.volume_id));
+    };
+    let volume = Volume { fs: handle.fs(), access, capacity, group: &group, reclaim: &reclaim };
     bind(pvc, &volume, &format!("Commit `{name}`"), ctx).await
 }
 
 /// Makes the PV. Its name is the Filesystem's, so of two PVCs one gets it, whoever looks.
 async fn bind(pvc: &PersistentVolumeClaim, volume: &Volume<'_>, what: &str, ctx: &Ctx) -> Result<Outcome, Error> {
-    let rivals = ctx.caches.volumes.with(&fs_term(volume.fs_id));
-    let name = decide::volume_name(volume.fs_id, volume.access.read_only);
+    let rivals = ctx.caches.volumes.with(&fs_term(&volume.fs.to_string()));
+    let name = decide::volume_name(volume.fs, volume.access.read_only);
     let is_rival = |pv: &PersistentVolume| pv.name_any() != name && handle::is_read_only(pv) == volume.access.read_only;
     if let Some(other) = rivals.iter().find(|pv| is_rival(pv)) {
         return blocked(Word::AlreadyClaimed, already(what, other));

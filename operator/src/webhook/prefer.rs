@@ -92,7 +92,7 @@ fn filesystem_of(pvc: &PersistentVolumeClaim, namespace: &str, ctx: &Ctx) -> Opt
     if let Some(name) = spec.volume_name.as_deref().filter(|n| !n.is_empty()) {
         let pv = ctx.caches.volumes.get(name)?;
         let handle = handle::handle_of(&pv)?;
-        return Some((handle.fs.to_string(), handle.read_only));
+        return Some((handle.fs().to_string(), handle.is_read_only()));
     }
     let Ok(Source::Claim(kind, name)) = decide::source(pvc)? else { return None };
     let (_, fs) = claim::bound(ctx, kind, namespace, &name)?;
