@@ -160,6 +160,9 @@ pub struct Orphan {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::uuid")]
     pub head: Option<String>,
+    /// Up to where it has the history; absent with commits: the agent is of a version before 0.2.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub complete_to: Option<crate::replica::CompleteTo>,
     /// Commits that it has.
     #[serde(default)]
     pub commits: u64,

@@ -88,7 +88,9 @@ async fn adopt(pool: &NodePool, pools: &[NodePool], action: &OrphanAction, ctx: 
                 note(pool, true, block.reason.as_str(), format!("{}: {}", action.fs_id, block.message), ctx).await;
                 return Ok(false);
             }
-            note(pool, false, "Adopted", format!("{}: objects made anew, owner {}", action.fs_id, restore.authority.owner.node), ctx).await;
+            let ahead = restore.ahead.as_ref().map_or_else(String::new, |what| format!("; {what}"));
+            let made = format!("{}: objects made anew, owner {}{ahead}", action.fs_id, restore.authority.owner.node);
+            note(pool, restore.ahead.is_some(), "Adopted", made, ctx).await;
             Ok(true)
         }
     }

@@ -105,6 +105,11 @@ impl Copy {
         self.complete_to.map(|to| to.epoch).max(self.newest.map(|n| n.epoch))
     }
 
+    /// What it is complete to is known: its agent says it, or it holds no commit.
+    const fn says(&self) -> bool {
+        self.complete_to.is_some() || self.newest.is_none()
+    }
+
     /// What it holds. While some copy of that epoch doesn't say what it is complete to, all are compared by their newest commits, as release
     /// 0.1 did: a number says nothing beside a commit that has none.
     fn holds(&self, all_say: bool) -> (Option<CompleteTo>, Option<Timestamp>) {
@@ -187,6 +192,7 @@ pub fn promote(
 /// A person accepts an epoch after authority was lost or the API restored: one above every epoch that any pool has seen, to the highest
 /// claim: the epoch in which a copy says it is the owner's, then what it is complete to. The owner on record claims the recorded epoch.
 /// An owner that knows that it was superseded comes after every other; a copy that is to go claims nothing, unless nobody else does.
+/// Where two claim the same epoch and one doesn't say what it is complete to, though it holds commits, only a person can tell.
 ///
 /// # Errors
 ///
@@ -207,12 +213,16 @@ fn claimant(recorded: Option<&Authority>, copies: &[Copy]) -> Result<Place, Refu
     let claim = |c: &Copy| {
         let on_record = recorded.filter(|a| a.owner == c.place).map(|a| a.epoch);
         let own = (c.role >= CopyRole::Superseded).then_some(c.epoch);
-        (c.wanted, c.role != CopyRole::Superseded, on_record.max(own), c.complete_to)
+        (c.wanted, c.role != CopyRole::Superseded, on_record.max(own))
     };
     let mut claims: Vec<_> = copies.iter().filter(|c| c.role >= CopyRole::Superseded || is_recorded(c)).map(|c| (claim(c), c)).collect();
-    claims.sort_by_key(|(claim, _)| Reverse(*claim));
+    claims.sort_by_key(|(claim, c)| Reverse((*claim, c.complete_to)));
+    let highest = claims.first().map(|(claim, _)| *claim);
+    let all_say = claims.iter().filter(|(claim, _)| Some(*claim) == highest).all(|(_, c)| c.says());
     match (claims.as_slice(), recorded) {
-        ([(one, a), (other, b), ..], _) if one == other => Err(Refusal::EqualClaims(a.place.clone(), b.place.clone())),
+        ([(one, a), (other, b), ..], _) if one == other && (!all_say || a.complete_to == b.complete_to) => {
+            Err(Refusal::EqualClaims(a.place.clone(), b.place.clone()))
+        }
         ([(_, best), ..], _) => Ok(best.place.clone()),
         // Its pool says nothing: the record is all there is.
         ([], Some(authority)) => Ok(authority.owner.clone()),

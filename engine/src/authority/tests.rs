@@ -346,6 +346,11 @@ fn accept_goes_above_every_epoch_that_was_seen_to_the_highest_claim() {
     let conflict = read(Authority { owner: place(3), epoch: Epoch(6), ..owned() });
     assert_eq!(accept(&conflict, 6, &[claim(2, 6, 4), claim(3, 6, 2)]), Ok((place(2), Epoch(7))), "what they hold decides");
     assert_eq!(accept(&conflict, 6, &[claim(2, 6, 4), claim(3, 6, 4)]), Err(Refusal::EqualClaims(place(2), place(3))));
+    let silent = Copy { complete_to: None, ..claim(3, 6, 2) };
+    let ask = Err(Refusal::EqualClaims(place(2), place(3)));
+    assert_eq!(accept(&conflict, 6, &[claim(2, 6, 4), silent.clone()]), ask, "of an agent that doesn't say, nobody knows");
+    let empty = Copy { newest: None, ..silent };
+    assert_eq!(accept(&conflict, 6, &[claim(2, 6, 4), empty]), Ok((place(2), Epoch(7))), "it has none, and says so");
     let dropped = Copy { wanted: false, ..claim(3, 6, 4) };
     assert_eq!(accept(&conflict, 6, &[claim(2, 6, 4), dropped]), Ok((place(2), Epoch(7))), "a person has chosen");
     // In the middle of a handoff the record is ahead of both.

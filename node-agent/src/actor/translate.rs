@@ -12,7 +12,7 @@ use dotgraft_engine::filesystem::{
     WantedCommit, WantedJob,
 };
 use dotgraft_engine::ids::{Epoch, FsId, IdError, Timestamp};
-use dotgraft_engine::model::{Claim, Origin, Place};
+use dotgraft_engine::model::{Claim, Order, Origin, Place};
 use dotgraft_engine::run::{Initial, Intermediate, JobSpec, OnConflict, Outcome, Retry, RunParams};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
@@ -179,12 +179,7 @@ pub fn status_of(s: &FilesystemStatus, before: Option<&ReplicaStatus>, now: Time
             .collect(),
         kept: s.holding.kept.iter().map(ToString::to_string).collect(),
         kept_complete: s.holding.complete,
-        complete_to: s.holding.complete_to.map(|o| CompleteTo {
-            epoch: o.epoch.0,
-            seq: o.seq,
-            time: time(o.time),
-            commit: o.id.to_string(),
-        }),
+        complete_to: s.holding.complete_to.map(complete_to),
         migration: s.migration.as_ref().map(migration),
         handed_over: s.handed_over.map(|e| e.0),
         import_start: s.import_start.map(|(mig, attempt, commit)| ImportStart {
@@ -297,6 +292,10 @@ fn conditions(s: &FilesystemStatus, before: Option<&ReplicaStatus>, now: Timesta
     all
 }
 
+fn complete_to(o: Order) -> CompleteTo {
+    CompleteTo { epoch: o.epoch.0, seq: o.seq, time: time(o.time), commit: o.id.to_string() }
+}
+
 /// What a copy without a Replica object looks like to a person who may adopt it; `None`: nothing is there.
 pub fn orphan_of(s: &FilesystemStatus) -> Option<Orphan> {
     let base = s.base.as_ref()?;
@@ -313,6 +312,7 @@ pub fn orphan_of(s: &FilesystemStatus) -> Option<Orphan> {
         capacity: base.capacity,
         history_limit: base.history_limit,
         head: s.head.map(|h| h.to_string()),
+        complete_to: s.holding.complete_to.map(complete_to),
         commits: s.commits as u64,
         bytes: s.bytes,
         deleting: s.role == RoleStatus::Deleting,

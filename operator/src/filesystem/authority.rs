@@ -142,7 +142,7 @@ fn copy(view: &View, replica: &Arc<api::Replica>) -> Option<Copy> {
             api::CopyRole::Absent | api::CopyRole::Creating | api::CopyRole::Deleting => CopyRole::None,
         },
         epoch: Epoch(status.epoch),
-        complete_to: complete_to(&status),
+        complete_to: complete_to(status.complete_to.as_ref()),
         newest: newest.and_then(|c| {
             let time = Timestamp(c.time.0.as_millisecond());
             Some(Newest { id: c.id.parse().ok()?, epoch: Epoch(c.epoch), time })
@@ -158,8 +158,8 @@ fn copy(view: &View, replica: &Arc<api::Replica>) -> Option<Copy> {
 }
 
 /// What its agent says that it is complete to. A commit without a number was taken by a version before 0.2: then the newest commit decides.
-fn complete_to(status: &api::ReplicaStatus) -> Option<CompleteTo> {
-    let to = status.complete_to.as_ref().filter(|to| to.seq > 0)?;
+pub fn complete_to(said: Option<&api::CompleteTo>) -> Option<CompleteTo> {
+    let to = said.filter(|to| to.seq > 0)?;
     Some(CompleteTo { epoch: Epoch(to.epoch), seq: to.seq })
 }
 

@@ -1,5 +1,6 @@
 //! What becomes of an orphan: pure, over all pools that hold it.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -7,11 +8,12 @@ use dotgraft_api::{
     Authority, Claim, ConditionType, CopyRole, Desired, DesiredRole, DesiredState, Filesystem, FilesystemPhase, Orphan, OrphanActionKind,
     Place, Reason, Replica, ReplicaSpec, Word,
 };
-use dotgraft_engine::authority::take::{self, Copy};
+use dotgraft_engine::authority::take::{self, CompleteTo, Copy, Newest};
 use dotgraft_engine::authority::{Read, Refusal};
-use dotgraft_engine::ids::Epoch;
+use dotgraft_engine::ids::{Epoch, Timestamp};
 
 use crate::conditions::Block;
+use crate::filesystem::authority::complete_to;
 
 /// One pool that holds the orphan.
 #[derive(Debug, Clone)]
@@ -40,14 +42,21 @@ impl Holder {
                 CopyRole::Absent | CopyRole::Creating | CopyRole::Deleting => take::CopyRole::None,
             },
             epoch: Epoch(self.orphan.epoch),
-            complete_to: None,
-            newest: None,
+            complete_to: self.complete_to(),
+            newest: self.newest(),
             import_start: None,
             handed_over: None,
             wanted: true,
             ready: true,
             lost: false,
         })
+    }
+    fn complete_to(&self) -> Option<CompleteTo> {
+        complete_to(self.orphan.complete_to.as_ref())
+    }
+    fn newest(&self) -> Option<Newest> {
+        let id = self.orphan.head.as_ref()?.parse().ok()?;
+        Some(Newest { id, epoch: self.complete_to().map_or(Epoch(self.orphan.epoch), |to| to.epoch), time: Timestamp::default() })
     }
     fn adopts(&self) -> bool {
         self.wanted != Some(OrphanActionKind::Drop)
@@ -80,6 +89,8 @@ pub struct Restore {
     pub replicas: Vec<ReplicaSpec>,
     /// What the owner's files say of sizes and origin.
     pub facts: Orphan,
+    /// A copy says that it holds more than the owner: it stays as it is, and a person is told.
+    pub ahead: Option<String>,
 }
 
 /// Outcome of `Adopt`.
@@ -102,7 +113,8 @@ pub fn claim_of(holders: &[Holder]) -> Option<Claim> {
     holders.iter().filter(|h| h.orphan.claim.is_some()).max_by_key(|h| h.orphan.epoch)?.orphan.claim.clone()
 }
 
-/// Who owns it is decided as for `kubectl dot accept` ([`take::accept`]): the highest claim, in an epoch past all that a pool has seen.
+/// Who owns it is decided as for `kubectl dot accept` ([`take::accept`]): the highest claim, of two owners in one epoch the one that is complete to
+/// more; in an epoch past all that a pool has seen.
 pub fn decide(view: &View) -> Decision {
     let holders: Vec<&Holder> = view.holders.iter().filter(|h| h.adopts()).collect();
     if holders.is_empty() {
@@ -128,7 +140,7 @@ fn owner(holders: &[&Holder], recorded: Option<Authority>) -> Result<(Authority,
         return Ok((authority, facts));
     }
     let copies: Vec<Copy> = holders.iter().filter_map(|h| h.copy()).collect();
-    let accepted = take::accept(&Read::default(), Epoch(0), &copies).map_err(|refusal| blocked(&refusal))?;
+    let accepted = take::accept(&Read::default(), Epoch(0), &copies).map_err(|refusal| blocked(&refusal, holders))?;
     let authority = Authority::from(&accepted);
     let facts = holders.iter().find(|h| h.place() == authority.owner).map(|h| h.orphan.clone()).unwrap_or_default();
     // More than the rule asks for: here nobody has accepted that something may be lost.
@@ -143,18 +155,35 @@ fn owner(holders: &[&Holder], recorded: Option<Authority>) -> Result<(Authority,
     Ok((Authority { attempt, ..authority }, facts))
 }
 
-fn blocked(refusal: &Refusal) -> Block {
-    match refusal {
-        Refusal::EqualClaims(..) => Block::new(ConditionType::EqualOwners, refusal.to_string()),
-        _ => Block::new(
-            Word::OwnerMissing,
-            "only read-only copies are here: bring the owner's node back; without a recorded owner no copy can be promoted",
-        ),
+fn blocked(refusal: &Refusal, holders: &[&Holder]) -> Block {
+    if matches!(refusal, Refusal::EqualClaims(..)) {
+        return Block::new(ConditionType::EqualOwners, refusal.to_string());
     }
+    let best = holders.iter().filter_map(|h| Some((h.complete_to()?, h))).max_by_key(|(to, h)| (*to, Reverse(&h.node)));
+    let best = best.map_or_else(String::new, |(to, h)| format!(", the most complete one, with {}, on node `{}`", shown(to), h.node));
+    let why =
+        format!("only read-only copies are here{best}: bring the owner's node back; without a recorded owner no copy can be promoted");
+    Block::new(Word::OwnerMissing, why)
+}
+
+/// What a copy is complete to, for people.
+fn shown(to: CompleteTo) -> String {
+    format!("every commit up to number {} of epoch {}", to.seq, to.epoch)
+}
+
+/// A copy that says it is complete to more than the owner. Either the owner has removed its newest commit since, which its head still has, or its
+/// disk has lost some: only a person can tell.
+fn ahead(holders: &[&Holder], owner: &Place) -> Option<String> {
+    let held = holders.iter().find(|h| h.place() == *owner)?.complete_to()?;
+    let (most, copy) = holders.iter().filter_map(|h| Some((h.complete_to()?, h))).max_by_key(|(to, _)| *to).filter(|(to, _)| *to > held)?;
+    let node = &copy.node;
+    let (more, has) = (shown(most), shown(held));
+    Some(format!("the copy on node `{node}` has {more}, the owner's has {has}: look what the owner lacks before that copy goes"))
 }
 
 fn restore(view: &View, holders: &[&Holder], claim: Claim, authority: Authority, facts: Orphan) -> Restore {
     let places: Vec<Place> = holders.iter().map(|h| h.place()).collect();
+    let ahead = ahead(holders, &authority.owner);
     let replicas = holders
         .iter()
         .filter(|h| !view.replicas.iter().any(|r| r.spec.pool == h.pool))
@@ -176,7 +205,7 @@ fn restore(view: &View, holders: &[&Holder], claim: Claim, authority: Authority,
             ReplicaSpec { fs_id: view.fs_id.clone(), node: place.node, pool: place.pool, desired }
         })
         .collect();
-    Restore { claim, authority, replicas, facts }
+    Restore { claim, authority, replicas, facts, ahead }
 }
 
 /// What to record for a copy that is dropped though no Filesystem knows of it.
@@ -266,6 +295,49 @@ mod tests {
         assert!(r.replicas.iter().all(|s| s.desired.state == DesiredState::Present && s.desired.capacity == 5));
         let owners: Vec<_> = r.replicas.iter().map(|s| s.desired.owner.as_ref().map(|o| o.node.as_str())).collect();
         assert_eq!(owners, [Some("n2"), None, Some("n2")], "each copy but the owner's knows who may send to it");
+    }
+
+    /// Its agent says that it has everything up to that.
+    fn with(mut h: Holder, epoch: u64, seq: u64) -> Holder {
+        let time = dotgraft_api::Time(k8s_openapi::jiff::Timestamp::UNIX_EPOCH);
+        h.orphan.complete_to = Some(dotgraft_api::CompleteTo { epoch, seq, time, commit: FS.into() });
+        h.orphan.head = Some(FS.into());
+        h
+    }
+
+    #[test]
+    fn of_two_owners_in_one_epoch_the_more_complete_one_owns() {
+        let (n1, n2) = (holder("n1", CopyRole::Owner, 3), holder("n2", CopyRole::Owner, 3));
+        let Decision::Restore(r) = decide(&view(vec![with(n1.clone(), 3, 4), with(n2.clone(), 3, 7)])) else { panic!() };
+        assert_eq!((r.authority.owner.node.as_str(), r.authority.epoch, r.ahead), ("n2", 4, None));
+        let Decision::Restore(r) = decide(&view(vec![with(n1.clone(), 3, 4), n2.clone()])) else { panic!() };
+        assert_eq!(r.authority.owner.node, "n1", "the other has no commit at all");
+        let mut silent = n2;
+        silent.orphan.head = Some(FS.into());
+        assert_eq!(reason(&view(vec![with(n1.clone(), 3, 4), silent])), "EqualOwners", "its agent doesn't say");
+        assert_eq!(reason(&view(vec![with(n1.clone(), 3, 4), with(holder("n2", CopyRole::Owner, 3), 3, 4)])), "EqualOwners");
+    }
+
+    #[test]
+    fn a_copy_with_more_than_the_owner_is_told_of() {
+        let (owner, copy) = (with(holder("n1", CopyRole::Owner, 3), 3, 4), with(holder("n2", CopyRole::Replica, 3), 3, 6));
+        let Decision::Restore(r) = decide(&view(vec![owner.clone(), copy.clone()])) else { panic!() };
+        assert_eq!(r.authority.owner.node, "n1", "its head has what it wrote");
+        let said = r.ahead.unwrap();
+        assert!(said.contains("`n2`") && said.contains("number 6 of epoch 3") && said.contains("number 4 of epoch 3"), "{said}");
+        let Decision::Restore(r) = decide(&view(vec![owner, with(copy, 3, 4)])) else { panic!() };
+        assert_eq!(r.ahead, None);
+    }
+
+    #[test]
+    fn without_an_owner_the_most_complete_copy_is_named() {
+        let copies = vec![with(holder("n1", CopyRole::Replica, 3), 3, 4), with(holder("n2", CopyRole::Replica, 3), 2, 9)];
+        let Decision::Wait(block) = decide(&view(copies)) else { panic!() };
+        assert!(
+            block.reason.as_str() == "OwnerMissing" && block.message.contains("number 4 of epoch 3, on node `n1`"),
+            "{}",
+            block.message
+        );
     }
 
     #[test]
