@@ -84,6 +84,32 @@ fn all_that_there_is_may_be_deleted_newest_first() {
     assert!((0..2).all(|n| sim.nodes[n].disk.commits.len() == 1 && !on_disk(&sim, n, uids[2])));
 }
 
+/// A handoff brings the newest commit, and is called off; then all that there is is deleted.
+#[test]
+fn what_only_a_move_that_was_called_off_has_brought_is_a_base_too() {
+    let mut trace = Vec::new();
+    let (mut sim, uids) = pair(1, &mut trace);
+    sim.edit(0, |p| (p.jobs[0].spec.suspend, p.jobs[0].spec.generation) = (true, 2));
+    let req = sim.req(0, Asked::Mount(MountWhat::Head));
+    sim.handle(0, Event::Mount(req, MountWhat::Head, "/pods/a".into(), false));
+    let second = sim.wish();
+    sim.run_for(5_000);
+    assert!(on_disk(&sim, 0, second) && !on_disk(&sim, 1, second));
+    sim.move_to(Some(1));
+    sim.run_for(20_000);
+    assert!(on_disk(&sim, 1, second), "the handoff has brought it, and waits for the pod");
+    sim.move_to(None);
+    sim.run_for(5_000);
+    delete(&mut sim, second);
+    delete(&mut sim, uids[0]);
+    assert!(on_disk(&sim, 0, second) && on_disk(&sim, 1, second), "the two have nothing in common any more");
+    let before = sends(&sim).len();
+    sim.edit(0, |p| (p.jobs[0].spec.suspend, p.jobs[0].spec.generation) = (false, 3));
+    made(&mut sim);
+    let sends = sends(&sim);
+    assert!(sends[before..].iter().all(|s| s.contains("from: Some(")) && sends.len() > before, "all of it was sent anew: {sends:?}");
+}
+
 #[test]
 fn what_is_let_go_is_of_no_use_to_anyone_else() {
     let mut trace = Vec::new();

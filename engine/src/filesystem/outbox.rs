@@ -337,6 +337,23 @@ impl Outbox {
         self.jobs.insert(JobKey::of_row(row.uid, self.fs, None), JobState::recovered(row));
     }
 
+    /// A job that leaves has brought more to its peer than the others there know of: they start from that, and it stays pinned. Else the owner may
+    /// forget what both sides have, and the next transfer is of everything.
+    pub(super) fn hand_on(&mut self, key: JobKey, history: &History, out: &mut Out) {
+        let Some(JobRow { peer: Some(peer), cursor: Some(cursor), .. }) = self.row(key).cloned() else { return };
+        let Some(order) = history.get(cursor).map(Commit::order) else { return };
+        let is_behind = |row: &JobRow| {
+            row.peer.as_ref() == Some(&peer) && row.cursor.and_then(|c| history.get(c)).is_none_or(|known| known.order() < order)
+        };
+        let others = self.jobs.iter().filter(|(other, s)| **other != key && s.gone_since.is_none() && is_behind(s.job.row()));
+        for other in others.map(|(other, _)| *other).collect::<Vec<_>>() {
+            if let Some(state) = self.jobs.get_mut(&other) {
+                state.job.on_brought(cursor);
+            }
+            self.save(other, out);
+        }
+    }
+
     /// A job leaves with all it has here.
     pub(super) fn drop_job(&mut self, key: JobKey, tasks: &mut Tasks, out: &mut Out) {
         for lane in [JobLane::Main, JobLane::Estimate] {

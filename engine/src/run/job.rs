@@ -241,6 +241,11 @@ impl Job {
         row.owed |= triggered || once || (behind && (first || changed)) || failed;
     }
 
+    /// Another job has brought that commit to the same peer, which is newer than what this one knows to be there.
+    pub const fn on_brought(&mut self, commit: CommitId) {
+        self.row.cursor = Some(commit);
+    }
+
     /// A commit was made in the Filesystem.
     pub fn on_commit_made(&mut self, commit: CommitId, transient: bool, now: Now, seed: RunSeed, out: &mut Vec<RunEffect>) {
         if transient {

@@ -17,6 +17,9 @@ impl Filesystem {
         report.finished_at = Some(ctx.now);
         message.clone_into(&mut report.message);
         self.handoff.end(record, out);
+        if result != MovePhase::Done {
+            self.outbox.hand_on(e.key(), &self.history, out);
+        }
         self.outbox.drop_job(e.key(), &mut self.tasks, out);
         let peer = &e.terms.peer.node;
         if result == MovePhase::Done {
