@@ -69,6 +69,23 @@ fn what_was_handed_over_is_let_go_once_the_new_owner_has_opened() {
     });
 }
 
+/// An agent of a newer version had closed it, froze it as another node owned it by then, and gave way to this one.
+#[test]
+fn a_freeze_that_the_journal_does_not_know_is_undone_only_where_authority_still_is() {
+    with_seeds(|seed, trace| {
+        let mut sim = pair(seed, Hazards::NONE, trace);
+        sim.start_pod(0);
+        sim.run_for(SECOND);
+        sim.crash(0, false);
+        sim.nodes[0].disk.head.as_mut().expect("a head").fenced = true;
+        sim.promote(1, false);
+        for _ in 0..600 {
+            sim.run_for(50);
+            assert!(sim.nodes[0].disk.head.as_ref().is_some_and(|h| h.fenced), "it can be written beside the new owner's");
+        }
+    });
+}
+
 #[test]
 fn after_a_restart_the_importer_is_asked_again_before_authority_goes() {
     with_seeds(|seed, trace| {

@@ -27,7 +27,8 @@ impl Filesystem {
         if self.head.is_fence_wanted() {
             return;
         }
-        let may_thaw = self.standing.is_owner() && !self.standing.is_superseded() && !self.standing.is_headless();
+        let owner = self.standing.is_owner() && !self.standing.is_superseded() && !self.standing.is_headless();
+        let may_thaw = owner && !self.handoff.is_in_doubt();
         if self.head.is_to_be_thawed() && may_thaw {
             self.start_thaw(out);
         } else if self.may_write() {

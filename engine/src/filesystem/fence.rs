@@ -243,8 +243,8 @@ impl Filesystem {
     /// A fence is what disk and journal say together. Only on disk: it was not ended, or its end not recorded, and no commit is
     /// proven to hold what the head holds. Only in the journal: it was thawed.
     ///
-    /// With the journal whole, nobody was told of such a fence, so it is undone. With the journal lost, authority may have gone
-    /// elsewhere under it: it stays until someone thaws.
+    /// With the journal whole, nobody was told of such a fence, so it is undone, once authority was asked: a closed copy is frozen without a
+    /// row because another node owns it. With the journal lost, authority may have gone elsewhere under it: it stays until someone thaws.
     pub(super) fn reconcile_fence(&mut self, on_disk: bool, journal_lost: bool, out: &mut Out) {
         let recorded = self.standing.frozen().is_some();
         if self.standing.is_headless() {
@@ -255,6 +255,9 @@ impl Filesystem {
         } else if on_disk && !recorded {
             self.head.half_fenced(!journal_lost && !self.standing.is_unsure() && !self.standing.is_superseded());
             self.head.close();
+            if !self.handoff.is_in_hand() {
+                self.handoff.doubt();
+            }
         } else if !on_disk && recorded && self.head.is_there() && self.standing.is_resetting() {
             self.end_reset(out); // the new head was made, and not recorded
         } else if !on_disk && recorded && self.head.is_there() {

@@ -1,19 +1,30 @@
 //! An actor whose rows can't be read: a newer program wrote them, they are damaged, or the journal fails. Its Filesystem is closed on this
 //! node: nothing of it is started, changed or removed, everybody is told why, and the others go on. It opens once the rows can be read.
+//!
+//! One thing is done all the same: where authority says that another node owns it, the head is frozen ([`superseded`]). That is ioctls only and
+//! needs no row; without it the pods of a closed owner would go on writing beside the new one.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use dotgraft_engine::filesystem::{About, Condition, Event, FilesystemStatus, Trouble, Why};
+use dotgraft_engine::authority::verdict::{OwnerStanding, of_owner};
+use dotgraft_engine::filesystem::{About, Condition, Event, FilesystemStatus, Note, Trouble, Why};
+use dotgraft_engine::ids::{Epoch, FsId};
 use dotgraft_engine::model::{Problem, Reason};
-use tracing::{debug, error};
+use tracing::{debug, error, warn};
 
 use super::fs_actor::FsActor;
 use super::handle::Request;
+use super::node::Node;
 use super::orders::Order;
+use super::ports::Rows;
+use super::tasks;
+use crate::journal::Scope;
 
 /// How long between two looks at the rows. An upgrade restarts the agent; what may pass without one is a failing disk.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
+/// Longest that the API server is waited for.
+const LOOK_LIMIT: Duration = Duration::from_secs(5);
 
 impl FsActor {
     /// Stays closed until the rows should be looked at again. `false`: told to stop.
@@ -24,12 +35,19 @@ impl FsActor {
         self.say_closed(&status);
         let again = tokio::time::sleep(LOOK_EVERY);
         tokio::pin!(again);
+        let mut freeze = Box::pin(freeze_if_superseded(self.node.clone(), self.machine.id()));
+        let mut looked = false;
         loop {
             tokio::select! {
                 biased;
                 order = self.orders.next() => match order {
                     Order::Stop => return false,
-                    Order::Desired(desired) => self.keep_in_mind(Event::Desired(desired), &status),
+                    Order::Desired(desired) => {
+                        self.keep_in_mind(Event::Desired(desired), &status);
+                        // It may say that another node owns it now.
+                        freeze = Box::pin(freeze_if_superseded(self.node.clone(), self.machine.id()));
+                        looked = false;
+                    }
                     Order::Vanished => self.keep_in_mind(Event::Vanished, &status),
                     Order::PinOrigin(_, _, answer) => drop(answer.send(Err(why.clone()))), // whoever asked tries again
                     Order::StartsFrom(_, answer) => drop(answer.send(Err(why.clone()))), // it counts as a yes
@@ -37,6 +55,7 @@ impl FsActor {
                     Order::PeerBack(_) => {}
                 },
                 Some(request) = self.requests.recv() => self.answer_closed(request, why).await,
+                () = &mut freeze, if !looked => looked = true,
                 () = &mut again => return true,
             }
         }
@@ -49,8 +68,12 @@ impl FsActor {
         self.say_closed(status);
     }
 
-    /// A pod that ends must be able to, whatever the rows say (design §4); all else waits.
+    /// A pod that ends must be able to, whatever the rows say (design §4); all else waits. Who wants a fence gets no proof of one, as that needs
+    /// a row; the freeze has been tried by then.
     async fn answer_closed(&self, request: Request, why: &Problem) {
+        if matches!(request, Request::Fence { .. }) {
+            freeze_if_superseded(self.node.clone(), self.machine.id()).await;
+        }
         let Request::Unmount { target, reply } = request else { return request.refuse(why.clone()) };
         let driver = self.node.driver.clone();
         let done = tokio::task::spawn_blocking(move || driver.unmount(target.as_path())).await;
@@ -65,6 +88,37 @@ impl FsActor {
         self.status.send_replace(Arc::new(status.clone()));
         self.node.publish_closed(status);
     }
+}
+
+/// Freezes the head where [`superseded`] says so. What can't be known or done now is tried again with the next look.
+async fn freeze_if_superseded(node: Arc<Node>, fs: FsId) {
+    let Some(text) = superseded(&node, fs).await else { return };
+    let driver = node.driver.clone();
+    let before = tokio::task::spawn_blocking(move || driver.is_fenced(fs)).await;
+    let Ok(Ok(before)) = before else { return debug!("no head that could be frozen") };
+    // Also if it looks frozen: what is nested in it may not be yet.
+    match tasks::freeze(&node, fs).await {
+        Ok(()) if before => {}
+        Ok(()) => node.tell(fs, &Note { warning: true, reason: "Superseded".to_owned(), message: text }),
+        Err(problem) => warn!("the head of a closed Filesystem that another node owns can't be frozen: {problem}"),
+    }
+}
+
+/// Another node owns it, in an epoch no earlier than this copy's own: says so for people. By a quorum read, never by an object of ours.
+async fn superseded(node: &Node, fs: FsId) -> Option<String> {
+    let read = tokio::time::timeout(LOOK_LIMIT, node.api.look(fs)).await.ok()?.ok()??;
+    let authority = read.authority?;
+    let rows = node.journal.load(Scope::Fs(fs)).await.unwrap_or_default();
+    let elsewhere = of_owner(&authority, node.place(), epoch_in(&rows)) == OwnerStanding::Elsewhere;
+    let (owner, epoch) = (&authority.owner.node, authority.epoch);
+    elsewhere.then(|| format!("node {owner} owns it in epoch {epoch}: this copy, which is closed, is frozen and kept"))
+}
+
+/// The epoch that the rows name, as far as they can be read: of a newer row only this one word is taken. 0 where there is none.
+fn epoch_in(rows: &Rows) -> Epoch {
+    let base = rows.iter().find(|(key, _)| key == "base");
+    let base = base.and_then(|(_, body)| serde_json::from_slice::<serde_json::Value>(body).ok());
+    Epoch(base.and_then(|b| b.get("epoch")?.as_u64()).unwrap_or_default())
 }
 
 /// `Ready` first, as in every status.

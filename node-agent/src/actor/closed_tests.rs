@@ -5,13 +5,15 @@ use std::time::Duration;
 
 use dotgraft_engine::filesystem::{Base, Desired, FilesystemStatus, Intent, Life, Record, RoleStatus, Row, Trouble};
 use dotgraft_engine::format::Kind;
-use dotgraft_engine::ids::Epoch;
+use dotgraft_engine::ids::{Epoch, Timestamp};
 use dotgraft_engine::model::Reason;
 
 use super::super::fakes::{World, fs_id, target, world};
 use super::super::fs_actor::{Started, start};
 use super::super::orders::Order;
+use crate::account;
 use crate::driver::MountWhat;
+use crate::metrics::Metrics;
 
 /// Rows as 0.1 wrote them.
 const FIRST: &str = include_str!("../../../engine/tests/format_golden/0.1.rows");
@@ -78,6 +80,7 @@ async fn a_newer_row_closes_its_filesystem_and_an_order_to_delete_deletes_nothin
     let mount = actor.handle.mount(MountWhat::Head, target("/pod/y"), false).await;
     assert_eq!(mount.unwrap_err().reason, Reason::FormatNewer);
     assert_eq!(actor.handle.fence(true).await.unwrap_err().reason, Reason::FormatNewer);
+    assert!(!world.driver.disk().fenced, "this node owns it");
     actor.handle.unmount(target("/pod/x")).await.unwrap();
 
     assert!(world.driver.disk().mounts.is_empty(), "a pod that ends must be able to");
@@ -85,6 +88,34 @@ async fn a_newer_row_closes_its_filesystem_and_an_order_to_delete_deletes_nothin
     assert_eq!(world.journal.rows.lock().unwrap().get("base").unwrap(), newer(&base()).as_bytes());
     assert_eq!((world.journal.made(), *world.api.published.lock().unwrap()), (0, 0));
     assert!(*world.api.closed.lock().unwrap() >= 2, "told again to an object that came later");
+}
+
+/// Authority was taken while a newer program's rows keep it closed: the pods here must not go on writing beside the new owner's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_closed_owner_is_frozen_once_another_node_owns_it() {
+    let world = world();
+    put(&world, "base", &newer(&base()));
+    world.driver.disk().head = true;
+    world.driver.disk().mounts.insert("/pod/x".into());
+    let actor = begin(&world);
+    status_where(&actor, |s| says(s, Trouble::FormatNewer)).await;
+    // An API server restored to an earlier time says nothing of who may write.
+    *world.api.elsewhere.lock().unwrap() = Some(Epoch(0));
+    assert_eq!(actor.handle.fence(true).await.unwrap_err().reason, Reason::FormatNewer);
+    assert!(!world.driver.disk().fenced);
+
+    *world.api.elsewhere.lock().unwrap() = Some(Epoch(99));
+    actor.orders.give(Order::Desired(Desired { generation: 7, intent: Intent::Absent { epoch: Epoch(0) } }));
+    for _ in 0..250 {
+        if world.driver.disk().fenced {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(world.driver.disk().fenced, "5 s after the object had changed");
+    assert_eq!(actor.handle.fence(true).await.unwrap_err().reason, Reason::FormatNewer, "no proof without a row");
+    assert!(world.driver.disk().commits.is_empty() && world.driver.disk().head, "it is kept as it is");
+    assert_eq!((world.driver.disk().changes, world.journal.made()), (0, 0));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -100,19 +131,30 @@ async fn a_closed_actor_stops_when_it_is_told_to() {
     tokio::time::timeout(Duration::from_secs(30), ended).await.expect("it hangs").unwrap();
 }
 
+/// Copies with `JournalUnreadable`, as a scrape shows it.
+fn unreadable(all: &[Arc<FilesystemStatus>]) -> u64 {
+    let metrics = Metrics::default();
+    account::tell(&metrics, all, &account::Counts::default(), Timestamp(0));
+    let text = metrics.encode();
+    let line = text.lines().find_map(|l| l.strip_prefix("dotgraft_condition{condition=\"JournalUnreadable\"} ")).unwrap().to_owned();
+    line.parse().unwrap()
+}
+
 /// What can be read again, after a disk has recovered, opens, and what was wanted meanwhile is known.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_damaged_row_closes_until_it_can_be_read() {
     let world = world();
     put(&world, "base", "{");
     let actor = begin(&world);
-    status_where(&actor, |s| says(s, Trouble::JournalUnreadable)).await;
+    let closed = status_where(&actor, |s| says(s, Trouble::JournalUnreadable)).await;
+    assert_eq!(unreadable(&[closed]), 1, "what the alert looks at");
     actor.orders.give(Order::Desired(Desired { generation: 4, intent: Intent::Absent { epoch: Epoch(0) } }));
     assert!(actor.handle.thaw().await.is_err(), "heard after the order");
     world.driver.disk().head = true;
     put(&world, "base", &base());
     let status = status_where(&actor, |s| s.observed_generation == 4).await;
     assert_eq!(status.role, RoleStatus::Owner, "{status:#?}");
+    assert_eq!(unreadable(&[status]), 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

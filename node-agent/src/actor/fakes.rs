@@ -132,6 +132,8 @@ pub struct FakeApi {
     pub is_new: Mutex<bool>,
     pub published: Mutex<u64>,
     pub closed: Mutex<u64>,
+    /// Another node owns it, in that epoch.
+    pub elsewhere: Mutex<Option<Epoch>>,
 }
 
 impl ApiPort for FakeApi {
@@ -144,7 +146,12 @@ impl ApiPort for FakeApi {
     }
     fn look(&self, _: FsId) -> BoxFuture<'_, Result<Option<authority::Read>, Problem>> {
         let phase = if *self.deleting.lock().unwrap() { Phase::Deleting } else { Phase::Active };
-        let read = authority::Read { phase, authority: Some(Authority::first(place())), version: None };
+        let mut authority = Authority::first(place());
+        if let Some(epoch) = *self.elsewhere.lock().unwrap() {
+            let owner = Place { node: "n2".parse().unwrap(), pool: PoolId::from_uuid(uuid(101)) };
+            authority = Authority { owner, epoch, ..authority };
+        }
+        let read = authority::Read { phase, authority: Some(authority), version: None };
         async move { Ok(Some(read)) }.boxed()
     }
     fn is_headless(&self, _: FsId) -> BoxFuture<'_, Result<bool, Problem>> {

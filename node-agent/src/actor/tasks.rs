@@ -107,7 +107,7 @@ async fn carry_out(ctx: &TaskCtx, task: Task, transfer: Option<Transfer>) -> Res
         }
         Task::DeleteCommit(id) => ctx.blocking(move |d| d.delete_commit(fs, id)).await.map(|()| TaskDone::Ok),
         Task::LookForMounts => ctx.blocking(move |d| look_for_mounts(d, fs)).await,
-        Task::Freeze => freeze(ctx).await.map(|()| TaskDone::Ok),
+        Task::Freeze => freeze(&ctx.node, fs).await.map(|()| TaskDone::Ok),
         Task::FinalCommit { qgroup, commit } => {
             let done = ctx.blocking(move |d| d.final_commit(qgroup, &commit)).await;
             done.map(|f| TaskDone::Fenced { generation: f.generation, nested: f.folded })
@@ -196,9 +196,9 @@ fn look_for_mounts(d: &dyn Driver, fs: FsId) -> Result<TaskDone, DriverError> {
 }
 
 /// On a thread of its own: the pool of threads for what blocks may be full of what a slow disk keeps waiting.
-async fn freeze(ctx: &TaskCtx) -> Result<(), Problem> {
+pub(super) async fn freeze(node: &Node, fs: FsId) -> Result<(), Problem> {
     let (tx, rx) = oneshot::channel();
-    let (driver, fs) = (ctx.node.driver.clone(), ctx.fs);
+    let driver = node.driver.clone();
     let run = move || drop(tx.send(driver.freeze(fs).map_err(|e| e.problem())));
     let started = std::thread::Builder::new().name("freeze".to_owned()).spawn(run);
     started.map_err(|e| Problem::new(Reason::Internal, format!("start a thread: {e}")))?;

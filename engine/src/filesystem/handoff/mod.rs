@@ -327,6 +327,11 @@ impl Handoff {
         }
     }
 
+    /// Authority says, or may say, something else than this copy knows: it is asked first.
+    pub(super) const fn is_in_doubt(&self) -> bool {
+        self.doubt
+    }
+
     /// Something is pending that this copy has no record of.
     pub(super) const fn is_stray(&self) -> bool {
         self.stray
