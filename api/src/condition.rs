@@ -284,6 +284,8 @@ words! {
     Word {
         /// Nothing is wrong in this respect.
         AsExpected,
+        /// An agent's heartbeats don't arrive, so nobody knows how its pool is.
+        AgentSilent,
         /// Something is being done.
         Running,
         /// Nothing is being done.

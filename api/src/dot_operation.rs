@@ -23,7 +23,7 @@ use crate::schema::{self, rules};
     category = "dotgraft",
     printcolumn(name = "Kind", type_ = "string", json_path = ".spec.target.kind"),
     printcolumn(name = "Target", type_ = "string", json_path = ".spec.target.name"),
-    printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
+    printcolumn(name = "Phase", type_ = "string", json_path = ".status.conditions[?(@.type=='Complete')].reason"),
     printcolumn(name = "From", type_ = "string", json_path = ".status.from"),
     printcolumn(name = "To", type_ = "string", json_path = ".status.to"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
@@ -131,7 +131,7 @@ pub struct DotOperationStatus {
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = 4096))]
     pub message: String,
-    /// Complete: it will not be looked at again.
+    /// Complete: it will not be looked at again. Its reason is `Pending` while it waits.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "schema::conditions")]
     pub conditions: Vec<Condition>,

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use clap::Args;
 use dotgraft_api::{DotOperation, DotOperationSpec, DotOperationStatus, OperationPhase, OperationTarget, Reset};
-use kube::api::{ObjectMeta, PostParams};
+use kube::api::{DeleteParams, ObjectMeta, PostParams, Preconditions};
 use kube::{Api, Client, ResourceExt};
 
 use crate::Common;
@@ -14,7 +14,7 @@ use crate::evict::{Evictor, Which};
 use crate::find;
 use crate::output::{self, Table};
 use crate::relocate::shown;
-use crate::wait::{Seen, until};
+use crate::wait::{Seen, TimedOut, try_until};
 
 #[derive(Debug, Args)]
 pub struct ResetArgs {
@@ -51,11 +51,46 @@ pub async fn perform(
     outcome(client, &name, timeout).await.map(Some)
 }
 
-/// Waits for an operation's end.
+/// Waits for an operation's end. What is given up waiting for, or interrupted, is taken back: it would be done at a time when nobody expects it.
 async fn outcome(client: &Client, name: &str, timeout: Duration) -> Result<(DotOperation, DotOperationStatus)> {
     let api = Api::<DotOperation>::default_namespaced(client.clone());
+    let given_up = tokio::select! {
+        ended = ending(&api, name, timeout) => match ended {
+            Err(e) if e.is::<TimedOut>() => e.to_string(),
+            ended => return ended,
+        },
+        _ = tokio::signal::ctrl_c() => "interrupted".to_owned(),
+    };
+    match take_back(&api, name).await {
+        Ok(None) => bail!("{given_up}; it was taken back, and will not be done"),
+        Ok(Some(done)) => Ok(done),
+        Err(e) => bail!("{given_up}; it could not be taken back ({e:#}), and may still be done: `kubectl delete dotoperation {name}`"),
+    }
+}
+
+/// Deletes an operation that has not ended. What has ended meanwhile stays, and is the answer.
+async fn take_back(api: &Api<DotOperation>, name: &str) -> Result<Option<(DotOperation, DotOperationStatus)>> {
+    loop {
+        let Some(operation) = api.get_opt(name).await? else { return Ok(None) };
+        match operation.status.clone() {
+            Some(status) if status.phase == Some(OperationPhase::Refused) => bail!("{}", status.message),
+            Some(status) if status.phase.is_some() => return Ok(Some((operation, status))),
+            _ => {}
+        }
+        let preconditions = Preconditions { uid: operation.uid(), resource_version: operation.resource_version() };
+        match api.delete(name, &DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() }).await {
+            Ok(_) => return Ok(None),
+            // It has changed since it was read: look again.
+            Err(kube::Error::Api(s)) if s.is_conflict() => {}
+            Err(kube::Error::Api(s)) if s.is_not_found() => return Ok(None),
+            Err(e) => return Err(e.into()),
+        }
+    }
+}
+
+async fn ending(api: &Api<DotOperation>, name: &str, timeout: Duration) -> Result<(DotOperation, DotOperationStatus)> {
     let mut told = String::new();
-    let done = until(&api, name, timeout, |operation| {
+    let done = try_until(api, name, timeout, |operation| {
         let status = operation.status.clone().unwrap_or_default();
         if status.phase.is_none() && told != status.message {
             eprintln!("{}", status.message);
@@ -64,7 +99,7 @@ async fn outcome(client: &Client, name: &str, timeout: Duration) -> Result<(DotO
         match status.phase {
             Some(OperationPhase::Done) => Seen::Done(operation.clone()),
             Some(OperationPhase::Refused) => Seen::Failed(status.message),
-            None => Seen::NotYet(format!("{} (`kubectl delete dotoperation {name}` takes it back)", status.message)),
+            None => Seen::NotYet(status.message),
         }
     })
     .await?;

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::Args;
-use dotgraft_api::{Branch, Condition, ConditionType, Dot, DotStatus, ReplicationJob, condition, is_true, says};
+use dotgraft_api::{Branch, ClaimKind, Condition, ConditionType, Dot, DotOperation, DotStatus, ReplicationJob, condition, is_true, says};
 use kube::api::ListParams;
-use kube::{Api, Client, ResourceExt};
+use kube::core::NamespaceResourceScope;
+use kube::{Api, Client, Resource, ResourceExt};
 use serde::Serialize;
 
 use crate::Common;
@@ -15,6 +16,8 @@ use crate::runbook;
 
 #[derive(Debug, Args)]
 pub struct StatusArgs {
+    /// Only these Dots, Branches (branch/NAME) and jobs.
+    names: Vec<String>,
     /// Every namespace.
     #[arg(short = 'A', long)]
     all_namespaces: bool,
@@ -27,6 +30,43 @@ pub struct StatusArgs {
 struct Report {
     volumes: Vec<Volume>,
     jobs: Vec<Job>,
+    /// Those that wait.
+    operations: Vec<Operation>,
+}
+
+impl Report {
+    /// What was asked for.
+    ///
+    /// # Errors
+    /// There is nothing of one of the names.
+    fn of(mut self, names: &[String]) -> Result<Self> {
+        if names.is_empty() {
+            return Ok(self);
+        }
+        let is_named = |name: &str, kind: &str| names.iter().any(|n| n == name || n.strip_prefix(kind).is_some_and(|n| n == name));
+        self.volumes.retain(|v| is_named(&v.name, "dot/"));
+        self.jobs.retain(|j| is_named(&j.name, "job/"));
+        self.operations.retain(|o| is_named(&o.target, "dot/"));
+        let there = |n: &&String| {
+            let of = |name: &str, kind: &str| *n == name || n.strip_prefix(kind) == Some(name);
+            self.volumes.iter().any(|v| of(&v.name, "dot/")) || self.jobs.iter().any(|j| of(&j.name, "job/"))
+        };
+        match names.iter().find(|n| !there(n)) {
+            Some(name) => bail!("there is no Dot, Branch or ReplicationJob `{name}` in this namespace"),
+            None => Ok(self),
+        }
+    }
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Operation {
+    namespace: String,
+    name: String,
+    /// As [`Volume::name`].
+    target: String,
+    act: &'static str,
+    waits_for: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -62,7 +102,7 @@ struct Job {
 
 pub async fn run(client: &Client, common: &Common, args: &StatusArgs) -> Result<()> {
     loop {
-        let report = gather(client, args.all_namespaces).await?;
+        let report = gather(client, args.all_namespaces).await?.of(&args.names)?;
         output::print(common.output, &report, |wide| draw(&report, wide))?;
         if !args.watch {
             return Ok(());
@@ -74,11 +114,8 @@ pub async fn run(client: &Client, common: &Common, args: &StatusArgs) -> Result<
 
 async fn gather(client: &Client, all: bool) -> Result<Report> {
     let list = ListParams::default();
-    let (dots, branches, jobs) = if all {
-        (Api::<Dot>::all(client.clone()), Api::<Branch>::all(client.clone()), Api::<ReplicationJob>::all(client.clone()))
-    } else {
-        (Api::default_namespaced(client.clone()), Api::default_namespaced(client.clone()), Api::default_namespaced(client.clone()))
-    };
+    let (dots, branches) = (apis::<Dot>(client, all), apis::<Branch>(client, all));
+    let (jobs, operations) = (apis::<ReplicationJob>(client, all), apis::<DotOperation>(client, all));
     let mut volumes: Vec<Volume> = dots
         .list(&list)
         .await?
@@ -90,10 +127,39 @@ async fn gather(client: &Client, all: bool) -> Result<Report> {
             .list(&list)
             .await?
             .into_iter()
-            .map(|b| volume(&b.namespace().unwrap_or_default(), format!("branch/{}", b.name_any()), b.status.unwrap_or_default())),
+            .map(|b| volume(&b.namespace().unwrap_or_default(), named(ClaimKind::Branch, &b.name_any()), b.status.unwrap_or_default())),
     );
     let jobs = jobs.list(&list).await?.iter().map(job).collect();
-    Ok(Report { volumes, jobs })
+    let operations = operations.list(&list).await?.iter().filter_map(operation).collect();
+    Ok(Report { volumes, jobs, operations })
+}
+
+fn apis<K>(client: &Client, all: bool) -> Api<K>
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
+{
+    if all { Api::all(client.clone()) } else { Api::default_namespaced(client.clone()) }
+}
+
+/// Nothing if it has ended.
+fn operation(o: &DotOperation) -> Option<Operation> {
+    let status = o.status.clone().unwrap_or_default();
+    let (target, act) = (&o.spec.target, if o.spec.reset.is_some() { "reset" } else { "promote" });
+    status.phase.is_none().then(|| Operation {
+        namespace: o.namespace().unwrap_or_default(),
+        name: o.name_any(),
+        target: named(target.kind, &target.name),
+        act,
+        waits_for: status.message,
+    })
+}
+
+/// A Dot by its name, a Branch as `branch/NAME`.
+fn named(kind: ClaimKind, name: &str) -> String {
+    match kind {
+        ClaimKind::Dot => name.to_owned(),
+        ClaimKind::Branch => format!("branch/{name}"),
+    }
 }
 
 fn volume(namespace: &str, name: String, s: DotStatus) -> Volume {
@@ -162,12 +228,13 @@ fn draw(report: &Report, wide: bool) -> String {
             j.trouble.clone().unwrap_or_default(),
         ]);
     }
-    let tables = match (report.volumes.is_empty(), report.jobs.is_empty()) {
-        (true, true) => "No Dots, Branches or jobs.".into(),
-        (false, true) => volumes.text(),
-        (true, false) => jobs.text(),
-        (false, false) => format!("{}\n\n{}", volumes.text(), jobs.text()),
-    };
+    let mut operations = Table::new(&["NAMESPACE", "OPERATION", "VOLUME", "ACT", "WAITS FOR"]);
+    for o in &report.operations {
+        operations.row(vec![o.namespace.clone(), o.name.clone(), o.target.clone(), o.act.to_owned(), o.waits_for.clone()]);
+    }
+    let all = [(report.volumes.is_empty(), volumes), (report.jobs.is_empty(), jobs), (report.operations.is_empty(), operations)];
+    let full: Vec<String> = all.into_iter().filter(|(empty, _)| !empty).map(|(_, table)| table.text()).collect();
+    let tables = if full.is_empty() { "No Dots, Branches or jobs.".to_owned() } else { full.join("\n\n") };
     let places: BTreeSet<&str> =
         report.volumes.iter().filter_map(|v| v.runbook.as_deref()).chain(report.jobs.iter().filter_map(|j| j.runbook.as_deref())).collect();
     if places.is_empty() { tables } else { format!("{tables}\n\nWhat it means, and what to do:\n{}", Vec::from_iter(places).join("\n")) }
@@ -180,12 +247,40 @@ mod tests {
     fn shown(reason: Option<&str>) -> String {
         let conditions = reason.map(|r| serde_json::json!({"type": "Ready", "status": "False", "reason": r, "message": "m", "lastTransitionTime": "2026-01-01T00:00:00Z"}));
         let status = serde_json::from_value(serde_json::json!({"conditions": Vec::from_iter(conditions)})).unwrap();
-        draw(&Report { volumes: vec![volume("shop", "data".into(), status)], jobs: Vec::new() }, false)
+        draw(&Report { volumes: vec![volume("shop", "data".into(), status)], jobs: Vec::new(), operations: Vec::new() }, false)
     }
 
     #[test]
     fn what_stands_in_the_way_is_shown_with_its_place_in_the_runbook() {
         assert!(shown(Some("NoSpace")).ends_with("docs/runbook.md#nospace"));
         assert!(!shown(None).contains("runbook"));
+    }
+
+    #[test]
+    fn names_choose_and_one_of_nothing_is_an_error() {
+        let report = || {
+            Report {
+            volumes: ["d", "branch/d"].map(|n| volume("shop", n.into(), DotStatus::default())).into(),
+            jobs: vec![job(
+                &serde_json::from_value(serde_json::json!({"metadata": {"name": "j"}, "spec": {"direction": "Push", "source": {"names": ["d"]}, "target": {"node": "n2"}}})).unwrap()
+            )],
+            operations: vec![Operation {
+                namespace: "shop".into(),
+                name: "reset-d-x".into(),
+                target: "d".into(),
+                act: "reset",
+                waits_for: "pods".into(),
+            }],
+        }
+        };
+        let of = |names: &[&str]| {
+            let names: Vec<String> = names.iter().map(|n| (*n).to_owned()).collect();
+            report().of(&names).map(|r| (r.volumes.len(), r.jobs.len(), r.operations.len())).ok()
+        };
+        assert_eq!(of(&[]), Some((2, 1, 1)));
+        assert_eq!((of(&["d"]), of(&["dot/d"])), (Some((1, 0, 1)), Some((1, 0, 1))));
+        assert_eq!((of(&["branch/d"]), of(&["job/j", "d"])), (Some((1, 0, 0)), Some((1, 1, 1))));
+        assert_eq!((of(&["x"]), of(&["d", "x"])), (None, None));
+        assert!(draw(&report(), false).contains("reset-d-x"));
     }
 }

@@ -6,6 +6,7 @@
 
 mod adopt;
 mod claim;
+pub mod heartbeat;
 pub mod triggers;
 
 use std::sync::Arc;

@@ -89,7 +89,7 @@ pub async fn reconcile(operation: Arc<DotOperation>, ctx: Arc<Ctx>) -> Result<Ac
             Step::Refuse(why) => ended_as(OperationPhase::Refused, owner, None, epoch, &why),
             Step::Take(_) if intended.is_none() => {
                 let intent = DotOperationStatus { from: owner, epoch, message: "taking authority".into(), ..DotOperationStatus::default() };
-                write::status(&write::namespaced(&ctx.client, operation.as_ref()), operation.as_ref(), &intent).await?;
+                write::status(&write::namespaced(&ctx.client, operation.as_ref()), operation.as_ref(), &pending(intent)).await?;
                 return Ok(Action::requeue(Duration::ZERO)); // with the intent recorded
             }
             Step::Take(next) => {
@@ -123,6 +123,19 @@ fn ended_as(phase: OperationPhase, from: Option<String>, to: Option<String>, epo
     DotOperationStatus { phase: Some(phase), finished_at: Some(now), from, to, epoch, reset: None, message: message.to_owned(), conditions }
 }
 
+/// The status says that it waits, so that lists show it.
+fn pending(mut status: DotOperationStatus) -> DotOperationStatus {
+    let update = ConditionUpdate {
+        type_: ConditionType::Complete.as_str(),
+        status: Some(false),
+        reason: Word::Pending.as_str(),
+        message: &status.message,
+        observed_generation: None,
+    };
+    set_condition(&mut status.conditions, &update, &Time(Timestamp::now()));
+    status
+}
+
 async fn wait(operation: &DotOperation, text: &str, ctx: &Ctx) -> Result<Action, Error> {
     let old = operation.status.clone().unwrap_or_default();
     wait_with(operation, DotOperationStatus { message: text.to_owned(), ..old }, ctx).await
@@ -130,6 +143,7 @@ async fn wait(operation: &DotOperation, text: &str, ctx: &Ctx) -> Result<Action,
 
 /// Waits with that status.
 async fn wait_with(operation: &DotOperation, status: DotOperationStatus, ctx: &Ctx) -> Result<Action, Error> {
+    let status = pending(status);
     if operation.status.as_ref() != Some(&status) {
         let api: Api<DotOperation> = write::namespaced(&ctx.client, operation);
         write::status(&api, operation, &status).await?;

@@ -69,6 +69,7 @@ pub async fn control(ctx: Arc<Ctx>) {
         run("nodepool", &c.pools, nodepool::triggers::of_pools(&ctx), nodepool::reconcile, &ctx),
         run("persistentvolumeclaim", &c.claims, pvc::triggers::of_claims(&ctx), pvc::reconcile, &ctx),
         run("persistentvolume", &c.volumes, pvc::triggers::of_volumes(&ctx), pvc::reconcile_volume, &ctx),
+        nodepool::heartbeat::watch(ctx.clone()),
     );
 }
 

@@ -46,7 +46,7 @@ pub fn cases() -> Vec<Case> {
             out_of_service,
         ),
         Case::new("move-promote", "a person promotes a copy; loss needs a word and a verb of its own; the old owner is fenced", promoted),
-        Case::new("18-silent", "an owner that is merely silent keeps authority", silent),
+        Case::new("18-silent", "an owner that is merely silent keeps authority; pool, Dot and job say that its agent is away", silent),
     ]
 }
 
@@ -411,9 +411,12 @@ async fn promoted(t: Arc<Test>) -> Result<()> {
 async fn silent(t: Arc<Test>) -> Result<()> {
     let (fs_id, _) = filled(&t, "d").await?;
     let commit = t.commit("c1", "d").await?;
-    t.push("j", "d", "n2").await?;
+    let spec = json!({"direction": "Push", "source": {"names": ["d"]}, "target": {"node": "n2"}, "schedule": {"onCommit": true}});
+    t.create("ReplicationJob", "j", &spec).await?;
     t.arrived(&fs_id, &commit, "n2", STEP).await?;
+    t.condition("ReplicationJob", "j", "Ready", "True", None).await?;
     t.rig.pause("n1")?;
+    said_to_be_silent(&t).await?;
     place(&t, "d", "n2").await?;
     let kept = throughout("authority to stay", Duration::from_secs(5), || async {
         let a = authority(&t, &fs_id).await?;
@@ -423,5 +426,21 @@ async fn silent(t: Arc<Test>) -> Result<()> {
     let kept = kept.await;
     t.rig.resume("n1")?;
     kept?;
-    owned_by(&t, "d", "n2").await.map(|_| ())
+    t.kube().until_condition(("NodePool", "", "n1"), ("Ready", "True", None), STEP).await?;
+    owned_by(&t, "d", "n2").await?;
+    t.ready("Dot", "d").await.map(drop)
+}
+
+/// The pool, and what depends on it, says that nobody knows how it is; by the Lease, which counts for less long here than the agent wanted.
+async fn said_to_be_silent(t: &Test) -> Result<()> {
+    let counts = r#"{"spec":{"leaseDurationSeconds":10}}"#;
+    t.kube().kubectl(&["-n", "dotgraft-system", "patch", "lease", "dotgraft-agent-n1", "--type=merge", "-p", counts]).await?;
+    t.kube().until_condition(("NodePool", "", "n1"), ("Ready", "Unknown", Some("AgentSilent")), STEP).await?;
+    t.condition("Dot", "d", "Ready", "False", Some("OwnerNotReady")).await?;
+    t.condition("ReplicationJob", "j", "Ready", "False", Some("OwnerNotReady")).await?;
+    let status = dot(t, &["status", "d"]).await?;
+    ensure!(status.contains("AgentSilent"), "status says nothing of it: {status}");
+    let listed = t.kube().kubectl(&["get", "nodepools", "n1"]).await?;
+    ensure!(listed.contains("Unknown"), "{listed}");
+    t.kube().until_condition(("NodePool", "", "n2"), ("Ready", "True", None), STEP).await.map(drop)
 }

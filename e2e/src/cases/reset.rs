@@ -11,7 +11,7 @@ use crate::data::tree as source;
 use crate::harness::test::{STEP, text};
 use crate::harness::{Case, Test};
 use crate::rig::kube::conditions;
-use crate::rig::wait::eventually;
+use crate::rig::wait::{eventually, throughout};
 use crate::steps::cli::{dot, dot_as};
 use crate::steps::kill::{Operation, everywhere};
 
@@ -30,6 +30,7 @@ pub fn cases() -> Vec<Case> {
         ),
         Case::new("reset-branch", "a Branch becomes what it began with, or is reset by kubectl dot reset", branch),
         Case::new("reset-refused", "a reset to what is not there is refused, by name, and changes nothing", refused),
+        Case::new("reset-given-up", "a reset that kubectl dot has given up waiting for is taken back, and not done later", given_up),
         Case::new("reset-hold", "a reset with hold keeps new mounts of the volume back until it is done or deleted", holds),
         Case::new("reset-evict-rights", "reset --evict by who may not evict pods does nothing, and says why", rights),
         Case::new("5-reset", "killed at every journal record of a reset, it ends the same", |t| everywhere(t, Reset)),
@@ -226,6 +227,41 @@ async fn refused(t: Arc<Test>) -> Result<()> {
     let head = t.mount("n1", &fs_id).await?;
     ensure!(tree_digest(&head)? == digest, "it changed");
     t.unmount(&head).await
+}
+
+/// What a command gave up waiting for is not done later, when nobody expects it.
+async fn given_up(t: Arc<Test>) -> Result<()> {
+    let fs_id = t.dot("d", "n1").await?;
+    let head = t.mount("n1", &fs_id).await?;
+    std::fs::write(head.join("a"), b"one")?;
+    t.commit("c1", "d").await?;
+    std::fs::write(head.join("a"), b"two")?;
+    // Somebody else's, made by its object: it stays, and is shown.
+    reset(&t, "stays", &json!({"name": "d"}), Some("c1")).await?;
+    eventually("status to say what waits", STEP, || async {
+        let status = dot(&t, &["status", "d"]).await?;
+        ensure!(status.contains("stays") && status.contains("mounted"), "{status}");
+        Ok(())
+    })
+    .await?;
+    let listed = t.kubectl(&["get", "dotoperations"]).await?;
+    ensure!(listed.contains("Pending"), "{listed}");
+    t.kube().delete("DotOperation", &t.namespace, "stays").await?;
+    t.condition("Commit", "before-stays", "Ready", "False", Some("Cancelled")).await?;
+    t.kube().delete("Commit", &t.namespace, "before-stays").await?;
+    t.kube().gone("Commit", &t.namespace, "before-stays", STEP).await?;
+
+    let said = dot(&t, &["reset", "d", "--timeout", "3"]).await.err().map(|e| e.to_string()).unwrap_or_default();
+    ensure!(said.contains("after 3 s") && said.contains("mounted") && said.contains("taken back"), "{said}");
+    let left = t.kube().names("DotOperation", &t.namespace, |_| true).await?;
+    ensure!(left.is_empty(), "{left:?}");
+    t.unmount(&head).await?;
+    throughout("the volume to stay what it is", std::time::Duration::from_secs(3), || async {
+        let head = t.mount("n1", &fs_id).await?;
+        ensure!(std::fs::read(head.join("a"))? == b"two", "it was reset after all");
+        t.unmount(&head).await
+    })
+    .await
 }
 
 async fn holds(t: Arc<Test>) -> Result<()> {

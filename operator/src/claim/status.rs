@@ -188,11 +188,16 @@ fn degraded(input: &Input<'_>) -> Wanted {
     let copies = input.replicas.iter().filter(|r| {
         let copy = r.status.as_ref().is_some_and(|s| s.role == CopyRole::Replica && s.head.is_some());
         let place = Place { node: r.spec.node.clone(), pool: r.spec.pool.clone() };
-        copy && r.spec.desired.state == DesiredState::Present && !pools::is_gone(input.pools, &place)
+        copy && r.spec.desired.state == DesiredState::Present && input.pools.iter().any(|p| p.ready && p.place().as_ref() == Some(&place))
     });
     let (have, want) = (copies.count(), usize::try_from(input.view.claim.placement.replicas).unwrap_or(0));
     if have < want && !input.view.claim.deleting {
-        return wanted(ConditionType::Degraded, true, Word::CopiesMissing, format!("{have} of {want} copies have data"));
+        return wanted(
+            ConditionType::Degraded,
+            true,
+            Word::CopiesMissing,
+            format!("{have} of {want} copies have data and are on a node whose pool is ready"),
+        );
     }
     let own = input.owner().and_then(|r| r.status.as_ref()).and_then(|s| is_true(&s.conditions, ConditionType::Degraded));
     match own {

@@ -37,6 +37,8 @@ pub struct View {
     pub replicas: Vec<Arc<Replica>>,
     /// All pools.
     pub pools: Vec<PoolView>,
+    /// The `DotOperation` that it was made for, if that is gone.
+    pub withdrawn: Option<String>,
 }
 
 /// What to do.
@@ -208,6 +210,13 @@ fn readiness(view: &View, made: Option<Safety>, pinned: Option<&str>) -> Result<
         return Err(Block::new(ConditionType::SourceNotReady, format!("{} `{}` has no owner yet", source.kind.as_str(), source.name)));
     };
     match answer(owner, &view.commit) {
+        None if view.withdrawn.is_some() => {
+            let operation = view.withdrawn.as_deref().unwrap_or_default();
+            let text = format!(
+                "DotOperation `{operation}`, for which it was to keep what the volume holds, was taken back: this Commit can be deleted"
+            );
+            Err(Block::new(ConditionType::Cancelled, text))
+        }
         Some(a) if a.state == CommitState::Refused => {
             Err(Block::new(ConditionType::Refused, a.message.clone().unwrap_or_else(|| "the owner refused".into())))
         }
@@ -247,6 +256,7 @@ mod tests {
             fs: Some(Arc::new(filesystem(Some(FilesystemPhase::Active), Some(authority)))),
             replicas,
             pools: vec![pool("n1", 1), pool("n2", 1)],
+            withdrawn: None,
         }
     }
     fn now() -> Time {

@@ -26,7 +26,7 @@ use crate::conditions;
 use crate::context::Ctx;
 use crate::error::Error;
 use crate::live;
-use crate::names::{COMMIT_FINALIZER, FS_LABEL, SNAPSHOT_COPIES_ANNOTATION, TRANSIENT_LABEL};
+use crate::names::{COMMIT_FINALIZER, FS_LABEL, OPERATION_ANNOTATION, SNAPSHOT_COPIES_ANNOTATION, TRANSIENT_LABEL};
 use crate::pools;
 use crate::write;
 
@@ -44,7 +44,8 @@ fn gather(commit: &Arc<Commit>, ctx: &Ctx) -> View {
         fs = ctx.caches.filesystems.get(id).filter(|f| own::may_keep(f, &namespace, ctx));
     }
     let replicas = fs.as_ref().map(|f| ctx.caches.replicas.with(&f.name_any())).unwrap_or_default();
-    View { commit: commit.clone(), claim, fs, replicas, pools: pools::all(&ctx.caches) }
+    let withdrawn = commit.annotations().get(OPERATION_ANNOTATION).filter(|o| ctx.caches.operations.get_in(&namespace, o).is_none());
+    View { commit: commit.clone(), claim, fs, replicas, pools: pools::all(&ctx.caches), withdrawn: withdrawn.cloned() }
 }
 
 /// The Filesystem that it was made in, once it is made.
@@ -203,7 +204,7 @@ mod tests {
     use dotgraft_api::Word;
 
     fn view(commit: Commit) -> View {
-        View { commit: Arc::new(commit), claim: Some(testing::claim()), fs: None, replicas: vec![], pools: vec![] }
+        View { commit: Arc::new(commit), claim: Some(testing::claim()), fs: None, replicas: vec![], pools: vec![], withdrawn: None }
     }
     fn snapshot(recorded: bool) -> Commit {
         let mut c = testing::commit("s", 1);

@@ -26,7 +26,7 @@ fn item(name: &str, report: Option<serde_json::Value>) -> Item {
     let report = report.map(|r| serde_json::from_value(r).unwrap());
     let job = report.map(|r| ReplicaJobStatus { uid: FS.into(), report: Some(r), ..ReplicaJobStatus::default() });
     let target = Ok(Place { node: "n2".into(), pool: FS.into() });
-    Item { name: name.into(), target, job, commits: vec![] }
+    Item { name: name.into(), target, job, commits: vec![], away: None }
 }
 fn done() -> serde_json::Value {
     report("Completed", |r| {
@@ -258,4 +258,27 @@ fn a_report_that_cannot_be_read_is_said_and_changes_nothing_else() {
     let problem = s.problem.unwrap();
     assert!(problem.message.contains("Verifying"), "{problem:?}");
     assert_eq!((s.state.as_deref(), s.finished_at), (Some("Planning"), None));
+}
+
+#[test]
+fn what_an_agent_that_is_away_said_last_is_not_the_state_of_things() {
+    let on_commit = || {
+        let mut j = job("j", "n2", 1);
+        j.spec.schedule = Some(Schedule { on_commit: true });
+        j
+    };
+    let away = |mut item: Item| {
+        item.away = Some("the pool of the owner's node `n1` is not ready: AgentSilent".into());
+        item
+    };
+    assert_eq!(ready(&status(&on_commit(), vec![item("db", Some(done()))], &at(2000))), ("True", "UpToDate"));
+    let s = status(&on_commit(), vec![away(item("db", Some(done())))], &at(2000));
+    assert_eq!(ready(&s), ("False", "OwnerNotReady"));
+    assert!(is_true(&s, "OwnerNotReady"));
+    let line = &s.report.as_ref().unwrap().items[0];
+    assert!(line.blocked_on.as_ref().unwrap().contains("n1"), "{line:?}");
+    // What can never begin says so, whoever is away.
+    let mut never = away(item("db", None));
+    never.target = Err(Block::new(ConditionType::TargetNotFound, "no such node"));
+    assert_eq!(ready(&status(&on_commit(), vec![never], &at(2000))), ("False", "TargetNotFound"));
 }

@@ -22,6 +22,8 @@ pub struct Item {
     pub job: Option<ReplicaJobStatus>,
     /// The owner's newest commits, newest first.
     pub commits: Vec<ReplicaCommit>,
+    /// Why what the owner's agent says is old: its pool isn't ready.
+    pub away: Option<String>,
 }
 
 /// How far an item is; order is the order in the report.
@@ -87,8 +89,18 @@ fn problem(p: &RunProblem) -> Problem {
     Problem { reason: p.reason.to_string(), message: p.message.chars().take(4096).collect() }
 }
 
-/// Looks at one item.
+/// Looks at one item. What an agent that is away has said last is shown, and doesn't count as the state of things.
 pub fn judge(item: Item, job: &ReplicationJob) -> Judged {
+    let mut judged = judge_said(item, job);
+    if let Some(why) = judged.item.away.as_ref().filter(|_| judged.stage != Stage::Failed) {
+        judged.problem = Some(Problem { reason: ConditionType::OwnerNotReady.to_string(), message: why.clone() });
+        judged.stage = Stage::Pending;
+    }
+    judged
+}
+
+/// Looks at one item as its owner's agent has it.
+fn judge_said(item: Item, job: &ReplicationJob) -> Judged {
     let current = item.job.as_ref().filter(|j| j.observed_trigger == job.spec.trigger).and_then(|j| j.report.as_ref());
     let report = current.and_then(AgentReport::known).cloned();
     if let Err(block) = &item.target {
@@ -158,6 +170,7 @@ impl Judged {
         let report = self.report.as_ref();
         let blocked_on = match (&self.item.target, report) {
             (Err(b), _) => Some(clip(&b.message, 1024)),
+            (Ok(_), _) if self.item.away.is_some() => self.item.away.as_deref().map(|why| clip(why, 1024)),
             (Ok(_), None) => Some("the agent of the owner".to_owned()),
             (Ok(_), Some(r)) if r.problem.as_ref().is_some_and(|p| is_being_placed(r, p)) => {
                 Some("the copy that the target's agent makes".to_owned())

@@ -53,7 +53,7 @@ fn gather(job: &ReplicationJob, ctx: &Ctx) -> Vec<Item> {
 }
 
 fn gather_item(job: &ReplicationJob, kind: ClaimKind, namespace: &str, name: String, pools: &[PoolView], ctx: &Ctx) -> Item {
-    let none = |name: String, b: Block| Item { name, target: Err(b), job: None, commits: Vec::new() };
+    let none = |name: String, b: Block| Item { name, target: Err(b), job: None, commits: Vec::new(), away: None };
     let Some((claim, fs)) = claim::bound(ctx, kind, namespace, &name) else {
         let message = format!("there is no {} `{name}` in this namespace", kind.as_str());
         return none(name, Block::new(ConditionType::SourceNotFound, message));
@@ -70,7 +70,9 @@ fn gather_item(job: &ReplicationJob, kind: ClaimKind, namespace: &str, name: Str
         Some(s) => (s.jobs.into_iter().find(|j| j.uid == uid), s.recent_commits),
         None => (None, Vec::new()),
     };
-    Item { name, target, job: reported, commits }
+    let pool = owner.and_then(|o| pools.iter().find(|p| p.node == o.node && !p.ready));
+    let away = pool.map(|p| format!("the pool of the owner's node `{}` is not ready: {}", p.node, p.problem));
+    Item { name, target, job: reported, commits, away }
 }
 
 /// Brings the job's status up to date; on deletion lets it go when no agent has an order of it any more.

@@ -1,5 +1,6 @@
 //! What wakes the controller of replication jobs.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use dotgraft_api::{Branch, Dot, Filesystem, NodePool, Replica, ReplicationJob};
@@ -44,7 +45,18 @@ pub fn of_jobs(ctx: &Arc<Ctx>) -> Triggers<ReplicationJob> {
             refs(&claim::cached(ctx, c.kind, &c.namespace, &c.name).map(|v| all_jobs(&v, ctx)).unwrap_or_default())
         }),
         on(&c.pools, ctx, move |p: &NodePool, ctx| to(&p.spec.node, ctx)),
+        on(&c.pools, ctx, |p: &NodePool, ctx| from(&p.spec.node, ctx)),
     ]
+}
+
+/// Jobs that a copy on that node is ordered to carry out: its Filesystem's owner, as a rule.
+fn from(node: &str, ctx: &Ctx) -> Vec<ObjectRef<ReplicationJob>> {
+    let replicas = ctx.caches.replicas.all();
+    let there = replicas.iter().filter(|r| r.spec.node == node);
+    let uids: BTreeSet<&str> = there.flat_map(|r| r.spec.desired.jobs.iter()).map(|j| j.uid.as_str()).collect();
+    let mut list = ctx.caches.jobs.all();
+    list.retain(|j| j.uid().is_some_and(|uid| uids.contains(uid.as_str())));
+    refs(&list)
 }
 
 fn all_jobs(claim: &ClaimView, ctx: &Ctx) -> Vec<Arc<ReplicationJob>> {
