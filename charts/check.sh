@@ -34,6 +34,8 @@ GOOD=(
   "--set pool.file.size=1Gi --set operator.antiAffinity=none --set operator.podDisruptionBudget.enabled=false --set imagePullSecrets={a,b} --set images.agent.digest=sha256:$(printf 'a%.0s' {1..64})"
   "--set pool.file.size=1Gi --set storageClasses[0].name=fast,storageClasses[0].default=true,storageClasses[0].poolGroup=ssd,storageClasses[0].replicas=2,storageClasses[0].fencing=Manual,storageClasses[0].historyLimit=10Gi"
   "--set pool.file.size=1Gi --set webhook.port=8443 --set networkPolicy.enabled=true"
+  "--set pool.file.size=1.5G --set operator.logLevel=info\\,kube_client::client=debug --set agent.resources.limits.cpu=500m --set agent.resources.limits.memory=1Gi"
+  "--set pool.file.size=1024Mi --set storageClasses[0].name=a,storageClasses[0].labels.team=b"
   "--set pool.file.size=1Gi --api-versions snapshot.storage.k8s.io/v1 --set networkPolicy.from[0].namespaceSelector.matchLabels.a=b --set networkPolicy.enabled=true"
 )
 # And such that must be refused.
@@ -49,6 +51,14 @@ BAD=(
   "--set pool.file.size=1Gi --set images.agent.digest=latest"
   "--set pool.file.size=1Gi --set operator.replicas=0"
   "--set pool.file.size=1Gi --set webhook.port=0"
+  "--set pool.file.size=100Mi"
+  "--set pool.file.size=1000000000"
+  "--set pool.file.size=1Gi --set agent.logLevel=loud"
+  "--set pool.file.size=1Gi --set operator.logLevel=info\\,kube"
+  "--set pool.file.size=1Gi --set agent.resources.limits.memory=lots"
+  "--set pool.file.size=1Gi --set operator.resources.limit.memory=1Gi"
+  "--set pool.file.size=1Gi --set agent.peerPort=9807"
+  "--set pool.file.size=1Gi --set webhook.port=9808"
 )
 
 check_values() {
@@ -111,6 +121,15 @@ check_webhook() {
     ! grep -nE 'MutatingWebhookConfiguration|--webhook|name: webhook' "$SCRATCH/out" >&2 || bad "$off=false leaves something of the webhook"
   done
   say "the webhook can be left out"
+}
+
+# What a StorageClass is to carry, it carries.
+check_classes() {
+  template --set pool.file.size=1Gi --set 'storageClasses[0].name=a,storageClasses[0].labels.team=b,storageClasses[0].annotations.note=c' \
+    --show-only templates/storageclasses.yaml || { bad "helm template storageClasses"; return; }
+  local line
+  for line in "team: b" "note: c" "name: a"; do grep -q "^  *$line\$" "$SCRATCH/out" || bad "the StorageClass lacks $line"; done
+  say "StorageClasses carry their labels and annotations"
 }
 
 # Every flag that the chart gives is one that the program knows.
@@ -182,6 +201,7 @@ if [ -x "$HELM" ]; then
   check_deploy
   check_package
   check_webhook
+  check_classes
   check_flags
 else
   skip "what helm renders: helm is missing (e2e/tools.sh $TOOLS helm builds it)"

@@ -1,7 +1,7 @@
 //! The connection to the API server, as kubectl would make it; and the two kinds of objects that a name can mean.
 
 use anyhow::{Context, Result, bail};
-use dotgraft_api::{Branch, ClaimKind, Dot};
+use dotgraft_api::{Branch, ClaimKind, Dot, DotStatus};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config};
 
@@ -65,4 +65,13 @@ pub async fn source(client: &Client, text: &str) -> Result<Source> {
         return Ok(Source { kind: ClaimKind::Branch, name: name.into(), fs_id: branch.spec.fs_id });
     }
     bail!("there is no Dot or Branch `{name}` in namespace {}", client.default_namespace())
+}
+
+/// The status that a Dot or Branch has now.
+pub async fn status(client: &Client, source: &Source) -> Result<DotStatus> {
+    let status = match source.kind {
+        ClaimKind::Dot => Api::<Dot>::default_namespaced(client.clone()).get(&source.name).await?.status,
+        ClaimKind::Branch => Api::<Branch>::default_namespaced(client.clone()).get(&source.name).await?.status,
+    };
+    Ok(status.unwrap_or_default())
 }

@@ -196,7 +196,7 @@ async fn carry(client: &Client, line: Line, node: &str, timeout: Duration) -> Li
                 .await
         }
     };
-    let message = outcome.err().map(|e| format!("{e:#}"));
+    let message = outcome.err().map(|e| output::sentence(&e));
     eprintln!("{}/{}: {}", line.namespace, line.name, message.as_deref().unwrap_or("moved"));
     Line { moved: message.is_none(), message: message.unwrap_or_default(), ..line }
 }

@@ -16,7 +16,7 @@ use kube::core::Status;
 use kube::{Api, Client, ResourceExt};
 
 use crate::Common;
-use crate::client::{Source, connect_impatient};
+use crate::client::{Source, connect_impatient, status};
 
 /// How often the pods are looked at.
 const LOOK: Duration = Duration::from_millis(250);
@@ -89,11 +89,7 @@ impl<'a> Evictor<'a> {
     /// # Errors
     /// If the API server can't be asked.
     pub async fn status(&self) -> Result<DotStatus> {
-        let (client, name) = (self.client.clone(), &self.source.name);
-        Ok(match self.source.kind {
-            ClaimKind::Dot => Api::<Dot>::default_namespaced(client).get(name).await?.status.unwrap_or_default(),
-            ClaimKind::Branch => Api::<Branch>::default_namespaced(client).get(name).await?.status.unwrap_or_default(),
-        })
+        status(&self.client, &self.source).await
     }
 
     /// Evicts as long as it is polled, whenever `now` says that it is time; ends only with an error.

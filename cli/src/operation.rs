@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 use clap::Args;
 use dotgraft_api::{DotOperation, DotOperationSpec, DotOperationStatus, OperationPhase, OperationTarget, Reset};
 use kube::api::{DeleteParams, ObjectMeta, PostParams, Preconditions};
@@ -64,7 +64,10 @@ async fn outcome(client: &Client, name: &str, timeout: Duration) -> Result<(DotO
     match take_back(&api, name).await {
         Ok(None) => bail!("{given_up}; it was taken back, and will not be done"),
         Ok(Some(done)) => Ok(done),
-        Err(e) => bail!("{given_up}; it could not be taken back ({e:#}), and may still be done: `kubectl delete dotoperation {name}`"),
+        Err(e) => bail!(
+            "{given_up}; it could not be taken back ({}), and may still be done: `kubectl delete dotoperation {name}`",
+            output::sentence(&e)
+        ),
     }
 }
 
@@ -121,7 +124,7 @@ async fn evicting(client: &Client, common: &Common, source: &Source, spec: DotOp
         ended = outcome(client, &name, timeout) => ended,
         Err(e) = evictor.run(holding) => Err(e.context(format!("DotOperation {name} goes on without evictions"))),
     };
-    ended.map_err(|e| anyhow::anyhow!("{e:#}{}", evictor.obstacles()))
+    ended.map_err(|e| anyhow!("{}{}", output::sentence(&e), evictor.obstacles()))
 }
 
 /// Replaces what a volume holds by a commit; waits until nothing has it mounted.

@@ -17,6 +17,28 @@ pub enum Format {
     Yaml,
 }
 
+/// An error for people: what was tried, and why it didn't work. What the API server refuses is in its own words, once.
+pub fn sentence(error: &anyhow::Error) -> String {
+    let mut parts: Vec<String> = Vec::new();
+    for cause in error.chain() {
+        let refusal = match cause.downcast_ref::<kube::Error>() {
+            Some(kube::Error::Api(s)) if !s.message.is_empty() => Some(s.message.clone()),
+            Some(kube::Error::Api(s)) => Some(format!("the API server says {} {}", s.code, s.reason)),
+            _ => None,
+        };
+        let ends = refusal.is_some();
+        let text = refusal.unwrap_or_else(|| cause.to_string());
+        // Many errors repeat their cause.
+        if !parts.last().is_some_and(|last| last.contains(&text)) {
+            parts.push(text);
+        }
+        if ends {
+            break;
+        }
+    }
+    parts.join(": ")
+}
+
 /// Rows of a table, aligned as kubectl does it.
 #[derive(Debug, Default)]
 pub struct Table {
@@ -92,5 +114,16 @@ mod tests {
         table.row(vec!["a".into(), "two\nlines".into()]);
         table.row(vec!["longer".into(), String::new()]);
         assert_eq!(table.text(), "NAME     MESSAGE\na        two\\nlines\nlonger   -");
+    }
+
+    #[test]
+    fn an_error_is_one_sentence_without_what_only_programmers_read() {
+        let status = |message: &str| kube::core::Status::failure(message, "Forbidden").with_code(403).boxed();
+        let refused = anyhow::Error::new(kube::Error::Api(status("dots is forbidden: no"))).context("making it");
+        assert_eq!(sentence(&refused), "making it: dots is forbidden: no");
+        let silent = anyhow::Error::new(kube::Error::Api(status("")));
+        assert_eq!(sentence(&silent), "the API server says 403 Forbidden");
+        let twice = anyhow::anyhow!("no route").context("asking: no route");
+        assert_eq!(sentence(&twice), "asking: no route");
     }
 }

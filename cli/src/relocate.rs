@@ -74,7 +74,7 @@ pub async fn relocate(client: &Client, common: &Common, args: &MoveArgs) -> Resu
             moved = moved => moved,
             Err(e) = evictor.run(|| async { Ok(evictor.status().await?.owner.is_some_and(|owner| owner != args.to)) }) => Err(e),
         }
-        .map_err(|e| anyhow!("{e:#}{}", evictor.obstacles()))?,
+        .map_err(|e| anyhow!("{}{}", output::sentence(&e), evictor.obstacles()))?,
     };
     output::print(common.output, &status.migration, |_| {
         let moved = status.migration.clone().unwrap_or_default();

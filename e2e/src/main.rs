@@ -194,7 +194,11 @@ async fn stay(rig: &Rig) -> Result<ExitCode> {
     println!("\nThe cluster runs on. Use it:\n");
     println!("  export KUBECONFIG={}", kubeconfig.display());
     println!("  export PATH={}:{}:$PATH   # kubectl, helm; kubectl-dot", tools.dir().display(), rig.dir.join("programs").display());
-    println!("  kubectl get nodes,dots -A\n");
+    println!("  kubectl get nodes");
+    if rig.has_programs() {
+        println!("  kubectl get dots -A");
+    }
+    println!();
     let program = sandbox::program()?;
     for machine in &rig.machines {
         let (name, program) = (machine.name(), program.display());

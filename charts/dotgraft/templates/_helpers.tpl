@@ -18,7 +18,7 @@ app.kubernetes.io/instance: {{ (index . 0).Release.Name }}
 app.kubernetes.io/component: {{ index . 1 }}
 {{- end }}
 
-{{/* metadata of an object: (list . NAME COMPONENT), and optionally extra annotations as a dict. */}}
+{{/* metadata of an object: (list . NAME COMPONENT), and optionally extra annotations and labels, each as a dict. */}}
 {{- define "dotgraft.metadata" -}}
 {{- $root := index . 0 -}}
 name: {{ index . 1 }}
@@ -34,6 +34,8 @@ name: {{ index . 1 }}
 
 {{- define "dotgraft.metadata.rest" -}}
 {{- $root := index . 0 -}}
+{{- $labels := dict -}}
+{{- if gt (len .) 4 }}{{ $labels = index . 4 | default dict }}{{- end }}
 {{- $annotations := $root.Values.commonAnnotations -}}
 {{- if gt (len .) 3 }}{{ $annotations = merge (deepCopy (index . 3)) $annotations }}{{- end }}
 {{- with $annotations }}
@@ -44,6 +46,9 @@ labels:
   {{- include "dotgraft.labels" $root | nindent 2 }}
   {{- with index . 2 }}
   app.kubernetes.io/component: {{ . }}
+  {{- end }}
+  {{- with $labels }}
+  {{- toYaml . | nindent 2 }}
   {{- end }}
 {{- end }}
 
@@ -86,10 +91,31 @@ imagePullSecrets:
 {{- else if .device -}}
 - --pool-device={{ .device }}
 {{- else if .file.size -}}
+{{- if lt (include "dotgraft.gibibytes" .file.size | float64) 1.0 -}}
+{{- fail (printf "pool.file.size is %s: a pool has at least 1Gi" .file.size) -}}
+{{- end -}}
 - --pool-file={{ .file.path }}
 - --pool-file-size={{ .file.size }}
 {{- else -}}
 {{- fail "say where the data lives: set pool.device (a block device of each node) or pool.file.size (for example 100Gi: a file on each node)" -}}
 {{- end -}}
+{{- end -}}
+{{- end }}
+
+{{/* A Kubernetes quantity in GiB. */}}
+{{- define "dotgraft.gibibytes" -}}
+{{- $units := dict "Ki" 9.5367431640625e-07 "Mi" 0.0009765625 "Gi" 1.0 "Ti" 1024.0 "Pi" 1048576.0 "Ei" 1073741824.0 -}}
+{{- $units = merge $units (dict "k" 9.313225746154785e-07 "M" 0.0009313225746154785 "G" 0.9313225746154785 "T" 931.3225746154785) -}}
+{{- $units = merge $units (dict "P" 931322.5746154785 "E" 931322574.6154785 "" 9.313225746154785e-10) -}}
+{{- mulf (regexFind "^[0-9.]+" . | float64) (get $units (regexFind "[A-Za-z]*$" .)) -}}
+{{- end }}
+
+{{/* The agent has the node's network: its ports must be different ones. */}}
+{{- define "dotgraft.ports" -}}
+{{- if eq (int .Values.agent.peerPort) (int .Values.agent.http.port) -}}
+{{- fail (printf "agent.peerPort and agent.http.port are both %d" (int .Values.agent.peerPort)) -}}
+{{- end -}}
+{{- if and (include "dotgraft.webhook" .) (eq (int .Values.webhook.port) (int .Values.operator.http.port)) -}}
+{{- fail (printf "webhook.port and operator.http.port are both %d" (int .Values.webhook.port)) -}}
 {{- end -}}
 {{- end }}
