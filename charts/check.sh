@@ -51,6 +51,7 @@ BAD=(
   "--set pool.file.size=1Gi --set images.agent.digest=latest"
   "--set pool.file.size=1Gi --set operator.replicas=0"
   "--set pool.file.size=1Gi --set webhook.port=0"
+  "--set pool.file.size=1Gi --set storageClasses[0].name=a,storageClasses[0].mountOptions[0]=discard"
   "--set pool.file.size=100Mi"
   "--set pool.file.size=1000000000"
   "--set pool.file.size=1Gi --set agent.logLevel=loud"

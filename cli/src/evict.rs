@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use dotgraft_api::{Branch, ClaimKind, Dot, DotStatus};
+use dotgraft_api::DotStatus;
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec};
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use k8s_openapi::api::policy::v1::Eviction;
@@ -89,7 +89,7 @@ impl<'a> Evictor<'a> {
     /// # Errors
     /// If the API server can't be asked.
     pub async fn status(&self) -> Result<DotStatus> {
-        status(&self.client, &self.source).await
+        status(self.client, self.source).await
     }
 
     /// Evicts as long as it is polled, whenever `now` says that it is time; ends only with an error.

@@ -145,6 +145,55 @@ pub enum MountWhat {
     Commit(CommitId),
 }
 
+/// What may be done through a mount. The rest of what mount(8) knows makes no sense for a bind mount of a subvolume, or is the pool's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(clippy::struct_excessive_bools)] // independent flags of the kernel's
+pub struct MountMode {
+    /// Nothing may be written.
+    pub read_only: bool,
+    /// Set-user-ID and set-group-ID bits and file capabilities count for nothing.
+    pub nosuid: bool,
+    /// Device files can't be opened.
+    pub nodev: bool,
+    /// Nothing may be executed.
+    pub noexec: bool,
+}
+
+impl MountMode {
+    /// Written and read, by what ordinary programs need: who fills a volume is nobody to be trusted by whoever mounts it.
+    pub const WRITE: Self = Self { read_only: false, nosuid: true, nodev: true, noexec: false };
+    /// The same, only to read.
+    pub const READ: Self = Self { read_only: true, ..Self::WRITE };
+
+    /// With the options of a volume's capability (`mountOptions` of a `StorageClass` or PV), the last one of a kind counting, as in mount(8).
+    ///
+    /// # Errors
+    ///
+    /// The first option that a volume can't have.
+    pub fn with_options<S: AsRef<str>>(mut self, options: &[S]) -> Result<Self, UnknownOption> {
+        for option in options {
+            match option.as_ref() {
+                "ro" => self.read_only = true,
+                "suid" => self.nosuid = false,
+                "nosuid" => self.nosuid = true,
+                "dev" => self.nodev = false,
+                "nodev" => self.nodev = true,
+                "exec" => self.noexec = false,
+                "noexec" => self.noexec = true,
+                // It is written unless something says otherwise, and the pool is mounted so.
+                "" | "rw" | "noatime" => {}
+                other => return Err(UnknownOption(other.chars().take(64).collect())),
+            }
+        }
+        Ok(self)
+    }
+}
+
+/// An option that a volume can't have.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("mount option `{0}` can't be had: a volume takes ro, nosuid, nodev, noexec, suid, dev, exec and noatime (which it is anyway)")]
+pub struct UnknownOption(pub String);
+
 /// Subvolumes that users have made inside the head; a commit has them as plain directories (ADR 14).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Nested {

@@ -3,7 +3,7 @@
 
 mod support;
 
-use dotgraft_engine::filesystem::{Event, Intent, MountWhat, RequestState, Role, Task, TaskDone};
+use dotgraft_engine::filesystem::{Event, Intent, MountMode, MountWhat, RequestState, Role, Task, TaskDone};
 use dotgraft_engine::ids::{BootTime, JobUid};
 use support::sim::Asked;
 use support::{Sim, Two};
@@ -43,7 +43,7 @@ fn a_clock_that_jumps_ahead_ends_no_hold() {
     sim.wish();
     sim.run_for(2_000);
     let req = sim.req(0, Asked::Mount(MountWhat::Head));
-    sim.handle(0, Event::Mount(req, MountWhat::Head, "/pods/a".into(), false));
+    sim.handle(0, Event::Mount(req, MountWhat::Head, "/pods/a".into(), MountMode::WRITE));
     sim.run_for(1_000);
     sim.wish_reset();
     sim.edit(0, |p| p.commits.iter_mut().filter(|c| c.reset_to.is_some()).for_each(|c| c.hold = true));
@@ -59,7 +59,7 @@ fn an_opening_counts_from_when_its_swap_was_sent() {
     let mut sim = owner(&mut trace);
     sim.run_for(10_000); // it was opened and not used: too old now
     let req = sim.req(0, Asked::Mount(MountWhat::Head));
-    sim.handle(0, Event::Mount(req, MountWhat::Head, "/pods/a".into(), false));
+    sim.handle(0, Event::Mount(req, MountWhat::Head, "/pods/a".into(), MountMode::WRITE));
     let op = *sim.nodes[0].tasks.iter().find(|(_, doing)| matches!(doing.task, Task::Open { .. })).expect("it opens anew").0;
     let (before, epoch, attempt) = (opens(&sim), sim.api.epoch, sim.api.attempt);
     // The answer lay about for six seconds before anyone took it, and authority may be elsewhere by now.

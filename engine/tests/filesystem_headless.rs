@@ -5,7 +5,7 @@ mod support;
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use dotgraft_engine::filesystem::{About, CopyState, Event, MountWhat, RequestState, Task, Trouble, WantedCommit, Why};
+use dotgraft_engine::filesystem::{About, CopyState, Event, MountMode, MountWhat, RequestState, Task, Trouble, WantedCommit, Why};
 use dotgraft_engine::ids::{CommitId, RequestUid};
 use support::Sim;
 use support::user::{pair, status, wanted};
@@ -42,7 +42,7 @@ fn says(sim: &Sim, condition: Trouble) -> Option<String> {
 
 fn mount(sim: &mut Sim, what: MountWhat, target: &str) {
     let (req, target) = (sim.req(0, Asked::Mount(what)), target.to_owned());
-    sim.handle(0, Event::Mount(req, what, target, false));
+    sim.handle(0, Event::Mount(req, what, target, MountMode::WRITE));
     sim.run_for(1_000);
 }
 
@@ -179,7 +179,7 @@ fn a_mount_that_is_being_made_comes_first() {
     }
     let req = sim.req(0, Asked::Mount(MountWhat::Head));
     sim.slow = Some("Mount");
-    sim.handle(0, Event::Mount(req, MountWhat::Head, "/pods/0".into(), false));
+    sim.handle(0, Event::Mount(req, MountWhat::Head, "/pods/0".into(), MountMode::WRITE));
     sim.run_for(30_000);
     assert!(sim.nodes[0].disk.is_mounted(MountWhat::Head) == sim.nodes[0].disk.head.is_some(), "what is mounted has no head");
 }

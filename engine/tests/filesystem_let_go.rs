@@ -4,7 +4,7 @@
 
 mod support;
 
-use dotgraft_engine::filesystem::{Desired, Event, Intent, MountWhat, RequestState, WantedCommit};
+use dotgraft_engine::filesystem::{Desired, Event, Intent, MountMode, MountWhat, RequestState, WantedCommit};
 use dotgraft_engine::ids::{CommitId, FsId, RequestUid};
 use dotgraft_engine::model::Reason;
 use support::Sim;
@@ -91,7 +91,7 @@ fn what_only_a_move_that_was_called_off_has_brought_is_a_base_too() {
     let (mut sim, uids) = pair(1, &mut trace);
     sim.edit(0, |p| (p.jobs[0].spec.suspend, p.jobs[0].spec.generation) = (true, 2));
     let req = sim.req(0, Asked::Mount(MountWhat::Head));
-    sim.handle(0, Event::Mount(req, MountWhat::Head, "/pods/a".into(), false));
+    sim.handle(0, Event::Mount(req, MountWhat::Head, "/pods/a".into(), MountMode::WRITE));
     let second = sim.wish();
     sim.run_for(5_000);
     assert!(on_disk(&sim, 0, second) && !on_disk(&sim, 1, second));
@@ -118,7 +118,7 @@ fn what_is_let_go_is_of_no_use_to_anyone_else() {
     let id: CommitId = sim.ledger.ids[&uids[0]];
     for n in 0..2 {
         let req = sim.req(n, Asked::Plain);
-        sim.handle(n, Event::Mount(req, MountWhat::Commit(id), "/pods/a".into(), true));
+        sim.handle(n, Event::Mount(req, MountWhat::Commit(id), "/pods/a".into(), MountMode::READ));
         let req = sim.req(n, Asked::Plain);
         sim.handle(n, Event::PinOrigin(req, FsId::from_uuid(support::sim::uuid(2)), id));
     }
@@ -134,7 +134,7 @@ fn a_mount_keeps_it_as_before() {
     let (mut sim, uids) = pair(1, &mut trace);
     let id = sim.ledger.ids[&uids[0]];
     let req = sim.req(1, Asked::Mount(MountWhat::Commit(id)));
-    sim.handle(1, Event::Mount(req, MountWhat::Commit(id), "/pods/a".into(), true));
+    sim.handle(1, Event::Mount(req, MountWhat::Commit(id), "/pods/a".into(), MountMode::READ));
     sim.run_for(1_000);
     remove_on(&mut sim, 0, uids[0]);
     remove_on(&mut sim, 1, uids[0]);

@@ -6,7 +6,7 @@ mod support;
 
 use std::collections::BTreeSet;
 
-use dotgraft_engine::filesystem::{Event, FilesystemStatus, Intent, MountWhat, MovePhase, Role, Trouble};
+use dotgraft_engine::filesystem::{Event, FilesystemStatus, Intent, MountMode, MountWhat, MovePhase, Role, Trouble};
 use dotgraft_engine::ids::CommitId;
 use dotgraft_engine::model::Commit;
 use support::sim::Asked;
@@ -23,7 +23,7 @@ fn with_copy(trace: &mut Vec<String>) -> Sim<'_> {
     }
     sim.run_for(2_000);
     let req = sim.req(0, Asked::Mount(MountWhat::Head));
-    sim.handle(0, Event::Mount(req, MountWhat::Head, "/pods/a".into(), false));
+    sim.handle(0, Event::Mount(req, MountWhat::Head, "/pods/a".into(), MountMode::WRITE));
     sim.run_for(1_000);
     assert!(sim.nodes[0].disk.is_mounted(MountWhat::Head));
     sim

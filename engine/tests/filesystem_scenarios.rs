@@ -4,7 +4,7 @@
 
 mod support;
 
-use dotgraft_engine::filesystem::{Event, Intent, MountWhat, RequestState, Role, RoleStatus, Trouble, WantedCommit};
+use dotgraft_engine::filesystem::{Event, Intent, MountMode, MountWhat, RequestState, Role, RoleStatus, Trouble, WantedCommit};
 use dotgraft_engine::ids::{CommitId, FsId, RequestUid};
 use dotgraft_engine::model::{Claim, Origin, Reason};
 use support::sim::Asked;
@@ -19,7 +19,7 @@ fn owner(trace: &mut Vec<String>) -> (Sim<'_>, CommitId) {
     let uid = sim.wish();
     sim.run_for(1_000);
     let req = sim.req(0, Asked::Mount(MountWhat::Head));
-    sim.handle(0, Event::Mount(req, MountWhat::Head, "/pods/a".into(), false));
+    sim.handle(0, Event::Mount(req, MountWhat::Head, "/pods/a".into(), MountMode::WRITE));
     sim.run_for(1_000);
     let id = sim.ledger.ids[&uid];
     assert!(sim.nodes[0].disk.commits.contains_key(&id) && sim.nodes[0].disk.is_mounted(MountWhat::Head));
@@ -271,7 +271,7 @@ fn a_branch_says_that_it_starts_from_its_origin_and_a_clone_only_until_it_has_it
     assert!(!says_it_starts_from(&mut sim, 4), "it has a life of its own");
     let reset = WantedCommit { reset_to: Some(started_at()), ..support::user::wanted(RequestUid::from_uuid(support::sim::uuid(60))) };
     let req = sim.req(0, Asked::Mount(MountWhat::Head));
-    sim.handle(0, Event::Mount(req, MountWhat::Head, "/pods/a".into(), false));
+    sim.handle(0, Event::Mount(req, MountWhat::Head, "/pods/a".into(), MountMode::WRITE));
     sim.run_for(1_000);
     sim.edit(0, |p| p.commits.push(reset));
     sim.run_for(1_000);
@@ -312,7 +312,7 @@ fn a_reset_that_is_taken_back_while_it_waits_pins_nothing_and_does_nothing() {
 /// Asks for a mount of the head; whether it is there afterwards.
 fn mounts(sim: &mut Sim, target: &str) -> bool {
     let req = sim.req(0, Asked::Mount(MountWhat::Head));
-    sim.handle(0, Event::Mount(req, MountWhat::Head, target.into(), false));
+    sim.handle(0, Event::Mount(req, MountWhat::Head, target.into(), MountMode::WRITE));
     sim.run_for(1_000);
     sim.nodes[0].disk.mounts.contains_key(target)
 }
@@ -342,7 +342,7 @@ fn a_reset_that_holds_is_done_before_anyone_mounts_the_head_again() {
     assert!(is_holding(&sim));
     assert!(!mounts(&mut sim, "/pods/b"), "a new pod has the old head");
     let req = sim.req(0, Asked::Mount(MountWhat::Commit(target)));
-    sim.handle(0, Event::Mount(req, MountWhat::Commit(target), "/pods/ro".into(), true));
+    sim.handle(0, Event::Mount(req, MountWhat::Commit(target), "/pods/ro".into(), MountMode::READ));
     assert!(mounts(&mut sim, "/pods/a"), "what is mounted already may be asked for again");
     assert!(sim.nodes[0].disk.mounts.contains_key("/pods/ro"), "a commit is nobody's hindrance");
     unmount(&mut sim, "/pods/ro"); // the simulated disk doesn't tell it from the head

@@ -8,7 +8,7 @@ use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-pub use dotgraft_engine::filesystem::{MountWhat, Nested, Role};
+pub use dotgraft_engine::filesystem::{MountMode, MountWhat, Nested, Role};
 use dotgraft_engine::ids::{BootId, CommitId, Epoch, FsId, PoolId};
 use dotgraft_engine::model::{Claim, Commit, Origin, Problem, Reason};
 use serde::{Deserialize, Serialize};
@@ -395,13 +395,14 @@ pub trait Driver: Send + Sync + 'static {
     ///
     /// As [`Driver::holders`].
     fn head_holders(&self, fs: FsId) -> Result<Vec<Holder>, DriverError>;
-    /// Bind-mounts at an existing directory; the same again is success, something else there is an error.
+    /// Bind-mounts at an existing directory; the same again is success, something else there is an error. A mount that is there gets the flags of
+    /// `mode`, as one may have been cut between its two calls.
     ///
     /// # Errors
     ///
     /// `NotFound` without the target, the head or the commit; `Mounted` where something else is mounted at the target, or this is, but
     /// read-only, and is to be writable.
-    fn mount(&self, fs: FsId, what: MountWhat, target: &Path, read_only: bool) -> Result<(), DriverError>;
+    fn mount(&self, fs: FsId, what: MountWhat, target: &Path, mode: MountMode) -> Result<(), DriverError>;
     /// Unmounts; what is not mounted is success.
     ///
     /// # Errors

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use dotgraft_proto::csi::v1 as csi;
+use dotgraft_proto::csi::v1::volume_capability::access_mode::Mode;
 use dotgraft_proto::csi::v1::volume_content_source::{SnapshotSource, Type as Source, VolumeSource};
 use serde_json::Value;
 use tonic::Code;
@@ -12,7 +13,7 @@ use tonic::Code;
 use crate::harness::test::STEP;
 use crate::harness::{Case, Test};
 use crate::rig::wait::eventually;
-use crate::steps::csi::refused;
+use crate::steps::csi::{refused, with_options};
 use crate::steps::left::{nothing_left, on_disk};
 use crate::steps::owner::owned_by;
 use crate::steps::pod as csi_pvc;
@@ -51,6 +52,9 @@ async fn create(t: Arc<Test>) -> Result<()> {
     let mut larger = request.clone();
     larger.capacity_range = Some(csi::CapacityRange { required_bytes: 2 * SIZE, limit_bytes: 0 });
     refused(csi.create(&larger).await, Code::AlreadyExists, "bytes")?;
+    let mut odd = csi.request("odd", "n1");
+    odd.volume_capabilities = vec![with_options(Mode::SingleNodeWriter, &["nosuid", "discard"])];
+    refused(csi.create(&odd).await, Code::InvalidArgument, "`discard`")?;
     let mut other = request.clone();
     other.parameters.insert("dotgraft.dev/fencing".into(), "Manual".into());
     refused(csi.create(&other).await, Code::AlreadyExists, "parameters")?;

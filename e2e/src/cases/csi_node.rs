@@ -20,7 +20,7 @@ use tonic::{Code, Status};
 use crate::harness::test::STEP;
 use crate::harness::{Case, Test};
 use crate::rig::wait::{eventually, throughout};
-use crate::steps::csi::{capability, channel, refused, text};
+use crate::steps::csi::{capability, channel, refused, text, with_options};
 use crate::steps::left::nothing_left;
 use crate::steps::mount::Pod;
 
@@ -52,6 +52,13 @@ fn mounts_at(path: &Path) -> Result<usize> {
     Ok(table.lines().filter(|l| l.split(' ').nth(1).is_some_and(|p| Path::new(p) == path)).count())
 }
 
+/// What the kernel lets be done through the mount at a path, such as `rw` and `nosuid`.
+fn options_at(path: &Path) -> Result<Vec<String>> {
+    let table = std::fs::read_to_string("/proc/self/mounts")?;
+    let line = table.lines().rfind(|l| l.split(' ').nth(1).is_some_and(|p| Path::new(p) == path)).context("nothing is mounted there")?;
+    Ok(line.split(' ').nth(3).unwrap_or_default().split(',').map(str::to_owned).collect())
+}
+
 async fn lifecycle(t: Arc<Test>) -> Result<()> {
     let fs_id = t.dot("d", "n1").await?;
     let pod = Pod::new(&t, "n1", "p")?;
@@ -71,8 +78,12 @@ async fn lifecycle(t: Arc<Test>) -> Result<()> {
         }
         ensure!(mounts_at(&pod.staging())? == 1 && mounts_at(&pod.target())? == 1, "one mount each");
         std::fs::write(pod.target().join(round), round)?;
+        let options = options_at(&pod.target())?;
+        ensure!(["rw", "nosuid", "nodev"].iter().all(|o| options.iter().any(|is| is == o)), "{options:?}");
         let second = pod.dir.join("second");
-        pod.publish_at(&fs_id, &second, writer(), true).await??;
+        pod.publish_at(&fs_id, &second, with_options(Mode::SingleNodeMultiWriter, &["suid", "noexec"]), true).await??;
+        let options = options_at(&second)?;
+        ensure!(options.iter().any(|o| o == "noexec") && !options.iter().any(|o| o == "nosuid"), "{options:?}");
         ensure!(std::fs::read_to_string(second.join(round))? == round, "both paths show the same");
         ensure!(std::fs::write(second.join("x"), "x").is_err(), "a read-only path can be written");
         refused(pod.publish(&fs_id, writer(), true).await?, Code::AlreadyExists, "published writable")?;

@@ -28,6 +28,13 @@ pub fn capability(mode: Mode, group: &str) -> VolumeCapability {
     VolumeCapability { access_mode: Some(AccessMode { mode: mode.into() }), access_type: Some(AccessType::Mount(mount)) }
 }
 
+/// The same for any group, with options (`mountOptions` of a `StorageClass`).
+pub fn with_options(mode: Mode, options: &[&str]) -> VolumeCapability {
+    let mount_flags = options.iter().map(|o| (*o).to_owned()).collect();
+    let access_type = Some(AccessType::Mount(MountVolume { mount_flags, ..MountVolume::default() }));
+    VolumeCapability { access_mode: Some(AccessMode { mode: mode.into() }), access_type }
+}
+
 /// A mount for one node that writes.
 pub fn writer() -> VolumeCapability {
     capability(Mode::SingleNodeWriter, "")

@@ -10,7 +10,7 @@ use crate::model::{Commit, Origin, Place, Problem, ResumeToken, Versions};
 use crate::run::JobRow;
 
 use super::record::{Base, CheckpointRow, Record, RequestRow};
-use crate::words::{Desired, MountWhat, Nested, Offer, ReqId};
+use crate::words::{Desired, MountMode, MountWhat, Nested, Offer, ReqId};
 
 /// What the world looks like while an event is handled.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -128,7 +128,7 @@ pub enum Event {
     /// A peer offers a commit.
     Offer(ReqId, Box<Offer>),
     /// Bind-mount.
-    Mount(ReqId, MountWhat, String, bool),
+    Mount(ReqId, MountWhat, String, MountMode),
     /// Unmount.
     Unmount(ReqId, String),
     /// Fence the head; the flag forces it while mounted.
@@ -240,7 +240,7 @@ pub enum Task {
         qgroup: u64,
     },
     /// Bind-mount.
-    Mount(MountWhat, String, bool),
+    Mount(MountWhat, String, MountMode),
     /// Unmount.
     Unmount(String),
     /// Take the stream that came with request `req`.

@@ -62,7 +62,9 @@ pub use record::{
 pub use status::{CommitStatus, Condition, FilesystemStatus, JobStatus, MigrationStatus, RequestStatus, RoleStatus};
 pub use trouble::{About, CopyState, MovePhase, Trouble, Why};
 
-pub use crate::words::{Desired, Intent, MountWhat, Nested, Offer, Present, ReqId, Role, Transfer, WantedCommit, WantedJob};
+pub use crate::words::{
+    Desired, Intent, MountMode, MountWhat, Nested, Offer, Present, ReqId, Role, Transfer, UnknownOption, WantedCommit, WantedJob,
+};
 
 use results::{Ended, Verdict};
 use tasks::{Slot, Tasks, desk};
@@ -150,7 +152,7 @@ impl Filesystem {
             Event::Vanished => self.on_vanished(out),
             Event::Versions(req, from) => self.handle_versions(req, &from, out),
             Event::Offer(req, offer) => self.handle_offer(req, *offer, ctx, out),
-            Event::Mount(req, what, target, read_only) => self.handle_mount(req, what, target, read_only, out),
+            Event::Mount(req, what, target, mode) => self.handle_mount(req, what, target, mode, out),
             Event::Unmount(req, target) => self.handle_unmount(req, target, out),
             Event::Fence(req, force) => self.handle_fence(req, force, out),
             Event::Thaw(req) => self.handle_thaw(req, out),

@@ -8,7 +8,7 @@ use super::event::{Answer, Ctx, Out, Task};
 use super::tasks::Slot;
 use crate::ids::CommitId;
 use crate::model::{Problem, Reason};
-use crate::words::{MountWhat, ReqId};
+use crate::words::{MountMode, MountWhat, ReqId};
 
 /// At most so many mount requests wait at once.
 const WAITING: usize = 64;
@@ -21,7 +21,7 @@ struct Waiting {
     req: ReqId,
     what: MountWhat,
     target: String,
-    read_only: bool,
+    mode: MountMode,
 }
 
 /// What is mounted through this agent, and what waits to be.
@@ -102,7 +102,7 @@ impl Mounts {
 }
 
 impl Filesystem {
-    pub(super) fn handle_mount(&mut self, req: ReqId, what: MountWhat, target: String, read_only: bool, out: &mut Out) {
+    pub(super) fn handle_mount(&mut self, req: ReqId, what: MountWhat, target: String, mode: MountMode, out: &mut Out) {
         let refusal = match what {
             _ if !self.standing.is_active() => Some(self.standing.not_here()),
             MountWhat::Head if !self.may_write() => Some(self.write_refusal()),
@@ -114,7 +114,7 @@ impl Filesystem {
         };
         match refusal {
             Some(problem) => out.answers.push((req, Answer::Plain(Err(problem)))),
-            None => self.mounts.waiting.push(Waiting { req, what, target, read_only }),
+            None => self.mounts.waiting.push(Waiting { req, what, target, mode }),
         }
     }
 
@@ -145,7 +145,7 @@ impl Filesystem {
             }
         }
         for m in self.mounts.take_ready(fresh) {
-            self.tasks.start(Slot::Mount(m.req), Task::Mount(m.what, m.target, m.read_only), out);
+            self.tasks.start(Slot::Mount(m.req), Task::Mount(m.what, m.target, m.mode), out);
         }
     }
 

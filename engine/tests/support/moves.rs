@@ -1,6 +1,8 @@
 //! Authority goes from node to node while everything fails: each write must be on top of the last one that was acknowledged.
 
-use dotgraft_engine::filesystem::{Event, Intent, MountWhat, Present, RequestState, RequestStatus, Role, WantedCommit, WantedJob};
+use dotgraft_engine::filesystem::{
+    Event, Intent, MountMode, MountWhat, Present, RequestState, RequestStatus, Role, WantedCommit, WantedJob,
+};
 use dotgraft_engine::model::Commit;
 
 use super::api::Phase;
@@ -286,7 +288,7 @@ impl Sim<'_> {
         if !starts {
             self.ask(n, Asked::Plain, |req| Event::Unmount(req, target));
         } else if !self.nodes[n].disk.mounts.contains_key(&target) {
-            self.ask(n, Asked::Mount(MountWhat::Head), |req| Event::Mount(req, MountWhat::Head, target, false));
+            self.ask(n, Asked::Mount(MountWhat::Head), |req| Event::Mount(req, MountWhat::Head, target, MountMode::WRITE));
         }
     }
 

@@ -1,6 +1,6 @@
 //! Directed schedules: what the dice would find some day, told step by step. The seed still decides about every delay in between.
 
-use dotgraft_engine::filesystem::{CopyState, Event, Intent, MountWhat, Present, RequestState, Role, Task, WantedCommit, Why};
+use dotgraft_engine::filesystem::{CopyState, Event, Intent, MountMode, MountWhat, Present, RequestState, Role, Task, WantedCommit, Why};
 use dotgraft_engine::ids::{CommitId, Epoch, OpId, RequestUid};
 use dotgraft_engine::model::{Origin, Reason};
 
@@ -29,7 +29,7 @@ pub fn pair(seed: u64, hazards: Hazards, trace: &mut Vec<String>) -> Sim<'_> {
 impl Sim<'_> {
     /// A pod starts on node `n`.
     pub fn start_pod(&mut self, n: usize) {
-        self.ask(n, Asked::Mount(MountWhat::Head), |req| Event::Mount(req, MountWhat::Head, POD.into(), false));
+        self.ask(n, Asked::Mount(MountWhat::Head), |req| Event::Mount(req, MountWhat::Head, POD.into(), MountMode::WRITE));
     }
 
     pub fn stop_pod(&mut self, n: usize) {

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use dotgraft_engine::filesystem::{
-    CopyState, Event, FilesystemStatus, Handoff, Intent, Life, MountWhat, Offer, Present, RequestState, Role, Task, TaskDone, WantedCommit,
-    WantedJob, Why,
+    CopyState, Event, FilesystemStatus, Handoff, Intent, Life, MountMode, MountWhat, Offer, Present, RequestState, Role, Task, TaskDone,
+    WantedCommit, WantedJob, Why,
 };
 use dotgraft_engine::format::Kind;
 use dotgraft_engine::ids::{CommitId, Epoch, FsId, MigId, OpId, RequestUid, Timestamp};
@@ -208,7 +208,7 @@ impl Sim<'_> {
         };
         let target = format!("/pods/{}", self.rng.below(4));
         if !self.nodes[n].disk.mounts.contains_key(&target) {
-            self.ask(n, Asked::Mount(what), |req| Event::Mount(req, what, target, false));
+            self.ask(n, Asked::Mount(what), |req| Event::Mount(req, what, target, MountMode::WRITE));
         }
     }
 

@@ -12,7 +12,7 @@ use super::super::fakes::{World, fs_id, target, world};
 use super::super::fs_actor::{Started, start};
 use super::super::orders::Order;
 use crate::account;
-use crate::driver::MountWhat;
+use crate::driver::{MountMode, MountWhat};
 use crate::metrics::Metrics;
 
 /// Rows as 0.1 wrote them.
@@ -77,7 +77,7 @@ async fn a_newer_row_closes_its_filesystem_and_an_order_to_delete_deletes_nothin
 
     actor.orders.give(absent(2));
     assert_eq!(actor.handle.versions("n2".parse().unwrap()).await.unwrap_err().reason, Reason::FormatNewer);
-    let mount = actor.handle.mount(MountWhat::Head, target("/pod/y"), false).await;
+    let mount = actor.handle.mount(MountWhat::Head, target("/pod/y"), MountMode::WRITE).await;
     assert_eq!(mount.unwrap_err().reason, Reason::FormatNewer);
     assert_eq!(actor.handle.fence(true).await.unwrap_err().reason, Reason::FormatNewer);
     assert!(!world.driver.disk().fenced, "this node owns it");
@@ -181,7 +181,7 @@ async fn a_newer_file_in_the_pool_closes_too() {
     let actor = begin(&world);
     actor.orders.give(absent(4));
     status_where(&actor, |s| says(s, Trouble::FormatNewer) && s.observed_generation == 4).await;
-    let mount = actor.handle.mount(MountWhat::Head, target("/pod/y"), false).await;
+    let mount = actor.handle.mount(MountWhat::Head, target("/pod/y"), MountMode::WRITE).await;
     assert_eq!(mount.unwrap_err().reason, Reason::FormatNewer);
     assert_eq!(world.driver.disk().changes, 0);
     assert_eq!(world.journal.made(), 0);

@@ -22,7 +22,9 @@ use uuid::Uuid;
 use super::ports::{ApiPort, JournalPort, PeersPort, Rows};
 use super::{Node, Registry};
 use crate::clock::boot_clock;
-use crate::driver::{CommitDone, Driver, DriverError, Fenced, Found, FsMeta, Holder, Incoming, MountWhat, PoolInfo, Space, Usage};
+use crate::driver::{
+    CommitDone, Driver, DriverError, Fenced, Found, FsMeta, Holder, Incoming, MountMode, MountWhat, PoolInfo, Space, Usage,
+};
 use crate::journal::{Entry, JournalError, Op, Scope};
 use crate::metrics::Metrics;
 use crate::peer::Opened;
@@ -321,7 +323,7 @@ impl Driver for FakeDriver {
     fn head_holders(&self, fs: FsId) -> Result<Vec<Holder>, DriverError> {
         self.holders(fs)
     }
-    fn mount(&self, _: FsId, _: MountWhat, target: &Path, _: bool) -> Result<(), DriverError> {
+    fn mount(&self, _: FsId, _: MountWhat, target: &Path, _: MountMode) -> Result<(), DriverError> {
         self.disk().mounts.insert(target.to_owned());
         Ok(())
     }

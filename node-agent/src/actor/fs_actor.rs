@@ -177,9 +177,7 @@ impl FsActor {
                 let req = self.wait(Waiting::Receive(frames, replies));
                 Event::Offer(req, offer)
             }
-            Request::Mount { what, target, read_only, reply } => {
-                Event::Mount(self.wait(Waiting::Plain(reply)), what, target.into_text(), read_only)
-            }
+            Request::Mount { what, target, mode, reply } => Event::Mount(self.wait(Waiting::Plain(reply)), what, target.into_text(), mode),
             Request::Unmount { target, reply } => Event::Unmount(self.wait(Waiting::Plain(reply)), target.into_text()),
             Request::Fence { force, reply } => Event::Fence(self.wait(Waiting::Fence(reply)), force),
             Request::Export { handoff, reply } => Event::Export(self.wait(Waiting::Plain(reply)), handoff),

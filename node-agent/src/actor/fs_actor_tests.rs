@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 use super::super::fakes::{World, fs_id, owner, request, sender, target, world};
 use super::super::orders::Order;
 use super::{MAILBOX, Started, start};
-use crate::driver::MountWhat;
+use crate::driver::{MountMode, MountWhat};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -37,7 +37,7 @@ async fn until(what: &str, is_so: impl Fn() -> bool) {
 /// As the kubelet does: asked again until it works.
 async fn mounted(actor: &Started, at: &str) {
     let began = Instant::now();
-    while actor.handle.mount(MountWhat::Head, target(at), false).await.is_err() {
+    while actor.handle.mount(MountWhat::Head, target(at), MountMode::WRITE).await.is_err() {
         assert!(began.elapsed() < PATIENCE, "never mounted");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }

@@ -9,7 +9,7 @@ use dotgraft_engine::ids::{CommitId, FsId, NodeName};
 use dotgraft_engine::model::{Problem, Reason, Versions};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::driver::MountWhat;
+use crate::driver::{MountMode, MountWhat};
 use crate::target::MountTarget;
 
 /// How many requests wait for one actor before it answers `Busy`.
@@ -80,8 +80,8 @@ pub enum Request {
         what: MountWhat,
         /// Where.
         target: MountTarget,
-        /// Read-only head.
-        read_only: bool,
+        /// What may be done through it; a commit is never written.
+        mode: MountMode,
         /// The answer.
         reply: oneshot::Sender<Result<(), Problem>>,
     },
@@ -198,8 +198,8 @@ impl FsHandle {
     ///
     /// As [`FsHandle::versions`]; `NotOwner` for the head of a copy, or before authority is open, `Busy` while it is fenced or reset, `Held`
     /// while a reset keeps it for itself, `NotFound` without the commit; that of [`Driver::mount`](crate::driver::Driver::mount).
-    pub async fn mount(&self, what: MountWhat, target: MountTarget, read_only: bool) -> Result<(), Problem> {
-        self.ask(|reply| Request::Mount { what, target, read_only, reply }).await
+    pub async fn mount(&self, what: MountWhat, target: MountTarget, mode: MountMode) -> Result<(), Problem> {
+        self.ask(|reply| Request::Mount { what, target, mode, reply }).await
     }
     /// Unmounts.
     ///

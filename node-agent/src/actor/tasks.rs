@@ -124,9 +124,7 @@ async fn carry_out(ctx: &TaskCtx, task: Task, transfer: Option<Transfer>) -> Res
         Task::DropHead => ctx.blocking(move |d| d.drop_head(fs)).await.map(|()| TaskDone::Ok),
         Task::Destroy { qgroup } => ctx.blocking(move |d| destroy(d, fs, qgroup)).await,
         Task::Usage { qgroup } => ctx.blocking(move |d| d.usage(qgroup)).await.map(|u| TaskDone::Usage { bytes: u.bytes, limit: u.limit }),
-        Task::Mount(what, target, read_only) => {
-            ctx.blocking(move |d| d.mount(fs, what, target.as_ref(), read_only)).await.map(|()| TaskDone::Ok)
-        }
+        Task::Mount(what, target, mode) => ctx.blocking(move |d| d.mount(fs, what, target.as_ref(), mode)).await.map(|()| TaskDone::Ok),
         Task::Unmount(target) => ctx.blocking(move |d| d.unmount(target.as_ref())).await.map(|()| TaskDone::Ok),
         Task::Discard(target) => ctx.blocking(move |d| d.receive_discard(fs, target)).await.map(|()| TaskDone::Ok),
         Task::Receive { qgroup, offer, checkpoint, .. } => match transfer {

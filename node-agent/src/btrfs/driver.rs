@@ -8,7 +8,9 @@ use dotgraft_engine::model::{Commit, Origin};
 
 use super::fsx::Context;
 use super::{BtrfsPool, SendOptions, ioctl, layout, meta, mounts, quota, subvol};
-use crate::driver::{CommitDone, Driver, DriverError, Fenced, Found, FsMeta, Holder, Incoming, MountWhat, PoolInfo, Space, Usage};
+use crate::driver::{
+    CommitDone, Driver, DriverError, Fenced, Found, FsMeta, Holder, Incoming, MountMode, MountWhat, PoolInfo, Space, Usage,
+};
 
 impl Driver for BtrfsPool {
     fn pool(&self) -> &PoolInfo {
@@ -69,11 +71,11 @@ impl Driver for BtrfsPool {
     fn head_holders(&self, fs: FsId) -> Result<Vec<Holder>, DriverError> {
         self.holders_of_head(fs)
     }
-    fn mount(&self, fs: FsId, what: MountWhat, target: &Path, read_only: bool) -> Result<(), DriverError> {
+    fn mount(&self, fs: FsId, what: MountWhat, target: &Path, mode: MountMode) -> Result<(), DriverError> {
         let path = layout::subvolume(fs, what);
-        let read_only = read_only || matches!(what, MountWhat::Commit(_));
+        let mode = MountMode { read_only: mode.read_only || matches!(what, MountWhat::Commit(_)), ..mode };
         let source = subvol::open_root(&self.root, &path)?;
-        mounts::bind(source, &self.dev, &layout::as_mounted(&path), target, read_only)
+        mounts::bind(source, &self.dev, &layout::as_mounted(&path), target, mode)
     }
     fn unmount(&self, target: &Path) -> Result<(), DriverError> {
         mounts::unmount(target)

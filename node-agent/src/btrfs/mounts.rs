@@ -17,7 +17,7 @@ use rustix::mount::{MountFlags, UnmountFlags};
 
 use super::fsx::{Context, fail};
 use super::layout;
-use crate::driver::{DriverError, Holder, MountWhat};
+use crate::driver::{DriverError, Holder, MountMode, MountWhat};
 
 /// One line of a mount table.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,8 +30,8 @@ pub struct MountLine {
     pub root: PathBuf,
     /// Where.
     pub mount_point: PathBuf,
-    /// The mount (not the superblock) is read-only.
-    pub read_only: bool,
+    /// What may be done through the mount (not the superblock).
+    pub mode: MountMode,
     /// `btrfs`, …
     pub fs_type: String,
 }
@@ -69,9 +69,11 @@ fn parse_line(line: &[u8]) -> Option<MountLine> {
     let id = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
     let dev = String::from_utf8(fields.nth(1)?.to_vec()).ok()?;
     let (root, mount_point) = (unescape(fields.next()?), unescape(fields.next()?));
-    let read_only = fields.next()?.split(|b| *b == b',').any(|o| o == b"ro");
+    let options: Vec<&[u8]> = fields.next()?.split(|b| *b == b',').collect();
+    let has = |option: &str| options.contains(&option.as_bytes());
+    let mode = MountMode { read_only: has("ro"), nosuid: has("nosuid"), nodev: has("nodev"), noexec: has("noexec") };
     let fs_type = String::from_utf8(fields.skip_while(|f| *f != b"-").nth(1)?.to_vec()).ok()?;
-    Some(MountLine { id, dev, root, mount_point, read_only, fs_type })
+    Some(MountLine { id, dev, root, mount_point, mode, fs_type })
 }
 
 /// Parses a whole mount table; lines that are not understood are left out.
@@ -146,7 +148,7 @@ pub fn holders(dev: &str, wanted: impl Fn(&Path) -> bool) -> Result<Vec<Holder>,
 }
 
 /// Bind-mounts the directory `source` (whose path in the superblock `dev` is `root`) at `target`.
-pub fn bind(source: impl AsFd, dev: &str, root: &Path, target: &Path, read_only: bool) -> Result<(), DriverError> {
+pub fn bind(source: impl AsFd, dev: &str, root: &Path, target: &Path, mode: MountMode) -> Result<(), DriverError> {
     let shown = target.display();
     let target = fs::canonicalize(target).doing(|| format!("mount at {shown}"))?;
     match at(&target)? {
@@ -157,16 +159,24 @@ pub fn bind(source: impl AsFd, dev: &str, root: &Path, target: &Path, read_only:
         Some(there) if there.dev != dev || there.root != root => {
             return Err(DriverError::Mounted(format!("{shown} has {} ({}) mounted", there.root.display(), there.fs_type)));
         }
-        Some(there) if there.read_only == read_only => return Ok(()),
-        Some(_) if read_only => {} // a crash between bind and remount: finish it below
-        Some(_) => return Err(DriverError::Mounted(format!("{shown} has it mounted read-only"))),
+        Some(there) if there.mode == mode => return Ok(()),
+        Some(there) if there.mode.read_only && !mode.read_only => {
+            return Err(DriverError::Mounted(format!("{shown} has it mounted read-only")));
+        }
+        Some(_) => {} // a crash between bind and remount: finish it below
     }
-    if read_only {
-        // The flags of the pool's mount are repeated, because a remount replaces all of them.
-        rustix::mount::mount_remount(&target, MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOATIME, c"")
-            .doing(|| format!("make {shown} read-only"))?;
-    }
-    Ok(())
+    rustix::mount::mount_remount(&target, MountFlags::BIND | flags(mode), c"").doing(|| format!("set what may be done through {shown}"))
+}
+
+/// The kernel's flags of a bind mount. Those of the pool's mount are repeated, because a remount replaces all of them.
+fn flags(mode: MountMode) -> MountFlags {
+    let all = [
+        (mode.read_only, MountFlags::RDONLY),
+        (mode.nosuid, MountFlags::NOSUID),
+        (mode.nodev, MountFlags::NODEV),
+        (mode.noexec, MountFlags::NOEXEC),
+    ];
+    all.into_iter().filter(|(set, _)| *set).fold(MountFlags::NOATIME, |flags, (_, flag)| flags | flag)
 }
 
 /// Unmounts everything stacked at `target`; nothing there, or no such path, is success.
@@ -218,9 +228,9 @@ mod tests {
         assert_eq!(lines.len(), 2);
         assert_eq!(lines[0].root, Path::new("/fs/a/head"));
         assert_eq!(lines[0].mount_point, Path::new("/mnt/with space"));
-        assert!(!lines[0].read_only);
+        assert!(!lines[0].mode.read_only);
         assert_eq!(lines[1].fs_type, "btrfs");
-        assert!(lines[1].read_only);
+        assert!(lines[1].mode.read_only);
     }
 
     #[test]

@@ -24,7 +24,7 @@ use super::volume::{self, Access};
 use super::{Csi, fsgroup};
 use crate::actor::FsHandle;
 use crate::btrfs::mounts::{self, MountLine};
-use crate::driver::{DriverError, MountWhat};
+use crate::driver::{DriverError, MountMode, MountWhat};
 
 /// How long a mount waits for an owner that is about to open authority.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -76,8 +76,8 @@ impl Csi {
             let handle = me.handle(volume.fs())?;
             let what = me.what_to_stage(volume, &handle, place.path()).await?;
             place.make()?;
-            me.mount_here(volume, what, &place, volume.is_read_only(), None).await?;
-            me.give_to_group(volume, &place, access, volume.is_read_only() || access.read_only).await
+            me.mount_here(volume, what, &place, MountMode { read_only: volume.is_read_only(), ..access.mode }, None).await?;
+            me.give_to_group(volume, &place, access, volume.is_read_only() || access.mode.read_only).await
         })
         .await
     }
@@ -101,7 +101,7 @@ impl Csi {
         let staging = self.place("staging_target_path", r.staging_target_path).await?;
         let place = self.place("target_path", r.target_path).await?.ok_or_else(no_parent)?;
         let turn = self.inflight.begin(&r.volume_id, place.path())?;
-        let read_only = r.readonly || access.read_only || volume.is_read_only();
+        let read_only = r.readonly || access.mode.read_only || volume.is_read_only();
         let me = self.clone();
         finish(async move {
             let _turn = turn;
@@ -111,14 +111,14 @@ impl Csi {
                 me.only_there(volume, what, [staging.path(), place.path()]).await?;
             }
             let made = place.make()?;
-            if let Err(refusal) = me.mount_here(volume, what, &place, read_only, Some(&staging)).await {
+            if let Err(refusal) = me.mount_here(volume, what, &place, MountMode { read_only, ..access.mode }, Some(&staging)).await {
                 if made {
                     let _ = place.remove();
                 }
                 return Err(refusal);
             }
             if me.mounted(staging.path()).await?.is_none() {
-                me.mount_here(volume, what, &staging, volume.is_read_only(), None).await?;
+                me.mount_here(volume, what, &staging, MountMode { read_only: volume.is_read_only(), ..access.mode }, None).await?;
             }
             me.give_to_group(volume, &place, access, read_only).await
         })
@@ -221,24 +221,25 @@ impl Csi {
         volume: VolumeHandle,
         what: MountWhat,
         place: &Place,
-        read_only: bool,
+        mode: MountMode,
         staging: Option<&Place>,
     ) -> Result<(), Refusal> {
+        let read_only = mode.read_only;
         let shown_path = place.path().display();
         match self.mounted(place.path()).await? {
             Some(line) if line.what_is(&self.pool_dev) != Some((volume.fs(), what)) => {
                 return Err(Refusal::exists(format!("{shown_path} has {} mounted", shown(&line))));
             }
-            Some(line) if line.read_only && !read_only => {
+            Some(line) if line.mode.read_only && !read_only => {
                 return Err(Refusal::exists(format!("volume {volume} is published read-only at {shown_path}: unpublish it first")));
             }
-            Some(line) if !line.read_only && read_only && self.writable().contains(place.path()) => {
+            Some(line) if !line.mode.read_only && read_only && self.writable().contains(place.path()) => {
                 return Err(Refusal::exists(format!("volume {volume} is published writable at {shown_path}: unpublish it first")));
             }
             // Nothing; the same; or what a crash left between mount and remount: the owner finishes it.
             _ => {}
         }
-        self.ask(volume, what, place, read_only, staging).await?;
+        self.ask(volume, what, place, mode, staging).await?;
         if !read_only {
             self.writable().insert(place.path().to_owned());
         }
@@ -251,13 +252,13 @@ impl Csi {
         volume: VolumeHandle,
         what: MountWhat,
         place: &Place,
-        read_only: bool,
+        mode: MountMode,
         staging: Option<&Place>,
     ) -> Result<(), Refusal> {
         let until = Instant::now() + PATIENCE;
         loop {
             let owner = self.handle(volume.fs())?;
-            let Err(problem) = owner.mount(what, place.target().clone(), read_only).await else { return Ok(()) };
+            let Err(problem) = owner.mount(what, place.target().clone(), mode).await else { return Ok(()) };
             if let (Reason::Held, Some(staging)) = (problem.reason, staging)
                 && self.mounted(staging.path()).await?.is_some()
                 && let Ok(_turn) = self.inflight.begin(&volume.to_string(), staging.path())

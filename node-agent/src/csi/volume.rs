@@ -1,5 +1,6 @@
 //! Volume handles and capabilities: what CSI requests say, checked before anything is done.
 
+use dotgraft_engine::filesystem::MountMode;
 use dotgraft_engine::handle::VolumeHandle;
 use dotgraft_proto::csi::v1::VolumeCapability;
 use dotgraft_proto::csi::v1::volume_capability::AccessType;
@@ -25,8 +26,8 @@ pub fn parse(handle: &str) -> Result<VolumeHandle, Refusal> {
 /// How a volume is to be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Access {
-    /// Only for reading.
-    pub read_only: bool,
+    /// What may be done through its mounts.
+    pub mode: MountMode,
     /// At one path at a time.
     pub single_writer: bool,
     /// Group that the pod's processes have (`fsGroup`).
@@ -38,7 +39,7 @@ impl Access {
     ///
     /// # Errors
     ///
-    /// `INVALID_ARGUMENT` for what no volume of ours can: raw blocks, another filesystem, mount options, an access mode that doesn't go
+    /// `INVALID_ARGUMENT` for what no volume of ours can: raw blocks, another filesystem, a mount option that it can't have, an access mode that doesn't go
     /// with the handle.
     pub fn check(volume: VolumeHandle, capability: Option<&VolumeCapability>) -> Result<Self, Refusal> {
         let capability = capability.ok_or_else(|| Refusal::invalid("volume_capability is missing"))?;
@@ -53,10 +54,7 @@ impl Access {
             let asked: String = mount.fs_type.chars().take(32).collect();
             return Err(Refusal::invalid(format!("a Dot is btrfs, not {asked}: leave fsType out")));
         }
-        if let Some(flag) = mount.mount_flags.iter().find(|f| !matches!(f.as_str(), "" | "rw" | "noatime")) {
-            let asked: String = flag.chars().take(64).collect();
-            return Err(Refusal::invalid(format!("mount option `{asked}` is not offered: leave mountOptions out (it is noatime anyway)")));
-        }
+        let asked = MountMode::WRITE.with_options(&mount.mount_flags).map_err(|e| Refusal::invalid(e.to_string()))?;
         let mode = capability.access_mode.as_ref().ok_or_else(|| Refusal::invalid("volume_capability.access_mode is missing"))?.mode;
         let mode = Mode::try_from(mode).unwrap_or(Mode::Unknown);
         let group = match mount.volume_mount_group.as_str() {
@@ -64,7 +62,7 @@ impl Access {
             text => Some(text.parse().map_err(|_| Refusal::invalid("volume_mount_group is not the number of a group"))?),
         };
         let (read_only, single_writer) = check_mode(volume, mode)?;
-        Ok(Self { read_only, single_writer, group })
+        Ok(Self { mode: MountMode { read_only: read_only || asked.read_only, ..asked }, single_writer, group })
     }
 }
 
@@ -113,8 +111,9 @@ mod tests {
     fn modes_are_taken_or_refused_by_what_the_handle_can_do() {
         let head = parse(FS).unwrap();
         let commit = parse(&format!("ro/{FS}")).unwrap();
-        let taken =
-            |volume, mode| Access::check(volume, Some(&capability(mode, MountVolume::default()))).map(|a| (a.read_only, a.single_writer));
+        let taken = |volume, mode| {
+            Access::check(volume, Some(&capability(mode, MountVolume::default()))).map(|a| (a.mode.read_only, a.single_writer))
+        };
         assert_eq!(taken(head, Mode::SingleNodeWriter), Ok((false, false)));
         assert_eq!(taken(head, Mode::SingleNodeMultiWriter), Ok((false, false)));
         assert_eq!(taken(head, Mode::SingleNodeSingleWriter), Ok((false, true)));
@@ -152,7 +151,7 @@ mod tests {
             (Access::check(head, Some(&neither)), "access_type"),
             (Access::check(head, Some(&no_mode)), "access_mode"),
             (with(MountVolume { fs_type: "ext4".into(), ..MountVolume::default() }), "fsType"),
-            (with(MountVolume { mount_flags: vec!["dax".into()], ..MountVolume::default() }), "mountOptions"),
+            (with(MountVolume { mount_flags: vec!["dax".into()], ..MountVolume::default() }), "`dax`"),
             (with(MountVolume { volume_mount_group: "staff".into(), ..MountVolume::default() }), "number"),
         ];
         for (result, hint) in refused {
@@ -162,5 +161,12 @@ mod tests {
         }
         let fine = MountVolume { fs_type: "btrfs".into(), mount_flags: vec!["noatime".into()], volume_mount_group: "2000".into() };
         assert_eq!(with(fine).unwrap().group, Some(2000));
+        let asked = |flags: &[&str]| {
+            let mount_flags = flags.iter().map(|f| (*f).to_owned()).collect();
+            with(MountVolume { mount_flags, ..MountVolume::default() }).unwrap().mode
+        };
+        assert_eq!(asked(&[]), MountMode::WRITE);
+        assert_eq!(asked(&["noexec", "ro"]), MountMode { noexec: true, ..MountMode::READ });
+        assert_eq!(asked(&["nosuid", "suid", "dev"]), MountMode { nosuid: false, nodev: false, ..MountMode::WRITE });
     }
 }

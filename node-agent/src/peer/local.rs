@@ -22,7 +22,7 @@ use super::status::status_of;
 use crate::actor::handle::FsHandle;
 use crate::actor::registry::Registry;
 use crate::btrfs::mounts;
-use crate::driver::MountWhat;
+use crate::driver::{MountMode, MountWhat};
 use crate::socket::{SocketError, accept, bind};
 use crate::target::MountTarget;
 
@@ -72,7 +72,7 @@ impl Service {
         let target = MountTarget::parse(&r.target)?;
         let fs = convert::fs_id(&r.fs_id)?;
         let what = convert::commit_id(&r.commit)?.map_or(MountWhat::Head, MountWhat::Commit);
-        self.handle(fs)?.mount(what, target.clone(), r.read_only).await?;
+        self.handle(fs)?.mount(what, target.clone(), MountMode { read_only: r.read_only, ..MountMode::WRITE }).await?;
         self.targets().insert(target, fs);
         Ok(wire::MountResponse {})
     }

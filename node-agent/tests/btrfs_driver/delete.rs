@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use dotgraft_agent::driver::{Driver, DriverError, Found, MountWhat};
+use dotgraft_agent::driver::{Driver, DriverError, Found, MountMode, MountWhat};
 use dotgraft_engine::model::Origin;
 
 use crate::support::*;
@@ -100,7 +100,7 @@ fn a_head_goes_alone_with_what_is_nested_in_it_also_in_a_full_volume_and_never_u
         n += 1;
     }
     let target = t.target("pod");
-    t.mount(v.fs, MountWhat::Head, &target, false).unwrap();
+    t.mount(v.fs, MountWhat::Head, &target, MountMode::WRITE).unwrap();
     assert!(matches!(t.drop_head(v.fs), Err(DriverError::Mounted(_))));
     fs::remove_file(target.join("kept")).expect("a pod that has it mounted is not fenced");
     t.unmount(&target).unwrap();
@@ -133,7 +133,7 @@ fn nothing_is_deleted_while_it_is_mounted() {
     t.commit(v.n, &c1).unwrap();
     t.commit(v.n, &c2).unwrap();
     let target = t.target("reader");
-    t.mount(v.fs, MountWhat::Commit(c1.id), &target, true).unwrap();
+    t.mount(v.fs, MountWhat::Commit(c1.id), &target, MountMode::READ).unwrap();
     let refused = t.delete_commit(v.fs, c1.id);
     assert!(matches!(&refused, Err(DriverError::Mounted(m)) if m.contains(target.to_str().unwrap())), "{refused:?}");
     t.delete_commit(v.fs, c2.id).unwrap();

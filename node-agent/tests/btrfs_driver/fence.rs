@@ -6,7 +6,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::Command;
 
-use dotgraft_agent::driver::{Driver, DriverError, Fenced};
+use dotgraft_agent::driver::{Driver, DriverError, Fenced, MountMode};
 
 use crate::support::*;
 
@@ -121,7 +121,7 @@ fn a_fence_stops_a_writer_whose_mount_is_gone() {
     fence_under_a_writer("buffered", |t, v| {
         // A leaked descriptor: the directory is reached through a mount that is unmounted lazily right after the open.
         let target = t.target("gone");
-        t.mount(v.fs, dotgraft_agent::driver::MountWhat::Head, &target, false).unwrap();
+        t.mount(v.fs, dotgraft_agent::driver::MountWhat::Head, &target, MountMode::WRITE).unwrap();
         let dir = fs::File::open(&target).unwrap();
         rustix::mount::unmount(&target, rustix::mount::UnmountFlags::DETACH).unwrap();
         let fd = rustix::io::fcntl_dupfd_cloexec(&dir, 200).unwrap();

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use dotgraft_agent::driver::{Driver, DriverError, MountWhat};
+use dotgraft_agent::driver::{Driver, DriverError, MountMode, MountWhat};
 use dotgraft_agent::stream::treedigest::tree_digest;
 
 use crate::support::*;
@@ -423,7 +423,7 @@ fn another_process_freezes_without_mount_tables_under_a_mount() {
     let v = t.volume(100);
     let nested = subvolume(&t.head(v.fs).join("n"));
     let target = t.target("pod");
-    t.mount(v.fs, MountWhat::Head, &target, false).unwrap();
+    t.mount(v.fs, MountWhat::Head, &target, MountMode::WRITE).unwrap();
     let mut writers = [Writer::new(&target.join("log")), Writer::new(&nested.join("log"))];
     for w in &mut writers {
         w.write().unwrap();

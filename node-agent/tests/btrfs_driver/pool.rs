@@ -6,7 +6,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
 use dotgraft_agent::btrfs::{BtrfsPool, PoolError, PoolSource};
-use dotgraft_agent::driver::{Driver, DriverError, MountWhat};
+use dotgraft_agent::driver::{Driver, DriverError, MountMode, MountWhat};
 use dotgraft_engine::ids::PoolId;
 use dotgraft_engine::model::Origin;
 
@@ -26,7 +26,7 @@ fn a_new_pool_goes_through_a_whole_life() {
     t.commit(v.n, &c2).unwrap();
 
     let target = t.target("pod");
-    t.mount(v.fs, MountWhat::Head, &target, false).unwrap();
+    t.mount(v.fs, MountWhat::Head, &target, MountMode::WRITE).unwrap();
     assert_eq!(fs::read(target.join("a")).unwrap(), b"two");
     t.unmount(&target).unwrap();
 
@@ -85,7 +85,7 @@ fn a_restart_in_a_new_mount_namespace_finds_the_superblock_that_pods_keep() {
     let t = TestPool::new(512);
     let v = t.volume(100);
     let pod = t.target("pod");
-    t.mount(v.fs, MountWhat::Head, &pod, false).unwrap();
+    t.mount(v.fs, MountWhat::Head, &pod, MountMode::WRITE).unwrap();
     let mut open = fs::File::create(pod.join("log")).unwrap();
     let (id, loops) = (t.pool().id, t.place.loops());
     let TestPool { pool, place } = t;
@@ -100,7 +100,7 @@ fn a_restart_in_a_new_mount_namespace_finds_the_superblock_that_pods_keep() {
     assert!(!report.reused_mount && !report.formatted);
     assert_eq!(place.loops(), loops, "a second loop device would be a second superblock");
     assert_eq!(fs::read(place.mount_point().join(format!("fs/{}/head/log", v.fs))).unwrap(), b"written while no agent ran");
-    pool.mount(v.fs, MountWhat::Head, &pod, false).unwrap();
+    pool.mount(v.fs, MountWhat::Head, &pod, MountMode::WRITE).unwrap();
     pool.unmount(&pod).unwrap();
 }
 
@@ -321,7 +321,7 @@ fn a_pool_that_the_kernel_forced_read_only_is_a_typed_failure_and_stays_readable
     assert_eq!(fs::read(t.path(v.fs, &format!("commits/{}/kept", c.id))).unwrap(), b"kept");
     assert_eq!(t.inspect(v.fs).unwrap().commits.len(), 1);
     let pod = t.target("pod");
-    t.mount(v.fs, MountWhat::Commit(c.id), &pod, true).unwrap();
+    t.mount(v.fs, MountWhat::Commit(c.id), &pod, MountMode::READ).unwrap();
     assert_eq!(fs::read(pod.join("kept")).unwrap(), b"kept");
     t.unmount(&pod).unwrap();
 }

@@ -1,5 +1,6 @@
 //! Which volume capabilities there are: a directory, written from one node. What isn't is refused with what to use instead.
 
+use dotgraft_engine::filesystem::MountMode;
 use dotgraft_proto::csi::v1 as wire;
 use wire::volume_capability::AccessType;
 use wire::volume_capability::access_mode::Mode;
@@ -36,7 +37,9 @@ pub fn check(capability: &wire::VolumeCapability) -> Result<Use, CsiError> {
             let text = format!("fsType `{}` can't be had: a volume is a btrfs subvolume; leave fsType out", m.fs_type);
             return Err(CsiError::Invalid(text));
         }
-        Some(AccessType::Mount(_)) => {}
+        Some(AccessType::Mount(m)) => {
+            MountMode::WRITE.with_options(&m.mount_flags).map_err(|e| CsiError::Invalid(e.to_string()))?;
+        }
     }
     match capability.access_mode.map(|m| m.mode()) {
         Some(Mode::SingleNodeWriter | Mode::SingleNodeSingleWriter | Mode::SingleNodeMultiWriter) => Ok(Use::Write),
@@ -101,6 +104,12 @@ pub(super) mod tests {
         let mut ext4 = mount(Mode::SingleNodeWriter);
         ext4.access_type = Some(AccessType::Mount(MountVolume { fs_type: "ext4".into(), ..MountVolume::default() }));
         assert!(text(&ext4).contains("ext4"));
+        let with = |flag: &str| {
+            let flags = MountVolume { mount_flags: vec![flag.into()], ..MountVolume::default() };
+            wire::VolumeCapability { access_type: Some(AccessType::Mount(flags)), ..mount(Mode::SingleNodeWriter) }
+        };
+        assert!(text(&with("discard")).contains("`discard`"));
+        assert!(["nosuid", "nodev", "noexec", "ro", "suid", "dev", "noatime"].iter().all(|f| check(&with(f)).is_ok()));
         assert!(check(&wire::VolumeCapability { access_mode: None, ..mount(Mode::SingleNodeWriter) }).is_err());
         assert!(check(&wire::VolumeCapability { access_type: None, ..mount(Mode::SingleNodeWriter) }).is_err());
     }

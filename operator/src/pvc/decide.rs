@@ -100,6 +100,8 @@ pub struct Volume<'a> {
     pub group: &'a str,
     /// What becomes of the volume when the claim goes: `Retain` for what a user made.
     pub reclaim: &'a str,
+    /// `mountOptions` of the class.
+    pub options: &'a [String],
 }
 
 /// The PV: bound to exactly this PVC by its UID (bound within 0.1 s; without UID the binder takes 12 s).
@@ -125,6 +127,7 @@ pub fn volume(pvc: &PersistentVolumeClaim, v: &Volume<'_>) -> Value {
             "nodeAffinity": { "required": { "nodeSelectorTerms": [
                 { "matchExpressions": [{ "key": TOPOLOGY_POOL, "operator": "In", "values": [v.group] }] },
             ] } },
+            "mountOptions": v.options,
             "persistentVolumeReclaimPolicy": v.reclaim,
             "storageClassName": pvc.spec.as_ref().and_then(|s| s.storage_class_name.clone()),
             "volumeMode": "Filesystem",
@@ -165,7 +168,14 @@ pub(super) mod tests {
         .unwrap()
     }
     fn made(access: &Access) -> PersistentVolume {
-        let v = Volume { fs: FS.parse().unwrap(), access, capacity: 1 << 30, group: "default", reclaim: "Retain" };
+        let v = Volume {
+            fs: FS.parse().unwrap(),
+            access,
+            capacity: 1 << 30,
+            group: "default",
+            reclaim: "Retain",
+            options: &["noexec".to_owned()],
+        };
         serde_json::from_value(volume(&pvc("Dot", &["ReadWriteOnce"]), &v)).unwrap()
     }
 
@@ -202,6 +212,7 @@ pub(super) mod tests {
         let spec = pv.spec.clone().unwrap();
         assert_eq!(spec.claim_ref.unwrap().uid.as_deref(), Some("u1"));
         assert_eq!(spec.persistent_volume_reclaim_policy.as_deref(), Some("Retain"));
+        assert_eq!(spec.mount_options.as_deref(), Some(&["noexec".to_owned()][..]), "those of the class");
         assert_eq!(spec.csi.unwrap().volume_handle, FS);
         assert_eq!(filesystem_of(&pv).as_deref(), Some(FS));
         assert!(is_ours_to_drop(&pv) && bound_claim(&pv).is_none());

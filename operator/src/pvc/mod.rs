@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use dotgraft_api::common::DRIVER_NAME;
 use dotgraft_api::{Commit, ConditionType, FilesystemPhase, Reason, Word};
+use dotgraft_engine::filesystem::MountMode;
 use dotgraft_engine::handle::VolumeHandle;
 use dotgraft_proto::csi::v1 as wire;
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
@@ -77,8 +78,12 @@ async fn provide(pvc: &PersistentVolumeClaim, source: &Source, ctx: &Ctx) -> Res
         Ok(access) => access,
         Err(block) => return Ok(Outcome::Blocked(block)),
     };
+    let options = class.mount_options.clone().unwrap_or_default();
+    if let Err(unknown) = MountMode::WRITE.with_options(&options) {
+        return blocked(ConditionType::Unsupported, format!("StorageClass `{}`: {unknown}", class.name_any()));
+    }
     match source {
-        Source::Claim(kind, name) => use_claim(pvc, *kind, name, &access, ctx).await,
+        Source::Claim(kind, name) => use_claim(pvc, *kind, name, (&access, &options), ctx).await,
         Source::Commit(name) if access.read_only => blocked(
             ConditionType::Unsupported,
             format!("to read Commit `{name}` on many nodes, make a PersistentVolume with its `ro/` handle"),
@@ -101,7 +106,7 @@ async fn use_claim(
     pvc: &PersistentVolumeClaim,
     kind: dotgraft_api::ClaimKind,
     name: &str,
-    access: &Access,
+    (access, options): (&Access, &[String]),
     ctx: &Ctx,
 ) -> Result<Outcome, Error> {
     let namespace = pvc.namespace().unwrap_or_default();
@@ -124,7 +129,7 @@ async fn use_claim(
     if decide::requested(pvc) > capacity {
         return blocked(Word::TooSmall, format!("{what} has {capacity} bytes, fewer than the claim asks for: make it larger first"));
     }
-    let volume = Volume { fs, access, capacity, group: &pool.spec.pool_group, reclaim: "Retain" };
+    let volume = Volume { fs, access, capacity, group: &pool.spec.pool_group, reclaim: "Retain", options };
     bind(pvc, &volume, &what, ctx).await
 }
 
@@ -152,12 +157,13 @@ async fn restore(pvc: &PersistentVolumeClaim, name: &str, access: &Access, class
         Err(status) => return blocked(Word::ProvisioningFailed, status.message()),
     };
     let group = made.accessible_topology.first().and_then(|t| t.segments.values().next().cloned()).unwrap_or_default();
+    let options = class.mount_options.as_deref().unwrap_or_default();
     let reclaim = class.reclaim_policy.clone().unwrap_or_else(|| "Delete".into());
     let capacity = u64::try_from(made.capacity_bytes).unwrap_or_default();
     let Ok(handle) = made.volume_id.parse::<VolumeHandle>() else {
         return blocked(Word::ProvisioningFailed, format!("`{}` is no volume", made.volume_id));
     };
-    let volume = Volume { fs: handle.fs(), access, capacity, group: &group, reclaim: &reclaim };
+    let volume = Volume { fs: handle.fs(), access, capacity, group: &group, reclaim: &reclaim, options };
     bind(pvc, &volume, &format!("Commit `{name}`"), ctx).await
 }
 
