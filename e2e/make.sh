@@ -201,6 +201,7 @@ e2e_tests() {
   grep -hEq '^ +(ok|FAIL) |^skipped: ' "$dir"/* || { say "no case's id starts with: ${CASES:-}"; status=1; }
   # shellcheck disable=SC2046 # three numbers
   counted "end-to-end tests" $(awk '/^[0-9]+ passed, [0-9]+ failed, [0-9]+ skipped$/ {p += $1; f += $3; s += $5} END {print p + 0, f + 0, s + 0}' "$dir"/*) $status
+  for one in pods own rest; do say "  part $one: $(sed -nE 's/^([0-9]+) s$/\1 s/p' "$dir/$one" | tail -1), $(grep '^slowest: ' "$dir/$one" | tail -1)"; done
   while read -r line; do failures+=("$line"); done < <(sed -n 's/^failed: //p' "$dir"/*)
   rm -rf "$dir"
 }

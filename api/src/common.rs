@@ -40,6 +40,16 @@ pub const EXTRA_NODE_NAME: &str = "authentication.kubernetes.io/node-name";
 pub const SIGNER_NAME: &str = "dotgraft.dev/agent";
 /// Secret of the CA, in [`SYSTEM_NAMESPACE`].
 pub const CA_SECRET: &str = "dotgraft-ca";
+/// The API server refuses an event whose `note` has more than 1,024 bytes (events.k8s.io/v1), whatever it says.
+const EVENT_NOTE_BYTES: usize = 1000;
+
+/// As much of a text as the `note` of an event can have, cut at a character.
+pub fn event_note(text: &str) -> &str {
+    let most = text.len().min(EVENT_NOTE_BYTES);
+    let end = (0..=most).rfind(|at| text.is_char_boundary(*at)).unwrap_or(0);
+    text.get(..end).unwrap_or_default()
+}
+
 /// Lease of the operators.
 pub const LEASE_OPERATOR: &str = "dotgraft-operator";
 /// Prefix of the agents' heartbeat Leases, followed by the node name.
@@ -242,4 +252,17 @@ pub struct Problem {
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = 4096))]
     pub message: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::event_note;
+
+    #[test]
+    fn a_note_is_cut_at_a_character_in_any_language() {
+        assert_eq!(event_note("short, ü"), "short, ü");
+        assert_eq!(event_note(&"ü".repeat(900)), "ü".repeat(500));
+        assert_eq!(event_note(&"語".repeat(900)), "語".repeat(333));
+        assert_eq!(event_note(&"x".repeat(2000)).len(), 1000);
+    }
 }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use dotgraft_api::common::event_note;
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::Client;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
@@ -106,7 +107,7 @@ impl Ctx {
             let event = Event {
                 type_: if note.warning { EventType::Warning } else { EventType::Normal },
                 reason: note.reason,
-                note: Some(note.message.chars().take(1000).collect()),
+                note: Some(event_note(&note.message).to_owned()),
                 action: action.to_owned(),
                 secondary: None,
             };

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use dotgraft_api::Replica;
-use dotgraft_api::common::MANAGER_AGENT;
+use dotgraft_api::common::{MANAGER_AGENT, event_note};
 use dotgraft_engine::ids::NodeName;
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
@@ -23,8 +23,6 @@ const QUIET: Duration = Duration::from_secs(60);
 const REMEMBERED: usize = 1024;
 /// Pause between two events, so that a bad day doesn't flood the API server.
 const PACE: Duration = Duration::from_millis(100);
-/// The API server refuses longer notes (1 KiB).
-const NOTE_BYTES: usize = 1000;
 
 /// Says things. A cheap clone.
 #[derive(Debug, Clone)]
@@ -54,10 +52,7 @@ impl Events {
 
     /// The same by name and UID of the Replica.
     pub fn say_of(&self, name: &str, uid: &str, warning: bool, reason: &str, note: &str) {
-        let mut note = note.to_owned();
-        while note.len() > NOTE_BYTES {
-            note.pop();
-        }
+        let note = event_note(note).to_owned();
         let _ =
             self.0.try_send(Said { object: (name.to_owned(), uid.to_owned()), warning, reason: reason.chars().take(128).collect(), note });
     }

@@ -51,7 +51,12 @@ struct Counts {
     /// Each with its reason.
     failed: Vec<(String, String)>,
     skipped: Vec<String>,
+    /// How long each of those took that passed.
+    took: Vec<(Duration, String)>,
 }
+
+/// So many of the slowest cases are named at the end.
+const SLOWEST: usize = 6;
 
 /// Runs the cases that the plan takes. `true`: none has failed.
 pub async fn run(cases: Vec<Case>, plan: &Plan) -> Result<bool> {
@@ -112,8 +117,17 @@ fn close(counts: &Counts, plan: &Plan, ids: &BTreeSet<String>, took: Duration) {
     for (id, why) in &counts.failed {
         println!("failed: {id}: {why}");
     }
-    println!("\n{} s", took.as_secs());
+    println!("\n{}", slowest(&counts.took));
+    println!("{} s", took.as_secs());
     println!("{} passed, {} failed, {} skipped", counts.passed, counts.failed.len(), counts.skipped.len());
+}
+
+/// Where the time went.
+fn slowest(took: &[(Duration, String)]) -> String {
+    let mut sorted: Vec<_> = took.iter().collect();
+    sorted.sort_by(|a, b| b.cmp(a));
+    let named: Vec<String> = sorted.iter().take(SLOWEST).map(|(took, id)| format!("{id} {} s", took.as_secs())).collect();
+    format!("slowest: {}", named.join(", "))
 }
 
 /// An id is covered by the case of that name, and by its parts (`5-create/after-CreateBegin`).
@@ -153,6 +167,7 @@ async fn on_one_rig(cases: &[Case], options: &Options, counts: &mut Counts) {
         match one(case, up.clone()).await {
             Ok(()) => {
                 println!("  ok    {:<34} {:>6.1} s  {}", case.id, start.elapsed().as_secs_f64(), case.title);
+                counts.took.push((start.elapsed(), case.id.clone()));
                 counts.passed += 1;
             }
             Err(e) => {
