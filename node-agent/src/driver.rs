@@ -198,6 +198,19 @@ pub struct Usage {
     pub limit: u64,
 }
 
+/// A subvolume that was outside of its Filesystem's level-1 qgroup, and has been put in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stray {
+    /// The Filesystem.
+    pub fs: FsId,
+    /// Path below its directory; of one that a user made, below the head or the subvolume that it is nested in.
+    pub path: String,
+    /// Number of the qgroup it belongs in.
+    pub qgroup: u64,
+    /// It was in another Filesystem's qgroup: what is written in it was charged there.
+    pub charged_others: bool,
+}
+
 /// What a commit cost.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct CommitDone {
@@ -376,6 +389,13 @@ pub trait Driver: Send + Sync + 'static {
     ///
     /// `NotFound` without such a qgroup.
     fn usage(&self, qgroup: u64) -> Result<Usage, DriverError>;
+    /// Puts the subvolumes that users have made in heads outside of the head's qgroup into that, and out of any other. A look at what is new
+    /// in the pool; one that is made while it looks is found by the next one.
+    ///
+    /// # Errors
+    ///
+    /// The trees of the pool can't be read, or a subvolume can't be put in, and none could: the next look tries it again.
+    fn strays(&self) -> Result<Vec<Stray>, DriverError>;
     /// Whether the head has changed since that commit was taken (generations; write-back is forced first). O(1).
     ///
     /// # Errors

@@ -20,6 +20,7 @@ pub mod peer;
 pub mod probe;
 pub mod readiness;
 pub mod socket;
+pub mod strays;
 pub mod stream;
 pub mod supervisor;
 pub mod target;

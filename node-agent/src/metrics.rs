@@ -95,6 +95,7 @@ pub struct Metrics {
     csi_calls: Family<ByCall, Counter>,
     csi_seconds: Family<ByMethod, Histogram>,
     group_changed: Counter,
+    strays: Counter,
 }
 
 impl Default for Metrics {
@@ -139,6 +140,7 @@ impl Metrics {
             csi_calls: r.plain("csi_calls", "CSI calls by method and code"),
             csi_seconds: r.seconds("csi_call", "Time of one CSI call by method", Family::new_with_constructor(|| doubling(0.0005, 18))),
             group_changed: r.plain("group_changed_files", "Files that were given to a pod's group (fsGroup)"),
+            strays: r.plain("strays", "Subvolumes that were made in a volume outside of its quota, and have been put in"),
         };
         made.families = Arc::new(std::mem::take(r));
         // An increase from nothing is none: what an alert counts is there from the start.
@@ -239,6 +241,10 @@ impl Metrics {
     /// Files got a pod's group.
     pub fn group_changed(&self, files: u64) {
         self.group_changed.inc_by(files);
+    }
+    /// Subvolumes were found outside of their volume's quota.
+    pub fn strays(&self, found: usize) {
+        self.strays.inc_by(found as u64);
     }
     /// How long the API server has been silent.
     pub fn api_silence(&self, age: Duration) {

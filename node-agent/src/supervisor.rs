@@ -21,6 +21,7 @@ use crate::cluster::replicas::ReplicaEvent;
 use crate::cluster::watch::Freshness;
 use crate::driver::Space;
 use crate::probe::Probe;
+use crate::strays;
 
 /// How often the node's own account is looked at (written only on change).
 const ACCOUNT_EVERY: Duration = Duration::from_secs(2);
@@ -81,6 +82,7 @@ impl Supervisor {
     /// has been silent, for the node's figures.
     pub async fn run(mut self, mut replicas: mpsc::Receiver<ReplicaEvent>, fresh: Vec<Freshness>, stop: CancellationToken) {
         self.fresh = fresh;
+        let looking = tokio::spawn(strays::watch(self.node.clone()));
         let mut account = tokio::time::interval(ACCOUNT_EVERY);
         account.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -94,6 +96,7 @@ impl Supervisor {
                 _ = account.tick() => self.account().await,
             }
         }
+        looking.abort();
         self.node.stop_all();
     }
 

@@ -8,13 +8,16 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::{Arc, Mutex};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
+use rustix::io::Errno;
 use serde_json::json;
 
 use crate::data::digest::same_trees;
-use crate::harness::test::STEP;
+use crate::harness::test::{STEP, text};
 use crate::harness::{Case, Test};
 use crate::rig::wait::{eventually, throughout};
+use crate::steps::left::noise;
 use crate::steps::owner::{owned_by, place};
+use crate::steps::stray::make_stray;
 
 /// All cases.
 pub fn cases() -> Vec<Case> {
@@ -28,6 +31,11 @@ pub fn cases() -> Vec<Case> {
             "move-promote-nested",
             "an owner that lost authority is fenced also where pods make subvolumes in its volume",
             no_second_writer,
+        ),
+        Case::new(
+            "26-stray",
+            "a subvolume that a pod makes outside of its volume's quota counts in it seconds later, and people hear of it",
+            counted,
         ),
     ]
 }
@@ -148,6 +156,41 @@ impl Drop for Writer {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Whether what is written is refused for the quota.
+fn is_full(dir: &Path) -> Result<bool> {
+    match std::fs::write(dir.join("one more"), noise(1 << 20)) {
+        Err(e) if e.raw_os_error() == Some(Errno::DQUOT.raw_os_error()) => Ok(true),
+        other => Ok(other.map(|()| false)?),
+    }
+}
+
+async fn counted(t: Arc<Test>) -> Result<()> {
+    let fs_id = t.dot_of("d", &json!({"capacity": "32Mi", "historyLimit": "1Mi", "placement": {"node": "n1"}})).await?;
+    let head = t.mount("n1", &fs_id).await?;
+    make_stray(&head, "mine")?;
+    std::fs::write(head.join("mine/f"), noise(80 << 20)).context("an escape: else this shows nothing")?;
+    eventually("the volume to be full", STEP, || async {
+        ensure!(is_full(&head)? && is_full(&head.join("mine"))?, "it takes writes");
+        Ok(())
+    })
+    .await?;
+    let replica = text(&t.replica(&fs_id, "n1").await?, "/metadata/name")?;
+    eventually("people to hear of it", STEP, || async {
+        let said =
+            t.kubectl(&["get", "events", "-A", "--field-selector", &format!("reason=QuotaEvaded,involvedObject.name={replica}")]).await?;
+        ensure!(said.contains("`mine`"), "{said}");
+        Ok(())
+    })
+    .await?;
+    std::fs::remove_file(head.join("mine/f"))?;
+    eventually("the volume to take writes again", STEP, || async {
+        ensure!(!is_full(&head)?, "it is full");
+        Ok(())
+    })
+    .await?;
+    t.unmount(&head).await
 }
 
 async fn no_second_writer(t: Arc<Test>) -> Result<()> {

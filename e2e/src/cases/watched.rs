@@ -23,6 +23,7 @@ use crate::steps::left::noise;
 use crate::steps::mount::Pod;
 use crate::steps::owner::{owned_by, place};
 use crate::steps::sidecar::Sidecar;
+use crate::steps::stray::make_stray;
 use crate::steps::watched::{PATIENCE, Watched};
 
 /// Seconds in deletion after which an object counts as stuck in this rig.
@@ -49,6 +50,7 @@ async fn watched(t: Arc<Test>) -> Result<()> {
     pods_and_certificates(&w).await?;
     replica_away(&w).await.context("while n2 is away")?;
     orphan(&w).await.context("an orphan")?;
+    stray(&w).await.context("a subvolume outside of its quota")?;
     superseded(&w).await.context("a superseded copy")?;
     stuck(&w).await.context("a deletion that hangs")?;
     crowd(&w).await.context("a volume that many want")?;
@@ -191,6 +193,16 @@ async fn orphan(w: &Watched) -> Result<()> {
     let drop = ["drop", &fs_id, "--yes"];
     eventually("the orphan to be dropped", STEP, || dot(t, &drop)).await?;
     w.clears("DotgraftOrphans").await
+}
+
+/// A pod makes a subvolume in no quota group.
+async fn stray(w: &Watched) -> Result<()> {
+    let t = &w.t;
+    let fs_id = t.dot("stray", "n1").await?;
+    let head = t.mount("n1", &fs_id).await?;
+    make_stray(&head, "mine")?;
+    w.moves("dotgraft_strays_total > 0").await?;
+    t.unmount(&head).await
 }
 
 /// A person promotes a copy and accepts the loss of what only the owner has.

@@ -13,5 +13,6 @@ pub mod owner;
 pub mod pod;
 pub mod pods;
 pub mod sidecar;
+pub mod stray;
 pub mod tenant;
 pub mod watched;

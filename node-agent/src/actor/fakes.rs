@@ -23,7 +23,7 @@ use super::ports::{ApiPort, JournalPort, PeersPort, Rows};
 use super::{Node, Registry};
 use crate::clock::boot_clock;
 use crate::driver::{
-    CommitDone, Driver, DriverError, Fenced, Found, FsMeta, Holder, Incoming, MountMode, MountWhat, PoolInfo, Space, Usage,
+    CommitDone, Driver, DriverError, Fenced, Found, FsMeta, Holder, Incoming, MountMode, MountWhat, PoolInfo, Space, Stray, Usage,
 };
 use crate::journal::{Entry, JournalError, Op, Scope};
 use crate::metrics::Metrics;
@@ -312,6 +312,9 @@ impl Driver for FakeDriver {
     }
     fn usage(&self, _: u64) -> Result<Usage, DriverError> {
         Ok(Usage::default())
+    }
+    fn strays(&self) -> Result<Vec<Stray>, DriverError> {
+        Ok(Vec::new())
     }
     fn head_changed_since(&self, _: FsId, _: CommitId) -> Result<bool, DriverError> {
         Ok(false)

@@ -9,7 +9,7 @@ use dotgraft_engine::model::{Commit, Origin};
 use super::fsx::Context;
 use super::{BtrfsPool, SendOptions, ioctl, layout, meta, mounts, quota, subvol};
 use crate::driver::{
-    CommitDone, Driver, DriverError, Fenced, Found, FsMeta, Holder, Incoming, MountMode, MountWhat, PoolInfo, Space, Usage,
+    CommitDone, Driver, DriverError, Fenced, Found, FsMeta, Holder, Incoming, MountMode, MountWhat, PoolInfo, Space, Stray, Usage,
 };
 
 impl Driver for BtrfsPool {
@@ -60,6 +60,9 @@ impl Driver for BtrfsPool {
     }
     fn usage(&self, qgroup: u64) -> Result<Usage, DriverError> {
         quota::usage(self.root(), self.info.id, qgroup)
+    }
+    fn strays(&self) -> Result<Vec<Stray>, DriverError> {
+        self.look_for_strays()
     }
     fn head_changed_since(&self, fs: FsId, commit: CommitId) -> Result<bool, DriverError> {
         self.changed_since(fs, commit)

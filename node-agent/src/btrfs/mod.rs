@@ -26,6 +26,7 @@ mod search;
 mod send;
 mod space;
 mod startup;
+mod strays;
 mod subvol;
 
 use std::collections::BTreeSet;
@@ -38,7 +39,7 @@ use dotgraft_engine::ids::{CommitId, FsId};
 pub use fence::freeze;
 pub use pool::{LABEL, PoolError, PoolSource, refuse_if_in_use};
 pub use send::SendOptions;
-pub use startup::{OpenReport, Stray};
+pub use startup::OpenReport;
 
 use crate::driver::{DriverError, PoolInfo};
 
@@ -53,6 +54,8 @@ pub struct BtrfsPool {
     allocated: Mutex<BTreeSet<u64>>,
     /// Qgroups of destroyed Filesystems that the kernel still counts in.
     doomed: Mutex<BTreeSet<u64>>,
+    /// How far the look for strays is.
+    looked: Mutex<strays::Looked>,
     _lock: File,
 }
 

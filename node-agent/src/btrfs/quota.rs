@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use dotgraft_engine::ids::PoolId;
 use rustix::io::Errno;
 
-use super::fsx::{Context, fail};
+use super::fsx::{self, Context, fail};
 use super::ioctl::{self, SearchKey};
 use super::search::{self, QUOTA_TREE, kind};
 use crate::driver::{DriverError, Usage};
@@ -170,6 +170,28 @@ pub fn groups_of(root: BorrowedFd<'_>, subvolume: u64) -> Result<Vec<u64>, Drive
     })
     .doing(|| "read the quota tree".to_owned())?;
     Ok(found)
+}
+
+/// Makes `1/n` the one level-1 group that a subvolume is a member of. What the subvolume's extents are charged with moves along. Returns the
+/// others that it was a member of instead or besides; `None` if all was right.
+///
+/// # Errors
+///
+/// The quota tree can't be read; the kernel refuses the change, such as of a subvolume that is just being deleted.
+pub fn put_into(root: BorrowedFd<'_>, subvolume: u64, n: u64) -> Result<Option<Vec<u64>>, DriverError> {
+    let (own, others): (Vec<u64>, Vec<u64>) = groups_of(root, subvolume)?.into_iter().partition(|group| *group == n);
+    if !own.is_empty() && others.is_empty() {
+        return Ok(None);
+    }
+    if own.is_empty() {
+        ensure(root, n)?;
+        ioctl::qgroup_assign(root, subvolume, level1(n), true).doing(|| format!("put 0/{subvolume} into qgroup 1/{n}"))?;
+    }
+    for other in &others {
+        let left = ioctl::qgroup_assign(root, subvolume, level1(*other), false);
+        fsx::gone_is_fine(left.doing(|| format!("take 0/{subvolume} out of qgroup 1/{other}")))?;
+    }
+    Ok(Some(others))
 }
 
 /// Runs a step inside a volume that needs a little metadata; where the volume is full, its limit is raised by 64 MiB for that moment.

@@ -11,6 +11,8 @@ use super::ioctl::{self, SearchKey};
 
 /// Tree of tree roots.
 pub const ROOT_TREE: u64 = 1;
+/// Tree of the pool's top level, in which each subvolume of ours is.
+pub const TOP_TREE: u64 = 5;
 /// Tree of qgroups.
 pub const QUOTA_TREE: u64 = 8;
 /// First inode of a subvolume, its root directory.
@@ -24,6 +26,8 @@ pub mod kind {
     pub const INODE: u32 = 1;
     /// A range of a file.
     pub const EXTENT_DATA: u32 = 108;
+    /// (child tree, `ROOT_BACKREF`, parent tree).
+    pub const ROOT_BACKREF: u32 = 144;
     /// (parent tree, `ROOT_REF`, child tree).
     pub const ROOT_REF: u32 = 156;
     /// (0, `QGROUP_INFO`, qgroup).
@@ -129,6 +133,38 @@ impl Child {
     }
 }
 
+/// Which tree a subvolume is in, and where.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Placed {
+    /// The tree that it is directly inside of.
+    pub parent: u64,
+    /// The subvolume itself.
+    pub child: Child,
+}
+
+/// The subvolumes with ids from `first` to `last`, of which at most `most`, by id. One that is deleted has no place, and isn't among them.
+///
+/// # Errors
+///
+/// That of the ioctl, see [`tree_search`](super::ioctl::tree_search).
+pub fn placed(fd: BorrowedFd<'_>, (first, last): (u64, u64), most: usize) -> Result<Vec<Placed>> {
+    let key = SearchKey { tree: ROOT_TREE, min: (first, 0, 0), max: (last, kind::ROOT_BACKREF, u64::MAX), min_transid: 0 };
+    let mut found = Vec::new();
+    for_each(fd, key, 64 << 10, |item| {
+        if let (kind::ROOT_BACKREF, Some((dir, name))) = (item.kind, reference(&item)) {
+            found.push(Placed { parent: item.offset, child: Child { id: item.object, dir, name } });
+        }
+        if found.len() < most { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    })?;
+    Ok(found)
+}
+
+/// What a `ROOT_REF` or `ROOT_BACKREF` says: the directory that holds the subvolume, and its name there.
+fn reference(item: &Item<'_>) -> Option<(u64, Vec<u8>)> {
+    let (dir, len) = (item.u64_at(0)?, item.u16_at(16)?);
+    Some((dir, item.data.get(18..18 + usize::from(len)).unwrap_or_default().to_vec()))
+}
+
 /// The subvolumes directly inside the tree `parent`.
 ///
 /// # Errors
@@ -138,8 +174,7 @@ pub fn children(fd: BorrowedFd<'_>, parent: u64) -> Result<Vec<Child>> {
     let key = SearchKey { tree: ROOT_TREE, min: (parent, kind::ROOT_REF, 0), max: (parent, kind::ROOT_REF, u64::MAX), min_transid: 0 };
     let mut found = Vec::new();
     for_each(fd, key, 64 << 10, |item| {
-        if let (kind::ROOT_REF, Some(dir), Some(len)) = (item.kind, item.u64_at(0), item.u16_at(16)) {
-            let name = item.data.get(18..18 + usize::from(len)).unwrap_or_default().to_vec();
+        if let (kind::ROOT_REF, Some((dir, name))) = (item.kind, reference(&item)) {
             found.push(Child { id: item.offset, dir, name });
         }
         ControlFlow::Continue(())

@@ -6,21 +6,10 @@ use std::sync::Mutex;
 
 use dotgraft_engine::ids::{FsId, PoolId};
 
-use super::fsx::{self, Context, What};
+use super::fsx::{self, What};
 use super::pool::{self, PoolError, PoolSource};
 use super::{BtrfsPool, fold, ioctl, layout, locked, meta, quota, subvol};
-use crate::driver::{DriverError, PoolInfo};
-
-/// A subvolume of a Filesystem that was not in its level-1 qgroup; the check puts it in.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Stray {
-    /// The Filesystem.
-    pub fs: FsId,
-    /// Path below its directory.
-    pub path: String,
-    /// Number of the qgroup it belongs in.
-    pub qgroup: u64,
-}
+use crate::driver::{DriverError, PoolInfo, Stray};
 
 /// What opening a pool found and did.
 #[derive(Debug, Default)]
@@ -65,6 +54,7 @@ impl BtrfsPool {
             dev: mounted.dev,
             allocated: Mutex::default(),
             doomed: Mutex::default(),
+            looked: Mutex::default(),
             _lock: mounted.lock,
         };
         let mut report = OpenReport { formatted: mounted.formatted, reused_mount: mounted.reused, ..OpenReport::default() };
@@ -83,6 +73,7 @@ impl BtrfsPool {
                 Err(e) => report.unreadable.push((fs, e.to_string())),
             }
         }
+        report.strays.extend(self.look_for_strays()?);
         if report.unreadable.is_empty() {
             for n in quota::numbers(self.root())?.difference(&used) {
                 report.qgroups_removed += usize::from(quota::remove(&self.root, *n)?);
@@ -100,13 +91,9 @@ impl BtrfsPool {
         let mut strays = Vec::new();
         for path in self.subvolumes_of(fs)? {
             let subvol = subvol::open(&dir, &path)?;
-            if quota::groups_of(self.root(), subvol.info.id)?.contains(&meta.qgroup) {
-                continue;
+            if let Some(others) = quota::put_into(self.root(), subvol.info.id, meta.qgroup)? {
+                strays.push(Stray { fs, path, qgroup: meta.qgroup, charged_others: !others.is_empty() });
             }
-            quota::ensure(&self.root, meta.qgroup)?;
-            ioctl::qgroup_assign(&self.root, subvol.info.id, quota::level1(meta.qgroup), true)
-                .doing(|| format!("put {path} of {fs} into qgroup 1/{}", meta.qgroup))?;
-            strays.push(Stray { fs, path, qgroup: meta.qgroup });
         }
         Ok(strays)
     }

@@ -15,4 +15,5 @@ mod quota;
 mod receive;
 mod received;
 mod send;
+mod strays;
 mod support;
