@@ -10,6 +10,7 @@ pub mod btrfs;
 pub mod clock;
 pub mod cluster;
 pub mod csi;
+mod descent;
 pub mod digest;
 pub mod driver;
 pub mod http;

@@ -21,7 +21,7 @@ use rustix::io::Errno;
 use super::fsx::{self, Context, fail};
 use super::search::Child;
 use super::subvol::{self, Subvol, children};
-use super::{BtrfsPool, commit, ioctl, layout, meta, quota, send};
+use super::{BtrfsPool, commit, ioctl, layout, long, meta, quota, send};
 use crate::driver::{DriverError, Nested};
 use crate::stream::{Applier, Donor, StreamError};
 
@@ -108,8 +108,7 @@ fn folded(head: &Subvol, first: &Child, count: usize) -> Nested {
 
 /// One nested subvolume and the directory in which it is made again.
 struct Place {
-    root: OwnedFd,
-    /// Of the directory that it is in, below `root`; empty for `root` itself.
+    /// Path of the directory that it is in, in the work; empty for the work itself. Not a descriptor: there may be more places than those.
     dir: Vec<u8>,
     child: Child,
 }
@@ -126,9 +125,9 @@ impl Folding<'_> {
         sweep(self.pool, self.commits)?;
         let name = layout::work(self.commit.id);
         let work = self.snapshot(head, &name, false)?;
-        let mut todo = places(&work, nested)?;
+        let mut todo = places(&work, nested, b"")?;
         while let Some(next) = todo.pop() {
-            todo.extend(self.fold(&next)?);
+            todo.extend(self.fold(&work, &next)?);
         }
         self.publish(&work, &name)
     }
@@ -139,7 +138,7 @@ impl Folding<'_> {
     }
 
     /// Makes one again as a directory, without what is nested in it: that is returned.
-    fn fold(&self, nested: &Place) -> Result<Vec<Place>, DriverError> {
+    fn fold(&self, work: &Subvol, nested: &Place) -> Result<Vec<Place>, DriverError> {
         let live = subvol::open_id(self.pool.root(), nested.child.id)?;
         let inside = children(self.pool.root(), nested.child.id)?;
         let name = layout::part(self.commit.id);
@@ -147,11 +146,8 @@ impl Folding<'_> {
         if children(self.pool.root(), nested.child.id)? != inside {
             return Err(DriverError::NotFound("a nested subvolume as it was a moment ago".to_owned())); // again from the start
         }
-        let made = make_directory(nested)?;
-        let below: Vec<Place> = places(&part, &inside)?
-            .into_iter()
-            .map(|n| Ok(Place { root: made.try_clone().doing(|| "duplicate a descriptor".to_owned())?, ..n }))
-            .collect::<Result<_, DriverError>>()?;
+        let made = make_directory(&work.fd, nested)?;
+        let below = places(&part, &inside, &[&nested.dir, nested.child.name.as_slice(), b"/"].concat())?;
         fill(made, part, &nested.child)?;
         subvol::remove(self.pool, self.commits, &name)?;
         Ok(below)
@@ -168,20 +164,21 @@ impl Folding<'_> {
     }
 }
 
-/// Where the children of the tree that `within` is a snapshot of belong in it. Inodes are the same in both.
-fn places(within: &Subvol, nested: &[Child]) -> Result<Vec<Place>, DriverError> {
-    let place = |child: &Child| {
-        let dir = ioctl::ino_path(&within.fd, within.info.id, child.dir).doing(|| "find a nested subvolume".to_owned())?;
-        let root = within.fd.try_clone().doing(|| "duplicate a descriptor".to_owned())?;
-        Ok(Place { root, dir, child: child.clone() })
+/// Where the children of the tree that `within` is a snapshot of belong in the work, where `within` is at the path `at`. Inodes are the same
+/// in both.
+fn places(within: &Subvol, nested: &[Child], at: &[u8]) -> Result<Vec<Place>, DriverError> {
+    let place = |child: &Child| match ioctl::ino_path(&within.fd, within.info.id, child.dir) {
+        Ok(dir) if at.len() + dir.len() <= long::LONGEST => Ok(Place { dir: [at, &dir].concat(), child: child.clone() }),
+        Ok(_) | Err(Errno::NAMETOOLONG) => Err(DriverError::NestedSubvolume(long::told(&format!("the path of {}", child.shown())))),
+        Err(e) => Err(fail("find a nested subvolume", e)),
     };
     nested.iter().map(place).collect()
 }
 
 /// An empty directory in place of what the snapshot shows; the directory that it is in keeps its times.
-fn make_directory(nested: &Place) -> Result<OwnedFd, DriverError> {
+fn make_directory(work: &OwnedFd, nested: &Place) -> Result<OwnedFd, DriverError> {
     let what = || format!("make a directory of the nested subvolume {}", nested.child.shown());
-    let parent = open_beneath(&nested.root, &nested.dir).doing(what)?;
+    let parent = open_beneath(work, &nested.dir).doing(what)?;
     let name = nested.child.name.as_slice();
     let before = rustix::fs::fstat(&parent).doing(what)?;
     let flags = rustix::fs::ioctl_getflags(&parent).doing(what)?;

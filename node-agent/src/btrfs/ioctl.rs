@@ -17,7 +17,6 @@ pub const NAME_MAX: usize = 255;
 
 const SUBVOL_RDONLY: u64 = 1 << 1;
 const SUBVOL_QGROUP_INHERIT: u64 = 1 << 2;
-const SUBVOL_SPEC_BY_ID: u64 = 1 << 4;
 const QUOTA_ENABLE_SIMPLE: u64 = 4;
 const LIMIT_MAX_RFER: u64 = 1 << 0;
 /// As a limit: take the limit away.
@@ -308,8 +307,8 @@ unsafe fn call<T>(fd: BorrowedFd<'_>, op: Opcode, arg: &mut T) -> Result<IoctlOu
     unsafe { ioctl(fd, Pointer { op, arg }) }
 }
 
-fn vol_args(name: &str, flags: u64) -> Result<Box<VolArgsV2>> {
-    let bytes = name.as_bytes();
+fn vol_args(name: impl AsRef<[u8]>, flags: u64) -> Result<Box<VolArgsV2>> {
+    let bytes = name.as_ref();
     if bytes.is_empty() || bytes.len() > NAME_MAX || bytes.contains(&b'/') || bytes.contains(&0) {
         return Err(Errno::INVAL);
     }
@@ -362,24 +361,10 @@ pub fn snapshot(parent: impl AsFd, name: &str, source: impl AsFd, read_only: boo
 /// # Errors
 ///
 /// `ENOENT` if there is none, `ENOTEMPTY` if others are nested in it, `EPERM` while it is the default subvolume or is being sent.
-pub fn subvol_destroy(parent: impl AsFd, name: &str) -> Result<()> {
+pub fn subvol_destroy(parent: impl AsFd, name: impl AsRef<[u8]>) -> Result<()> {
     let mut args = vol_args(name, 0)?;
     // SAFETY: the opcode takes VolArgsV2; without SPEC_BY_ID the union is the NUL-terminated name.
     unsafe { call(parent.as_fd(), SNAP_DESTROY_V2, &mut *args) }.map(drop)
-}
-
-/// `SNAP_DESTROY_V2` by tree id, wherever in the pool it is and whatever its name: for nested subvolumes, which users name.
-///
-/// # Errors
-///
-/// `ENOENT` if there is none with this id, `ENOTEMPTY` if others are nested in it.
-pub fn subvol_destroy_id(root: impl AsFd, id: u64) -> Result<()> {
-    let mut args = vol_args("-", SUBVOL_SPEC_BY_ID)?;
-    for (to, from) in args.name.iter_mut().zip(id.to_ne_bytes()) {
-        *to = from;
-    }
-    // SAFETY: the opcode takes VolArgsV2; with SPEC_BY_ID the first 8 bytes of the union are the id.
-    unsafe { call(root.as_fd(), SNAP_DESTROY_V2, &mut *args) }.map(drop)
 }
 
 /// Whether the subvolume is read-only.
@@ -816,6 +801,6 @@ mod tests {
         for bad in ["", "a/b", "..\0", &"n".repeat(256)] {
             assert!(vol_args(bad, 0).is_err(), "{bad:?}");
         }
-        assert!(vol_args(&"n".repeat(255), 0).is_ok());
+        assert!(vol_args("n".repeat(255), 0).is_ok());
     }
 }

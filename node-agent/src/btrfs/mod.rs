@@ -14,6 +14,7 @@ mod fsx;
 mod inspect;
 pub mod ioctl;
 pub mod layout;
+mod long;
 mod loopdev;
 mod meta;
 pub(crate) mod mounts;

@@ -14,6 +14,7 @@ use super::BtrfsPool;
 use super::fsx::{Context, fail};
 use super::ioctl::SubvolInfo;
 use super::ioctl::{self, SendHow};
+use super::long;
 use super::pause::Pause;
 use super::readahead::{self, Job, Progress};
 use super::subvol::Subvol;
@@ -39,6 +40,8 @@ pub struct SendOptions {
 /// its threads, so that its commits can be deleted right after.
 #[derive(Debug)]
 pub struct SendStream {
+    /// Of what is sent.
+    root: OwnedFd,
     pipe: Option<OwnedFd>,
     sender: Option<JoinHandle<rustix::io::Result<()>>>,
     ahead: Option<JoinHandle<()>>,
@@ -88,7 +91,8 @@ fn start(target: Subvol, base: Option<SubvolInfo>, options: SendOptions, without
         skip_compressed: options.compressed,
     };
     let how = SendHow { base: base.map(|b| b.id), version: options.version, compressed: options.compressed, without_data };
-    let mut stream = SendStream { pipe: Some(reader), sender: None, ahead: None, progress, failed: None, pause: Pause::default() };
+    let root = target.fd.try_clone().doing(what)?;
+    let mut stream = SendStream { root, pipe: Some(reader), sender: None, ahead: None, progress, failed: None, pause: Pause::default() };
     // `writer` moves into the thread and is closed with it: that is the end of the stream.
     let send = move || ioctl::send(&target.fd, &writer, how);
     stream.sender = Some(std::thread::Builder::new().name("send".to_owned()).spawn(send).doing(what)?);
@@ -121,16 +125,18 @@ impl SendStream {
         }
         match self.failed {
             None => Ok(0),
-            Some(e) => Err(io::Error::new(io::Error::from(e).kind(), send_error(e))),
+            Some(e) => Err(io::Error::new(io::Error::from(e).kind(), send_error(e, &self.root))),
         }
     }
 }
 
-fn send_error(errno: Errno) -> DriverError {
+fn send_error(errno: Errno, root: &OwnedFd) -> DriverError {
     match errno {
         Errno::IO | Errno::UCLEAN => {
             DriverError::CorruptDisk(format!("the kernel could not read what it was to send ({errno}): see dmesg, then scrub the pool"))
         }
+        // Kernels before 6.10 say that it is memory.
+        Errno::NAMETOOLONG | Errno::NOMEM => long::too_long(root).map_or_else(|| fail("send", errno), DriverError::Unsupported),
         e => fail("send", e),
     }
 }

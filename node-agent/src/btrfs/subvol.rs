@@ -11,6 +11,9 @@ use super::search::{self, Child};
 use super::{BtrfsPool, quota};
 use crate::driver::DriverError;
 
+/// A nested subvolume that is locked or renamed again and again is tried so often.
+const TRIES: usize = 8;
+
 /// A subvolume that is open, with what the kernel says of it.
 #[derive(Debug)]
 pub struct Subvol {
@@ -94,7 +97,7 @@ pub fn remove(pool: &BtrfsPool, dir: impl AsFd, name: &str) -> Result<bool, Driv
         Some(_) => return Err(DriverError::BadMetadata(format!("{name} is not a subvolume"))),
     }
     let subvol = open(&dir, name)?;
-    remove_nested(pool.root(), &subvol)?;
+    remove_nested(pool, &subvol)?;
     let result = match ioctl::subvol_destroy(&dir, name) {
         Err(Errno::PERM | Errno::ACCESS) => unlock(pool, &subvol)?.and_then(|()| ioctl::subvol_destroy(&dir, name)),
         other => other,
@@ -110,31 +113,68 @@ pub fn remove(pool: &BtrfsPool, dir: impl AsFd, name: &str) -> Result<bool, Driv
 /// A root directory made immutable or append-only from inside can't be deleted: takes that off, with the fence that is on the head.
 fn unlock(pool: &BtrfsPool, subvol: &Subvol) -> Result<rustix::io::Result<()>, DriverError> {
     ioctl::qgroup_limit(pool.root(), subvol.info.id, None).doing(|| "lift a limit".to_owned())?;
-    let groups = quota::groups_of(pool.root(), subvol.info.id)?;
-    quota::with_room(pool.root(), pool.info.id, &groups, || {
+    with_room_for(pool, subvol.info.id, || {
         ioctl::set_read_only(&subvol.fd, false)?;
-        let flags = rustix::fs::ioctl_getflags(&subvol.fd)?;
-        rustix::fs::ioctl_setflags(&subvol.fd, flags - (IFlags::IMMUTABLE | IFlags::APPEND))
+        unlock_inode(subvol.fd.as_fd())
     })
 }
 
-/// Deepest first, and by id: users may have given them any name.
-fn remove_nested(root: BorrowedFd<'_>, subvol: &Subvol) -> Result<(), DriverError> {
-    let nested = descendants(root, subvol.info.id)?;
+/// Takes the flags off that keep an inode as it is.
+fn unlock_inode(fd: BorrowedFd<'_>) -> rustix::io::Result<()> {
+    let locks = IFlags::IMMUTABLE | IFlags::APPEND;
+    let flags = rustix::fs::ioctl_getflags(fd)?;
+    if flags.intersects(locks) { rustix::fs::ioctl_setflags(fd, flags - locks) } else { Ok(()) }
+}
+
+/// Runs a step that needs a little metadata in the subvolume with this id, whichever groups it is in.
+fn with_room_for<T>(pool: &BtrfsPool, id: u64, step: impl Fn() -> rustix::io::Result<T>) -> Result<rustix::io::Result<T>, DriverError> {
+    let groups = quota::groups_of(pool.root(), id)?;
+    quota::with_room(pool.root(), pool.info.id, &groups, step)
+}
+
+/// Deepest first, each through a handle of the directory that it is in: users may have given it any name, and put it below a path longer
+/// than the kernel takes, which it makes of an id. One descriptor at a time, however many are nested in each other.
+fn remove_nested(pool: &BtrfsPool, subvol: &Subvol) -> Result<(), DriverError> {
+    let nested = descendants(pool.root(), subvol.info.id)?;
     if nested.is_empty() {
         return Ok(());
     }
-    let what = || "make writable to delete what is nested".to_owned();
-    for parent in std::iter::once(&subvol.info.id).chain(&nested) {
-        if let Some(parent) = fsx::maybe(open_id(root, *parent))?.filter(|p| p.info.read_only) {
-            ioctl::set_read_only(&parent.fd, false).doing(what)?;
-        }
+    for id in std::iter::once(&subvol.info.id).chain(&nested) {
+        make_writable(pool, *id)?;
     }
-    for id in nested.iter().rev() {
-        match ioctl::subvol_destroy_id(root, *id) {
-            Ok(()) | Err(Errno::NOENT) => {}
-            Err(e) => return Err(fail(format!("delete the nested subvolume with id {id}"), e)),
-        }
+    nested.iter().rev().try_for_each(|id| remove_placed(pool, *id))
+}
+
+/// Whatever limit its maker has given it.
+fn make_writable(pool: &BtrfsPool, id: u64) -> Result<(), DriverError> {
+    quota::set_own_limit(pool.root(), id, None)?;
+    if let Some(locked) = fsx::maybe(open_id(pool.root(), id))?.filter(|s| s.info.read_only) {
+        with_room_for(pool, id, || ioctl::set_read_only(&locked.fd, false))?
+            .doing(|| "make writable to delete what is nested".to_owned())?;
     }
     Ok(())
+}
+
+/// Removes the subvolume with this id, wherever it is; gone already is success. It, or the directory that it is in, may be immutable or
+/// append-only.
+fn remove_placed(pool: &BtrfsPool, id: u64) -> Result<(), DriverError> {
+    let what = || format!("delete the nested subvolume with id {id}");
+    let mut refused = Errno::AGAIN;
+    for _ in 0..TRIES {
+        let Some(at) = search::placed(pool.root(), (id, id), 1).doing(what)?.pop() else { return Ok(()) };
+        let Some(dir) = fsx::maybe(ioctl::open_inode(pool.root(), at.parent, at.child.dir).doing(what))? else { continue };
+        match with_room_for(pool, at.parent, || ioctl::subvol_destroy(&dir, &at.child.name))? {
+            Ok(()) => return Ok(()),
+            Err(Errno::NOENT) => {} // it was renamed just now
+            Err(e @ (Errno::PERM | Errno::ACCESS)) => {
+                refused = e;
+                with_room_for(pool, at.parent, || unlock_inode(dir.as_fd()))?.doing(what)?;
+                if let Some(own) = fsx::maybe(open_id(pool.root(), id))? {
+                    with_room_for(pool, id, || unlock_inode(own.fd.as_fd()))?.doing(what)?;
+                }
+            }
+            Err(e) => return Err(fail(what(), e)),
+        }
+    }
+    Err(fail(what(), refused))
 }

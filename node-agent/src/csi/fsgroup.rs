@@ -10,10 +10,11 @@
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{AtFlags, Dir, FileType, Gid, Mode, OFlags, RawMode, ResolveFlags, Stat, XattrFlags};
+use rustix::fs::{AtFlags, Dir, FileType, Gid, Mode, OFlags, RawMode, Stat, XattrFlags};
 use rustix::io::Errno;
 
 use super::refusal::Refusal;
+use crate::descent::{Descent, open_beneath};
 
 const SETUID: RawMode = 0o4000;
 const SETGID: RawMode = 0o2000;
@@ -22,8 +23,6 @@ const ANY_EXEC: RawMode = 0o111;
 /// What a directory needs for its group, setgid included.
 const DIR_NEEDS: RawMode = SETGID | 0o070;
 const FILE_NEEDS: RawMode = 0o060;
-/// Directories of the present path that are kept open; those further up are opened again from the root.
-const KEEP_OPEN: usize = 64;
 const CAPABILITY: &CStr = c"security.capability";
 
 /// What a walk did.
@@ -79,7 +78,8 @@ pub fn apply(root: &OwnedFd, group: u32, stopped: &dyn Fn() -> bool) -> Result<W
     if stat.st_mode & SETGID != 0 {
         rustix::fs::fchmod(root, Mode::from_raw_mode(stat.st_mode & 0o5777)).map_err(at_root)?;
     }
-    let mut walk = Walk { root: root.as_fd(), dev: stat.st_dev, group, walked: Walked::default(), path: Vec::new() };
+    let at = Descent::new(root.as_fd()).map_err(at_root)?;
+    let mut walk = Walk { at, dev: stat.st_dev, group, walked: Walked::default(), below: Vec::new() };
     walk.run(stopped)?;
     rustix::fs::fchown(root, None, Some(Gid::from_raw(group))).map_err(at_root)?;
     rustix::fs::fchmod(root, Mode::from_raw_mode(stat.st_mode & 0o7777 | DIR_NEEDS)).map_err(at_root)?;
@@ -87,110 +87,93 @@ pub fn apply(root: &OwnedFd, group: u32, stopped: &dyn Fn() -> bool) -> Result<W
     Ok(walk.walked)
 }
 
-/// A directory on the present path.
-struct Frame {
-    name: CString,
-    dir: Option<OwnedFd>,
-    /// Still to be entered.
-    below: Vec<CString>,
-}
-
-struct Walk<'a> {
-    root: BorrowedFd<'a>,
+struct Walk {
+    /// Where it is.
+    at: Descent,
     dev: u64,
     group: u32,
     walked: Walked,
-    /// From the first directory below the root to the present one.
-    path: Vec<Frame>,
+    /// Directories that are still to be entered, in each one from the root to the present one.
+    below: Vec<Vec<CString>>,
 }
 
-impl Walk<'_> {
+impl Walk {
     fn run(&mut self, stopped: &dyn Fn() -> bool) -> Result<(), WalkError> {
-        let mut at_root = match self.entries(self.root) {
-            Ok(below) => below,
-            Err(errno) => return Err(self.failed(errno)),
-        };
-        loop {
+        let at_root = self.entries().map_err(|errno| self.failed(errno))?;
+        self.below.push(at_root);
+        while let Some(present) = self.below.last_mut() {
             if stopped() {
                 return Err(WalkError::Stopped);
             }
-            let next = self.path.last_mut().map_or(&mut at_root, |frame| &mut frame.below).pop();
-            match next {
+            match present.pop() {
                 Some(name) => self.enter(name)?,
-                None if self.path.pop().is_none() => return Ok(()),
-                None => {}
+                None => self.leave()?,
             }
         }
+        Ok(())
     }
 
     fn enter(&mut self, name: CString) -> Result<(), WalkError> {
-        let opened = self.parent().and_then(|parent| open_in(parent.as_fd(), &name, OFlags::RDONLY | OFlags::DIRECTORY));
-        let listed = opened.and_then(|dir| {
+        let opened = open_beneath(self.at.here(), &name, OFlags::RDONLY | OFlags::DIRECTORY);
+        let entered = opened.and_then(|dir| {
             let stat = rustix::fs::fstat(&dir)?;
-            if stat.st_dev != self.dev {
-                return Ok((dir, Vec::new())); // another subvolume: not ours to change
+            if stat.st_dev == self.dev {
+                self.fix(dir.as_fd(), &stat, true)?;
             }
-            self.fix(dir.as_fd(), &stat, true)?;
-            let below = self.entries(dir.as_fd())?;
-            Ok((dir, below))
+            self.at.enter(name, dir)?;
+            // Another subvolume is not ours to change.
+            let listed = if stat.st_dev == self.dev { self.entries() } else { Ok(Vec::new()) };
+            self.below.push(match listed {
+                Err(errno) if is_gone(errno) => Vec::new(),
+                other => other?,
+            });
+            Ok(())
         });
-        match listed {
-            Ok((dir, below)) => {
-                self.path.push(Frame { name, dir: Some(dir), below });
-                let far = self.path.len().checked_sub(KEEP_OPEN + 1);
-                if let Some(frame) = far.and_then(|far| self.path.get_mut(far)) {
-                    frame.dir = None;
+        match entered {
+            Err(errno) if !is_gone(errno) => Err(self.failed(errno)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Back up. Where the directory above was moved away meanwhile, what is left of it is passed over.
+    fn leave(&mut self) -> Result<(), WalkError> {
+        self.below.pop();
+        match self.at.leave() {
+            Err(errno) if is_gone(errno) => {
+                if let Some(gone) = self.below.last_mut() {
+                    gone.clear();
                 }
                 Ok(())
             }
-            Err(errno) if is_gone(errno) => Ok(()),
-            Err(errno) => {
-                self.path.push(Frame { name, dir: None, below: Vec::new() }); // for the message
-                Err(self.failed(errno))
-            }
+            other => other.map_err(|errno| self.failed(errno)),
         }
     }
 
-    /// The present directory, opened again from the root if it was closed.
-    fn parent(&mut self) -> Result<OwnedFd, Errno> {
-        if let Some(dir) = self.path.last().map(|f| f.dir.as_ref()) {
-            if let Some(dir) = dir {
-                return rustix::io::fcntl_dupfd_cloexec(dir, 0);
-            }
-            let mut dir = rustix::io::fcntl_dupfd_cloexec(self.root, 0)?;
-            for frame in &self.path {
-                dir = open_in(dir.as_fd(), &frame.name, OFlags::PATH | OFlags::DIRECTORY)?;
-            }
-            return Ok(dir);
-        }
-        rustix::io::fcntl_dupfd_cloexec(self.root, 0)
-    }
-
-    /// Sees to everything in a directory but directories, whose names it returns.
-    fn entries(&mut self, dir: BorrowedFd<'_>) -> Result<Vec<CString>, Errno> {
+    /// Sees to everything in the present directory but directories, whose names it returns.
+    fn entries(&mut self) -> Result<Vec<CString>, Errno> {
         let mut below = Vec::new();
-        for entry in Dir::read_from(dir)? {
+        for entry in Dir::read_from(self.at.here())? {
             let entry = entry?;
             let name = entry.file_name();
             if name == c"." || name == c".." {
                 continue;
             }
-            let stat = match rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
+            let stat = match rustix::fs::statat(self.at.here(), name, AtFlags::SYMLINK_NOFOLLOW) {
                 Err(errno) if is_gone(errno) => continue,
                 other => other?,
             };
             self.walked.seen += 1;
             match FileType::from_raw_mode(stat.st_mode) {
                 FileType::Directory if stat.st_dev == self.dev => below.push(name.to_owned()),
-                FileType::RegularFile | FileType::Fifo | FileType::Socket if self.differs(&stat, false) => self.fix_file(dir, name)?,
+                FileType::RegularFile | FileType::Fifo | FileType::Socket if self.differs(&stat, false) => self.fix_file(name)?,
                 _ => {}
             }
         }
         Ok(below)
     }
 
-    fn fix_file(&mut self, dir: BorrowedFd<'_>, name: &CStr) -> Result<(), Errno> {
-        let handle = match open_in(dir, name, OFlags::PATH) {
+    fn fix_file(&mut self, name: &CStr) -> Result<(), Errno> {
+        let handle = match open_beneath(self.at.here(), name, OFlags::PATH) {
             Err(errno) if is_gone(errno) => return Ok(()),
             other => other?,
         };
@@ -221,8 +204,7 @@ impl Walk<'_> {
     }
 
     fn failed(&self, errno: Errno) -> WalkError {
-        let names: Vec<_> = self.path.iter().map(|f| f.name.to_string_lossy()).collect();
-        let path: String = names.join("/").chars().take(256).collect();
+        let path = self.at.shown();
         WalkError::System { path: if path.is_empty() { ".".into() } else { path }, errno }
     }
 }
@@ -257,13 +239,6 @@ fn wanted_mode(stat: &Stat, is_dir: bool, regroup: bool) -> RawMode {
     kept | FILE_NEEDS | if mode & ANY_EXEC != 0 { GROUP_EXEC } else { 0 }
 }
 
-/// One name beneath a directory, through no link and into no mount.
-fn open_in(dir: BorrowedFd<'_>, name: &CStr, flags: OFlags) -> Result<OwnedFd, Errno> {
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
-    let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    rustix::io::retry_on_intr(|| rustix::fs::openat2(dir, name, flags, Mode::empty(), resolve))
-}
-
 /// It went, or became something else, while we looked.
 fn is_gone(errno: Errno) -> bool {
     matches!(errno, Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV)
@@ -276,6 +251,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+    use crate::descent::comb::Comb;
 
     const GROUP: u32 = 4242;
 
@@ -405,9 +381,17 @@ mod tests {
             for side in [name.as_c_str(), c"side"] {
                 rustix::fs::mkdirat(&dir, side, Mode::RWXU).unwrap();
             }
-            dir = open_in(dir.as_fd(), &name, OFlags::RDONLY | OFlags::DIRECTORY).unwrap();
+            dir = open_beneath(dir.as_fd(), &name, OFlags::RDONLY | OFlags::DIRECTORY).unwrap();
         }
         assert_eq!(walk(tmp.path()).changed, 601);
         assert_eq!(rustix::fs::fstat(&dir).unwrap().st_gid, GROUP);
+    }
+    #[test]
+    fn a_deep_comb_takes_time_by_its_size_and_not_by_its_square() {
+        let comb = Comb::new(5_000);
+        let start = std::time::Instant::now();
+        assert_eq!(walk(comb.dir.path()).changed, 10_001);
+        let took = start.elapsed();
+        assert!(took < std::time::Duration::from_secs(5), "{took:?}");
     }
 }

@@ -10,6 +10,7 @@
 //! names. Content is hashed in blocks of 64 KiB with their numbers, zero blocks left out: a sparse file costs what it holds.
 
 use std::collections::HashMap;
+use std::ffi::CString;
 use std::fmt;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
@@ -18,6 +19,8 @@ use rustix::fs::{
     seek, statat,
 };
 use rustix::io::{Errno, pread};
+
+use crate::descent::Descent;
 
 /// Version of the digest that is computed.
 pub const TREE_DIGEST_VERSION: u32 = 1;
@@ -56,7 +59,7 @@ pub enum TreeDigestError {
     System {
         /// The call.
         call: &'static str,
-        /// The path, lossily as text.
+        /// The path of the directory that it was in, lossily as text.
         path: String,
         /// The kernel's answer.
         errno: Errno,
@@ -66,16 +69,16 @@ pub enum TreeDigestError {
     Crossing(String),
 }
 
-/// The digest of the tree below `root`, which must not change meanwhile. Opens one descriptor for each level.
+/// The digest of the tree below `root`, which must not change meanwhile. A few descriptors are open at a time, however deep the tree is.
 ///
 /// # Errors
 /// What can't be read; another subvolume in it.
 pub fn tree_digest(root: &OwnedFd) -> Result<TreeDigest, TreeDigestError> {
-    let mut walk = Walk::new();
-    let stat = rustix::fs::fstat(root).map_err(|errno| walk.system("fstat", errno))?;
-    walk.dev = stat.st_dev;
-    let path = walk.names.clone().update(b"").finalize();
-    walk.directory(root.as_fd(), &stat, path.as_bytes())?;
+    let at_root = |call: &'static str| move |errno| TreeDigestError::System { call, path: String::new(), errno };
+    let stat = rustix::fs::fstat(root).map_err(at_root("fstat"))?;
+    let at = Descent::new(root.as_fd()).map_err(at_root("dup"))?;
+    let mut walk = Walk::new(at, stat.st_dev);
+    walk.run(&stat)?;
     Ok(walk.finish())
 }
 
@@ -86,6 +89,12 @@ struct Links {
     paths: Vec<[u8; 32]>,
 }
 
+/// A directory on the present path.
+struct Level {
+    /// Directories in it that are still to be entered: name, and digest of the path.
+    below: Vec<(CString, [u8; 32])>,
+}
+
 struct Walk {
     dev: u64,
     things: blake3::Hasher,
@@ -94,58 +103,79 @@ struct Walk {
     lanes: Vec<u16>,
     links: HashMap<u64, Links>,
     total: TreeDigest,
-    /// Path of what is looked at, for messages.
-    path: Vec<u8>,
+    /// Where it is.
+    at: Descent,
+    /// The directories from the root to the present one.
+    levels: Vec<Level>,
     buffer: Vec<u8>,
 }
 
 impl Walk {
-    fn new() -> Self {
+    fn new(at: Descent, dev: u64) -> Self {
         Self {
-            dev: 0,
+            dev,
             things: blake3::Hasher::new_derive_key("dotgraft.dev tree digest v1 thing"),
             names: blake3::Hasher::new_derive_key("dotgraft.dev tree digest v1 path"),
             entries: blake3::Hasher::new_derive_key("dotgraft.dev tree digest v1 entry"),
             lanes: vec![0; LANES],
             links: HashMap::new(),
             total: TreeDigest { digest: [0; 32], names: 0, bytes: 0 },
-            path: Vec::new(),
+            at,
+            levels: Vec::new(),
             buffer: vec![0; READ],
         }
     }
 
-    fn directory(&mut self, fd: BorrowedFd<'_>, stat: &Stat, path: &[u8; 32]) -> Result<(), TreeDigestError> {
-        let mut hasher = self.fields(b'd', stat);
-        self.xattrs(&mut hasher, &Xattrs::Of(fd))?;
-        self.entry(stat, hasher.finalize().into(), *path);
-        let mut dir = Dir::read_from(fd).map_err(|errno| self.system("openat", errno))?;
-        while let Some(item) = dir.read() {
-            let item = item.map_err(|errno| self.system("getdents64", errno))?;
-            let name = item.file_name().to_bytes();
-            if name == b"." || name == b".." {
+    /// The root and all below it. No recursion: a tree may be deeper than a stack.
+    fn run(&mut self, stat: &Stat) -> Result<(), TreeDigestError> {
+        let path: [u8; 32] = self.names.clone().update(b"").finalize().into();
+        self.directory(stat, path)?;
+        while let Some(present) = self.levels.last_mut() {
+            let Some((name, path)) = present.below.pop() else {
+                self.levels.pop();
+                self.at.leave().map_err(|errno| self.system("openat", errno))?;
                 continue;
-            }
-            let len = self.path.len();
-            if len > 0 {
-                self.path.push(b'/');
-            }
-            self.path.extend_from_slice(name);
-            let child = self.names.clone().update(path).update(name).finalize();
-            self.child(fd, name, child.as_bytes())?;
-            self.path.truncate(len);
+            };
+            let stat = statat(self.at.here(), &name, AtFlags::SYMLINK_NOFOLLOW).map_err(|errno| self.system("fstatat", errno))?;
+            let dir = self.open(self.at.here(), name.to_bytes(), OFlags::RDONLY | OFlags::DIRECTORY)?;
+            self.at.enter(name, dir).map_err(|errno| self.system("fstat", errno))?;
+            self.directory(&stat, path)?;
         }
         Ok(())
     }
 
-    fn child(&mut self, dir: BorrowedFd<'_>, name: &[u8], path: &[u8; 32]) -> Result<(), TreeDigestError> {
+    /// The present directory and what is in it, but for directories: those are put down to be entered.
+    fn directory(&mut self, stat: &Stat, path: [u8; 32]) -> Result<(), TreeDigestError> {
+        let mut hasher = self.fields(b'd', stat);
+        let here = self.at.here().try_clone_to_owned().map_err(|_| self.system("dup", Errno::MFILE))?;
+        self.xattrs(&mut hasher, &Xattrs::Of(here.as_fd()))?;
+        self.entry(stat, hasher.finalize().into(), path);
+        let mut below = Vec::new();
+        let mut dir = Dir::read_from(&here).map_err(|errno| self.system("openat", errno))?;
+        while let Some(item) = dir.read() {
+            let item = item.map_err(|errno| self.system("getdents64", errno))?;
+            let name = item.file_name();
+            if name == c"." || name == c".." {
+                continue;
+            }
+            let child = self.names.clone().update(&path).update(name.to_bytes()).finalize();
+            if self.child(here.as_fd(), name.to_bytes(), child.as_bytes())? {
+                below.push((name.to_owned(), child.into()));
+            }
+        }
+        self.levels.push(Level { below });
+        Ok(())
+    }
+
+    /// Takes in what has this name; true for a directory, which is only looked at.
+    fn child(&mut self, dir: BorrowedFd<'_>, name: &[u8], path: &[u8; 32]) -> Result<bool, TreeDigestError> {
         let stat = statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).map_err(|errno| self.system("fstatat", errno))?;
         if stat.st_dev != self.dev {
-            return Err(TreeDigestError::Crossing(self.text()));
+            return Err(TreeDigestError::Crossing(self.text(name)));
         }
         let kind = FileType::from_raw_mode(stat.st_mode);
         if kind == FileType::Directory {
-            let fd = self.open(dir, name, OFlags::RDONLY | OFlags::DIRECTORY)?;
-            return self.directory(fd.as_fd(), &stat, path);
+            return Ok(true);
         }
         if stat.st_nlink > 1
             && let Some(links) = self.links.get_mut(&stat.st_ino)
@@ -156,11 +186,11 @@ impl Walk {
             {
                 self.add(&links.thing, links.paths);
             }
-            return Ok(());
+            return Ok(false);
         }
         let thing = self.thing(dir, name, kind, &stat)?;
         self.entry(&stat, thing, *path);
-        Ok(())
+        Ok(false)
     }
 
     fn thing(&mut self, dir: BorrowedFd<'_>, name: &[u8], kind: FileType, stat: &Stat) -> Result<[u8; 32], TreeDigestError> {
@@ -315,11 +345,13 @@ impl Walk {
     }
 
     fn system(&self, call: &'static str, errno: Errno) -> TreeDigestError {
-        TreeDigestError::System { call, path: self.text(), errno }
+        TreeDigestError::System { call, path: self.at.shown(), errno }
     }
 
-    fn text(&self) -> String {
-        String::from_utf8_lossy(&self.path).into_owned()
+    /// A name in the present directory.
+    fn text(&self, name: &[u8]) -> String {
+        let dir = self.at.shown();
+        format!("{dir}{}{}", if dir.is_empty() { "" } else { "/" }, String::from_utf8_lossy(name))
     }
 }
 
@@ -503,5 +535,12 @@ mod tests {
         file.write_all_at(b"x", 3 << 40).unwrap();
         file.set_len(4 << 40).unwrap();
         assert!(digest(dir.path()).bytes <= 4 << 20);
+    }
+    #[test]
+    fn a_tree_of_twenty_thousand_levels_needs_little_stack_and_few_descriptors() {
+        let comb = crate::descent::comb::Comb::new(20_000);
+        let root = comb.root();
+        let walk = std::thread::Builder::new().stack_size(256 << 10).spawn(move || tree_digest(&root)).unwrap();
+        assert_eq!(walk.join().unwrap().unwrap().names, 40_001);
     }
 }

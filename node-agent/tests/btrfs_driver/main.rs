@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 #![allow(clippy::many_single_char_names, reason = "t is the pool, v a volume, c a commit, n its group's number")]
 
+mod deep;
 mod delete;
 mod fence;
 mod measure;
