@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use dotgraft_door::pages;
 use dotgraft_engine::filesystem::Here;
 use dotgraft_engine::ids::{NodeName, PoolId};
 use dotgraft_engine::model::Place;
@@ -25,7 +26,6 @@ use crate::cluster::status::StatusWriter;
 use crate::cluster::{self, crds, lease, node, pools, replicas};
 use crate::csi::{Csi, CsiSettings};
 use crate::driver::Driver;
-use crate::http;
 use crate::journal::{self, Journal};
 use crate::metrics::Metrics;
 use crate::peer::csr::RenewSettings;
@@ -49,8 +49,10 @@ pub struct Settings {
     pub pool: PoolSource,
     /// For peers.
     pub listen: SocketAddr,
-    /// For probes and metrics.
+    /// For metrics, and for probes.
     pub http: SocketAddr,
+    /// For probes alone, where only this machine comes.
+    pub probes: Option<SocketAddr>,
     /// For programs of this node.
     pub socket: PathBuf,
     /// The operator's namespace.
@@ -88,9 +90,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     let ready = Readiness::default();
     ready.wait("pool", "not opened yet");
     ready.wait("services", "not started yet");
-    let probes = TcpListener::bind(settings.http).await.with_context(|| format!("--http {}", settings.http))?;
-    let asked = ready.clone();
-    tokio::spawn(http::serve(probes, metrics.clone(), Arc::new(move || asked.troubles())));
+    serve_pages(&settings, &ready, &metrics).await?;
 
     let client = cluster::client(settings.kubeconfig.as_deref()).await?;
     tokio::select! {
@@ -152,6 +152,19 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     info!(node = %settings.node, pool = %info.id, listen = %settings.listen, "the agent runs");
     supervisor.run(events, fresh, stop).await;
     info!("stopped; mounts stay as they are");
+    Ok(())
+}
+
+/// Probes and metrics, from the first moment on.
+async fn serve_pages(settings: &Settings, ready: &Readiness, metrics: &Metrics) -> anyhow::Result<()> {
+    let (asked, shown) = (ready.clone(), metrics.clone());
+    let all = pages::usual(move || asked.troubles(), move || shown.encode());
+    let http = TcpListener::bind(settings.http).await.with_context(|| format!("--http {}", settings.http))?;
+    if let Some(address) = settings.probes {
+        let probes = TcpListener::bind(address).await.with_context(|| format!("--probes {address}"))?;
+        tokio::spawn(pages::serve(probes, pages::PROBES, Arc::clone(&all)));
+    }
+    tokio::spawn(pages::serve(http, pages::METRICS, all));
     Ok(())
 }
 

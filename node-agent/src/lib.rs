@@ -13,7 +13,6 @@ pub mod csi;
 mod descent;
 pub mod digest;
 pub mod driver;
-pub mod http;
 pub mod journal;
 pub mod logging;
 pub mod metrics;

@@ -62,9 +62,12 @@ struct AgentArgs {
     /// Address for other agents: an IP of this node.
     #[arg(long)]
     listen: SocketAddr,
-    /// Address for probes and metrics.
+    /// Address for metrics, and for probes where there is no --probes.
     #[arg(long)]
     http: SocketAddr,
+    /// Address for probes alone, which only this machine should reach: 127.0.0.1:9810.
+    #[arg(long)]
+    probes: Option<SocketAddr>,
     /// Unix socket for programs of this node.
     #[arg(long)]
     socket: PathBuf,
@@ -109,6 +112,7 @@ impl AgentArgs {
             pool,
             listen: self.listen,
             http: self.http,
+            probes: self.probes,
             socket: self.socket,
             namespace: self.namespace,
             peer_silence: Duration::from_secs(self.peer_silence),

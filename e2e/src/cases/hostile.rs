@@ -12,6 +12,7 @@ use tokio::io::AsyncWriteExt as _;
 
 use crate::harness::Case;
 use crate::harness::test::Test;
+use crate::rig::programs::ready;
 use crate::rig::wait::eventually;
 
 const STEP: Duration = Duration::from_secs(90);
@@ -20,6 +21,7 @@ const STEP: Duration = Duration::from_secs(90);
 pub fn cases() -> Vec<Case> {
     vec![
         Case::new("13-garbage", "garbage from a peer: it is cut off, and others are served", garbage),
+        Case::new("13-silent", "hundreds of connections that say nothing: probes are answered, and a push arrives", silent),
         Case::new("14-revoked", "a certificate whose fingerprint is revoked is refused", revoked),
         Case::new("25-checksum", "a checksum error stops the send; it never spreads", checksum),
     ]
@@ -36,6 +38,25 @@ async fn garbage(t: Arc<Test>) -> Result<()> {
         // Cut off in the middle is what is hoped for.
         let _ = stream.write_all(&noise).await;
         open.push(stream);
+    }
+    t.push("j", "d", "n2").await?;
+    t.arrived(&fs_id, &commit, "n2", STEP).await
+}
+
+async fn silent(t: Arc<Test>) -> Result<()> {
+    let fs_id = t.dot("d", "n1").await?;
+    let commit = t.commit("c", "d").await?;
+    let (n1, n2) = (t.rig.node("n1")?, t.rig.node("n2")?);
+    let probed = [&n1.http, &n2.http, &t.rig.operator_http];
+    let mut open = Vec::new();
+    for address in probed.into_iter().chain([&n1.listen, &n2.listen]) {
+        for _ in 0..300 {
+            open.push(tokio::net::TcpStream::connect(address).await?);
+        }
+    }
+    for address in probed {
+        let answer = tokio::time::timeout(Duration::from_secs(5), ready(address)).await;
+        answer.with_context(|| format!("a probe of {address} had no answer in 5 s"))??;
     }
     t.push("j", "d", "n2").await?;
     t.arrived(&fs_id, &commit, "n2", STEP).await

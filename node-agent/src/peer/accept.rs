@@ -2,10 +2,11 @@
 //! get through the handshake never reaches HTTP.
 
 use std::convert::Infallible;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use dotgraft_door::{Door, Guest, Limits, Quiet};
 use dotgraft_engine::ids::NodeName;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
@@ -21,12 +22,8 @@ use super::tls::{PeerIdentity, is_denial};
 /// How much an unauthenticated or too busy peer may take.
 #[derive(Debug, Clone, Copy)]
 pub struct AcceptSettings {
-    /// A handshake ends after that long.
-    pub handshake_timeout: Duration,
-    /// Handshakes at once from one address.
-    pub handshakes_per_address: usize,
-    /// Handshakes at once.
-    pub handshakes: usize,
+    /// Handshakes at once, in all and from one address, and how long one may take.
+    pub handshakes: Limits,
     /// Connections of one node.
     pub connections_per_node: usize,
     /// Connections.
@@ -36,9 +33,7 @@ pub struct AcceptSettings {
 impl Default for AcceptSettings {
     fn default() -> Self {
         Self {
-            handshake_timeout: Duration::from_secs(10),
-            handshakes_per_address: 8,
-            handshakes: 64,
+            handshakes: Limits { total: 64, per_address: 8, unserved: Duration::from_secs(10) },
             connections_per_node: 8,
             connections: 512,
         }
@@ -76,10 +71,10 @@ pub fn accept(
     let (ready, incoming) = mpsc::channel(16);
     let acceptor = Acceptor {
         tls,
-        settings,
         ready,
-        handshakes: Gate::new(settings.handshakes_per_address, settings.handshakes),
+        handshakes: Door::new(settings.handshakes),
         connections: Gate::new(settings.connections_per_node, settings.connections),
+        refused: Arc::default(),
     };
     tokio::spawn(async move {
         tokio::select! {
@@ -93,32 +88,26 @@ pub fn accept(
 #[derive(Clone)]
 struct Acceptor {
     tls: TlsAcceptor,
-    settings: AcceptSettings,
     ready: mpsc::Sender<Result<PeerConnection, Infallible>>,
-    handshakes: Gate<IpAddr>,
+    handshakes: Door,
     connections: Gate<NodeName>,
+    refused: Arc<Refused>,
+}
+
+/// Each peer that comes again and again is one line in ten seconds.
+#[derive(Debug, Default)]
+struct Refused {
+    certificates: Quiet,
+    connections: Quiet,
 }
 
 impl Acceptor {
     async fn run(self, listener: TcpListener) {
         loop {
-            let (tcp, from) = match listener.accept().await {
-                Ok(accepted) => accepted,
-                Err(error) => {
-                    // Out of file descriptors, most likely: give others time to end.
-                    tracing::warn!(%error, "can't accept a connection of a peer");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                    continue;
-                }
-            };
-            let Some(pass) = self.handshakes.enter(from.ip()) else {
-                tracing::debug!(%from, "too many handshakes at once; connection dropped");
-                continue;
-            };
+            let (tcp, from, guest) = self.handshakes.next(&listener).await;
             let this = self.clone();
             tokio::spawn(async move {
-                if let Some(connection) = this.handshake(tcp, from).await {
-                    drop(pass);
+                if let Some(connection) = this.handshake(tcp, from, guest).await {
                     // Full only while the server is ending or very busy; the peer's own deadlines run.
                     let _ = this.ready.send(Ok(connection)).await;
                 }
@@ -126,27 +115,29 @@ impl Acceptor {
         }
     }
 
-    async fn handshake(&self, tcp: TcpStream, from: SocketAddr) -> Option<PeerConnection> {
+    async fn handshake(&self, tcp: TcpStream, from: SocketAddr, guest: Guest) -> Option<PeerConnection> {
         super::tune(&tcp);
-        let io = match tokio::time::timeout(self.settings.handshake_timeout, self.tls.accept(tcp)).await {
-            Ok(Ok(io)) => io,
-            Ok(Err(error)) => {
+        let io = match guest.serve(self.tls.accept(tcp)).await {
+            Some(Ok(io)) => io,
+            Some(Err(error)) => {
                 let denied = error.get_ref().and_then(|e| e.downcast_ref()).is_some_and(is_denial);
-                if denied {
-                    tracing::warn!(%from, %error, "a peer's certificate was refused");
+                if let Some(unsaid) = denied.then(|| self.refused.certificates.says()).flatten() {
+                    tracing::warn!(%from, %error, unsaid, "a peer's certificate was refused");
                 } else {
                     tracing::debug!(%from, %error, "handshake failed");
                 }
                 return None;
             }
-            Err(_) => {
+            None => {
                 tracing::debug!(%from, "handshake took too long");
                 return None;
             }
         };
         let peer = Arc::new(PeerIdentity::of_handshake(io.get_ref().1.peer_certificates())?);
         let Some(pass) = self.connections.enter(peer.leaf.node.clone()) else {
-            tracing::warn!(%from, node = %peer.leaf.node, "too many connections of this node");
+            if let Some(unsaid) = self.refused.connections.says() {
+                tracing::warn!(%from, node = %peer.leaf.node, unsaid, "too many connections of this node");
+            }
             return None;
         };
         Some(Carried::new(io, Admitted { peer, _pass: pass }))

@@ -1,5 +1,5 @@
-//! How many at once: a gate that counts what is inside, in all and by key. Used for handshakes by address, connections
-//! and streams by node. Nobody waits here; what does not fit is refused at once.
+//! How many at once: a gate that counts what is inside, in all and by key. Used for connections and streams by node, which is known by then (before that:
+//! [`dotgraft_door`]). Nobody waits here; what does not fit is refused at once.
 
 use std::collections::HashMap;
 use std::hash::Hash;

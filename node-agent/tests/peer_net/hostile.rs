@@ -12,7 +12,7 @@ use dotgraft_engine::model::{Problem, Reason};
 use dotgraft_hostile::{framed, request};
 use dotgraft_proto::agent::v1 as wire;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
 use wire::receive_request::Message;
@@ -87,21 +87,42 @@ async fn garbage_behind_the_handshake_ends_the_connection() {
     still_serves(&a, &b).await;
 }
 
+/// A connection from another address of this machine that says nothing.
+async fn mute(from: [u8; 4], to: std::net::SocketAddr) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind((from, 0).into()).unwrap();
+    socket.connect(to).await.unwrap()
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn connections_that_never_shake_hands_hold_their_places_for_a_moment_only() {
-    let accept = AcceptSettings { handshake_timeout: Duration::from_millis(300), handshakes_per_address: 4, ..AcceptSettings::default() };
-    let (b, _, a) = victim(ServerSettings { accept, ..ServerSettings::default() }).await;
-    let mut mute = Vec::new();
-    for _ in 0..4 {
-        mute.push(TcpStream::connect(b.address).await.unwrap());
+async fn connections_that_never_shake_hands_keep_nobody_out_and_are_cut() {
+    let settings = ServerSettings::default();
+    let limits = settings.accept.handshakes;
+    assert!(limits.unserved > Duration::from_secs(5), "they would have gone by themselves");
+    let (b, _, a) = victim(settings).await;
+    let mut silent = Vec::new();
+    for _ in 0..limits.per_address * 3 {
+        silent.push(mute([127, 0, 0, 1], b.address).await);
     }
-    tokio::time::sleep(Duration::from_millis(50)).await;
-    let fs = actor(&b, Act::Store).fs;
-    assert_eq!(soon(a.client().versions(&b.name, fs, job())).await.unwrap_err().reason, Reason::Unreachable);
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    still_serves(&a, &b).await;
+    let (b, _, a) = victim(ServerSettings::default()).await;
+    for n in 0..limits.total * 2 {
+        silent.push(mute([127, 0, 1, u8::try_from(n % 200).unwrap()], b.address).await);
+    }
     still_serves(&a, &b).await;
     let mut end = Vec::new();
-    assert!(soon(mute[0].read_to_end(&mut end)).await.is_ok(), "a mute connection is still open");
+    assert!(soon(silent[0].read_to_end(&mut end)).await.is_ok(), "the first is still open");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_handshake_that_does_not_go_on_is_cut() {
+    let mut accept = AcceptSettings::default();
+    accept.handshakes.unserved = Duration::from_millis(300);
+    let (b, _, _) = victim(ServerSettings { accept, ..ServerSettings::default() }).await;
+    let mut tcp = TcpStream::connect(b.address).await.unwrap();
+    tcp.write_all(&[0x16, 3, 3, 2, 0]).await.unwrap(); // the head of a record that never comes
+    let mut end = Vec::new();
+    assert!(tokio::time::timeout(Duration::from_secs(5), tcp.read_to_end(&mut end)).await.is_ok(), "it is still open");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,6 +6,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use dotgraft_door::{Door, Guest, Limits, Mark};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Body;
 use hyper::header::{CONTENT_TYPE, HeaderValue};
@@ -17,7 +18,6 @@ use rustls::ServerConfig;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
@@ -28,14 +28,13 @@ use crate::context::Ctx;
 pub const PATH: &str = "/pods";
 /// Largest request, in bytes: the API server takes objects of up to 3 MiB.
 const REQUEST_MAX: usize = 4 << 20;
-/// Longest handshake; the API server gives up after a second.
-const HANDSHAKE: Duration = Duration::from_secs(5);
 /// Longest wait for the next request's head: the API server keeps idle connections for 90 s.
 const IDLE: Duration = Duration::from_secs(120);
 /// Longest wait for a body.
 const BODY: Duration = Duration::from_secs(5);
-/// Most connections at a time; further ones wait in the kernel.
-const CONNECTIONS: usize = 256;
+/// All requests of an API server come from one address, and it keeps connections for the next ones. A first request has to be whole after
+/// five seconds, its handshake included; the API server gives up after one.
+const LIMITS: Limits = Limits { total: 256, per_address: 192, unserved: Duration::from_secs(5) };
 
 /// What is presented to whoever connects; nothing before there is a certificate.
 #[derive(Debug, Default)]
@@ -90,7 +89,7 @@ pub fn decide(body: &[u8], ctx: &Ctx) -> (Outcome, Option<Vec<u8>>) {
     (outcome, Some(review::answer(&asked.uid, patch.as_ref()).to_string().into_bytes()))
 }
 
-async fn respond<B>(request: Request<B>, ctx: &Ctx) -> Response<Full<Bytes>>
+async fn respond<B>(request: Request<B>, ctx: &Ctx, mark: &Mark) -> Response<Full<Bytes>>
 where
     B: Body + Send,
     B::Data: Send,
@@ -113,6 +112,7 @@ where
     let (outcome, answer) = decide(&body, ctx);
     ctx.metrics.webhook(outcome.as_str(), start.elapsed());
     let Some(answer) = answer else { return plain(StatusCode::BAD_REQUEST, "not an AdmissionReview admission.k8s.io/v1\n") };
+    mark.served();
     let mut response = Response::new(Full::new(Bytes::from(answer)));
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
@@ -130,44 +130,42 @@ fn tls(served: Arc<Served>) -> Result<TlsAcceptor, rustls::Error> {
 ///
 /// # Errors
 ///
-/// The address can't be bound, or the listener fails.
+/// The address can't be bound.
 pub async fn serve(listen: SocketAddr, served: Arc<Served>, ctx: Arc<Ctx>) -> std::io::Result<()> {
     let tls = tls(served).map_err(std::io::Error::other)?;
     let listener = TcpListener::bind(listen).await?;
     tracing::info!(%listen, "serving the pod webhook");
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    accept(listener, tls, ctx).await;
+    Ok(())
+}
+
+async fn accept(listener: TcpListener, tls: TlsAcceptor, ctx: Arc<Ctx>) {
+    let door = Door::new(LIMITS);
     loop {
-        let Ok(place) = places.clone().acquire_owned().await else { return Ok(()) };
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                tracing::warn!(%error, "accepting a connection to the pod webhook");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            }
-        };
-        let (tls, ctx) = (tls.clone(), ctx.clone());
-        tokio::spawn(async move {
-            connection(stream, tls, ctx).await;
-            drop(place);
-        });
+        let (stream, _, guest) = door.next(&listener).await;
+        tokio::spawn(connection(stream, guest, tls.clone(), ctx.clone()));
     }
 }
 
-async fn connection(stream: TcpStream, tls: TlsAcceptor, ctx: Arc<Ctx>) {
-    let stream = match timeout(HANDSHAKE, tls.accept(stream)).await {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(error)) => return tracing::debug!(%error, "a handshake with the pod webhook"),
-        Err(_) => return,
-    };
+async fn connection(stream: TcpStream, guest: Guest, tls: TlsAcceptor, ctx: Arc<Ctx>) {
+    let mark = guest.mark();
     let service = service_fn(|request| {
-        let ctx = ctx.clone();
-        async move { Ok::<_, Infallible>(respond(request, &ctx).await) }
+        let (ctx, mark) = (ctx.clone(), mark.clone());
+        async move { Ok::<_, Infallible>(respond(request, &ctx, &mark).await) }
     });
     let mut server = http1::Builder::new();
     server.timer(TokioTimer::new()).header_read_timeout(IDLE);
-    if let Err(error) = server.serve_connection(TokioIo::new(stream), service).await {
-        tracing::debug!(%error, "serving the pod webhook");
+    let served = guest.serve(async {
+        let stream = match tls.accept(stream).await {
+            Ok(stream) => stream,
+            Err(error) => return tracing::debug!(%error, "a handshake with the pod webhook"),
+        };
+        if let Err(error) = server.serve_connection(TokioIo::new(stream), service).await {
+            tracing::debug!(%error, "serving the pod webhook");
+        }
+    });
+    if served.await.is_none() {
+        tracing::debug!("a connection to the pod webhook was cut: nothing came, or others did");
     }
 }
 

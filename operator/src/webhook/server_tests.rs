@@ -3,6 +3,7 @@
 use hyper::body::Frame;
 use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
 use crate::testing::scenario::play;
@@ -54,9 +55,13 @@ async fn a_pod_is_let_in_unchanged_while_a_cache_is_empty_or_it_is_odd() {
     assert_eq!(decided(filled, b"?".to_vec()).await, (Outcome::Skipped, None));
 }
 
+fn mark() -> Mark {
+    Door::new(LIMITS).enter([127, 0, 0, 1].into()).mark()
+}
+
 async fn status(method: Method, path: &str, body: Full<Bytes>) -> StatusCode {
     let request = Request::builder().method(method).uri(path).body(body).unwrap();
-    play(|_| {}, vec![], |ctx| async move { respond(request, &ctx).await.status() }).await
+    play(|_| {}, vec![], |ctx| async move { respond(request, &ctx, &mark()).await.status() }).await
 }
 
 #[tokio::test]
@@ -86,6 +91,41 @@ impl Body for Silent {
 #[tokio::test(start_paused = true)]
 async fn a_body_that_never_comes_is_not_waited_for() {
     let request = Request::builder().method(Method::POST).uri(PATH).body(Silent).unwrap();
-    let answered = play(|_| {}, vec![], |ctx| async move { respond(request, &ctx).await.status() }).await;
+    let answered = play(|_| {}, vec![], |ctx| async move { respond(request, &ctx, &mark()).await.status() }).await;
     assert_eq!(answered, StatusCode::REQUEST_TIMEOUT);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_is_kept_once_a_review_was_answered_and_for_nothing_less() {
+    for (body, kept) in [(review(&pod()), true), (b"?".to_vec(), false)] {
+        let guest = Door::new(LIMITS).enter([127, 0, 0, 1].into());
+        let mark = guest.mark();
+        let request = Request::builder().method(Method::POST).uri(PATH).body(Full::new(Bytes::from(body))).unwrap();
+        play(|_| {}, vec![], |ctx| async move { respond(request, &ctx, &mark).await }).await;
+        assert_eq!(guest.serve(tokio::time::sleep(LIMITS.unserved * 2)).await.is_some(), kept);
+    }
+}
+
+#[tokio::test]
+async fn silent_connections_keep_no_pod_waiting() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    play(
+        |_| {},
+        vec![],
+        |ctx| async move {
+            let server = tokio::spawn(accept(listener, tls(Arc::default()).unwrap(), ctx));
+            let mut silent = Vec::new();
+            for _ in 0..LIMITS.total * 2 {
+                silent.push(TcpStream::connect(address).await.unwrap());
+            }
+            let mut talks = TcpStream::connect(address).await.unwrap();
+            talks.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap(); // no TLS: it is answered so, at once
+            let mut answer = Vec::new();
+            let answered = timeout(Duration::from_secs(3), talks.read_to_end(&mut answer)).await;
+            assert!(answered.is_ok() && !answer.is_empty(), "the API server has given up by then, and they have not");
+            server.abort();
+        },
+    )
+    .await;
 }
