@@ -6,19 +6,16 @@ use dotgraft_engine::run::{State, StepState};
 
 use super::words;
 
-/// Longest message or resolution, in characters.
-const TEXT_MAX: usize = 4096;
-
-/// As `Replica.status.jobs[].report` has it.
-pub fn of(r: &model::RunReport) -> RunReport {
+/// As `Replica.status.jobs[].report` has it; `chars`: the longest message or resolution, 4096 at most.
+pub fn of(r: &model::RunReport, chars: usize) -> RunReport {
     RunReport {
         state: state(r.state),
         attempt: r.attempt,
         started_at: r.started_at.0,
         finished_at: r.finished_at.map(|t| t.0),
         sleep_until: r.sleep_until.map(|t| t.0),
-        problem: r.problem.as_ref().map(problem),
-        resolution: r.resolution.as_deref().map(cut),
+        problem: r.problem.as_ref().map(|p| problem(p, chars)),
+        resolution: r.resolution.as_deref().map(|t| cut(t, chars)),
         steps_done: r.steps_done,
         steps_total: r.steps_total,
         current: r.current.as_ref().map(step),
@@ -27,13 +24,14 @@ pub fn of(r: &model::RunReport) -> RunReport {
         bytes_per_second: r.bytes_per_second,
         imprecise: r.imprecise,
         conflict: r.conflict.as_ref().map(conflict),
-        attempts: r.attempts.iter().map(attempt).collect(),
+        attempts: r.attempts.iter().map(|a| attempt(a, chars)).collect(),
         replicated: r.replicated.map(|c| c.to_string()),
     }
 }
 
-fn cut(text: &str) -> String {
-    text.chars().take(TEXT_MAX).collect()
+/// The beginning of a text.
+pub fn cut(text: &str, chars: usize) -> String {
+    text.chars().take(chars).collect()
 }
 
 const fn state(s: State) -> RunState {
@@ -67,12 +65,12 @@ fn step(s: &model::StepReport) -> RunStep {
     }
 }
 
-fn attempt(a: &model::AttemptReport) -> RunAttempt {
+fn attempt(a: &model::AttemptReport, chars: usize) -> RunAttempt {
     RunAttempt {
         state: state(a.state),
         started_at: a.started_at.0,
         finished_at: a.finished_at.map(|t| t.0),
-        error: a.error.as_ref().map(problem),
+        error: a.error.as_ref().map(|p| problem(p, chars)),
     }
 }
 
@@ -81,8 +79,8 @@ fn conflict(c: &model::Conflict) -> RunConflict {
     RunConflict { base: c.base.map(|b| b.to_string()), sender_only: ids(&c.sender_only), receiver_only: ids(&c.receiver_only) }
 }
 
-fn problem(p: &Problem) -> RunProblem {
-    RunProblem { reason: words::problem(p.reason), message: cut(&p.message) }
+fn problem(p: &Problem, chars: usize) -> RunProblem {
+    RunProblem { reason: words::problem(p.reason), message: cut(&p.message, chars) }
 }
 
 #[cfg(test)]
@@ -149,9 +147,9 @@ mod tests {
     #[test]
     fn it_is_written_as_before_and_read_on_both_sides_of_an_upgrade() {
         let old = as_0_1_writes_it(&full());
-        assert_eq!(serde_json::to_value(of(&full())).unwrap(), old, "an old operator reads what this agent writes");
+        assert_eq!(serde_json::to_value(of(&full(), 4096)).unwrap(), old, "an old operator reads what this agent writes");
         let read: AgentReport = serde_json::from_value(old).unwrap();
-        assert_eq!(read.known(), Some(&of(&full())), "and this operator what an old agent wrote");
+        assert_eq!(read.known(), Some(&of(&full(), 4096)), "and this operator what an old agent wrote");
     }
 
     #[test]

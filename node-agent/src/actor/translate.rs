@@ -16,6 +16,7 @@ use dotgraft_engine::model::{Claim, Order, Origin, Place};
 use dotgraft_engine::run::{Initial, Intermediate, JobSpec, OnConflict, Outcome, Retry, RunParams};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
+use super::report::cut;
 use super::{report, words};
 
 /// A Replica object that this agent can't make sense of.
@@ -150,12 +151,20 @@ pub fn time(t: Timestamp) -> Time {
     Time(jiff::Timestamp::from_millisecond(t.0).unwrap_or_default())
 }
 
-fn cut(text: &str, chars: usize) -> String {
-    text.chars().take(chars).collect()
-}
+/// Largest status, as JSON: etcd takes no object of more than 1.5 MiB, and spec and managedFields are in it too.
+const STATUS_MAX: usize = 640 << 10;
+/// Longest texts for people, in characters: the first with which it all fits.
+const TEXT_MAX: [usize; 4] = [4096, 1024, 256, 64];
 
 /// `Replica.status`. Conditions keep the transition times of `before`.
 pub fn status_of(s: &FilesystemStatus, before: Option<&ReplicaStatus>, now: Timestamp) -> ReplicaStatus {
+    let fits = |status: &ReplicaStatus| serde_json::to_vec(status).is_ok_and(|json| json.len() <= STATUS_MAX);
+    let [first, shorter @ ..] = TEXT_MAX;
+    let full = with_texts(s, before, now, first);
+    shorter.into_iter().fold(full, |status, chars| if fits(&status) { status } else { with_texts(s, before, now, chars) })
+}
+
+fn with_texts(s: &FilesystemStatus, before: Option<&ReplicaStatus>, now: Timestamp, chars: usize) -> ReplicaStatus {
     ReplicaStatus {
         observed_generation: Some(s.observed_generation),
         role: copy_role(s.role),
@@ -188,10 +197,10 @@ pub fn status_of(s: &FilesystemStatus, before: Option<&ReplicaStatus>, now: Time
             final_commit: commit.to_string(),
         }),
         opened_epoch: s.opened_epoch.map(|e| e.0),
-        jobs: s.jobs.iter().take(32).map(job_status).collect(),
-        commits: s.requests.iter().take(256).map(request_status).collect(),
+        jobs: s.jobs.iter().take(32).map(|j| job_status(j, chars)).collect(),
+        commits: s.requests.iter().take(256).map(|r| request_status(r, chars)).collect(),
         mounts: s.mounts.iter().take(16).map(|m| cut(m, 1024)).collect(),
-        conditions: conditions(s, before, now),
+        conditions: conditions(s, before, now, chars),
     }
 }
 
@@ -231,7 +240,7 @@ fn phase(s: &FilesystemStatus) -> String {
     cut(&text, 256)
 }
 
-fn job_status(j: &JobStatus) -> ReplicaJobStatus {
+fn job_status(j: &JobStatus, chars: usize) -> ReplicaJobStatus {
     let last = j.row.last.as_ref().map(|l| {
         let (success, commit) = match &l.outcome {
             Outcome::Completed { replicated, .. } => (true, Some(replicated.to_string())),
@@ -249,14 +258,14 @@ fn job_status(j: &JobStatus) -> ReplicaJobStatus {
         uid: j.uid.to_string(),
         observed_trigger: j.row.observed_trigger.clone(),
         observed_generation: j.row.observed_generation,
-        report: j.report.as_ref().map(|r| report::of(r).into()),
+        report: j.report.as_ref().map(|r| report::of(r, chars).into()),
         last,
         last_successful_time: j.row.last_successful_time.map(time),
         consecutive_failures: j.row.consecutive_failures,
     }
 }
 
-fn request_status(r: &RequestStatus) -> ReplicaCommitStatus {
+fn request_status(r: &RequestStatus, chars: usize) -> ReplicaCommitStatus {
     let state = match (r.state, &r.problem) {
         (None, _) | (Some(RequestState::Pending | RequestState::Removing), None) => CommitState::Pending,
         (Some(RequestState::Pending), Some(_)) => CommitState::Refused,
@@ -271,12 +280,12 @@ fn request_status(r: &RequestStatus) -> ReplicaCommitStatus {
         time: r.time.map(time),
         changed_bytes: r.changed_bytes,
         state,
-        message: r.problem.as_ref().map(|p| cut(&p.to_string(), 4096)),
+        message: r.problem.as_ref().map(|p| cut(&p.to_string(), chars)),
         holding: r.holding,
     }
 }
 
-fn conditions(s: &FilesystemStatus, before: Option<&ReplicaStatus>, now: Timestamp) -> Vec<Condition> {
+fn conditions(s: &FilesystemStatus, before: Option<&ReplicaStatus>, now: Timestamp, chars: usize) -> Vec<Condition> {
     let mut all: Vec<Condition> = before.map(|b| b.conditions.clone()).unwrap_or_default();
     all.retain(|old| s.conditions.iter().any(|c| words::about(c.r#type).as_str() == old.type_));
     for c in s.conditions.iter().take(16) {
@@ -284,7 +293,7 @@ fn conditions(s: &FilesystemStatus, before: Option<&ReplicaStatus>, now: Timesta
             type_: words::about(c.r#type).as_str(),
             status: Some(c.status),
             reason: words::why(c.reason).as_str(),
-            message: &c.message,
+            message: &cut(&c.message, chars),
             observed_generation: Some(s.observed_generation),
         };
         set_condition(&mut all, &update, &time(now));
@@ -328,3 +337,7 @@ fn api_claim(c: &Claim) -> Option<dotgraft_api::common::Claim> {
     };
     Some(dotgraft_api::common::Claim { kind, namespace: c.namespace.clone(), name: c.name.clone(), csi_name: c.csi_name.clone() })
 }
+
+#[cfg(test)]
+#[path = "translate_tests.rs"]
+mod tests;

@@ -16,6 +16,8 @@ use crate::write::has_finalizer;
 
 /// Most commit entries of one Replica.
 pub const MAX_COMMITS: usize = 256;
+/// Most bytes of them, as JSON: one may have 80 KB of metadata, and etcd takes no object of more than 1.5 MiB.
+const MAX_COMMIT_BYTES: usize = 512 << 10;
 /// Most job entries of one Replica.
 pub const MAX_JOBS: usize = 32;
 
@@ -62,7 +64,15 @@ pub fn commits(objects: &[Arc<Commit>], resets: &BTreeMap<String, ResetWish>, as
         let at = c.creation_timestamp().map(|t| t.0.as_second());
         (c.metadata.deletion_timestamp.is_none(), at, c.uid())
     });
-    list.into_iter().take(MAX_COMMITS).map(|c| wish(c, resets.get(&c.name_any()).filter(|_| is_of_operation(c)))).collect()
+    fitting(list.into_iter().map(|c| wish(c, resets.get(&c.name_any()).filter(|_| is_of_operation(c)))))
+}
+
+/// As many as a Replica holds. The turn of the others comes as these are answered.
+fn fitting(wishes: impl Iterator<Item = CommitWish>) -> Vec<CommitWish> {
+    let size = |wish: &CommitWish| serde_json::to_vec(wish).map_or(MAX_COMMIT_BYTES, |json| json.len());
+    let mut left = MAX_COMMIT_BYTES;
+    let fits = |wish: &CommitWish| left.checked_sub(size(wish)).map(|rest| left = rest).is_some();
+    wishes.filter(fits).take(MAX_COMMITS).collect()
 }
 
 /// Whether an operation made it, to keep what it replaces.
@@ -176,6 +186,29 @@ mod tests {
         let wishes = commits(&list, &BTreeMap::new(), &Asked::Owner);
         assert_eq!(wishes.len(), MAX_COMMITS);
         assert_eq!(wishes[0].name, "c000");
+    }
+
+    #[test]
+    fn commits_with_the_largest_metadata_take_turns_and_small_ones_go_beside_them() {
+        let mut list: Vec<_> = (0..20)
+            .map(|i| {
+                let mut c = commit(&format!("c{i:02}"), i);
+                c.spec.metadata = (0..64).map(|n| (format!("{n:0>253}"), "v".repeat(1024))).collect();
+                c
+            })
+            .collect();
+        list.push(commit("small", 99));
+        let asked = |list: &[Commit]| {
+            let list: Vec<_> = list.iter().cloned().map(Arc::new).collect();
+            commits(&list, &BTreeMap::new(), &Asked::Owner)
+        };
+        let first = asked(&list);
+        let bytes = serde_json::to_vec(&first).unwrap().len();
+        assert!(bytes < 600 << 10, "{bytes} bytes: with managedFields and status etcd would refuse the object");
+        let named: Vec<_> = names(&first).into_iter().map(|(name, _)| name).collect();
+        assert_eq!(named, ["c00", "c01", "c02", "c03", "c04", "c05", "small"]);
+        list[..6].iter_mut().for_each(|c| *c = recorded(c.clone()));
+        assert_eq!(asked(&list)[0].name, "c06", "the next in turn");
     }
 
     #[test]
