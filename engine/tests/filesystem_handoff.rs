@@ -171,3 +171,25 @@ fn unsure(seed: u64, trace: &mut Vec<String>) -> Sim<'_> {
     sim.nodes[0].cut_off = false;
     sim
 }
+
+/// The second start finds a journal that is whole, and knows no more than the first: authority may have gone under that fence.
+#[test]
+fn a_fence_that_only_a_lost_journal_knew_is_not_undone_before_authority_was_asked() {
+    with_seeds(|seed, trace| {
+        let mut sim = pair(seed, Hazards::LOST_JOURNALS, trace);
+        sim.move_to(Some(1));
+        sim.run_until("pending is set", |sim| sim.api.pending.is_some());
+        (sim.partition, sim.nodes[0].cut_off) = (true, true);
+        sim.move_to(None);
+        sim.lose_journal(0);
+        sim.run_for(10 * SECOND);
+        sim.crash(0, false);
+        for _ in 0..40 {
+            sim.run_for(500);
+            assert!(!sim.runs(0, |t| *t == Task::Thaw), "it is thawed while it may be pending");
+        }
+        assert!(sim.nodes[0].disk.head.as_ref().is_some_and(|head| head.fenced), "the fence stands");
+        (sim.partition, sim.nodes[0].cut_off) = (false, false);
+        sim.run_until("n0 has asked, and serves it again", |sim| sim.is_open(0));
+    });
+}

@@ -5,12 +5,13 @@ mod support;
 
 use std::collections::BTreeSet;
 
-use dotgraft_engine::filesystem::{Intent, Role, Transfer};
+use dotgraft_engine::filesystem::{Event, Intent, Offer, Role, Task, Transfer, WantedCommit};
 use dotgraft_engine::ids::{CommitId, Epoch, RequestUid};
+use dotgraft_engine::model::Commit;
 use dotgraft_engine::run::{Initial, Intermediate};
 use support::Sim;
-use support::sim::{Asked, Two};
-use support::user::{on_disk, pair, present, status};
+use support::sim::{Asked, Two, node_at};
+use support::user::{on_disk, pair, present, status, wanted};
 
 /// An owner with three kept commits, and a copy that was sent the newest only.
 fn newest_only(trace: &mut Vec<String>) -> (Sim<'_>, Vec<RequestUid>) {
@@ -89,6 +90,39 @@ fn a_commit_that_is_asked_for_is_lent_and_no_other() {
 }
 
 #[test]
+fn what_is_to_be_lent_is_not_removed_before() {
+    let mut trace = Vec::new();
+    let (mut sim, uids) = newest_only(&mut trace);
+    let (first, with) = (id(&sim, uids[0]), sim.nodes[1].place.clone());
+    sim.ledger.removals.insert(uids[0]);
+    sim.partition = true;
+    sim.edit(0, |p| {
+        p.lend = BTreeSet::from([Transfer { commit: first, with }]);
+        p.commits.retain(|c| c.uid != uids[0]);
+        p.commits.push(WantedCommit { id: Some(first), remove: true, ..wanted(uids[0]) });
+    });
+    sim.run_for(20_000);
+    assert!(on_disk(&sim, 0, uids[0]), "it was asked for, and is gone");
+    sim.edit(0, |p| p.lend.clear());
+    sim.run_for(20_000);
+    assert!(!on_disk(&sim, 0, uids[0]), "nobody asks for it any more");
+}
+
+#[test]
+fn a_commit_comes_only_from_the_node_that_it_is_to_be_fetched_from() {
+    let mut trace = Vec::new();
+    let (mut sim, uids) = pair(1, &mut trace);
+    let with = sim.nodes[1].place.clone();
+    let older = sim.forged_offer(&node_at(2).place, Epoch(1));
+    let target = Commit { epoch: Epoch(0), kept: Some(uids[0]), ..older.target.clone() };
+    sim.edit(0, |p| p.fetch = BTreeSet::from([Transfer { commit: target.id, with }]));
+    sim.run_for(1_000);
+    sim.ask(0, Asked::Forged, |req| Event::Offer(req, Box::new(Offer { target, ..older })));
+    sim.run_for(50);
+    assert!(!sim.runs(0, |t| matches!(t, Task::Receive { .. })), "another node sends it");
+}
+
+#[test]
 fn an_owner_takes_back_from_its_copy_what_its_disk_has_lost() {
     let mut trace = Vec::new();
     let (mut sim, uids) = pair(2, &mut trace);
@@ -132,6 +166,11 @@ fn superseded(trace: &mut Vec<String>) -> (Sim<'_>, Vec<RequestUid>) {
 fn what_a_superseded_copy_alone_has_comes_to_the_owner_and_never_as_its_newest() {
     let mut trace = Vec::new();
     let (mut sim, uids) = superseded(&mut trace);
+    let last = id(&sim, uids[3]);
+    for _ in 0..600 {
+        sim.run_for(100);
+        assert!(!sim.runs(0, |t| matches!(t, Task::Send { to, .. } if to.id == last)), "it is sent in vain");
+    }
     let there = |sim: &Sim| uids.iter().map(|u| on_disk(sim, 1, *u)).collect::<Vec<_>>();
     assert_eq!(there(&sim), [true, true, true, false]);
     assert_eq!(status(&sim, 1).head, Some(id(&sim, uids[2])), "what its head started from");

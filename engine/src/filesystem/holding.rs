@@ -24,11 +24,17 @@ pub struct Holding {
 
 impl Filesystem {
     pub(super) fn holding(&self) -> Holding {
-        let history = self.history.in_order();
+        Holding::of(&self.history.in_order(), self.standing.is_inspected())
+    }
+}
+
+impl Holding {
+    /// `history`: oldest first.
+    fn of(history: &[&Commit], is_inspected: bool) -> Self {
         let kept = || history.iter().rev().filter(|c| is_kept(c));
-        Holding {
+        Self {
             kept: kept().take(KEPT_MAX).map(|c| c.id).collect(),
-            complete: self.standing.is_inspected() && kept().count() <= KEPT_MAX,
+            complete: is_inspected && kept().count() <= KEPT_MAX,
             complete_to: history.last().map(|c| c.order()),
         }
     }
@@ -37,4 +43,46 @@ impl Filesystem {
 /// An object wants it, and it wasn't let go.
 const fn is_kept(commit: &Commit) -> bool {
     commit.kept.is_some() && !commit.transient
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::format::Kind;
+    use crate::ids::{Epoch, FsId, RequestUid, Timestamp};
+
+    fn commit(n: u64) -> Commit {
+        let uuid = uuid::Uuid::from_u128(u128::from(n));
+        Commit {
+            version: Kind::Commit.newest(),
+            id: CommitId::from_uuid(uuid),
+            fs_id: FsId::from_uuid(uuid::Uuid::nil()),
+            parent: None,
+            time: Timestamp(0),
+            epoch: Epoch(1),
+            seq: n,
+            message: String::new(),
+            metadata: BTreeMap::new(),
+            kept: Some(RequestUid::from_uuid(uuid)),
+            transient: false,
+            reset_to: None,
+        }
+    }
+
+    #[test]
+    fn what_objects_want_is_listed_and_all_of_it_only_where_that_is_known() {
+        let let_go = Commit { transient: true, ..commit(2) };
+        let scheduled = Commit { kept: None, ..commit(3) };
+        let (first, last) = (commit(1), commit(4));
+        let holding = Holding::of(&[&first, &let_go, &scheduled, &last], true);
+        assert_eq!(holding.kept, [last.id, first.id]);
+        assert_eq!((holding.complete, holding.complete_to), (true, Some(last.order())));
+        assert!(!Holding::of(&[&first], false).complete, "the disk was not looked at");
+        let many: Vec<Commit> = (0..=1024).map(commit).collect();
+        let all = |n: usize| Holding::of(&many.iter().take(n).collect::<Vec<_>>(), true);
+        assert!(all(1024).complete);
+        assert_eq!((all(1025).complete, all(1025).kept.len()), (false, 1024), "there are more than are listed");
+    }
 }

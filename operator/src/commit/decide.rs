@@ -372,6 +372,10 @@ mod tests {
         assert_eq!(told(&v), want("", "False", "NoCopyLeft"), "its disk is gone for good");
         v.replicas.clear();
         assert_eq!(told(&v).1, "True", "no Replica in the cache proves nothing");
+        let mut v = made(&["n2"]);
+        let copies = (crate::names::SNAPSHOT_COPIES_ANNOTATION.to_owned(), "2".to_owned());
+        Arc::make_mut(&mut v.commit).metadata.annotations = Some([copies].into());
+        assert_eq!(told(&v), want("n2", "True", "OneCopy"), "its class asks for two");
         // It is looked at again once one of these has changed, and only then.
         let mut v = made(&["n2"]);
         let outdated = |v: &View| is_outdated(&v.commit, v.claim.as_ref(), &kept::copies_of(&v.replicas, &v.pools));

@@ -332,3 +332,45 @@ pub async fn get(snapshot_id: &str, ctx: &Ctx) -> Result<wire::Snapshot, CsiErro
     let found = find(&id, ctx).await?.filter(|f| csi_name(&f.commit).is_some()).ok_or_else(missing)?;
     on_wire(&found.commit, ctx).ok_or_else(missing)
 }
+
+#[cfg(test)]
+mod tests {
+    use dotgraft_api::{CopyRole, Replica, ReplicaSpec};
+
+    use super::*;
+    use crate::filesystem::spare::Marks;
+    use crate::pools::tests::pool_id;
+    use crate::testing;
+    use crate::testing::scenario::play;
+
+    /// A copy that holds the snapshot.
+    fn holding(node: &str, state: DesiredState) -> Replica {
+        let mut spec = ReplicaSpec { fs_id: testing::FS.into(), node: node.into(), pool: pool_id(node), ..ReplicaSpec::default() };
+        spec.desired.state = state;
+        let mut r = testing::replica(spec, Marks::default(), CopyRole::Replica);
+        let status = r.status.get_or_insert_default();
+        (status.role, status.kept, status.kept_complete) = (CopyRole::Replica, vec![testing::FS.into()], true);
+        r
+    }
+
+    #[tokio::test]
+    async fn a_snapshot_is_ready_on_as_many_copies_that_stay_as_its_class_asks_for() {
+        let ready = async |copies: &str, lost: bool, replicas: Vec<Replica>| {
+            let mut commit = testing::recorded(testing::commit("s", 1));
+            commit.metadata.annotations = Some([(SNAPSHOT_COPIES_ANNOTATION.to_owned(), copies.to_owned())].into());
+            let status = commit.status.get_or_insert_default();
+            status.fs_id = Some(testing::FS.into());
+            let none = crate::conditions::wanted(ConditionType::NoCopyLeft, true, ConditionType::NoCopyLeft, "gone");
+            let now = dotgraft_api::Time(k8s_openapi::jiff::Timestamp::UNIX_EPOCH);
+            status.conditions = if lost { crate::conditions::merge(&[], &[none], None, &now) } else { Vec::new() };
+            let id = id_of(&commit).unwrap();
+            play(|ctx| ctx.caches.replicas.fill(replicas), vec![], |ctx| async move { is_ready(&commit, &id, &ctx) }).await
+        };
+        let (stays, goes) = (DesiredState::Present, DesiredState::Absent);
+        assert!(ready("1", false, vec![]).await, "its owner's is one of them");
+        assert!(!ready("1", true, vec![]).await, "no copy holds it any more");
+        assert!(ready("2", false, vec![holding("n1", stays), holding("n2", stays)]).await);
+        assert!(!ready("2", false, vec![holding("n1", stays), holding("n2", goes)]).await, "that copy is going");
+        assert!(!ready("2", false, vec![holding("n1", stays)]).await);
+    }
+}

@@ -73,6 +73,8 @@ fn what_a_copy_is_complete_to_decides_and_its_clock_does_not() {
     assert_eq!(stolen(&v).unwrap(), "n3", "between equals that decides");
     v.replicas[1] = complete("n2", 5, 0);
     assert_eq!(stolen(&v).unwrap(), "n3", "a commit of a version before 0.2 has no number: then its time decides");
+    v.replicas[1] = complete("n2", 3_700, 0);
+    assert_eq!(stolen(&v).unwrap(), "n2", "which is later now");
 }
 
 #[test]

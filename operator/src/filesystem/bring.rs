@@ -47,7 +47,7 @@ pub fn transfers(view: &View, owner: &Place) -> Transfers {
 
 #[cfg(test)]
 mod tests {
-    use super::super::kept::tests::{LATER, S2, drained, edit, holds};
+    use super::super::kept::tests::{LATER, S2, drained, edit, holds, object};
     use super::super::plan::{Write, plan};
     use super::*;
 
@@ -86,5 +86,19 @@ mod tests {
         let mut v = drained();
         v.commits.clear();
         assert_eq!(wishes(&v), [], "nobody wants it");
+        let mut v = drained();
+        edit(&mut v, "n1", |r| r.status.as_mut().unwrap().role = CopyRole::Replica);
+        assert_eq!(wishes(&v), [], "it is about to be the owner");
+    }
+
+    #[test]
+    fn no_more_is_brought_at_a_time_than_a_list_holds() {
+        let mut v = drained();
+        let id = |n: usize| format!("0198c2a5-7f00-7000-8000-00000000{n:04}");
+        let ids: Vec<String> = (0..AT_ONCE + 4).map(id).collect();
+        v.commits = ids.iter().map(|id| object(id, id)).collect();
+        holds(&mut v, "n2", &ids.iter().map(String::as_str).collect::<Vec<_>>());
+        let fetched: Vec<String> = wishes(&v).into_iter().filter(|w| w.1).map(|w| w.2).collect();
+        assert_eq!(fetched, ids[..AT_ONCE], "the oldest ids first");
     }
 }

@@ -22,7 +22,8 @@ fn listed(id: &str) -> ReplicaCommit {
     let time = Time(Timestamp::from_second(5).unwrap());
     ReplicaCommit { id: id.into(), parent: None, time, message: String::new(), epoch: 3, deleted: false }
 }
-fn object(name: &str, id: &str) -> Arc<Commit> {
+/// A Commit that is made.
+pub fn object(name: &str, id: &str) -> Arc<Commit> {
     let mut c = testing::commit(name, 1);
     c.status.get_or_insert_default().id = Some(id.into());
     Arc::new(c)
@@ -127,6 +128,13 @@ fn a_report_that_was_cut_and_a_node_that_is_away_excuse_nobody() {
     v.dropped.insert(pool_id("n2"));
     assert_eq!(leaves(&v), [""; 0], "n1 is away");
     let mut v = drained();
+    v.replicas.push(copy("n3", CopyRole::Replica, 5));
+    holds(&mut v, "n3", &[LATER, S2]);
+    v.dropped.insert(pool_id("n2"));
+    assert_eq!(leaves(&v), ["n2"]);
+    v.pools.iter_mut().find(|p| p.node == "n3").unwrap().out_of_service = true;
+    assert_eq!(leaves(&v), [""; 0], "n3 is about to go");
+    let mut v = drained();
     edit(&mut v, "n1", |r| r.status.as_mut().unwrap().commit_count = 40);
     assert_eq!(leaves(&v), [""; 0], "n1 may have it, and may not");
     holds(&mut v, "n1", &[LATER, S2]);
@@ -135,6 +143,14 @@ fn a_report_that_was_cut_and_a_node_that_is_away_excuse_nobody() {
     v.commits.push(object("old", "0198c2a5-7f00-7000-8000-0000000000c1"));
     assert_eq!(leaves(&v), [""; 0], "n2 may be the one that has the old one");
     assert!(plan(&v).stays[0].why.contains("doesn't report"), "{:?}", plan(&v).stays);
+}
+
+#[test]
+fn the_owners_copy_stays_whoever_drops_it_and_counts_for_the_others() {
+    let mut v = drained();
+    holds(&mut v, "n1", &[LATER, S2]);
+    v.dropped = [pool_id("n1"), pool_id("n2")].into();
+    assert_eq!(leaves(&v), ["n2"]);
 }
 
 #[test]
@@ -187,4 +203,11 @@ fn a_copy_that_has_not_looked_at_its_disk_may_hold_all_that_is_wanted() {
     assert_eq!(leaves(&v), [""; 0], "its journal was lost, or it has just started");
     edit(&mut v, "n2", |r| r.status.as_mut().unwrap().kept_complete = true);
     assert_eq!(leaves(&v), ["n2"], "it has looked");
+    let mut v = drained();
+    holds(&mut v, "n2", &[LATER]);
+    v.dropped.insert(pool_id("n2"));
+    assert_eq!(leaves(&v), ["n2"], "an agent of before 0.2 lists all that it has");
+    let to = dotgraft_api::CompleteTo { epoch: 3, seq: 9, time: listed(LATER).time, commit: LATER.into() };
+    edit(&mut v, "n2", |r| r.status.as_mut().unwrap().complete_to = Some(to));
+    assert_eq!(leaves(&v), [""; 0], "a newer one would say so");
 }
