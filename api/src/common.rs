@@ -74,6 +74,8 @@ pub const TOPOLOGY_POOL: &str = "topology.dotgraft.dev/pool";
 pub const TOPOLOGY_NODE: &str = "topology.dotgraft.dev/node";
 /// Annotation on Dots and Commits that a CSI call made: the name in the call, for idempotency.
 pub const ANNOTATION_CSI_NAME: &str = "dotgraft.dev/csi-name";
+/// Annotation on Namespaces: most that the volumes in it may take together, with `historyLimit` and all copies (ADR 25).
+pub const ANNOTATION_CAPACITY_LIMIT: &str = "dotgraft.dev/capacity-limit";
 /// Annotation on Dots: the node to begin on, if it fits. Unlike `placement.node` it asks for nothing later.
 pub const ANNOTATION_INITIAL_NODE: &str = "dotgraft.dev/initial-node";
 

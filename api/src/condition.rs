@@ -152,6 +152,8 @@ words! {
         FilesystemNotFound,
         /// Only commits are left of the Filesystem.
         Headless,
+        /// What it asks for is more than the namespace's limit leaves.
+        CapacityLimit,
         /// A size can't be read, or is out of bounds.
         InvalidCapacity,
         /// A Filesystem carries this name, and the object doesn't name it.
@@ -186,6 +188,8 @@ words! {
         TargetIsOwner,
         /// There is no such node.
         TargetNotFound,
+        /// The target is of another pool group than the source.
+        TargetRefused,
         /// The pool of the target isn't ready.
         TargetNotReady,
         /// An agent's report can't be read by this version of the operator.

@@ -1,7 +1,7 @@
 //! What every reconcile gets: the client, the caches, metrics, events, and a little memory between runs. Ground: it knows no controller.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use dotgraft_api::common::event_note;
@@ -15,6 +15,19 @@ use crate::caches::Caches;
 use crate::metrics::Metrics;
 use crate::names;
 use crate::note::Note;
+
+/// What a claim in a namespace with a limit was last granted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Grant {
+    /// Its namespace.
+    pub namespace: String,
+    /// Bytes, with all copies.
+    pub bytes: u64,
+    /// The caches have had the claim since.
+    pub seen: bool,
+    /// When that was.
+    pub at: Instant,
+}
 
 /// Shared by all reconciles.
 pub struct Ctx {
@@ -33,6 +46,7 @@ pub struct Ctx {
     recorder: Recorder,
     failures: Mutex<HashMap<String, u32>>,
     written: Mutex<HashMap<String, Instant>>,
+    grants: Mutex<BTreeMap<String, Grant>>,
 }
 
 const BACKOFF_FIRST: Duration = Duration::from_millis(500);
@@ -54,6 +68,7 @@ impl Ctx {
             spare_after: None,
             failures: Mutex::default(),
             written: Mutex::default(),
+            grants: Mutex::default(),
         }
     }
 
@@ -99,6 +114,11 @@ impl Ctx {
             written.clear();
         }
         written.insert(what.to_owned(), Instant::now());
+    }
+
+    /// What each claim in a namespace with a limit was last granted, by UID ([`crate::claim::limit`]).
+    pub fn grants(&self) -> MutexGuard<'_, BTreeMap<String, Grant>> {
+        self.grants.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Publishes events; one that can't be published is logged, never a failure of the work.

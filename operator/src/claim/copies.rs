@@ -10,7 +10,7 @@ use kube::{Api, ResourceExt};
 use serde_json::json;
 
 use super::decide::View;
-use super::{ClaimView, owner_reference};
+use super::{ClaimView, limit, owner_reference};
 use crate::context::Ctx;
 use crate::error::Error;
 use crate::filesystem::jobs_of;
@@ -95,7 +95,10 @@ pub async fn keep(view: &View, ctx: &Ctx) -> Result<(), Error> {
     let Some(authority) = authority.filter(|_| !claim.deleting) else { return Ok(()) };
     let replicas = super::gather::replicas_of(view, ctx);
     let nodes = nodes(view, &replicas, ctx);
-    let plan = plan(claim, &authority.owner.node, &pools::all(&ctx.caches), &nodes, owned(claim, ctx));
+    let mut plan = plan(claim, &authority.owner.node, &pools::all(&ctx.caches), &nodes, owned(claim, ctx));
+    if !plan.create.is_empty() && limit::check(claim, ctx).is_err() {
+        plan.create.clear(); // the claim says so
+    }
     let api: Api<ReplicationJob> = Api::namespaced(ctx.client.clone(), &claim.namespace);
     for node in &plan.create {
         let name = names::placement_job_name(claim.kind.as_str(), &claim.name, node);

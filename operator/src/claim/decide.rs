@@ -45,14 +45,16 @@ pub struct View {
     pub snapshots: usize,
     /// PVCs that are bound to it.
     pub bound: Vec<String>,
+    /// It has no Filesystem yet, and the namespace's limit leaves no room for one.
+    pub over: Option<Block>,
 }
 
 impl View {
     /// A claim of which nothing else is known.
     pub fn of(claim: ClaimView) -> Self {
         let (namesakes, children, mounts, unconfirmed, bound) = Default::default();
-        let (namespace, strangers, foreign) = Default::default();
-        Self { claim, namespace, fs: None, foreign, namesakes, strangers, origin: None, children, mounts, unconfirmed, snapshots: 0, bound }
+        let (namespace, strangers, foreign, fs, origin, over) = Default::default();
+        Self { claim, namespace, fs, foreign, namesakes, strangers, origin, children, mounts, unconfirmed, snapshots: 0, bound, over }
     }
 
     /// Takes the Filesystem of `spec.fsId` into view, if it is any business of this claim.
@@ -151,7 +153,8 @@ fn allocate(view: &View) -> Decision {
         );
     }
     // A Branch of nothing waits before it holds anything, so that it can be deleted freely.
-    origin_blocked(view).unwrap_or_else(|| step(Step::Allocate))
+    let over = || view.over.clone().map(|b| Decision { step: None, block: Some(b) });
+    origin_blocked(view).or_else(over).unwrap_or_else(|| step(Step::Allocate))
 }
 
 fn create(view: &View, fs_id: &str) -> Decision {

@@ -52,6 +52,13 @@ fn a_new_claim_gets_an_id_then_a_filesystem_then_its_phase() {
 }
 
 #[test]
+fn a_new_claim_waits_while_its_namespace_may_take_no_more() {
+    let over = || Some(Block::new(ConditionType::CapacityLimit, "full"));
+    assert_eq!(reason(&new(|v| v.over = over())), "CapacityLimit");
+    assert_eq!(decide(&view(|v| v.over = over())), Decision::default(), "one that is there goes on");
+}
+
+#[test]
 fn a_name_that_has_data_never_gets_an_empty_filesystem() {
     assert_eq!(reason(&new(|v| v.namesakes = vec![FS.into()])), "NameHasData");
     assert_eq!(reason(&new(|v| v.strangers = true)), "NameHasData");

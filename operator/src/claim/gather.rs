@@ -7,7 +7,7 @@ use kube::api::ListParams;
 use kube::{Api, ResourceExt};
 
 use super::decide::{Child, View};
-use super::{ClaimObject, ClaimView, origin, own};
+use super::{ClaimObject, ClaimView, limit, origin, own};
 use crate::caches::claim_term;
 use crate::commit;
 use crate::context::Ctx;
@@ -79,6 +79,10 @@ pub async fn live<K: ClaimObject>(name: &str, namespace: &str, ctx: &Ctx) -> Res
             (None, Some(origin)) => Some(origin::of_dot(origin, namespace, uid, ctx).await?),
             (None, None) => None,
         };
+        let waits = matches!(view.origin, Some(Err(_))) || !view.namesakes.is_empty() || view.strangers;
+        if view.claim.fs_id.is_none() && !waits {
+            view.over = limit::check(&view.claim, ctx).err();
+        }
     }
     Ok(Some((object, view)))
 }

@@ -4,6 +4,7 @@
 mod copies;
 mod decide;
 mod gather;
+pub mod limit;
 pub mod origin;
 pub mod own;
 mod status;

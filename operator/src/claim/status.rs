@@ -9,7 +9,7 @@ use dotgraft_api::{
 use kube::ResourceExt;
 
 use super::decide::View;
-use super::{ClaimObject, gather};
+use super::{ClaimObject, gather, limit};
 use crate::conditions::{self, Block, Wanted, same, wanted};
 use crate::context::Ctx;
 use crate::error::Error;
@@ -40,6 +40,8 @@ struct Input<'a> {
     claims: Vec<String>,
     /// Copies that stay although nothing needs them, and why.
     stays: Vec<Stay>,
+    /// It asks for more than the namespace's limit leaves: it stays at what it has.
+    limited: Option<Block>,
 }
 
 impl Input<'_> {
@@ -66,14 +68,16 @@ pub async fn write<K: ClaimObject>(object: &K, view: &View, block: Option<Block>
     let authority = view.fs.as_ref().and_then(|f| f.status.as_ref()).and_then(|s| s.authority.as_ref());
     let fs_id = view.fs.as_ref().map(ResourceExt::name_any);
     let claims = fs_id.map(|id| pvc::writing_claims(&id, &view.claim.namespace, ctx)).unwrap_or_default();
-    let input = Input { view, block: block.as_ref(), authority, replicas: &replicas, pools: &pools, claims, stays };
+    let limited = view.fs.as_ref().filter(|_| !view.claim.deleting).and_then(|_| limit::check(&view.claim, ctx).err());
+    let again = block.is_some() || limited.is_some();
+    let input = Input { view, block: block.as_ref(), authority, replicas: &replicas, pools: &pools, claims, stays, limited };
     let new = compute(&input, &old, now);
     if new != old {
         let notes = conditions::transitions(&old.conditions, &new.conditions);
         write::status(&write::namespaced::<K>(&ctx.client, object), object, &new).await?;
         ctx.notes(&object.object_ref(&()), "Reconcile", notes).await;
     }
-    Ok(block.is_some())
+    Ok(again)
 }
 
 fn compute(input: &Input<'_>, old: &DotStatus, now: &Time) -> DotStatus {
@@ -142,6 +146,7 @@ fn verdicts(input: &Input<'_>) -> Vec<Wanted> {
             list.push(same(c));
         }
     }
+    list.extend(input.limited.as_ref().map(|b| wanted(ConditionType::CapacityLimit, true, b.reason, &b.message)));
     list.extend(moving(input));
     list.extend(staying(&input.stays));
     list

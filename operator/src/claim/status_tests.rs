@@ -37,6 +37,7 @@ fn of(case: &Case, block: Option<&Block>) -> DotStatus {
         pools: &case.pools,
         claims: vec!["data".into()],
         stays: Vec::new(),
+        limited: None,
     };
     compute(&input, &DotStatus::default(), &Time(Timestamp::UNIX_EPOCH))
 }
@@ -171,7 +172,16 @@ fn one_line_per_node_the_owner_first_a_tombstone_hidden() {
 fn the_id_stays_when_the_filesystem_is_lost() {
     let mut c = case();
     c.view.fs = None;
-    let input = Input { view: &c.view, block: None, authority: None, replicas: &[], pools: &[], claims: Vec::new(), stays: Vec::new() };
+    let input = Input {
+        view: &c.view,
+        block: None,
+        authority: None,
+        replicas: &[],
+        pools: &[],
+        claims: Vec::new(),
+        stays: Vec::new(),
+        limited: None,
+    };
     let old = DotStatus { fs_id: Some(FS.into()), ..DotStatus::default() };
     assert_eq!(compute(&input, &old, &Time(Timestamp::UNIX_EPOCH)).fs_id.as_deref(), Some(FS));
     assert_eq!(compute(&input, &DotStatus::default(), &Time(Timestamp::UNIX_EPOCH)).fs_id, None);

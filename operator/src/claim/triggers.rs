@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use dotgraft_api::{Branch, ClaimKind, Commit, Dot, Filesystem, NodePool, Replica, ReplicationJob};
-use k8s_openapi::api::core::v1::PersistentVolume;
+use k8s_openapi::api::core::v1::{Namespace, PersistentVolume};
 use kube::ResourceExt;
 use kube::runtime::reflector::ObjectRef;
 
@@ -59,7 +59,14 @@ pub fn of_dots(ctx: &Arc<Ctx>) -> Triggers<Dot> {
         on(&c.branches, ctx, |b: &Branch, _| vec![ObjectRef::new(&b.spec.dot).within(&b.namespace().unwrap_or_default())]),
         on(&c.pools, ctx, |p: &NodePool, ctx| claims_on_pool(&p.spec.node, &ctx.caches.dots.all())),
         on(&c.volumes, ctx, of_volume),
+        on(&c.namespaces, ctx, |n: &Namespace, ctx| of_namespace(n, &ctx.caches.dots.all())),
     ]
+}
+
+/// The limit of their namespace may be another one.
+fn of_namespace<K: ClaimObject>(namespace: &Namespace, all: &[Arc<K>]) -> Vec<ObjectRef<K>> {
+    let name = namespace.name_any();
+    all.iter().filter(|o| o.namespace().as_ref() == Some(&name)).map(|o| ObjectRef::from_obj(o.as_ref())).collect()
 }
 
 /// Branches to be looked at again.
@@ -75,6 +82,7 @@ pub fn of_branches(ctx: &Arc<Ctx>) -> Triggers<Branch> {
         on(&c.replicas, ctx, of_replica),
         on(&c.jobs, ctx, owner_of_job),
         on(&c.pools, ctx, |p: &NodePool, ctx| claims_on_pool(&p.spec.node, &ctx.caches.branches.all())),
+        on(&c.namespaces, ctx, |n: &Namespace, ctx| of_namespace(n, &ctx.caches.branches.all())),
         on(&c.volumes, ctx, of_volume),
         // What a Branch waits for: its Dot, another Branch, a Commit, the first commit of its source.
         on(&c.dots, ctx, move |d: &Dot, ctx| waiting(&d.namespace().unwrap_or_default(), &d.name_any(), ctx)),

@@ -14,7 +14,7 @@ use super::error::CsiError;
 use super::find::{self, PATIENCE, TRIES, amount, until};
 use super::ids;
 use super::params::{Mutable, Sizes};
-use crate::claim::ClaimView;
+use crate::claim::{ClaimView, limit};
 use crate::context::Ctx;
 use crate::error::Kind;
 use crate::names;
@@ -48,6 +48,12 @@ pub async fn expand(request: &wire::ControllerExpandVolumeRequest, ctx: &Ctx) ->
     let bytes = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
     let next = grown(now, sizes)?;
     if let Some(next) = next {
+        let mut larger = volume.claim.clone();
+        if larger.history_limit == larger.capacity {
+            larger.history_limit = Ok(next); // as it is where it isn't said
+        }
+        larger.capacity = Ok(next);
+        limit::check(&larger, ctx).map_err(|block| CsiError::Exhausted(block.message))?;
         patch(&volume.claim, json!({ "spec": { "capacity": amount(next) } }), ctx).await?;
     }
     let wanted = next.unwrap_or(now);

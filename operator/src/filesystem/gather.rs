@@ -11,7 +11,7 @@ use kube::{Api, ResourceExt};
 use super::plan::View;
 use super::wishes::ResetWish;
 use crate::caches::claim_term;
-use crate::claim::{ClaimView, own};
+use crate::claim::{ClaimView, limit, own};
 use crate::commit;
 use crate::context::Ctx;
 use crate::error::Error;
@@ -82,7 +82,8 @@ fn assemble(fs: Filesystem, claim: Option<ClaimView>, replicas: Vec<Arc<Replica>
     let resets = claim.as_ref().map(|c| resets_of(c, &fs, ctx)).unwrap_or_default();
     let snapshots = commit::snapshots(&fs, ctx);
     let (pools, now, spare_after) = (pools::all(&ctx.caches), Timestamp::now().as_second(), ctx.spare_after);
-    View { fs, claim, replicas, pools, origin_owner, commits, resets, jobs, dropped, snapshots, now, spare_after }
+    let limited = claim.as_ref().is_some_and(|c| limit::check(c, ctx).is_err());
+    View { fs, claim, replicas, pools, origin_owner, commits, resets, jobs, dropped, snapshots, now, limited, spare_after }
 }
 
 /// Live jobs that select a claim.

@@ -57,7 +57,7 @@ pub async fn reconcile(fs: Arc<Filesystem>, ctx: Arc<Ctx>) -> Result<Action, Err
     } else {
         apply(&plan, &view, &ctx).await?;
     }
-    let rest = if plan.blocked.is_some() { BLOCKED } else { RESYNC };
+    let rest = if plan.blocked.is_some() || view.limited { BLOCKED } else { RESYNC };
     Ok(Action::requeue(spare::due(&view).map_or(rest, |due| due.min(rest))))
 }
 

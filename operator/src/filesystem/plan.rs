@@ -50,6 +50,8 @@ pub struct View {
     pub snapshots: usize,
     /// Unix seconds.
     pub now: i64,
+    /// The claim asks for more than its namespace's limit leaves: it stays at what it has.
+    pub limited: bool,
     /// Seconds after which copies of ours that nothing needs go; `None`: they stay.
     pub spare_after: Option<u64>,
 }
@@ -196,7 +198,8 @@ fn keep(view: &View, phase: FilesystemPhase, authority: &Authority) -> Plan {
         .iter()
         .filter_map(|j| {
             let copy = |p: &Place| has_copy(&view.replicas, p);
-            crate::job::resolve::resolve(j, Some(owner), &view.pools, &view.jobs, copy).ok().map(|p| (j.clone(), p))
+            let place = crate::job::resolve::resolve(j, Some(owner), &view.pools, &view.jobs, copy).ok()?;
+            (!view.limited || has_copy(&view.replicas, &place)).then(|| (j.clone(), place))
         })
         .collect();
     let Some(base) = base(view, authority) else { return plan };
@@ -263,6 +266,10 @@ fn base(view: &View, authority: &Authority) -> Option<Desired> {
         .min_by_key(|r| place_of(r) != authority.owner)
         .map(|r| r.spec.desired.clone());
     let sizes = view.claim.as_ref().and_then(|c| Some((*c.capacity.as_ref().ok()?, *c.history_limit.as_ref().ok()?)));
+    let sizes = match &old {
+        Some(old) if view.limited => sizes.map(|(c, h)| (c.min(old.capacity), h.min(old.history_limit))),
+        _ => sizes,
+    };
     let (capacity, history_limit) = sizes.or_else(|| old.as_ref().map(|o| (o.capacity, o.history_limit)))?;
     // Kept while the claim is gone: it may be adopted again.
     let csi_name = match &view.claim {

@@ -111,6 +111,26 @@ fn the_owner_is_made_first_then_active_then_copies_for_jobs() {
 }
 
 #[test]
+fn what_asks_for_too_much_stays_at_what_it_has_and_may_shrink() {
+    let mut v = settled();
+    let sizes = |v: &View| v.replicas.iter().map(|r| (r.spec.desired.capacity, r.spec.desired.history_limit)).collect::<Vec<_>>();
+    let before = sizes(&v);
+    v.limited = true;
+    let claim = v.claim.as_mut().unwrap();
+    (claim.capacity, claim.history_limit) = (Ok(1 << 50), Ok(1 << 20));
+    v.jobs = vec![Arc::new(job("j", "n2", 1))];
+    converge(&mut v);
+    assert_eq!(sizes(&v), [(before[0].0, 1 << 20)], "neither larger nor on another node");
+    v.limited = false;
+    converge(&mut v);
+    assert_eq!(sizes(&v), [(1 << 50, 1 << 20); 2]);
+    v.limited = true;
+    converge(&mut v);
+    assert_eq!(v.replicas.len(), 2, "what is there stays, and its job goes on");
+    assert!(v.replicas.iter().any(|r| r.spec.desired.jobs.len() == 1));
+}
+
+#[test]
 fn in_steady_state_nothing_is_written() {
     let mut v = settled();
     v.jobs = vec![Arc::new(job("j", "n2", 1))];

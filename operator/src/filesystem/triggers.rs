@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use dotgraft_api::{Branch, Commit, Dot, DotOperation, Filesystem, FilesystemPhase, NodePool, Replica, ReplicationJob};
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::core::v1::{Namespace, Node};
 use kube::ResourceExt;
 use kube::runtime::reflector::ObjectRef;
 
@@ -37,6 +37,11 @@ pub fn of_filesystems(ctx: &Arc<Ctx>) -> Triggers<Filesystem> {
         }),
         on(&c.pools, ctx, |p: &NodePool, ctx| restless_filesystems(&p.spec.node, ctx)),
         on(&c.nodes, ctx, |n: &Node, ctx| deleting_filesystems(&n.name_any(), ctx)),
+        on(&c.namespaces, ctx, |n: &Namespace, ctx| {
+            let mut list = ctx.caches.filesystems.all();
+            list.retain(|f| f.spec.claim_ref.namespace == n.name_any());
+            refs(&list)
+        }),
         on(&c.nodes, ctx, owned_by_lost),
         on(&c.nodes, ctx, concerned_by_cordon),
     ]

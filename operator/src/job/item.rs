@@ -104,8 +104,8 @@ fn judge_said(item: Item, job: &ReplicationJob) -> Judged {
     let current = item.job.as_ref().filter(|j| j.observed_trigger == job.spec.trigger).and_then(|j| j.report.as_ref());
     let report = current.and_then(AgentReport::known).cloned();
     if let Err(block) = &item.target {
-        use ConditionType::{SourceNotFound, TargetIsOwner, TargetNotFound};
-        let final_ = matches!(block.reason, Reason::Of(TargetIsOwner | TargetNotFound | SourceNotFound));
+        use ConditionType::{SourceNotFound, TargetIsOwner, TargetNotFound, TargetRefused};
+        let final_ = matches!(block.reason, Reason::Of(TargetIsOwner | TargetNotFound | TargetRefused | SourceNotFound));
         let problem = Some(Problem { reason: block.reason.to_string(), message: block.message.clone() });
         let stage = if final_ { Stage::Failed } else { Stage::Pending };
         return Judged { item, report: None, stage, state: RunState::Planning, problem };

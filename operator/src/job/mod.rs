@@ -64,6 +64,7 @@ fn gather_item(job: &ReplicationJob, kind: ClaimKind, namespace: &str, name: Str
     let has_copy =
         |p: &dotgraft_api::Place| replicas.iter().any(|r| r.spec.pool == p.pool && r.spec.desired.state == DesiredState::Present);
     let target = resolve::resolve(job, owner, pools, &jobs_of(&claim, ctx), has_copy);
+    let target = target.and_then(|place| if has_copy(&place) { Ok(place) } else { claim::limit::check(&claim, ctx).map(|()| place) });
     let status = owner.and_then(|o| replicas.iter().find(|r| r.spec.pool == o.pool)).and_then(|r| r.status.clone());
     let uid = job.uid().unwrap_or_default();
     let (reported, commits) = match status {

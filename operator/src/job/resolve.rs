@@ -86,6 +86,13 @@ pub fn resolve(
     if !pool.node_exists {
         return Err(Block::new(ConditionType::TargetNotFound, format!("node `{node}` is gone")));
     }
+    let group = pools.iter().find(|p| p.node == owner.node).map(|p| p.group.as_str());
+    if group.is_some_and(|g| g != pool.group) && !pool.place().is_some_and(|p| has_copy(&p)) {
+        return Err(Block::new(
+            ConditionType::TargetRefused,
+            format!("node `{node}` is of pool group `{}`, the source of another: a volume has copies within its group only", pool.group),
+        ));
+    }
     let place = pool
         .place()
         .filter(|p| pool.ready || has_copy(p))
@@ -131,6 +138,10 @@ mod tests {
         down[1].ready = false;
         assert_eq!(go("n2", &down), "TargetNotReady");
         assert_eq!(reason(resolve(&job("j", "n2", 1), Some(&owner), &down, &[], |_| true)), "ok", "an existing copy keeps its job");
+        let mut apart = pools.clone();
+        apart[1].group = "other".into();
+        assert_eq!(go("n2", &apart), "TargetRefused");
+        assert_eq!(reason(resolve(&job("j", "n2", 1), Some(&owner), &apart, &[], |_| true)), "ok", "one of before");
         down[1].node_exists = false;
         assert_eq!(go("n2", &down), "TargetNotFound");
         assert_eq!(reason(resolve(&job("j", "n2", 1), None, &pools, &[], |_| false)), "SourceNotReady");

@@ -4,6 +4,7 @@
 mod anew;
 mod foreign;
 mod forged;
+mod limits;
 
 use crate::harness::Case;
 
@@ -20,6 +21,16 @@ pub fn cases() -> Vec<Case> {
             "tenants-forged-status",
             "another tenant's ids in the status and annotations of Commits: nothing starts from it, nothing goes with it, nothing is kept for it",
             forged::status,
+        ),
+        Case::new(
+            "tenants-pvc-limits",
+            "capacity, historyLimit and replicas of a PVC's Dot are refused to a tenant, whatever its role in the namespace; the PVC is resized",
+            limits::of_pvc,
+        ),
+        Case::new(
+            "tenants-namespace-limit",
+            "what a namespace's volumes take with all copies stays below its annotation: Dots at once, Branch, size, history, replica, job",
+            limits::of_namespace,
         ),
         Case::new(
             "tenants-namespace-anew",
