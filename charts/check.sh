@@ -59,6 +59,7 @@ BAD=(
   "--set pool.file.size=1Gi --set agent.resources.limits.memory=lots"
   "--set pool.file.size=1Gi --set operator.resources.limit.memory=1Gi"
   "--set pool.file.size=1Gi --set agent.peerPort=9807"
+  "--set pool.file.size=1Gi --set agent.probePort=9806"
   "--set pool.file.size=1Gi --set webhook.port=9808"
 )
 

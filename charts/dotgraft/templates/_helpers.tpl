@@ -112,8 +112,12 @@ imagePullSecrets:
 
 {{/* The agent has the node's network: its ports must be different ones. */}}
 {{- define "dotgraft.ports" -}}
-{{- if eq (int .Values.agent.peerPort) (int .Values.agent.http.port) -}}
-{{- fail (printf "agent.peerPort and agent.http.port are both %d" (int .Values.agent.peerPort)) -}}
+{{- $ports := dict -}}
+{{- $agent := dict "agent.peerPort" .Values.agent.peerPort "agent.http.port" .Values.agent.http.port "agent.probePort" .Values.agent.probePort -}}
+{{- range $name, $port := $agent -}}
+{{- $port = toString (int $port) -}}
+{{- if hasKey $ports $port }}{{ fail (printf "%s and %s are both %s" (get $ports $port) $name $port) }}{{ end -}}
+{{- $_ := set $ports $port $name -}}
 {{- end -}}
 {{- if and (include "dotgraft.webhook" .) (eq (int .Values.webhook.port) (int .Values.operator.http.port)) -}}
 {{- fail (printf "webhook.port and operator.http.port are both %d" (int .Values.webhook.port)) -}}
