@@ -345,6 +345,7 @@ fn accept_goes_above_every_epoch_that_was_seen_to_the_highest_claim() {
     // And then the old owner moved it to n3: two of one epoch.
     let conflict = read(Authority { owner: place(3), epoch: Epoch(6), ..owned() });
     assert_eq!(accept(&conflict, 6, &[claim(2, 6, 4), claim(3, 6, 2)]), Ok((place(2), Epoch(7))), "what they hold decides");
+    assert_eq!(accept(&conflict, 6, &[claim(3, 6, 2), claim(2, 6, 4)]), Ok((place(2), Epoch(7))), "in whatever order they are listed");
     assert_eq!(accept(&conflict, 6, &[claim(2, 6, 4), claim(3, 6, 4)]), Err(Refusal::EqualClaims(place(2), place(3))));
     let silent = Copy { complete_to: None, ..claim(3, 6, 2) };
     let ask = Err(Refusal::EqualClaims(place(2), place(3)));
