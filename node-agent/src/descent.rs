@@ -66,6 +66,8 @@ impl Descent {
 
     /// The present directory, from the root.
     fn again(&self, wanted: Identity) -> Result<OwnedFd, Errno> {
+        #[cfg(test)]
+        comb::AGAIN.with(|n| n.set(n.get() + 1));
         let mut dir = rustix::io::fcntl_dupfd_cloexec(&self.root, 0)?;
         for (name, _) in &self.path {
             dir = open_beneath(dir.as_fd(), name, OFlags::PATH | OFlags::DIRECTORY)?;
@@ -105,9 +107,16 @@ pub fn open_beneath(dir: BorrowedFd<'_>, name: &CStr, flags: OFlags) -> Result<O
 /// Trees for tests that are deeper than a stack, and than there are descriptors.
 #[cfg(test)]
 pub mod comb {
+    use std::cell::Cell;
+
     use rustix::fs::AtFlags;
 
     use super::{AsFd, Descent, Mode, OFlags, OwnedFd, open_beneath};
+
+    thread_local! {
+        /// How often a walk of this thread has gone its way again from the root: what makes its time a square.
+        pub static AGAIN: Cell<usize> = const { Cell::new(0) };
+    }
 
     /// At each level a directory to go on in, and one beside it. It goes when it is dropped.
     #[derive(Debug)]

@@ -251,7 +251,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::descent::comb::Comb;
+    use crate::descent::comb::{AGAIN, Comb};
 
     const GROUP: u32 = 4242;
 
@@ -389,9 +389,7 @@ mod tests {
     #[test]
     fn a_deep_comb_takes_time_by_its_size_and_not_by_its_square() {
         let comb = Comb::new(5_000);
-        let start = std::time::Instant::now();
         assert_eq!(walk(comb.dir.path()).changed, 10_001);
-        let took = start.elapsed();
-        assert!(took < std::time::Duration::from_secs(5), "{took:?}");
+        assert_eq!(AGAIN.get(), 0, "ways back that began at the root");
     }
 }
