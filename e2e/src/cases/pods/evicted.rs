@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use serde_json::json;
 
 use crate::harness::test::text;
 use crate::harness::{Case, Test};
@@ -114,10 +115,11 @@ async fn reset(t: Arc<Test>) -> Result<()> {
     })
     .await?;
     let said = dot(&t, &["reset", "data", "--evict", "--timeout", "15"]).await.err().map(|e| e.to_string()).unwrap_or_default();
-    ensure!(said.contains("disruption budget keep") && said.contains("delete dotoperation"), "{said}");
+    ensure!(said.contains("disruption budget keep") && said.contains("taken back"), "{said}");
     ensure!(uid(&t, &pod).await? == first && word(&t, &pod).await? == "second", "something changed");
 
-    // What the command has left waits, and says that it holds; a new pod on the node waits for it, until it is deleted.
+    // One that nobody takes back waits, and says that it holds; a new pod on the node waits for it, until it is deleted.
+    t.create("DotOperation", "reset-data-by-hand", &json!({"target": {"name": "data"}, "reset": {"hold": true}})).await?;
     let operation = eventually("it to say that it holds", STEP, || async {
         let operation = waiting(&t).await?;
         let message = text(&operation, "/status/message")?;
