@@ -155,6 +155,8 @@ fn missing_copies_degrade() {
     r.status.as_mut().unwrap().head = Some(FS.into());
     c.replicas.push(Arc::new(r));
     says(&of(&c, None), "Degraded", "False", "AsExpected");
+    c.pools.iter_mut().filter(|p| p.node == "n2").for_each(|p| p.ready = false);
+    says(&of(&c, None), "Degraded", "True", "CopiesMissing");
 }
 
 #[test]
