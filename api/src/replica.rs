@@ -329,6 +329,14 @@ pub struct ReplicaStatus {
     pub conditions: Vec<Condition>,
 }
 
+impl Replica {
+    /// The agent has heard of the last wish: what the status says, it says knowing that one.
+    pub fn has_heard(&self) -> bool {
+        let heard = self.status.as_ref().and_then(|s| s.observed_generation);
+        heard.is_some() && heard == self.metadata.generation
+    }
+}
+
 impl ReplicaStatus {
     /// Up to where the copy has the history, as (epoch, number, time, id), to be compared with another copy's; of an agent before 0.2 its
     /// newest commit that people see, without a number. `None`: it has none.

@@ -1,10 +1,12 @@
 //! Acts that are kept as a `DotOperation`: makes it, and says what became of it. `kubectl dot reset` is one.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow, bail};
 use clap::Args;
-use dotgraft_api::{DotOperation, DotOperationSpec, DotOperationStatus, OperationPhase, OperationTarget, Reset};
+use dotgraft_api::{
+    Commit, ConditionType, DotOperation, DotOperationSpec, DotOperationStatus, OperationPhase, OperationTarget, Reset, condition,
+};
 use kube::api::{DeleteParams, ObjectMeta, PostParams, Preconditions};
 use kube::{Api, Client, ResourceExt};
 
@@ -15,6 +17,9 @@ use crate::find;
 use crate::output::{self, Table};
 use crate::relocate::shown;
 use crate::wait::{Seen, TimedOut, try_until};
+
+/// Longest that is waited for the owner to hear that a reset was taken back.
+const HEARING: Duration = Duration::from_secs(15);
 
 #[derive(Debug, Args)]
 pub struct ResetArgs {
@@ -62,8 +67,9 @@ async fn outcome(client: &Client, name: &str, timeout: Duration) -> Result<(DotO
         _ = tokio::signal::ctrl_c() => "interrupted".to_owned(),
     };
     match take_back(&api, name).await {
-        Ok(None) => bail!("{given_up}; it was taken back, and will not be done"),
-        Ok(Some(done)) => Ok(done),
+        Ok(TakenBack::Ended(done)) => Ok(*done),
+        Ok(TakenBack::Withdrawn { kept: None }) => bail!("{given_up}; it was taken back, and will not be done"),
+        Ok(TakenBack::Withdrawn { kept: Some(kept) }) => bail!("{given_up}; {}", heard(client, &kept).await?),
         Err(e) => bail!(
             "{given_up}; it could not be taken back ({}), and may still be done: `kubectl delete dotoperation {name}`",
             output::sentence(&e)
@@ -71,23 +77,57 @@ async fn outcome(client: &Client, name: &str, timeout: Duration) -> Result<(DotO
     }
 }
 
+/// What became of an operation that nobody waits for any more.
+enum TakenBack {
+    /// It had ended.
+    Ended(Box<(DotOperation, DotOperationStatus)>),
+    /// It is deleted; an owner may be at work for the Commit of that name.
+    Withdrawn { kept: Option<String> },
+}
+
 /// Deletes an operation that has not ended. What has ended meanwhile stays, and is the answer.
-async fn take_back(api: &Api<DotOperation>, name: &str) -> Result<Option<(DotOperation, DotOperationStatus)>> {
+async fn take_back(api: &Api<DotOperation>, name: &str) -> Result<TakenBack> {
+    let mut kept = None;
     loop {
-        let Some(operation) = api.get_opt(name).await? else { return Ok(None) };
-        match operation.status.clone() {
-            Some(status) if status.phase == Some(OperationPhase::Refused) => bail!("{}", status.message),
-            Some(status) if status.phase.is_some() => return Ok(Some((operation, status))),
-            _ => {}
+        let Some(operation) = api.get_opt(name).await? else { return Ok(TakenBack::Withdrawn { kept }) };
+        let status = operation.status.clone().unwrap_or_default();
+        match status.phase {
+            Some(OperationPhase::Refused) => bail!("{}", status.message),
+            Some(OperationPhase::Done) => return Ok(TakenBack::Ended(Box::new((operation, status)))),
+            None => kept = status.reset.map(|r| r.kept),
         }
         let preconditions = Preconditions { uid: operation.uid(), resource_version: operation.resource_version() };
         match api.delete(name, &DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() }).await {
-            Ok(_) => return Ok(None),
+            Ok(_) => return Ok(TakenBack::Withdrawn { kept }),
             // It has changed since it was read: look again.
             Err(kube::Error::Api(s)) if s.is_conflict() => {}
-            Err(kube::Error::Api(s)) if s.is_not_found() => return Ok(None),
+            Err(kube::Error::Api(s)) if s.is_not_found() => return Ok(TakenBack::Withdrawn { kept }),
             Err(e) => return Err(e.into()),
         }
+    }
+}
+
+/// Waits until the owner has heard that a reset was taken back, as its wish is withdrawn only after the operation; what to say.
+async fn heard(client: &Client, kept: &str) -> Result<String> {
+    let api = Api::<Commit>::default_namespaced(client.clone());
+    let end = Instant::now() + HEARING;
+    loop {
+        let Some(commit) = api.get_opt(kept).await? else { return Ok("it was taken back, and will not be done".to_owned()) };
+        let status = commit.status.unwrap_or_default();
+        if status.id.is_some() {
+            return Ok(format!("it was done before that was heard; what the volume held before is Commit `{kept}`"));
+        }
+        let ready = condition(&status.conditions, ConditionType::Ready);
+        if ready.is_some_and(|r| r.reason == ConditionType::Cancelled.as_str()) {
+            return Ok("it was taken back, and will not be done".to_owned());
+        }
+        if Instant::now() >= end {
+            return Ok(format!(
+                "it was taken back, but the owner has not heard of it after {} s and may still do it: Commit `{kept}` says `Cancelled` when it has",
+                HEARING.as_secs()
+            ));
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
     }
 }
 

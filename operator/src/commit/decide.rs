@@ -97,6 +97,17 @@ fn owner(view: &View) -> Option<&Arc<Replica>> {
     view.replicas.iter().find(|r| r.spec.pool == *pool)
 }
 
+/// The agent is not asked for the commit any more, knows it, and has nothing of it in hand: it will not be made.
+fn has_let_go(replica: &Replica, commit: &Commit) -> bool {
+    let asked = commit.uid().is_none_or(|uid| replica.spec.desired.commits.iter().any(|w| w.uid == uid));
+    !asked && replica.has_heard() && answer(replica, commit).is_none()
+}
+
+/// Whether a status says that the commit will not be made.
+pub fn is_cancelled(status: &CommitStatus) -> bool {
+    condition(&status.conditions, ConditionType::Ready).is_some_and(|c| c.reason == ConditionType::Cancelled.as_str())
+}
+
 /// The status to be. What was recorded once stays.
 pub fn status(view: &View, now: &Time) -> CommitStatus {
     let old = view.commit.status.clone().unwrap_or_default();
@@ -209,14 +220,15 @@ fn readiness(view: &View, made: Option<Safety>, pinned: Option<&str>) -> Result<
     let Some(owner) = owner(view) else {
         return Err(Block::new(ConditionType::SourceNotReady, format!("{} `{}` has no owner yet", source.kind.as_str(), source.name)));
     };
+    if let Some(operation) = &view.withdrawn
+        && has_let_go(owner, &view.commit)
+    {
+        let text = format!(
+            "DotOperation `{operation}`, for which it was to keep what the volume holds, was taken back: this Commit can be deleted"
+        );
+        return Err(Block::new(ConditionType::Cancelled, text));
+    }
     match answer(owner, &view.commit) {
-        None if view.withdrawn.is_some() => {
-            let operation = view.withdrawn.as_deref().unwrap_or_default();
-            let text = format!(
-                "DotOperation `{operation}`, for which it was to keep what the volume holds, was taken back: this Commit can be deleted"
-            );
-            Err(Block::new(ConditionType::Cancelled, text))
-        }
         Some(a) if a.state == CommitState::Refused => {
             Err(Block::new(ConditionType::Refused, a.message.clone().unwrap_or_else(|| "the owner refused".into())))
         }
@@ -284,6 +296,25 @@ mod tests {
         assert_eq!(ready(&v), ("False".into(), "Pending".into()));
         let v = view(commit("c", 1), vec![copy("n1", Some(CommitState::Refused))]);
         assert_eq!(ready(&v).1, "Refused");
+    }
+
+    #[test]
+    fn what_was_taken_back_is_cancelled_once_the_owner_has_heard_of_it() {
+        let about = |edit: &dyn Fn(&mut Replica)| {
+            let mut owner = (*copy("n1", None)).clone();
+            owner.metadata.generation = Some(4);
+            owner.status.as_mut().unwrap().observed_generation = Some(4);
+            edit(&mut owner);
+            let v = View { withdrawn: Some("reset-d".into()), ..view(commit("c", 1), vec![Arc::new(owner)]) };
+            ready(&v).1
+        };
+        assert_eq!(about(&|_| ()), "Cancelled");
+        assert_eq!(about(&|r| r.metadata.generation = Some(5)), "Pending", "it has not heard");
+        let uid = commit("c", 1).metadata.uid.unwrap();
+        let asked = dotgraft_api::CommitWish { uid: uid.clone(), ..Default::default() };
+        assert_eq!(about(&|r| r.spec.desired.commits = vec![asked.clone()]), "Pending", "it is still asked for");
+        let in_hand = ReplicaCommitStatus { uid: uid.clone(), ..ReplicaCommitStatus::default() };
+        assert_eq!(about(&|r| r.status.as_mut().unwrap().commits = vec![in_hand.clone()]), "Pending", "it has it in hand");
     }
 
     #[test]

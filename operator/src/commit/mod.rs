@@ -172,7 +172,12 @@ pub async fn reconcile(commit: Arc<Commit>, ctx: Arc<Ctx>) -> Result<Action, Err
     }
     let now = Time(Timestamp::now());
     let old = view.commit.status.clone().unwrap_or_default();
-    let new = decide::status(&view, &now);
+    let mut new = decide::status(&view, &now);
+    // Somebody takes its word for it: what the watches saw may be older than the wish.
+    if decide::is_cancelled(&new) && !decide::is_cancelled(&old) {
+        let Some(live) = gather_live(&commit, &ctx).await? else { return Ok(Action::await_change()) };
+        new = decide::status(&live, &now);
+    }
     if new != old {
         let notes = conditions::transitions(&old.conditions, &new.conditions);
         write::status(&api, view.commit.as_ref(), &new).await?;

@@ -352,10 +352,8 @@ fn absent(replica: &Replica, epoch: u64) -> Write {
 
 /// The agent of that very pool says that nothing is left, about this very wish.
 pub fn is_confirmed(replica: &Replica) -> bool {
-    replica.spec.desired.state == DesiredState::Absent
-        && replica.status.as_ref().is_some_and(|s| {
-            s.role == CopyRole::Absent && s.observed_generation.is_some() && s.observed_generation == replica.metadata.generation
-        })
+    let gone = replica.status.as_ref().is_some_and(|s| s.role == CopyRole::Absent);
+    replica.spec.desired.state == DesiredState::Absent && gone && replica.has_heard()
 }
 
 /// Deletion: every copy is to go; the Filesystem goes when each has confirmed or is a tombstone of a pool that is gone.

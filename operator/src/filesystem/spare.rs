@@ -124,8 +124,7 @@ fn is_quiet(replica: &Replica) -> bool {
         _ => says(c) == Some(true),
     };
     let used = !status.mounts.is_empty() || status.import_start.is_some() || status.handed_over.is_some();
-    let told = status.observed_generation.is_some() && status.observed_generation == replica.metadata.generation;
-    status.role == CopyRole::Replica && told && !used && !status.conditions.iter().any(trouble)
+    status.role == CopyRole::Replica && replica.has_heard() && !used && !status.conditions.iter().any(trouble)
 }
 
 /// The newest commit that a Commit object may still want.
