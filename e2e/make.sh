@@ -181,6 +181,9 @@ chart_check() {
   return "$status"
 }
 
+# What `dotgraft-e2e test --part` takes.
+PARTS=(pods own failures rest)
+
 # part NAME LOG: runs one part of the cases, each line marked with its name.
 part() {
   # shellcheck disable=SC2086 # CASES is a list of words
@@ -193,7 +196,7 @@ e2e_tests() {
   local dir status=0 one line pids=()
   dir=$(mktemp -d)
   step "end-to-end tests"
-  for one in pods own rest; do
+  for one in "${PARTS[@]}"; do
     part $one "$dir/$one" &
     pids+=($!)
   done
@@ -201,7 +204,7 @@ e2e_tests() {
   grep -hEq '^ +(ok|FAIL) |^skipped: ' "$dir"/* || { say "no case's id starts with: ${CASES:-}"; status=1; }
   # shellcheck disable=SC2046 # three numbers
   counted "end-to-end tests" $(awk '/^[0-9]+ passed, [0-9]+ failed, [0-9]+ skipped$/ {p += $1; f += $3; s += $5} END {print p + 0, f + 0, s + 0}' "$dir"/*) $status
-  for one in pods own rest; do say "  part $one: $(sed -nE 's/^([0-9]+) s$/\1 s/p' "$dir/$one" | tail -1), $(grep '^slowest: ' "$dir/$one" | tail -1)"; done
+  for one in "${PARTS[@]}"; do say "  part $one: $(sed -nE 's/^([0-9]+) s$/\1 s/p' "$dir/$one" | tail -1), $(grep '^slowest: ' "$dir/$one" | tail -1)"; done
   while read -r line; do failures+=("$line"); done < <(sed -n 's/^failed: //p' "$dir"/*)
   rm -rf "$dir"
 }

@@ -29,18 +29,26 @@ pub enum Part {
     Pods,
     /// Those, and the ones with a rig of their own.
     Own,
-    /// Those that share two agents, or need only an API server.
+    /// Those of the table of failures that share two agents.
+    Failures,
+    /// Others that share two agents, or need only an API server, and what waits most of its time.
     Rest,
 }
 
 /// Where the ids begin of the cases with kubelets that don't go with [`Part::Pods`], or that would take longest.
 const BESIDE: [&str; 3] = ["csi-", "locality-", "rig-"];
 
+/// Cases with a rig of their own that wait for a clock more than they work.
+const WAITING: [&str; 1] = ["watched"];
+
 fn part_of(case: &Case) -> Part {
+    let numbered = case.id.starts_with(|first: char| first.is_ascii_digit());
     match &case.needs {
         Needs::Kubelets if BESIDE.iter().any(|b| case.id.starts_with(b)) => Part::Own,
         Needs::Kubelets => Part::Pods,
+        Needs::Own(_) if WAITING.contains(&case.id.as_str()) => Part::Rest,
         Needs::Own(_) => Part::Own,
+        Needs::Agents if numbered => Part::Failures,
         Needs::Api | Needs::Agents => Part::Rest,
     }
 }
