@@ -42,6 +42,12 @@ struct Args {
     /// Unix socket on which CSI Identity and Controller are served to the sidecars; left out, there is no CSI.
     #[arg(long)]
     csi_socket: Option<PathBuf>,
+    /// Directory in which the sidecars find what they prove themselves by: `kubeconfig` and `token`, of the `ServiceAccount` dotgraft-csi.
+    #[arg(long)]
+    sidecar_identity: Option<PathBuf>,
+    /// Only make that, and end: the sidecars start after it.
+    #[arg(long, requires = "sidecar_identity")]
+    begin: bool,
     /// Seconds after which a copy that was made for a move, for pods that read, or for `placement.replicas` is deleted when nothing needs it any
     /// more; 0 keeps such copies until somebody drops them.
     #[arg(long, env = "DOTGRAFT_SPARE_COPY_SECONDS", default_value_t = 3_600, value_parser = clap::value_parser!(u64).range(0..=31_536_000))]
@@ -126,6 +132,14 @@ async fn serve_csi(args: &Args, ctx: Arc<Ctx>, crds: &Crds) -> Result<()> {
     }
 }
 
+/// Keeps what the sidecars prove themselves by, if it is asked for; else waits for ever.
+async fn keep_sidecars(args: &Args, server: &csi::sidecars::Server, client: &Client) {
+    match &args.sidecar_identity {
+        Some(dir) => csi::sidecars::keep(dir, server, client, &args.namespace).await,
+        None => std::future::pending().await,
+    }
+}
+
 /// Serves the pod webhook if it is asked for; else waits for ever.
 async fn serve_webhook(args: &Args, ctx: Arc<Ctx>, leading: watch::Receiver<bool>) -> Result<()> {
     match args.webhook {
@@ -149,7 +163,13 @@ async fn main() -> Result<()> {
     // A second installation of the same provider is no error.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let identity = identity(&args);
-    let client = Client::try_from(config(&args).await?).context("making the client")?;
+    let config = config(&args).await?;
+    let server = csi::sidecars::Server::of(&config);
+    let client = Client::try_from(config).context("making the client")?;
+    if let (Some(dir), true) = (&args.sidecar_identity, args.begin) {
+        csi::sidecars::begin(dir, &server, &client, &args.namespace).await;
+        return Ok(());
+    }
     let metrics = Arc::new(Metrics::default());
     let health = Arc::new(Health::default());
     let ctx = Ctx::new(client.clone(), args.namespace.clone(), identity.clone(), metrics.clone());
@@ -166,6 +186,7 @@ async fn main() -> Result<()> {
         () = watch_health(ctx.clone(), crds.clone(), health) => {}
         () = runtime::count_stuck(ctx.clone(), Duration::from_secs(args.stuck_after.into())) => {}
         () = leader::run(client.clone(), args.namespace.clone(), identity.clone(), tx) => {}
+        () = keep_sidecars(&args, &server, &client) => {}
         served = serve_csi(&args, ctx.clone(), &crds) => served?,
         served = serve_webhook(&args, ctx.clone(), rx.clone()) => served?,
         () = lead(ctx, crds.clone(), rx) => {}

@@ -20,6 +20,7 @@ mod params;
 mod publish;
 #[cfg(test)]
 mod scenario_tests;
+pub mod sidecars;
 mod snapshot;
 mod topology;
 

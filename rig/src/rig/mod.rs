@@ -230,6 +230,7 @@ impl Rig {
     pub async fn kube_as(&self, program: &str) -> Result<Kube> {
         let file = match program {
             OPERATOR => self.operator_kubeconfig(),
+            sidecars::SIDECARS => self.sidecars_kubeconfig(),
             node => self.node(node)?.files.kubeconfig.clone(),
         };
         Kube::new(&self.tools.path("kubectl"), &file).await
@@ -379,6 +380,10 @@ impl Rig {
         self.dir.join("operator.kubeconfig")
     }
 
+    fn sidecars_kubeconfig(&self) -> PathBuf {
+        self.dir.join("sidecars.kubeconfig")
+    }
+
     /// Applies `crds/` and `deploy/` as shipped.
     pub async fn install(&self) -> Result<()> {
         let root = source_root();
@@ -432,6 +437,8 @@ impl Rig {
         let plane = &self.control_plane;
         let operator = ("dotgraft-operator", None);
         tokens::kubeconfig(&client, &plane.authority, &plane.server, operator, &self.operator_kubeconfig()).await?;
+        let sidecars = ("dotgraft-csi", None);
+        tokens::kubeconfig(&client, &plane.authority, &plane.server, sidecars, &self.sidecars_kubeconfig()).await?;
         for node in &self.nodes {
             let agent = ("dotgraft-agent", Some(node.name.as_str()));
             tokens::kubeconfig(&client, &plane.authority, &plane.server, agent, &node.files.kubeconfig).await?;
@@ -446,7 +453,7 @@ impl Rig {
         operator.args.extend(webhook.into_iter().flat_map(|address| ["--webhook".into(), address.to_owned()]));
         let mut specs = vec![operator];
         if options.kubelets {
-            specs.extend(sidecars::specs(&self.tools, &socket, &self.operator_kubeconfig(), &self.control_plane.admin));
+            specs.extend(sidecars::specs(&self.tools, &socket, &self.sidecars_kubeconfig(), &self.control_plane.admin));
         }
         let machine = |name: &str| self.machines.iter().find(|m| m.name() == name);
         specs.extend(self.nodes.iter().map(|n| n.spec(binaries, &options.pool_size).on(machine(&n.name))));

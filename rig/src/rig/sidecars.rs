@@ -1,4 +1,4 @@
-//! The real CSI sidecars as processes beside the operator, on its CSI socket, with its rights; as the chart runs them in its pod.
+//! The real CSI sidecars as processes beside the operator, on its CSI socket, with the `ServiceAccount` that they have in its pod.
 
 use std::path::Path;
 
@@ -6,8 +6,11 @@ use super::control_plane::Tools;
 use super::process::Spec;
 use super::tokens::SYSTEM;
 
+/// As whom [`super::Rig::kube_as`] means all of them.
+pub const SIDECARS: &str = "sidecars";
+
 /// The sidecars' names among the rig's programs, and the arguments that the chart gives them.
-const SIDECARS: [(&str, &[&str]); 5] = [
+const PROGRAMS: [(&str, &[&str]); 5] = [
     (
         "csi-provisioner",
         &[
@@ -41,14 +44,14 @@ const SIDECARS: [(&str, &[&str]); 5] = [
 
 /// The names of the programs.
 pub fn names() -> impl Iterator<Item = &'static str> {
-    SIDECARS.iter().map(|(name, _)| *name)
+    PROGRAMS.iter().map(|(name, _)| *name)
 }
 
-/// How all of them are started. `admin`: the snapshot controller is a part of the cluster, not of ours.
-pub fn specs(tools: &Tools, socket: &Path, operator: &Path, admin: &Path) -> Vec<Spec> {
+/// How all of them are started. `ours`, `admin`: kubeconfigs; the snapshot controller is a part of the cluster, not of ours.
+pub fn specs(tools: &Tools, socket: &Path, ours: &Path, admin: &Path) -> Vec<Spec> {
     let spec = |(name, args): &(&str, &[&str])| {
         let of_cluster = *name == "snapshot-controller";
-        let mut all = vec![format!("--kubeconfig={}", if of_cluster { admin } else { operator }.display())];
+        let mut all = vec![format!("--kubeconfig={}", if of_cluster { admin } else { ours }.display())];
         if !of_cluster {
             all.push(format!("--csi-address={}", socket.display()));
         }
@@ -57,5 +60,5 @@ pub fn specs(tools: &Tools, socket: &Path, operator: &Path, admin: &Path) -> Vec
         spec.env.insert("NAMESPACE".into(), SYSTEM.into());
         spec
     };
-    SIDECARS.iter().map(spec).collect()
+    PROGRAMS.iter().map(spec).collect()
 }

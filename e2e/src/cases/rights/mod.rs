@@ -3,6 +3,7 @@
 //! one of rights and not of a wrong request.
 
 mod authority;
+mod power;
 mod table;
 mod verdicts;
 
@@ -258,5 +259,5 @@ pub fn cases() -> Vec<Case> {
         let title = format!("n1's agent may {} {}", verb.name(), what.replace('-', " "));
         Case::new(id, title, move |t| granted(t, "n1", verb.clone(), path.clone())).api()
     });
-    denied.chain(granted).chain(authority::cases()).chain([verdicts::case()]).collect()
+    denied.chain(granted).chain(authority::cases()).chain([verdicts::case(), power::case()]).collect()
 }
