@@ -11,6 +11,7 @@ use super::{Verb, core_objects, refused, send};
 use crate::harness::{Case, Test};
 use crate::rig::programs::OPERATOR;
 use crate::rig::sidecars::SIDECARS;
+use crate::rig::tokens::SYSTEM;
 
 /// Where Secrets of our programs are.
 const SECRETS: &str = "/api/v1/namespaces/dotgraft-system/secrets";
@@ -96,8 +97,11 @@ async fn volumes_and_secrets(t: &Test, theirs: &str, ours: &str) -> Result<()> {
     operator.may(Verb::Patch(json!({"data": {"a": "Yg=="}})), &ca).await?;
     operator.may_not(Verb::Create(secret("other", "Opaque")), SECRETS, "dotgraft-ca and dotgraft-webhook only").await?;
     // The API server would put a token of the agents into it.
-    let token = Verb::Create(secret("token", "kubernetes.io/service-account-token"));
-    operator.may_not(token, SECRETS, "dotgraft-ca and dotgraft-webhook only").await?;
+    t.kubectl(&["--namespace", SYSTEM, "delete", "secret", "dotgraft-webhook"]).await?;
+    let token = Verb::Create(secret("dotgraft-webhook", "kubernetes.io/service-account-token"));
+    let filled = operator.may_not(token, SECRETS, "dotgraft-ca and dotgraft-webhook only").await;
+    core_objects(t).await?;
+    filled?;
     operator.may_not(Verb::List, SECRETS, "").await?;
     operator.may_not(Verb::List, "/api/v1/secrets", "").await?;
     let accounts = "/api/v1/namespaces/dotgraft-system/serviceaccounts";
