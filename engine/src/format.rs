@@ -71,8 +71,9 @@ impl Kind {
             | Self::OriginPin
             | Self::Migration
             | Self::FsFile
-            | Self::ReceiveState
             | Self::Handoff => 1,
+            // 2: inodes of the partial are owed flags; written only where some are.
+            Self::ReceiveState => 2,
         }
     }
 

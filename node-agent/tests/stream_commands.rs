@@ -233,18 +233,19 @@ fn space_is_allocated_and_punched() {
 }
 
 #[test]
-fn inode_flags_that_can_be_carried_are_and_the_others_are_counted() {
+fn inode_flags_stop_nothing_of_the_stream_are_there_in_the_end_and_unknown_ones_are_counted() {
     let pool = pool();
     let nodump = 1u64 << 8;
     let immutable = 1u64 << 6;
     let (work, skipped) = apply(&pool, None, |s| {
         make(s, b"f");
-        s.push(Kind::Fileattr as u16, &[(15, b"f"), (26, &(nodump | immutable).to_le_bytes())]);
+        s.push(Kind::Fileattr as u16, &[(15, b"f"), (26, &(nodump | immutable | 1 << 31).to_le_bytes())]);
         write(s, b"f", b"still writable");
     })
     .unwrap();
     let flags = rustix::fs::ioctl_getflags(open(&work.join("f"))).unwrap();
-    assert_eq!(flags, rustix::fs::IFlags::NODUMP);
+    assert_eq!(flags, rustix::fs::IFlags::NODUMP | rustix::fs::IFlags::IMMUTABLE);
+    assert_eq!(rustix::fs::listxattr(work.join("f"), &mut [0u8; 0][..]), Ok(0), "what it was owed is not noted any more");
     assert_eq!(skipped.inode_flags, 1);
 }
 

@@ -92,6 +92,7 @@ impl Stage {
     /// Empties the work directory, but for the traps, which must be there still unless a stream may remove them.
     fn reset(&self, work: &str) {
         let root = self.pool.path(work);
+        unlock(&root);
         for entry in fs::read_dir(&root).unwrap() {
             let entry = entry.unwrap();
             if entry.file_name() == "nested" && work == "traps" {
@@ -108,6 +109,25 @@ impl Stage {
                 symlink(target, root.join(name)).unwrap();
             }
             symlink(self.pool.path("outside"), root.join("abs")).unwrap();
+        }
+    }
+}
+
+/// Takes off what keeps things from being removed, as a stream may set it; not in another subvolume.
+fn unlock(path: &Path) {
+    let kind = fs::symlink_metadata(path).unwrap().file_type();
+    if (!kind.is_dir() && !kind.is_file()) || path.ends_with("nested") {
+        return;
+    }
+    let locks = rustix::fs::IFlags::IMMUTABLE | rustix::fs::IFlags::APPEND;
+    let fd = open(path);
+    let flags = rustix::fs::ioctl_getflags(&fd).unwrap();
+    if flags.intersects(locks) {
+        rustix::fs::ioctl_setflags(&fd, flags - locks).unwrap();
+    }
+    if kind.is_dir() {
+        for entry in fs::read_dir(path).unwrap() {
+            unlock(&entry.unwrap().path());
         }
     }
 }

@@ -148,7 +148,7 @@ impl Folding<'_> {
         }
         let made = make_directory(&work.fd, nested)?;
         let below = places(&part, &inside, &[&nested.dir, nested.child.name.as_slice(), b"/"].concat())?;
-        fill(made, part, &nested.child)?;
+        fill(made, part, &nested.child, self.pool.info.stream_version)?;
         subvol::remove(self.pool, self.commits, &name)?;
         Ok(below)
     }
@@ -207,10 +207,10 @@ fn make_directory(work: &OwnedFd, nested: &Place) -> Result<OwnedFd, DriverError
 }
 
 /// Everything that is in `part`, into the directory `made`.
-fn fill(made: OwnedFd, part: Subvol, child: &Child) -> Result<(), DriverError> {
+fn fill(made: OwnedFd, part: Subvol, child: &Child, version: u32) -> Result<(), DriverError> {
     let donor = Donor::new(part.fd.try_clone().doing(|| "duplicate a descriptor".to_owned())?, part.info.id);
     let mut applier = Applier::sharing(made, donor).map_err(|e| refused(child, &e))?;
-    let mut stream = send::without_data(part)?;
+    let mut stream = send::without_data(part, version)?;
     let mut piece = vec![0_u8; PIECE];
     loop {
         let read = stream.read(&mut piece).map_err(|e| match DriverError::of_read(&e) {

@@ -23,7 +23,7 @@ mod pool;
 mod quota;
 mod readahead;
 mod receive;
-mod search;
+pub(crate) mod search;
 mod send;
 mod space;
 mod startup;

@@ -1,9 +1,10 @@
-//! Walks items of btrfs trees (`TREE_SEARCH_V2`) and reads the few kinds we need. Called by quota, subvol, estimate and read-ahead.
+//! Walks items of btrfs trees (`TREE_SEARCH_V2`) and reads the few kinds we need. Called by quota, subvol, estimate, send and read-ahead,
+//! and by `stream::flags`.
 //!
 //! Buffers of 64 to 256 KiB are fastest (platform.md §4). `min_transid` filters whole leaves: what comes back may still be older.
 
 use std::ops::ControlFlow;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 use rustix::io::Result;
 
@@ -20,10 +21,19 @@ pub const FIRST_INODE: u64 = 256;
 /// Last object id that is a user's inode or subvolume.
 pub const LAST_FREE: u64 = u64::MAX - 255;
 
+/// Room for an inode item and its header.
+const ONE_ITEM: usize = 512;
+/// Offset of the flags in an inode item.
+const INODE_FLAGS: usize = 64;
+/// Bytes of an xattr before its name: key, transaction, two lengths, type.
+const XATTR_HEADER: usize = 30;
+
 /// Item types.
 pub mod kind {
     /// An inode.
     pub const INODE: u32 = 1;
+    /// (inode, `XATTR`, hash of the name).
+    pub const XATTR: u32 = 24;
     /// A range of a file.
     pub const EXTENT_DATA: u32 = 108;
     /// (child tree, `ROOT_BACKREF`, parent tree).
@@ -224,9 +234,80 @@ pub fn extent(item: &Item<'_>) -> Option<Extent> {
     Some(Extent { len: if has_data { len } else { 0 }, disk: if has_data { disk } else { 0 }, ..base })
 }
 
+/// Reads inode items of one subvolume, one by one.
+#[derive(Debug)]
+pub struct Inodes {
+    subvolume: OwnedFd,
+    buffer: Vec<u8>,
+}
+
+impl Inodes {
+    /// Of the read-only subvolume that `subvolume` is in.
+    pub fn new(subvolume: OwnedFd) -> Self {
+        Self { subvolume, buffer: vec![0; ONE_ITEM] }
+    }
+
+    /// `BTRFS_INODE_*` bits of an inode; 0 if there is none with this number.
+    ///
+    /// # Errors
+    ///
+    /// That of the ioctl, see [`tree_search`](super::ioctl::tree_search).
+    pub fn flags(&mut self, inode: u64) -> Result<u64> {
+        let key = SearchKey { tree: 0, min: (inode, kind::INODE, 0), max: (inode, kind::INODE, 0), min_transid: 0 };
+        let (count, start) = ioctl::tree_search(&self.subvolume, &key, &mut self.buffer)?;
+        let found = self.buffer.get(start..).filter(|_| count > 0).and_then(split_item);
+        Ok(found.and_then(|(item, _)| item.u64_at(INODE_FLAGS)).unwrap_or(0))
+    }
+}
+
+/// The inodes in leaves written since `since` that have an xattr of this name, in the subvolume that `fd` is in. What `f` does to one may
+/// change the tree.
+///
+/// # Errors
+///
+/// That of the ioctl, see [`tree_search`](super::ioctl::tree_search).
+pub fn owed_inodes(fd: BorrowedFd<'_>, since: u64, name: &[u8], mut f: impl FnMut(u64) -> ControlFlow<()>) -> Result<()> {
+    let key = SearchKey { tree: 0, min: (FIRST_INODE, 0, 0), max: (LAST_FREE, u32::MAX, u64::MAX), min_transid: since };
+    for_each(fd, key, 64 << 10, |item| if has_xattr(&item, name) { f(item.object) } else { ControlFlow::Continue(()) })
+}
+
+/// Whether an item holds an xattr of this name: there may be several with one hash.
+fn has_xattr(item: &Item<'_>, name: &[u8]) -> bool {
+    if item.kind != kind::XATTR {
+        return false;
+    }
+    let mut rest = *item;
+    while let (Some(value), Some(len)) = (rest.u16_at(25), rest.u16_at(27)) {
+        let (len, value) = (usize::from(len), usize::from(value));
+        if rest.data.get(XATTR_HEADER..XATTR_HEADER + len) == Some(name) {
+            return true;
+        }
+        rest.data = rest.data.get(XATTR_HEADER + len + value..).unwrap_or_default();
+    }
+    false
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_xattr_is_found_also_behind_another_of_its_hash_and_no_length_leads_out() {
+        let entry = |name: &[u8], value: &[u8]| {
+            let mut out = vec![0; 25];
+            out.extend(u16::try_from(value.len()).unwrap().to_le_bytes());
+            out.extend(u16::try_from(name.len()).unwrap().to_le_bytes());
+            out.push(8);
+            [out.as_slice(), name, value].concat()
+        };
+        let data = [entry(b"user.a", b"value"), entry(b"trusted.b", b"")].concat();
+        let item = |data| Item { object: 257, kind: kind::XATTR, offset: 0, data };
+        assert!(has_xattr(&item(&data), b"trusted.b") && has_xattr(&item(&data), b"user.a"));
+        assert!(!has_xattr(&item(&data), b"trusted") && !has_xattr(&Item { kind: kind::INODE, ..item(&data) }, b"user.a"));
+        for cut in 0..data.len() {
+            has_xattr(&item(&data[..cut]), b"trusted.b");
+        }
+    }
 
     #[test]
     fn the_key_after_the_last_offset_is_the_next_type_then_the_next_object() {

@@ -1,4 +1,5 @@
-//! A kernel send as a `Read`: the ioctl runs in a thread of its own and writes into a pipe, with read-ahead beside it. Called by transfer tasks.
+//! A kernel send as a `Read`: the ioctl runs in a thread of its own and writes into a pipe, with read-ahead beside it; `stream::complete` adds
+//! what the kernel leaves out. Called by transfer tasks.
 
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
@@ -17,8 +18,10 @@ use super::ioctl::{self, SendHow};
 use super::long;
 use super::pause::Pause;
 use super::readahead::{self, Job, Progress};
+use super::search::Inodes;
 use super::subvol::Subvol;
 use crate::driver::DriverError;
+use crate::stream::complete::{Completed, FlagsOf};
 
 /// Newest stream protocol that our receiver and the measurements know.
 pub const NEWEST_VERSION: u32 = 2;
@@ -36,10 +39,14 @@ pub struct SendOptions {
     pub read_ahead: bool,
 }
 
-/// A running send. The end of the stream is reported only after the kernel said that it was whole; dropping it ends the send and waits for
+/// A running send, completed (`stream::complete`).
+#[derive(Debug)]
+pub struct SendStream(Completed<KernelStream, Inodes>);
+
+/// What the kernel writes. The end of the stream is reported only after the kernel said that it was whole; dropping it ends the send and waits for
 /// its threads, so that its commits can be deleted right after.
 #[derive(Debug)]
-pub struct SendStream {
+struct KernelStream {
     /// Of what is sent.
     root: OwnedFd,
     pipe: Option<OwnedFd>,
@@ -73,9 +80,10 @@ impl BtrfsPool {
     }
 }
 
-/// Sends all of a read-only subvolume to a receiver in this pool: the content of files is only named.
-pub(super) fn without_data(target: Subvol) -> Result<SendStream, DriverError> {
-    start(target, None, SendOptions { version: 1, compressed: false, read_ahead: false }, true)
+/// Sends all of a read-only subvolume to a receiver in this pool: the content of files is only named. `version` is the newest that this kernel
+/// knows.
+pub(super) fn without_data(target: Subvol, version: u32) -> Result<SendStream, DriverError> {
+    start(target, None, SendOptions { version: version.min(NEWEST_VERSION), compressed: false, read_ahead: false }, true)
 }
 
 fn start(target: Subvol, base: Option<SubvolInfo>, options: SendOptions, without_data: bool) -> Result<SendStream, DriverError> {
@@ -92,7 +100,8 @@ fn start(target: Subvol, base: Option<SubvolInfo>, options: SendOptions, without
     };
     let how = SendHow { base: base.map(|b| b.id), version: options.version, compressed: options.compressed, without_data };
     let root = target.fd.try_clone().doing(what)?;
-    let mut stream = SendStream { root, pipe: Some(reader), sender: None, ahead: None, progress, failed: None, pause: Pause::default() };
+    let inodes = Inodes::new(target.fd.try_clone().doing(what)?);
+    let mut stream = KernelStream { root, pipe: Some(reader), sender: None, ahead: None, progress, failed: None, pause: Pause::default() };
     // `writer` moves into the thread and is closed with it: that is the end of the stream.
     let send = move || ioctl::send(&target.fd, &writer, how);
     stream.sender = Some(std::thread::Builder::new().name("send".to_owned()).spawn(send).doing(what)?);
@@ -101,12 +110,31 @@ fn start(target: Subvol, base: Option<SubvolInfo>, options: SendOptions, without
         let run = move || readahead::run(&job, &shared);
         stream.ahead = Some(std::thread::Builder::new().name("read-ahead".to_owned()).spawn(run).doing(what)?);
     }
-    Ok(stream)
+    Ok(SendStream(Completed::new(stream, inodes)))
 }
 
 impl SendStream {
     /// Bytes asked for ahead and not yet sent, for metrics and tests.
     pub fn ahead(&self) -> u64 {
+        self.0.inner().ahead()
+    }
+}
+
+impl Read for SendStream {
+    /// Errors carry a [`DriverError`] ([`DriverError::of_read`] gets it out).
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.0.read(buf)
+    }
+}
+
+impl FlagsOf for Inodes {
+    fn flags_of(&mut self, inode: u64) -> io::Result<u64> {
+        self.flags(inode).map_err(|e| io::Error::new(io::Error::from(e).kind(), fail("read the flags of an inode", e)))
+    }
+}
+
+impl KernelStream {
+    fn ahead(&self) -> u64 {
         self.progress.asked.load(Ordering::Relaxed).saturating_sub(self.progress.sent.load(Ordering::Relaxed))
     }
 
@@ -141,8 +169,7 @@ fn send_error(errno: Errno, root: &OwnedFd) -> DriverError {
     }
 }
 
-impl Read for SendStream {
-    /// Errors carry a [`DriverError`] ([`DriverError::of_read`] gets it out).
+impl Read for KernelStream {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let Some(pipe) = &self.pipe else { return Ok(0) };
         if buf.is_empty() {
@@ -162,7 +189,7 @@ impl Read for SendStream {
     }
 }
 
-impl Drop for SendStream {
+impl Drop for KernelStream {
     fn drop(&mut self) {
         self.over();
         self.pipe = None; // the kernel's next write fails with EPIPE

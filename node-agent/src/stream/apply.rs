@@ -10,12 +10,12 @@
 
 use std::os::fd::OwnedFd;
 
-use dotgraft_engine::format::Kind;
 use rustix::fs::{FileType, Stat};
 use rustix::io::Errno;
 
 use super::confine::Tree;
 use super::error::{Cause, StreamError};
+use super::flags::OWED;
 use super::frame;
 use super::object::Object;
 use super::parse::{self, Command, CommandKind, Time, Version};
@@ -54,6 +54,8 @@ pub struct Applier {
     pub(super) usual_mode: [u32; 2],
     /// Where the content comes from, of a stream without data.
     pub(super) donor: Option<Donor>,
+    /// Some inode may be owed flags (`flags`).
+    pub(super) owes: bool,
 }
 
 impl Applier {
@@ -88,6 +90,7 @@ impl Applier {
             skipped: Skipped::default(),
             usual_mode: [0o600, 0o700],
             donor: None,
+            owes: false,
         })
     }
 
@@ -128,6 +131,7 @@ impl Applier {
         applier.hasher = state.hasher;
         applier.pending = state.pending;
         applier.root_times = state.root_times;
+        applier.owes = state.owes;
         for (PathBytes(path), times) in state.dir_times {
             applier.dir_times.insert(&path, times);
         }
@@ -179,7 +183,7 @@ impl Applier {
     /// The point to go on from. It is small after [`Self::flush`]; without, it also holds what is held back.
     pub fn state(&self) -> ApplierState {
         ApplierState {
-            version: Kind::ReceiveState.newest(),
+            version: ApplierState::version_for(self.owes),
             offset: self.hasher.offset(),
             protocol: self.protocol,
             ids: self.ids,
@@ -187,6 +191,7 @@ impl Applier {
             hasher: self.hasher.clone(),
             pending: self.pending.clone(),
             root_times: self.root_times,
+            owes: self.owes,
             dir_times: self.dir_times.iter().map(|(path, times)| (PathBytes(path.clone()), *times)).collect(),
         }
     }
@@ -200,6 +205,7 @@ impl Applier {
             return Err(self.error(None, Cause::Sequence("the stream stops before its end")));
         }
         self.flush()?;
+        self.settle().map_err(|cause| self.error(None, cause))?;
         Ok(self.position())
     }
 
@@ -388,9 +394,9 @@ impl Applier {
         self.object(path)?.remove_xattr(name)
     }
 
-    /// Whether an xattr is left out: security labels of the sender always, privileged ones from a remote.
+    /// Whether an xattr is left out: security labels of the sender and our own always, privileged ones from a remote.
     fn skips_xattr(&mut self, name: &[u8]) -> Result<bool, Cause> {
-        if name == b"security.selinux" {
+        if name == b"security.selinux" || name == OWED.as_bytes() {
             return Ok(true);
         }
         let privileged = name.starts_with(b"security.") || name.starts_with(b"trusted.");
@@ -450,10 +456,23 @@ impl Applier {
 
     fn set_dir_times(&mut self) -> Result<(), Cause> {
         while let Some((path, times)) = self.dir_times.pop() {
-            let path = StreamPath::trusted(&path);
-            Object::find(path, self.work.place(path)?)?.utimes(times)?;
+            self.set_times_of(StreamPath::trusted(&path), times)?;
         }
-        Object::find(StreamPath::ROOT, self.work.place(StreamPath::ROOT)?)?.utimes(self.root_times)
+        self.set_times_of(StreamPath::ROOT, self.root_times)
+    }
+
+    /// Sets the times of a directory, which may be locked: then nothing is done to one that has them.
+    fn set_times_of(&mut self, path: StreamPath<'_>, times: Times) -> Result<(), Cause> {
+        let place = self.work.place(path)?;
+        if times_of(&place.stat()?) == times {
+            return Ok(());
+        }
+        match Object::find(path, place)?.utimes(times) {
+            Err(Cause::System { errno: Errno::PERM, .. }) if self.lift_flags_of(path) => {
+                Object::find(path, self.work.place(path)?)?.utimes(times)
+            }
+            done => done,
+        }
     }
 
     /// Keeps descriptors and times right when `path` moves to `to`, or goes.

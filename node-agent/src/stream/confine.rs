@@ -49,6 +49,11 @@ impl Tree {
         Ok(Self { root: Arc::new(opened), dev, dirs: Vec::with_capacity(CACHED_DIRS) })
     }
 
+    /// The root's descriptor.
+    pub fn root(&self) -> BorrowedFd<'_> {
+        self.root.as_fd()
+    }
+
     /// Where `path` is: its directory opened, its last component as a name.
     ///
     /// # Errors

@@ -8,10 +8,11 @@ use rustix::io::{Errno, pwrite};
 
 use super::ContentClass;
 use super::apply::Applier;
-use super::clone::{Source, clone_data};
+use super::clone::{Source, clone_data, make_hole};
 use super::error::Cause;
 use super::parse::{Encoded, Uuid};
 use super::path::StreamPath;
+use super::zeros::is_zero;
 use crate::btrfs::encoded::{EncodedExtent, encoded_write};
 
 /// Write-back of a file starts each time this many bytes of it are behind.
@@ -32,6 +33,10 @@ impl Applier {
     pub(super) fn write(&mut self, path: StreamPath<'_>, mut offset: u64, mut data: &[u8]) -> Result<(), Cause> {
         let fd = self.object(path)?.file()?;
         let start = offset;
+        if is_zero(data) {
+            // As kernels send holes and preallocated ranges of an increment.
+            return make_hole(fd, start, start + data.len() as u64).map_err(|errno| Cause::system("fallocate", path.bytes(), errno));
+        }
         while !data.is_empty() {
             let written =
                 rustix::io::retry_on_intr(|| pwrite(fd, data, offset)).map_err(|errno| Cause::system("pwrite", path.bytes(), errno))?;

@@ -6,6 +6,7 @@
 
 mod apply;
 mod clone;
+pub mod complete;
 mod confine;
 mod data;
 mod donor;
@@ -19,6 +20,7 @@ pub mod path;
 mod state;
 mod times;
 pub mod treedigest;
+mod zeros;
 
 pub use apply::Applier;
 pub use donor::Donor;
@@ -64,6 +66,6 @@ pub struct Skipped {
     pub xattrs: u64,
     /// setuid and setgid bits of a restricted stream.
     pub set_id_bits: u64,
-    /// Inode flags that kernel streams carry only for old files.
+    /// Inode flags that nobody sets.
     pub inode_flags: u64,
 }

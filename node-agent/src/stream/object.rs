@@ -16,6 +16,7 @@ use rustix::io::Errno;
 
 use super::confine::Place;
 use super::error::Cause;
+use super::flags::drop_inherited;
 use super::path::StreamPath;
 use super::times::Times;
 
@@ -68,9 +69,10 @@ impl Object {
         })
     }
 
-    /// A file just made at `place` and opened as `fd`, without the access list it may have inherited.
+    /// A file just made at `place` and opened as `fd`, without what it may have inherited.
     pub fn made_file(path: StreamPath<'_>, place: Place, fd: OwnedFd) -> Result<Self, Cause> {
         drop_xattr(&place, &fd, ACL_ACCESS)?;
+        drop_inherited(&place, &fd)?;
         let stat = place.stat_of(&fd)?;
         Ok(Self {
             path: path.bytes().to_vec(),
@@ -83,7 +85,7 @@ impl Object {
         })
     }
 
-    /// Something else just made at `place`, without the access lists it may have inherited.
+    /// Something else just made at `place`, without what it may have inherited.
     pub fn made_other(path: StreamPath<'_>, place: Place) -> Result<Self, Cause> {
         let mut made = Self::find(path, place)?;
         match made.file_type {
@@ -91,6 +93,7 @@ impl Object {
                 let fd = made.place.open_dir()?;
                 drop_xattr(&made.place, &fd, ACL_ACCESS)?;
                 drop_xattr(&made.place, &fd, ACL_DEFAULT)?;
+                drop_inherited(&made.place, &fd)?;
                 made.fd = Some(fd);
             }
             FileType::Symlink => {}

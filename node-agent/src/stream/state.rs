@@ -51,11 +51,19 @@ pub struct ApplierState {
     pub(crate) pending: Option<Pending>,
     /// Times that the root must have in the end.
     pub(crate) root_times: Times,
+    /// Inodes in the tree are owed flags. Who doesn't know the word must not finish it: such a state is of version 2.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) owes: bool,
     /// Times of directories not set yet.
     pub(crate) dir_times: Vec<(PathBytes, Times)>,
 }
 
 impl ApplierState {
+    /// The oldest version that says it all: receivers of before go on from a state in which nothing is owed.
+    pub(crate) fn version_for(owes: bool) -> u32 {
+        if owes { Kind::ReceiveState.newest() } else { 1 }
+    }
+
     /// Reads what a checkpoint row holds.
     ///
     /// # Errors

@@ -9,6 +9,9 @@ use crate::stream::frame::Time;
 /// As an agent of 0.1 wrote it, 48 MiB into a stream.
 const FIRST: &str = include_str!("golden/state.v1.json");
 
+/// The same where inodes are owed flags: one of 0.1 must not finish it.
+const OWING: &str = include_str!("golden/state.v2.json");
+
 fn time(seconds: i64, nanoseconds: u32) -> Time {
     Time { seconds, nanoseconds }
 }
@@ -20,6 +23,10 @@ fn json(state: &ApplierState) -> String {
 #[test]
 fn the_state_is_written_as_in_its_golden_file_and_read_from_it() {
     assert_eq!(json(&ApplierState::read(FIRST).unwrap()), FIRST);
+    let owing = ApplierState::read(OWING).unwrap();
+    assert!(owing.owes && !ApplierState::read(FIRST).unwrap().owes);
+    assert_eq!(json(&owing), OWING);
+    assert_eq!([false, true].map(ApplierState::version_for), [1, 2]);
 }
 
 /// What is held back is rarely there when a checkpoint is taken.
@@ -34,8 +41,8 @@ fn what_is_held_back_is_written_as_ever() {
 
 #[test]
 fn a_newer_state_is_newer_and_a_broken_one_damaged() {
-    let newer = FIRST.replacen("\"version\":1", "\"version\":2", 1);
-    assert!(matches!(ApplierState::read(&newer), Err(FormatError::Newer { version: 2, .. })));
+    let newer = FIRST.replacen("\"version\":1", "\"version\":3", 1);
+    assert!(matches!(ApplierState::read(&newer), Err(FormatError::Newer { version: 3, .. })));
     let broken = FIRST.replacen("\"offset\"", "\"offsets\"", 1);
     assert!(matches!(ApplierState::read(&broken), Err(FormatError::Damaged { .. })));
 }
@@ -70,12 +77,14 @@ proptest! {
         root_times in times(),
         dirs in proptest::collection::vec((path(), times()), 0..4),
         ended in any::<bool>(),
+        owes in any::<bool>(),
         ids in proptest::option::of((any::<[u8; 16]>(), any::<u64>(), proptest::option::of((any::<[u8; 16]>(), any::<u64>())))),
     ) {
         let mut hasher = ResumableHasher::new();
         hasher.update(&bytes);
         let before = ApplierState {
-            version: Kind::ReceiveState.newest(),
+            version: ApplierState::version_for(owes),
+            owes,
             offset: hasher.offset(),
             protocol: Some(Version::V1),
             ids: ids.map(|(uuid, ctransid, parent)| StreamIds { uuid, ctransid, parent }),

@@ -20,6 +20,7 @@ use rustix::fs::{
 };
 use rustix::io::{Errno, pread};
 
+use super::zeros::is_zero;
 use crate::descent::Descent;
 
 /// Version of the digest that is computed.
@@ -375,11 +376,6 @@ impl Xattrs<'_> {
             Self::By(path) => getxattr(path, name, buffer),
         }
     }
-}
-
-fn is_zero(block: &[u8]) -> bool {
-    let (words, rest) = block.as_chunks::<16>();
-    words.iter().all(|word| u128::from_ne_bytes(*word) == 0) && rest.iter().all(|&byte| byte == 0)
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 mod deep;
 mod delete;
 mod fence;
+mod kept;
 mod measure;
 mod mounted;
 mod nested;
