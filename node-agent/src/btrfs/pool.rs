@@ -312,13 +312,15 @@ fn refuse_other_device(id: PoolId, device: &Path) -> Result<(), PoolError> {
 /// Mounts at `mount_point`, or takes over what an earlier life mounted there. Returns the resolved path and whether it was there.
 ///
 /// Options: `noatime` (reading must not write, and so unshare metadata), no `user_subvol_rm_allowed` (a pod must not delete subvolumes), a
-/// transaction every 30 s as the kernel has it. For files `nodiscard`: a discard would punch holes into the fallocated file.
+/// transaction every 30 s as the kernel has it. For files `nodiscard`: a discard would punch holes into the fallocated file. Nothing is to be run
+/// or opened as a device through it: whatever tenants and other nodes put into volumes, it gives no rights here (ADR 29).
 fn mount_once(source: &PoolSource, device: &Path, mount_point: &Path) -> Result<(PathBuf, bool), PoolError> {
     let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(mount_point);
     at(made, || format!("make {}", mount_point.display()))?;
     let mount_point = at(std::fs::canonicalize(mount_point), || format!("resolve {}", mount_point.display()))?;
     if let Some(line) = mounts::at(&mount_point)? {
         if line.fs_type == "btrfs" {
+            disarm(&mount_point)?; // one of a life before may lack the flags
             return Ok((mount_point, true)); // whether it is ours is checked by its UUID
         }
         return Err(PoolError::Refused(format!("{} has a {} mounted: unmount it", mount_point.display(), line.fs_type)));
@@ -331,7 +333,15 @@ fn mount_once(source: &PoolSource, device: &Path, mount_point: &Path) -> Result<
     at(mounted, || format!("mount {} at {}", device.display(), mount_point.display()))?;
     let private = rustix::mount::mount_change(&mount_point, MountPropagationFlags::PRIVATE).map_err(io::Error::from);
     at(private, || format!("make {} private", mount_point.display()))?;
+    disarm(&mount_point)?;
     Ok((mount_point, false))
+}
+
+/// Takes from a mount what its content could give rights by. Mounts of volumes are of this one, and say for themselves what they allow.
+fn disarm(mount_point: &Path) -> Result<(), PoolError> {
+    let flags = MountFlags::BIND | MountFlags::NOATIME | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    let done = rustix::mount::mount_remount(mount_point, flags, c"").map_err(io::Error::from);
+    at(done, || format!("set what may be done through {}", mount_point.display()))
 }
 
 #[cfg(test)]

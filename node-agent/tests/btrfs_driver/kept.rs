@@ -2,11 +2,11 @@
 
 use std::fs::{self, File};
 use std::io::Read;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use dotgraft_agent::btrfs::encoded::clone_range;
-use dotgraft_agent::driver::Driver;
+use dotgraft_agent::driver::{Driver, MountMode, MountWhat};
 use dotgraft_agent::stream::treedigest::tree_digest;
 use dotgraft_agent::stream::{Applier, ApplierState, ContentClass, Limits, StreamError};
 use dotgraft_engine::ids::CommitId;
@@ -388,4 +388,59 @@ fn a_nested_subvolume_without_copy_on_write_is_shared_and_stays_so() {
     assert_eq!(fs::read(made.join("db")).unwrap(), noise(1, 32 << 20));
     let grown = t.used(&v) - before;
     assert!(grown < 8 << 20, "{grown} bytes for what is shared");
+}
+
+/// What a program with no user's rights but those of the file gets of it: its user, and its effective capabilities.
+fn gained(dir: &Path, as_user: &str) -> (String, String) {
+    let run_as = |program: &str, args: &[&str]| {
+        let path = dir.join(program);
+        run("setpriv", &[&["--reuid", as_user, "--clear-groups", path.to_str().unwrap()], args].concat())
+    };
+    let status = run_as("capable", &["/proc/self/status"]);
+    let caps = status.lines().find_map(|l| l.strip_prefix("CapEff:")).unwrap().trim().to_owned();
+    (run_as("setuid", &["-u"]).trim().to_owned(), caps)
+}
+
+#[test]
+fn what_another_node_plants_arrives_and_gives_no_rights_through_any_mount() {
+    let p = Pair::new(200);
+    let head = p.a.head(p.of_a.fs);
+    fs::copy("/usr/bin/id", head.join("setuid")).unwrap();
+    fs::set_permissions(head.join("setuid"), fs::Permissions::from_mode(0o4755)).unwrap();
+    fs::copy("/usr/bin/cat", head.join("capable")).unwrap();
+    // cap_net_raw=ep
+    let capability = [1_u8, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    rustix::fs::setxattr(head.join("capable"), "security.capability", &capability, rustix::fs::XattrFlags::empty()).unwrap();
+    let null = rustix::fs::makedev(1, 3);
+    let mode = rustix::fs::Mode::from_raw_mode(0o666);
+    rustix::fs::mknodat(rustix::fs::CWD, head.join("null"), rustix::fs::FileType::CharacterDevice, mode, null).unwrap();
+    let c = p.commit_a(None);
+    p.there(None, &c, 2).unwrap();
+
+    let opened = |at: &Path| File::open(at.join("null")).map(drop).map_err(|e| e.kind());
+    let denied = Err(std::io::ErrorKind::PermissionDenied);
+    let in_pool = p.on_b(&c);
+    assert_eq!(opened(&in_pool), denied, "through the pool's own mount");
+    let ran = std::process::Command::new(in_pool.join("setuid")).output().map(drop).map_err(|e| e.kind());
+    assert_eq!(ran, denied, "through the pool's own mount");
+    fs::set_permissions(p.b.place.dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let (usual, asked) = (p.b.target("usual"), p.b.target("asked"));
+    p.b.mount(p.of_b.fs, MountWhat::Commit(c.id), &usual, MountMode::READ).unwrap();
+    p.b.mount(p.of_b.fs, MountWhat::Commit(c.id), &asked, MountMode::READ.with_options(&["suid", "dev"]).unwrap()).unwrap();
+    assert_eq!(gained(&usual, "1000"), ("1000".to_owned(), "0".repeat(16)));
+    assert_eq!(opened(&usual), denied);
+    // And where the class asks for it, all of it is as it was.
+    assert_eq!(gained(&asked, "1000"), ("0".to_owned(), "0000000000002000".to_owned()));
+    assert_eq!(opened(&asked), Ok(()));
+    for at in [&usual, &asked] {
+        p.b.unmount(at).unwrap();
+    }
+    // What an agent of before has mounted is taken over without.
+    let (id, place) = (p.b.pool.pool().id, p.b.place);
+    drop(p.b.pool);
+    rustix::mount::mount_remount(place.mount_point(), rustix::mount::MountFlags::BIND, c"").unwrap();
+    assert_eq!(opened(&in_pool), Ok(()), "else this shows nothing");
+    let again = place.open(Some(id)).unwrap();
+    assert_eq!(opened(&in_pool), denied);
+    drop(again);
 }
