@@ -269,6 +269,58 @@ fn a_clone_from_a_file_that_cannot_be_shared_is_copied() {
 }
 
 #[test]
+fn a_clone_that_is_copied_has_its_holes_and_ends_where_it_should() {
+    let pool = pool();
+    let base = pool.create("base");
+    let sparse = fs::File::create(base.join("sparse")).unwrap();
+    run("chattr", &["+C", text(&base.join("sparse"))]);
+    for at in [0, 8192] {
+        std::os::unix::fs::FileExt::write_all_at(&sparse, &[7; 4096], at).unwrap();
+    }
+    fs::write(base.join("full"), vec![9; 20_480]).unwrap();
+    let clone = |path: &'static [u8], to: u64, (source, from): (&'static [u8], u64), len: u64| {
+        apply(&pool, Some("base"), |s| {
+            let (to, from, len) = (to.to_le_bytes(), from.to_le_bytes(), len.to_le_bytes());
+            s.push(Kind::Clone as u16, &[(15, path), (18, &to), (24, &len), (20, &PARENT), (21, &ZERO), (22, source), (23, &from)]);
+        })
+    };
+    let (work, _) = clone(b"full", 4096, (b"sparse", 0), 12_288).unwrap();
+    assert_eq!(fs::read(work.join("full")).unwrap(), [9, 7, 0, 7, 9].map(|byte| vec![byte; 4096]).concat());
+    pool.delete("work");
+    // A hole at the end of what is cloned, behind the end of what is written.
+    let (work, _) = clone(b"full", 20_480, (b"sparse", 4096), 4096).unwrap();
+    assert_eq!(fs::metadata(work.join("full")).unwrap().size(), 24_576);
+    pool.delete("work");
+    let error = clone(b"full", 0, (b"sparse", 8192), 8192).unwrap_err();
+    assert_eq!(error.kind(), Reason::CorruptStream, "beyond the end of the source");
+    pool.delete("work");
+    let error = apply(&pool, Some("base"), |s| {
+        let (to, len) = (4096_u64.to_le_bytes(), 8192_u64.to_le_bytes());
+        let clone = [(15, b"full" as &[u8]), (18, &to), (24, &len), (20, &[1; 16]), (21, &ZERO), (22, b"full"), (23, &ZERO)];
+        s.push(Kind::Clone as u16, &clone);
+    })
+    .unwrap_err();
+    assert_eq!(error.kind(), Reason::CorruptStream, "onto itself");
+}
+
+#[test]
+fn a_note_of_what_is_owed_is_not_taken_from_a_stream() {
+    let pool = pool();
+    let note = b"trusted.dotgraft.owed-flags";
+    let (work, _) = apply(&pool, None, |s| {
+        for name in [b"f", b"g"] {
+            make(s, name);
+            s.push(Kind::SetXattr as u16, &[(15, name), (13, note), (14, &0x10_u32.to_le_bytes())]);
+        }
+        s.push(Kind::Fileattr as u16, &[(15, b"g"), (26, &(1_u64 << 7).to_le_bytes())]);
+        s.push(Kind::RemoveXattr as u16, &[(15, b"g"), (13, note)]);
+    })
+    .unwrap();
+    let flags = |name: &str| rustix::fs::ioctl_getflags(open(&work.join(name))).unwrap();
+    assert_eq!((flags("f"), flags("g")), (rustix::fs::IFlags::empty(), rustix::fs::IFlags::APPEND));
+}
+
+#[test]
 fn an_xattr_that_is_gone_already_may_be_removed() {
     let pool = pool();
     apply(&pool, None, |s| {

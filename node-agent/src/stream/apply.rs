@@ -15,7 +15,7 @@ use rustix::io::Errno;
 
 use super::confine::Tree;
 use super::error::{Cause, StreamError};
-use super::flags::OWED;
+use super::flags::{COMPRESSION, OWED};
 use super::frame;
 use super::object::Object;
 use super::parse::{self, Command, CommandKind, Time, Version};
@@ -384,7 +384,12 @@ impl Applier {
         if self.skips_xattr(name)? {
             return Ok(());
         }
-        self.object(path)?.set_xattr(name, value)
+        match self.object(path)?.set_xattr(name, value) {
+            Err(Cause::System { errno: Errno::INVAL, .. }) if name == COMPRESSION.as_bytes() && self.make_cow(path)? => {
+                self.object(path)?.set_xattr(name, value)
+            }
+            done => done,
+        }
     }
 
     fn remove_xattr(&mut self, path: StreamPath<'_>, name: &[u8]) -> Result<(), Cause> {

@@ -1,6 +1,6 @@
 //! Inode flags: the part of [`Applier`] that sets them, and takes off for a while those that are in the way.
 //!
-//! Immutable and append-only would stop the stream itself, so they are *owed*: what an inode is to get, or had before something in it was
+//! Immutable and append-only would stop the stream itself, and synchronous writes make it slow, so they are *owed*: what an inode is to get, or had before something in it was
 //! changed, stands in an xattr of ours on that inode, and so in each checkpoint, whatever it is called meanwhile. [`Applier::settle`] gives it
 //! at the end. Whether anything is owed is part of the saved state.
 //!
@@ -30,20 +30,14 @@ pub(crate) const OWED: &str = "trusted.dotgraft.owed-flags";
 /// `FS_NOCOMP_FL`.
 const NOCOMPRESS: IFlags = IFlags::from_bits_retain(0x400);
 /// Set or taken off as soon as the stream says so.
-const AT_ONCE: [(u64, IFlags); 6] = [
-    (1 << 1, IFlags::NOCOW),
-    (1 << 3, NOCOMPRESS),
-    (1 << 5, IFlags::SYNC),
-    (1 << 8, IFlags::NODUMP),
-    (1 << 9, IFlags::NOATIME),
-    (1 << 10, IFlags::DIRSYNC),
-];
+const AT_ONCE: [(u64, IFlags); 4] = [(1 << 1, IFlags::NOCOW), (1 << 3, NOCOMPRESS), (1 << 8, IFlags::NODUMP), (1 << 9, IFlags::NOATIME)];
 /// Owed until the end.
-const LOCKS: [(u64, IFlags); 2] = [(1 << 6, IFlags::IMMUTABLE), (1 << 7, IFlags::APPEND)];
+const LATE: [(u64, IFlags); 4] =
+    [(1 << 5, IFlags::SYNC), (1 << 6, IFlags::IMMUTABLE), (1 << 7, IFlags::APPEND), (1 << 10, IFlags::DIRSYNC)];
 /// Flags that new inodes inherit. Ours don't: the stream says what each has.
 const INHERITED: IFlags = IFlags::NOCOW.union(IFlags::COMPRESSED).union(NOCOMPRESS);
 /// How a file is to be compressed.
-const COMPRESSION: &str = "btrfs.compression";
+pub(super) const COMPRESSION: &str = "btrfs.compression";
 /// Longest value of it that is put back, bytes: `zstd:15` and room.
 const MAX_COMPRESSION: usize = 64;
 
@@ -52,15 +46,16 @@ pub const SAID: u64 = {
     let mut bits = 0;
     let mut at = 0;
     while at < AT_ONCE.len() {
-        bits |= AT_ONCE[at].0;
+        bits |= AT_ONCE[at].0 | LATE[at].0;
         at += 1;
     }
-    bits | LOCKS[0].0 | LOCKS[1].0
+    bits
 };
 
-fn locks() -> IFlags {
-    IFlags::IMMUTABLE | IFlags::APPEND
-}
+/// What keeps an inode from being changed.
+const LOCKS: IFlags = IFlags::IMMUTABLE.union(IFlags::APPEND);
+/// All that can be owed.
+const OWABLE: IFlags = LOCKS.union(IFlags::SYNC).union(IFlags::DIRSYNC);
 
 /// Takes from a new inode what it has inherited of the directory that it is made in.
 pub(super) fn drop_inherited(place: &Place, fd: &OwnedFd) -> Result<(), Cause> {
@@ -86,7 +81,7 @@ fn set(fd: &OwnedFd, flags: IFlags) -> Result<(), Errno> {
     };
     ioctl_setflags(fd, flags)?;
     match compression {
-        Some(value) if !flags.intersects(locks()) => fsetxattr(fd, COMPRESSION, value, XattrFlags::empty()),
+        Some(value) if !flags.intersects(LOCKS) => fsetxattr(fd, COMPRESSION, value, XattrFlags::empty()),
         _ => Ok(()),
     }
 }
@@ -101,7 +96,7 @@ impl Applier {
         let fd = fd.try_clone().map_err(|_| Cause::system("dup", path.bytes(), Errno::MFILE))?;
         let system = |call| move |errno| Cause::system(call, path.bytes(), errno);
         let now = ioctl_getflags(&fd).map_err(system("FS_IOC_GETFLAGS"))?;
-        let mut wanted = AT_ONCE.iter().fold(now - locks(), |mut wanted, &(bit, flag)| {
+        let mut wanted = AT_ONCE.iter().fold(now - OWABLE, |mut wanted, &(bit, flag)| {
             wanted.set(flag, bits & bit != 0);
             wanted
         });
@@ -109,14 +104,28 @@ impl Applier {
             // Of a file that is to be compressed the kernel decides anew whether it is worth it.
             wanted = (wanted - NOCOMPRESS) | (now & NOCOMPRESS);
         }
-        let lays_anew = (wanted ^ now).contains(IFlags::NOCOW) && is_filled(&fd).map_err(system("fstat"))?;
-        if lays_anew {
-            self.lay_anew(&fd, wanted).map_err(system("copy_file_range"))?;
-        } else if wanted != now {
-            set(&fd, wanted).map_err(system("FS_IOC_SETFLAGS"))?;
-        }
-        let owed = LOCKS.iter().filter(|(bit, _)| bits & bit != 0).fold(IFlags::empty(), |owed, &(_, flag)| owed | flag);
+        self.turn(&fd, now, wanted).map_err(system("FS_IOC_SETFLAGS"))?;
+        let owed = LATE.iter().filter(|(bit, _)| bits & bit != 0).fold(IFlags::empty(), |owed, &(_, flag)| owed | flag);
         self.owe(&fd, owed).map_err(system("fsetxattr"))
+    }
+
+    /// Makes flags that are `now` those that are `wanted`.
+    fn turn(&mut self, fd: &OwnedFd, now: IFlags, wanted: IFlags) -> Result<(), Errno> {
+        match wanted {
+            _ if wanted == now => Ok(()),
+            _ if (wanted ^ now).contains(IFlags::NOCOW) && is_filled(fd)? => self.lay_anew(fd, wanted),
+            _ => set(fd, wanted),
+        }
+    }
+
+    /// Takes NOCOW off, as something is to be compressed that is NOCOW here: the kernel tells of flags after xattrs. Whether it was.
+    pub(super) fn make_cow(&mut self, path: StreamPath<'_>) -> Result<bool, Cause> {
+        let system = |call| move |errno| Cause::system(call, path.bytes(), errno);
+        let Some(fd) = self.object(path)?.any_fd()? else { return Ok(false) };
+        let fd = fd.try_clone().map_err(|_| Cause::system("dup", path.bytes(), Errno::MFILE))?;
+        let now = ioctl_getflags(&fd).map_err(system("FS_IOC_GETFLAGS"))?;
+        self.turn(&fd, now, now - IFlags::NOCOW).map_err(system("FS_IOC_SETFLAGS"))?;
+        Ok(now.contains(IFlags::NOCOW))
     }
 
     /// Notes what the inode is to have in the end, in place of what was noted before.
@@ -176,8 +185,8 @@ impl Applier {
         };
         let Some(fd) = opened() else { return false };
         let Ok(now) = ioctl_getflags(&fd) else { return false };
-        let had = now & locks();
-        !had.is_empty() && set(&fd, now - locks()).is_ok() && self.owe(&fd, had).is_ok()
+        let had = now & LOCKS;
+        !had.is_empty() && set(&fd, now - LOCKS).is_ok() && self.owe(&fd, had).is_ok()
     }
 
     /// Gives every inode what it is owed. The last thing that is done in the tree: times are set before.
@@ -213,7 +222,8 @@ impl Applier {
 /// What the xattr of one inode says.
 fn give(root: std::os::fd::BorrowedFd<'_>, tree: u64, inode: u64) -> Result<(), Errno> {
     let fd = match ioctl::open_inode(root, tree, inode) {
-        Err(Errno::NOENT) => return Ok(()), // without a name
+        // Without a name; or a device or link, on which we note nothing.
+        Err(Errno::NOENT | Errno::ACCESS | Errno::NXIO | Errno::LOOP) => return Ok(()),
         opened => opened?,
     };
     let mut value = [0; 4];
@@ -222,7 +232,7 @@ fn give(root: std::os::fd::BorrowedFd<'_>, tree: u64, inode: u64) -> Result<(), 
         Ok(_) | Err(Errno::NODATA) => return Ok(()),
         Err(errno) => return Err(errno),
     }
-    let owed = IFlags::from_bits_truncate(u32::from_le_bytes(value)) & locks();
+    let owed = IFlags::from_bits_truncate(u32::from_le_bytes(value)) & OWABLE;
     fremovexattr(&fd, OWED)?;
     let now = ioctl_getflags(&fd)?;
     ioctl_setflags(&fd, now | owed)

@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use dotgraft_agent::btrfs::encoded::clone_range;
 use dotgraft_agent::driver::{Driver, MountMode, MountWhat};
@@ -14,6 +15,26 @@ use dotgraft_engine::model::{Commit, Origin};
 use rustix::fs::{FallocateFlags, IFlags, ioctl_getflags};
 
 use crate::support::*;
+
+/// The same seed gives the same numbers.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, end: usize) -> usize {
+        usize::try_from(self.next() % end.max(1) as u64).unwrap()
+    }
+
+    fn pick<'a, T>(&mut self, from: &'a [T]) -> &'a T {
+        &from[self.below(from.len())]
+    }
+}
 
 /// What users may set and a copy keeps.
 const KEPT: IFlags = IFlags::IMMUTABLE
@@ -279,6 +300,16 @@ fn inode_flags_arrive_in_full_copies_and_by_increments() {
     p.assert_flags(&c3, &["", "empty-then-nocow"]);
     assert_eq!(flags(&p.on_a(&c3).join("empty-then-nocow")), IFlags::NOCOW);
     assert_eq!(flags(&p.on_a(&c3)), IFlags::IMMUTABLE);
+
+    // And taken off again, for compression: the kernel tells of that first.
+    chattr("-i", &head);
+    File::create(head.join("empty-then-nocow")).unwrap();
+    chattr("-C", &head.join("empty-then-nocow"));
+    chattr("+c", &head.join("empty-then-nocow"));
+    fs::write(head.join("empty-then-nocow"), noise(6, 1 << 20)).unwrap();
+    let c4 = p.commit_b(c3.id);
+    p.back(&c3, &c4).unwrap();
+    assert!(!flags(&p.on_a(&c4).join("empty-then-nocow")).contains(IFlags::NOCOW));
 }
 
 #[test]
@@ -325,6 +356,89 @@ fn what_is_made_before_its_directory_is_set_to_compress_does_not_compress() {
     p.assert_flags(&c, &["d", "d/sub", "d/f", "d/later"]);
     assert_eq!(flags(&p.on_b(&c).join("d/f")), IFlags::empty());
     assert_eq!(flags(&p.on_b(&c).join("d/later")), IFlags::COMPRESSED);
+}
+
+/// One random change below `root`; most fail now and then, because something is locked, not there or in the way.
+fn random_change(root: &Path, random: &mut Random) {
+    let name = |random: &mut Random| match random.below(3) {
+        0 => root.join(format!("f{}", random.below(4))),
+        _ => root.join(format!("d{}/f{}", random.below(3), random.below(4))),
+    };
+    let (a, b) = (name(random), name(random));
+    let block = |random: &mut Random, most: usize| (random.below(most) as u64) << 12;
+    let (at, to, len) = (block(random, 200), block(random, 200), block(random, 100) + 4096);
+    let open = |path: &Path| File::options().read(true).write(true).create(true).truncate(false).open(path);
+    let flag = |random: &mut Random| *random.pick(&["i", "a", "C", "A", "d", "S", "c", "D"]);
+    let set = |how: String, path: &Path| Command::new("chattr").arg(how).arg(path).stderr(Stdio::null()).status().map(drop);
+    let _ = match random.below(15) {
+        0 => fs::create_dir(root.join(format!("d{}", random.below(3)))),
+        1 => fs::rename(&a, &b),
+        2 => fs::remove_file(&a),
+        3 => fs::hard_link(&a, &b),
+        4..=6 => {
+            let bytes = noise(random.next(), usize::try_from(len).unwrap() - random.below(4000));
+            open(&a).and_then(|file| file.write_all_at(&bytes, at))
+        }
+        7 => open(&a).and_then(|file| file.set_len(to + 5)),
+        8 => open(&a).and_then(|file| Ok(rustix::fs::fallocate(&file, FallocateFlags::empty(), at, len * 20)?)),
+        9 => {
+            let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+            open(&a).and_then(|file| Ok(rustix::fs::fallocate(&file, punch, at, len)?))
+        }
+        10 => File::open(&a).and_then(|from| Ok(clone_range(open(&b)?, from, at, len, to)?)),
+        11 => set(format!("+{}", flag(random)), &a),
+        12 => set(format!("-{}", flag(random)), &a),
+        13 => set(format!("+{}", flag(random)), a.parent().unwrap()),
+        _ => set("-ia".to_owned(), a.parent().unwrap()),
+    };
+}
+
+/// Flags by path; but for those of compression, which the kernel decides anew while it writes.
+fn all_flags(root: &Path) -> Vec<(PathBuf, IFlags)> {
+    let mut found = Vec::new();
+    let mut todo = vec![root.to_owned()];
+    while let Some(path) = todo.pop() {
+        if path.is_dir() {
+            todo.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+        }
+        let flags = flags(&path) - IFlags::COMPRESSED - IFlags::from_bits_retain(0x400);
+        found.push((path.strip_prefix(root).unwrap().to_owned(), flags));
+    }
+    found.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+    found
+}
+
+/// Some of the way an older sender's stream, so that the two sides don't have the same flags.
+#[test]
+fn random_histories_go_there_and_back() {
+    let setting = |name: &str, default: u64| std::env::var(name).map_or(default, |text| text.parse().unwrap());
+    let first = setting("DOTGRAFT_SEED", 1);
+    for seed in first..first + setting("DOTGRAFT_HISTORIES", 3) {
+        let random = &mut Random(seed);
+        let older = seed % 3 == 0;
+        let p = Pair::new(900);
+        let mut last: Option<Commit> = None;
+        for round in 0..6 {
+            let what = format!("seed {seed}, round {round}");
+            let (from, to, v, w) = if round % 2 == 0 { (&p.a, &p.b, &p.of_a, &p.of_b) } else { (&p.b, &p.a, &p.of_b, &p.of_a) };
+            if let Some(commit) = &last {
+                from.drop_head(v.fs).unwrap();
+                from.create_head(v.fs, v.n, Some(Origin { fs_id: v.fs, commit: commit.id })).unwrap();
+            }
+            for _ in 0..random.below(80) {
+                random_change(&from.head(v.fs), random);
+            }
+            let commit = v.next(last.as_ref().map(|c| c.id));
+            from.commit(v.n, &commit).unwrap();
+            let version = if older && round < 2 { 1 } else { 2 };
+            carry((from, v), (to, w), last.as_ref(), &commit, version).unwrap_or_else(|e| panic!("{what}: {e}"));
+            p.assert_same(&commit);
+            if !older {
+                assert_eq!(all_flags(&p.on_a(&commit)), all_flags(&p.on_b(&commit)), "{what}");
+            }
+            last = Some(commit);
+        }
+    }
 }
 
 /// The bytes of a commit's files that are on the disk.
@@ -421,7 +535,7 @@ fn what_another_node_plants_arrives_and_gives_no_rights_through_any_mount() {
     let denied = Err(std::io::ErrorKind::PermissionDenied);
     let in_pool = p.on_b(&c);
     assert_eq!(opened(&in_pool), denied, "through the pool's own mount");
-    let ran = std::process::Command::new(in_pool.join("setuid")).output().map(drop).map_err(|e| e.kind());
+    let ran = Command::new(in_pool.join("setuid")).output().map(drop).map_err(|e| e.kind());
     assert_eq!(ran, denied, "through the pool's own mount");
     fs::set_permissions(p.b.place.dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let (usual, asked) = (p.b.target("usual"), p.b.target("asked"));
