@@ -21,6 +21,7 @@ pub mod fence;
 pub mod formats;
 pub mod held;
 pub mod hostile;
+pub mod kept;
 pub mod killpoints;
 pub mod kubelet;
 pub mod life;
@@ -81,6 +82,7 @@ pub fn all() -> Vec<Case> {
         csi_controller::cases(),
         csi_killed::cases(),
         csi_sanity::cases(),
+        kept::cases(),
         kubelet::cases(),
         csi_pvc::cases(),
         copies::cases(),
