@@ -21,8 +21,8 @@ pub const FIRST_INODE: u64 = 256;
 /// Last object id that is a user's inode or subvolume.
 pub const LAST_FREE: u64 = u64::MAX - 255;
 
-/// Room for an inode item and its header.
-const ONE_ITEM: usize = 512;
+/// Bytes of one look at inodes: some fifty of small files.
+const LOOK: usize = 16 << 10;
 /// Offset of the flags in an inode item.
 const INODE_FLAGS: usize = 64;
 /// Bytes of an xattr before its name: key, transaction, two lengths, type.
@@ -234,17 +234,21 @@ pub fn extent(item: &Item<'_>) -> Option<Extent> {
     Some(Extent { len: if has_data { len } else { 0 }, disk: if has_data { disk } else { 0 }, ..base })
 }
 
-/// Reads inode items of one subvolume, one by one.
+/// Flags of the inodes of one read-only subvolume. They are mostly asked for in order: so one look takes in as many as a small buffer holds.
 #[derive(Debug)]
 pub struct Inodes {
     subvolume: OwnedFd,
     buffer: Vec<u8>,
+    /// The inodes from the first to the second number have been seen.
+    seen: Option<(u64, u64)>,
+    /// Those of them that have flags, in order.
+    flagged: Vec<(u64, u64)>,
 }
 
 impl Inodes {
     /// Of the read-only subvolume that `subvolume` is in.
     pub fn new(subvolume: OwnedFd) -> Self {
-        Self { subvolume, buffer: vec![0; ONE_ITEM] }
+        Self { subvolume, buffer: vec![0; LOOK], seen: None, flagged: Vec::new() }
     }
 
     /// `BTRFS_INODE_*` bits of an inode; 0 if there is none with this number.
@@ -253,10 +257,31 @@ impl Inodes {
     ///
     /// That of the ioctl, see [`tree_search`](super::ioctl::tree_search).
     pub fn flags(&mut self, inode: u64) -> Result<u64> {
-        let key = SearchKey { tree: 0, min: (inode, kind::INODE, 0), max: (inode, kind::INODE, 0), min_transid: 0 };
+        if !self.seen.is_some_and(|(first, last)| (first..=last).contains(&inode)) {
+            self.look(inode)?;
+        }
+        let found = self.flagged.binary_search_by_key(&inode, |(inode, _)| *inode).ok();
+        Ok(found.and_then(|at| self.flagged.get(at)).map_or(0, |(_, flags)| *flags))
+    }
+
+    fn look(&mut self, from: u64) -> Result<()> {
+        self.seen = None;
+        self.flagged.clear();
+        let key = SearchKey { tree: 0, min: (from, kind::INODE, 0), max: (LAST_FREE, kind::INODE, 0), min_transid: 0 };
         let (count, start) = ioctl::tree_search(&self.subvolume, &key, &mut self.buffer)?;
-        let found = self.buffer.get(start..).filter(|_| count > 0).and_then(split_item);
-        Ok(found.and_then(|(item, _)| item.u64_at(INODE_FLAGS)).unwrap_or(0))
+        let mut rest = self.buffer.get(start..).unwrap_or_default();
+        // An inode's own item is the first of its items: whoever's items are seen, its own is.
+        let mut last = if count == 0 { LAST_FREE } else { from };
+        for _ in 0..count {
+            let Some((item, tail)) = split_item(rest) else { break };
+            rest = tail;
+            last = item.object;
+            if let (kind::INODE, Some(flags @ 1..)) = (item.kind, item.u64_at(INODE_FLAGS)) {
+                self.flagged.push((item.object, flags));
+            }
+        }
+        self.seen = Some((from, last));
+        Ok(())
     }
 }
 

@@ -79,9 +79,15 @@ fn set(fd: &OwnedFd, flags: IFlags) -> Result<(), Errno> {
         Err(Errno::NODATA | Errno::OPNOTSUPP) => None,
         Err(errno) => return Err(errno),
     };
+    let (now, compressing) = (ioctl_getflags(fd)?, IFlags::COMPRESSED | NOCOMPRESS);
+    let crosses = |a: IFlags, b: IFlags| a.contains(IFlags::NOCOW) && b.intersects(compressing);
+    if crosses(now, flags) || crosses(flags, now) {
+        // The kernel doesn't go from one to the other in one step.
+        ioctl_setflags(fd, now - INHERITED)?;
+    }
     ioctl_setflags(fd, flags)?;
     match compression {
-        Some(value) if !flags.intersects(LOCKS) => fsetxattr(fd, COMPRESSION, value, XattrFlags::empty()),
+        Some(value) if !flags.intersects(LOCKS | IFlags::NOCOW) => fsetxattr(fd, COMPRESSION, value, XattrFlags::empty()),
         _ => Ok(()),
     }
 }
@@ -100,7 +106,9 @@ impl Applier {
             wanted.set(flag, bits & bit != 0);
             wanted
         });
-        if wanted.intersects(IFlags::COMPRESSED) || has(&fd, COMPRESSION).map_err(system("fgetxattr"))? {
+        if wanted.contains(IFlags::NOCOW) {
+            wanted = wanted - IFlags::COMPRESSED - NOCOMPRESS;
+        } else if wanted.intersects(IFlags::COMPRESSED) || has(&fd, COMPRESSION).map_err(system("fgetxattr"))? {
             // Of a file that is to be compressed the kernel decides anew whether it is worth it.
             wanted = (wanted - NOCOMPRESS) | (now & NOCOMPRESS);
         }
@@ -151,7 +159,7 @@ impl Applier {
             Err(Errno::PERM) if self.lift_flags_of(StreamPath::ROOT) => nameless(self)?,
             made => made?,
         };
-        ioctl_setflags(&aside, ioctl_getflags(fd)? & IFlags::NOCOW)?;
+        set(&aside, ioctl_getflags(fd)? & IFlags::NOCOW)?;
         rustix::fs::ioctl_ficlone(&aside, fd)?;
         ftruncate(fd, 0)?;
         set(fd, flags)?;

@@ -116,3 +116,32 @@ fn drain(stream: &mut impl Read) {
     let mut buf = vec![0; 256 << 10];
     while stream.read(&mut buf).unwrap() > 0 {}
 }
+
+/// What it costs to ask for the flags of each new inode, warm: beside the kernel's own stream.
+#[test]
+#[ignore = "measures"]
+fn completing_a_stream_of_50_000_small_files() {
+    let t = TestPool::new(2048);
+    let v = t.volume(1500);
+    for d in 0..50 {
+        let dir = t.head(v.fs).join(format!("d{d}"));
+        fs::create_dir(&dir).unwrap();
+        for f in 0..1000 {
+            fs::write(dir.join(f.to_string()), b"small").unwrap();
+        }
+    }
+    let c = v.next(None);
+    t.commit(v.n, &c).unwrap();
+    let commit = t.path(v.fs, &format!("commits/{}", c.id));
+    for _ in 0..5 {
+        let started = Instant::now();
+        let bytes = std::io::copy(&mut t.send(v.fs, None, c.id, 2).unwrap(), &mut std::io::sink()).unwrap();
+        let completed = started.elapsed();
+        let started = Instant::now();
+        let mut kernel =
+            Command::new("btrfs").args(["send", "-q", "--proto", "2", commit.to_str().unwrap()]).stdout(Stdio::piped()).spawn().unwrap();
+        let plain = std::io::copy(&mut kernel.stdout.take().unwrap(), &mut std::io::sink()).unwrap();
+        kernel.wait().unwrap();
+        println!("{bytes} bytes completed in {completed:?}, {plain} as the kernel has them in {:?}", started.elapsed());
+    }
+}
