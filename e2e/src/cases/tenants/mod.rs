@@ -5,6 +5,7 @@ mod anew;
 mod foreign;
 mod forged;
 mod limits;
+mod matrix;
 
 use crate::harness::Case;
 
@@ -31,6 +32,11 @@ pub fn cases() -> Vec<Case> {
             "tenants-namespace-limit",
             "what a namespace's volumes take with all copies stays below its annotation: Dots at once, Branch, size, history, replica, job",
             limits::of_namespace,
+        ),
+        Case::new(
+            "tenants-matrix",
+            "each kind and verb, and each way to name a thing, from one tenant to what is another's or our programs' alone",
+            matrix::matrix,
         ),
         Case::new(
             "tenants-namespace-anew",
