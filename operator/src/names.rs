@@ -48,6 +48,14 @@ pub fn claim_hash(kind: &str, namespace: &str, name: &str) -> String {
     hex
 }
 
+/// Name of the Dot of a PVC whose own name is taken, or that is another's: nobody else has the one of that CSI call.
+pub fn dot_of_call(pvc: &str, call: &str) -> String {
+    let mut hash = sha256_hex(call.as_bytes());
+    hash.truncate(16);
+    let stem: String = pvc.chars().take(200).collect();
+    format!("{}-{hash}", stem.trim_end_matches(['.', '-']))
+}
+
 /// Name of the Replica of a Filesystem in a pool: `<fsId>.<pool UUID>`.
 pub fn replica_name(fs_id: &str, pool: &str) -> String {
     format!("{fs_id}.{pool}")

@@ -13,6 +13,7 @@ pub mod csi_fsgroup;
 pub mod csi_killed;
 pub mod csi_node;
 pub mod csi_pvc;
+pub mod csi_retained;
 pub mod csi_sanity;
 pub mod deletion;
 pub mod drain;
@@ -85,6 +86,7 @@ pub fn all() -> Vec<Case> {
         kept::cases(),
         kubelet::cases(),
         csi_pvc::cases(),
+        csi_retained::cases(),
         copies::cases(),
         pods::cases(),
         locality::cases(),

@@ -45,6 +45,8 @@ pub struct View {
     pub snapshots: usize,
     /// PVCs that are bound to it.
     pub bound: Vec<String>,
+    /// A PV says `Retain`: its data outlives it.
+    pub kept: bool,
     /// It has no Filesystem yet, and the namespace's limit leaves no room for one.
     pub over: Option<Block>,
 }
@@ -53,8 +55,8 @@ impl View {
     /// A claim of which nothing else is known.
     pub fn of(claim: ClaimView) -> Self {
         let (namesakes, children, mounts, unconfirmed, bound) = Default::default();
-        let (namespace, strangers, foreign, fs, origin, over) = Default::default();
-        Self { claim, namespace, fs, foreign, namesakes, strangers, origin, children, mounts, unconfirmed, snapshots: 0, bound, over }
+        let (namespace, strangers, foreign, kept, fs, origin, over) = Default::default();
+        Self { claim, namespace, fs, foreign, namesakes, strangers, origin, children, mounts, unconfirmed, snapshots: 0, bound, kept, over }
     }
 
     /// Takes the Filesystem of `spec.fsId` into view, if it is any business of this claim.
@@ -211,12 +213,14 @@ fn tear_down(view: &View) -> Decision {
     }
     let phase = fs.status.as_ref().map(|s| s.phase);
     let goal = match claim.deletion_policy {
+        _ if view.kept => FilesystemPhase::Released,
         DeletionPolicy::Retain => FilesystemPhase::Released,
         DeletionPolicy::Delete | DeletionPolicy::Cascade if view.snapshots > 0 => FilesystemPhase::Headless,
         DeletionPolicy::Delete | DeletionPolicy::Cascade => FilesystemPhase::Deleting,
     };
     if phase == Some(goal) || phase == Some(FilesystemPhase::Deleting) {
-        if !view.mounts.is_empty() {
+        // Pods of the PV that keeps it may be those of another namespace.
+        if !view.mounts.is_empty() && !view.kept {
             return block(ConditionType::Mounted, format!("mounted by {}", view.mounts.join("; ")));
         }
         // Only the agents can see the mounts of all namespaces of their nodes; under `Retain` the data stays and so may mounts.
@@ -225,12 +229,15 @@ fn tear_down(view: &View) -> Decision {
         }
         return step(Step::LetGo);
     }
-    if !view.bound.is_empty() {
-        return block(ConditionType::ClaimBound, format!("PVC {} is bound to it: delete that first", view.bound.join(", ")));
+    // A PVC of another namespace has it by an administrator's PV, whose data stays.
+    let of_here = |pvc: &&String| !view.kept || pvc.split_once('/').is_some_and(|(namespace, _)| namespace == claim.namespace);
+    let bound: Vec<&str> = view.bound.iter().filter(of_here).map(String::as_str).collect();
+    if !bound.is_empty() {
+        return block(ConditionType::ClaimBound, format!("PVC {} is bound to it: delete that first", bound.join(", ")));
     }
-    match (claim.deletion_policy, children(view)) {
-        (DeletionPolicy::Delete | DeletionPolicy::Cascade, Some(decision)) => decision,
-        _ => step(Step::Mark(goal)),
+    match (goal, children(view)) {
+        (FilesystemPhase::Released, _) | (_, None) => step(Step::Mark(goal)),
+        (_, Some(decision)) => decision,
     }
 }
 

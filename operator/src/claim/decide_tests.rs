@@ -227,3 +227,22 @@ fn a_bound_pvc_holds_a_deletion_up_and_is_named() {
         assert!(decide(&v).block.unwrap().message.contains("team/data"));
     }
 }
+
+#[test]
+fn what_a_persistent_volume_keeps_outlives_the_claim_and_no_other_namespace_holds_that_up() {
+    let kept = |edit: &dyn Fn(&mut View)| {
+        going(|v| {
+            v.kept = true;
+            edit(v);
+        })
+    };
+    assert_eq!(step_of(&kept(&|v| v.children = vec![child("b", false)])), Step::Mark(FilesystemPhase::Released));
+    assert_eq!(step_of(&kept(&|v| v.snapshots = 1)), Step::Mark(FilesystemPhase::Released));
+    assert_eq!(step_of(&kept(&|v| v.bound = vec!["other/data".into()])), Step::Mark(FilesystemPhase::Released));
+    let v = kept(&|v| v.bound = vec!["other/data".into(), "team/data".into()]);
+    assert_eq!(reason(&v), "ClaimBound");
+    assert!(!decide(&v).block.unwrap().message.contains("other"), "it learns nothing of other namespaces");
+    let mut v = kept(&|v| v.fs = Some(filesystem(Some(FilesystemPhase::Released), None)));
+    v.mounts = vec!["a pod of another namespace".into()];
+    assert_eq!(step_of(&v), Step::LetGo);
+}

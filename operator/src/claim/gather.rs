@@ -32,6 +32,7 @@ pub fn cached<K: ClaimObject>(object: &K, branch: Option<&Branch>, ctx: &Ctx) ->
         unconfirmed: unconfirmed(&replicas, &pools, seconds_since_deletion(object)),
         snapshots: view.fs.as_ref().map_or(0, |fs| commit::snapshots(fs, ctx)),
         bound: pvc::bound_claims(&id, ctx),
+        kept: pvc::is_kept(&id, ctx),
         ..view
     }
 }
@@ -71,6 +72,7 @@ pub async fn live<K: ClaimObject>(name: &str, namespace: &str, ctx: &Ctx) -> Res
             view.snapshots = commit::live_snapshots(fs, ctx).await?;
             // A PVC that was bound this very moment has no pod yet; what a pod has mounted is looked at below the claim, by the agents.
             view.bound = pvc::bound_claims(id, ctx);
+            view.kept = pvc::live_is_kept(id, view.claim.csi_name.as_deref(), ctx).await?;
         }
     } else if view.fs.is_none() && !view.foreign {
         let uid = view.namespace.as_deref();

@@ -1,11 +1,12 @@
 //! `CreateVolume`: a Dot with the name of the call in an annotation. Nothing is remembered here: a call that is repeated finds the
 //! Dot by its name (failures.md rows 9 and 16).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
-use dotgraft_api::common::{ANNOTATION_CSI_NAME, ANNOTATION_INITIAL_NODE};
+use dotgraft_api::common::{ANNOTATION_CSI_NAME, ANNOTATION_INITIAL_NODE, DRIVER_NAME};
 use dotgraft_api::{Dot, DotSpec, Filesystem, FilesystemPhase, Origin, Placement};
 use dotgraft_proto::csi::v1 as wire;
+use k8s_openapi::api::storage::v1::StorageClass;
 use kube::api::{ListParams, ObjectMeta, PostParams};
 use kube::{Api, ResourceExt};
 use wire::volume_content_source::Type as Source;
@@ -17,7 +18,7 @@ use super::params::{Parameters, SIZE_DEFAULT, Sizes};
 use super::{capability, snapshot, topology};
 use crate::claim::{ClaimObject, own};
 use crate::context::Ctx;
-use crate::names::{self, sha256_hex};
+use crate::names;
 use crate::pools;
 
 /// On Dots that CSI made: what must be the same in every call of that name ([`Parameters::fixed`]).
@@ -46,14 +47,9 @@ impl<'a> Wanted<'a> {
             Some(_) => return Err(CsiError::Invalid("volume_content_source names nothing".into())),
             None => None,
         };
-        let mut hash = sha256_hex(name.as_bytes());
-        hash.truncate(16);
         let (namespace, names) = match &params.pvc {
-            Some((namespace, pvc)) => {
-                let stem: String = pvc.chars().take(200).collect();
-                (namespace.clone(), (Some(pvc.clone()), format!("{}-{hash}", stem.trim_end_matches(['.', '-']))))
-            }
-            None => (params.namespace.clone().unwrap_or_else(|| ctx.namespace.clone()), (None, format!("csi-{hash}"))),
+            Some((namespace, pvc)) => (namespace.clone(), (Some(pvc.clone()), names::dot_of_call(pvc, name))),
+            None => (params.namespace.clone().unwrap_or_else(|| ctx.namespace.clone()), (None, names::dot_of_call("csi", name))),
         };
         Ok(Self { name, params, sizes, topology: request.accessibility_requirements.as_ref(), source, namespace, names })
     }
@@ -196,8 +192,6 @@ fn new_dot(wanted: &Wanted<'_>, name: String, capacity: u64, node: Option<String
     if let Some(node) = node {
         annotations.insert(ANNOTATION_INITIAL_NODE.to_owned(), node);
     }
-    let mutable = &wanted.params.mutable;
-    let placement = mutable.replicas.map(|replicas| Placement { replicas, ..Placement::default() });
     Dot {
         metadata: ObjectMeta {
             name: Some(name),
@@ -205,17 +199,28 @@ fn new_dot(wanted: &Wanted<'_>, name: String, capacity: u64, node: Option<String
             annotations: Some(annotations),
             ..ObjectMeta::default()
         },
-        spec: DotSpec {
-            capacity: amount(capacity),
-            history_limit: mutable.history_limit.clone(),
-            origin,
-            placement,
-            deletion_policy: wanted.params.deletion_policy,
-            fencing: wanted.params.fencing,
-            ..DotSpec::default()
-        },
+        spec: DotSpec { capacity: amount(capacity), origin, ..spec_of(&wanted.params) },
         status: None,
     }
+}
+
+/// What parameters say of a Dot.
+fn spec_of(params: &Parameters) -> DotSpec {
+    let mutable = &params.mutable;
+    DotSpec {
+        history_limit: mutable.history_limit.clone(),
+        placement: mutable.replicas.map(|replicas| Placement { replicas, ..Placement::default() }),
+        deletion_policy: params.deletion_policy,
+        fencing: params.fencing,
+        ..DotSpec::default()
+    }
+}
+
+/// What a `StorageClass` says of a Dot; what the kind says itself, without a class that can be read.
+pub fn of_class(class: Option<&StorageClass>) -> DotSpec {
+    let parameters = class.filter(|c| c.provisioner == DRIVER_NAME).and_then(|c| c.parameters.clone()).unwrap_or_default();
+    let read = Parameters::read(&parameters.into_iter().collect(), &HashMap::new());
+    read.map(|p| spec_of(&p)).unwrap_or_default()
 }
 
 async fn start(wanted: &Wanted<'_>, ctx: &Ctx) -> Result<Option<Start>, CsiError> {

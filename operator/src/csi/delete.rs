@@ -1,6 +1,6 @@
 //! `DeleteVolume`: deletes the Dot that a CSI call has made, and nothing else.
 
-use dotgraft_api::{ClaimKind, Dot};
+use dotgraft_api::{ClaimKind, Dot, Filesystem, FilesystemPhase, ReclaimPolicy};
 use kube::{Api, ResourceExt};
 
 use super::error::CsiError;
@@ -8,6 +8,7 @@ use super::find::{self, PATIENCE, csi_name, until};
 use super::ids::{VolumeHandle, required};
 use crate::claim::{ClaimObject, own};
 use crate::context::Ctx;
+use crate::pvc;
 use crate::write;
 
 /// Conditions of a Dot in deletion that name something that must be let go first.
@@ -27,8 +28,10 @@ pub async fn delete(volume_id: &str, ctx: &Ctx) -> Result<(), CsiError> {
         return Ok(());
     }
     let api: Api<Dot> = Api::namespaced(ctx.client.clone(), &claim.namespace);
-    let Some(dot) = api.get_opt(&claim.name).await? else { return Ok(()) };
-    if csi_name(&dot).is_none() || !own::is_bound(&dot.view(None), &fs) {
+    let Some(dot) = api.get_opt(&claim.name).await?.filter(|d| own::is_bound(&d.view(None), &fs)) else {
+        return released(&fs, ctx).await;
+    };
+    if csi_name(&dot).is_none() {
         return Ok(());
     }
     // Who reads, and perhaps by a handle of its own, holds the Dot by its claim or its mounts: those it names.
@@ -41,6 +44,15 @@ pub async fn delete(volume_id: &str, ctx: &Ctx) -> Result<(), CsiError> {
         write::delete(&api, &dot).await?;
     }
     gone(&dot, ctx).await
+}
+
+/// What only a PV has kept goes once that says `Delete`: deleting the object of released data is the intent. Under `Retain` of the Dot it stays.
+async fn released(fs: &Filesystem, ctx: &Ctx) -> Result<(), CsiError> {
+    let is_released = fs.status.as_ref().is_some_and(|s| s.phase == FilesystemPhase::Released);
+    if is_released && fs.spec.reclaim_policy == ReclaimPolicy::Delete && !pvc::live_is_kept(&fs.name_any(), None, ctx).await? {
+        write::delete(&Api::<Filesystem>::all(ctx.client.clone()), fs).await?;
+    }
+    Ok(())
 }
 
 async fn gone(dot: &Dot, ctx: &Ctx) -> Result<(), CsiError> {

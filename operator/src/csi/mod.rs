@@ -72,6 +72,8 @@ impl Service<Request<Body>> for Both {
     }
 }
 
+pub use self::create::of_class as class_spec;
+
 /// `CreateVolume` as a call of this program's own, for a PVC that it serves itself.
 ///
 /// # Errors

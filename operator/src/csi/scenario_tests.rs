@@ -129,6 +129,36 @@ async fn a_published_volume_is_not_deleted_and_what_is_not_there_is() {
     play(|_| {}, vec![missing("GET", format!("/filesystems/{FS}"))], |ctx| async move { delete::delete(FS, &ctx).await }).await.unwrap();
 }
 
+#[tokio::test]
+async fn what_only_its_pv_kept_goes_once_that_says_so() {
+    let released = || filesystem(Some(FilesystemPhase::Released), active().status.unwrap().authority);
+    let (fs, no_dot) = (format!("/filesystems/{FS}"), || missing("GET", "/dots/db"));
+    let volume = |reclaim: &str| {
+        let mut pv = pv(NAME, DRIVER_NAME, FS);
+        pv.spec.as_mut().unwrap().persistent_volume_reclaim_policy = Some(reclaim.into());
+        pv
+    };
+    let go = |fs: Filesystem, says: &'static str, script: Vec<Call>| {
+        let seen = move |ctx: &Ctx| {
+            ctx.caches.filesystems.fill([fs]);
+            ctx.caches.volumes.fill([volume("Retain")]);
+        };
+        let mut all = script;
+        if !says.is_empty() {
+            all.insert(2, call("GET", format!("/persistentvolumes/{NAME}"), volume(says)));
+        }
+        play(seen, all, |ctx| async move { delete::delete(FS, &ctx).await })
+    };
+    let reads = |f: Filesystem| vec![call("GET", &fs, f), no_dot()];
+    let gone = || call("DELETE", &fs, released());
+    go(released(), "Delete", reads(released()).into_iter().chain([gone()]).collect()).await.unwrap();
+    go(released(), "Retain", reads(released())).await.unwrap();
+    let mut by_policy = released();
+    by_policy.spec.reclaim_policy = dotgraft_api::ReclaimPolicy::Retain;
+    go(by_policy.clone(), "", reads(by_policy)).await.unwrap();
+    go(active(), "", reads(active())).await.unwrap();
+}
+
 #[tokio::test(start_paused = true)]
 async fn who_reads_holds_the_dot_itself_not_the_call() {
     let fs = format!("/filesystems/{FS}");

@@ -90,6 +90,8 @@ pub fn volume_name(fs: FsId, read_only: bool) -> String {
 /// What a PV is made of.
 #[derive(Debug, Clone)]
 pub struct Volume<'a> {
+    /// Its name: [`volume_name`] for a Dot or Branch that somebody has; the PVC's own for what is made for it.
+    pub name: String,
     /// The Filesystem.
     pub fs: FsId,
     /// How it is used.
@@ -111,7 +113,7 @@ pub fn volume(pvc: &PersistentVolumeClaim, v: &Volume<'_>) -> Value {
     json!({
         "apiVersion": "v1", "kind": "PersistentVolume",
         "metadata": {
-            "name": volume_name(v.fs, v.access.read_only),
+            "name": v.name,
             "labels": { FS_LABEL: fs_id },
             // Without it a PV that is to be deleted stays `Released` for ever.
             "annotations": { "pv.kubernetes.io/provisioned-by": DRIVER_NAME },
@@ -142,6 +144,14 @@ pub fn is_ours_to_drop(pv: &PersistentVolume) -> bool {
     named && spec.persistent_volume_reclaim_policy.as_deref() == Some("Retain") && pv.metadata.deletion_timestamp.is_none()
 }
 
+/// Whether what a volume holds is kept as long as this PV is there: it writes the head and says `Retain`. Only administrators, and programs of
+/// theirs, write PVs. Those that are made here for a Dot or Branch that somebody has keep nothing: they go with their PVC.
+pub fn keeps_data(pv: &PersistentVolume) -> bool {
+    let retains = pv.spec.as_ref().and_then(|s| s.persistent_volume_reclaim_policy.as_deref()) == Some("Retain");
+    let writes = handle_of(pv).is_some_and(|h| !h.is_read_only());
+    retains && writes && pv.metadata.deletion_timestamp.is_none() && !is_ours_to_drop(pv)
+}
+
 /// The PVC that a PV is bound to, as `namespace/name`.
 pub fn bound_claim(pv: &PersistentVolume) -> Option<String> {
     let bound = pv.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Bound");
@@ -168,8 +178,10 @@ pub(super) mod tests {
         .unwrap()
     }
     fn made(access: &Access) -> PersistentVolume {
+        let fs = FS.parse().unwrap();
         let v = Volume {
-            fs: FS.parse().unwrap(),
+            name: volume_name(fs, access.read_only),
+            fs,
             access,
             capacity: 1 << 30,
             group: "default",
@@ -223,6 +235,25 @@ pub(super) mod tests {
         assert_ne!(read.name_any(), pv.name_any());
         assert_eq!(filesystem_of(&read).as_deref(), Some(FS));
         assert!(crate::handle::is_read_only(&read) && !crate::handle::is_read_only(&pv), "its pods have no head");
+    }
+
+    #[test]
+    fn a_volume_that_says_so_keeps_what_it_holds() {
+        let pv = |name: &str, handle: &str, reclaim: &str| {
+            let mut pv = crate::testing::pv(name, DRIVER_NAME, handle);
+            pv.spec.as_mut().unwrap().persistent_volume_reclaim_policy = Some(reclaim.into());
+            pv
+        };
+        assert!(keeps_data(&pv("pvc-1", FS, "Retain")));
+        assert!(!keeps_data(&pv("pvc-1", FS, "Delete")));
+        assert!(!keeps_data(&pv("pvc-1", &format!("ro/{FS}"), "Retain")), "it only reads");
+        assert!(!keeps_data(&pv(&format!("dotgraft-{FS}"), FS, "Retain")), "a user's Dot: it goes with its PVC");
+        let mut going = pv("pvc-1", FS, "Retain");
+        going.metadata.deletion_timestamp = Some(dotgraft_api::Time(k8s_openapi::jiff::Timestamp::UNIX_EPOCH));
+        assert!(!keeps_data(&going));
+        let mut foreign = pv("pvc-1", FS, "Retain");
+        foreign.spec.as_mut().unwrap().csi.as_mut().unwrap().driver = "x".into();
+        assert!(!keeps_data(&foreign));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! PVC's own, as a snapshot would. The provisioner leaves both alone, for it knows these kinds not.
 
 pub mod decide;
+mod hand_over;
 pub mod triggers;
 
 use std::sync::Arc;
@@ -129,7 +130,8 @@ async fn use_claim(
     if decide::requested(pvc) > capacity {
         return blocked(Word::TooSmall, format!("{what} has {capacity} bytes, fewer than the claim asks for: make it larger first"));
     }
-    let volume = Volume { fs, access, capacity, group: &pool.spec.pool_group, reclaim: "Retain", options };
+    let name = decide::volume_name(fs, access.read_only);
+    let volume = Volume { name, fs, access, capacity, group: &pool.spec.pool_group, reclaim: "Retain", options };
     bind(pvc, &volume, &what, ctx).await
 }
 
@@ -146,7 +148,7 @@ async fn restore(pvc: &PersistentVolumeClaim, name: &str, access: &Access, class
     parameters.insert("csi.storage.k8s.io/pvc/name".into(), pvc.name_any());
     parameters.insert("csi.storage.k8s.io/pvc/namespace".into(), namespace);
     let request = wire::CreateVolumeRequest {
-        name: format!("pvc-{}", pvc.uid().unwrap_or_default()),
+        name: own_name(pvc),
         parameters,
         capacity_range: i64::try_from(decide::requested(pvc)).ok().map(|n| wire::CapacityRange { required_bytes: n, limit_bytes: 0 }),
         ..csi::restore_request(id)
@@ -163,14 +165,19 @@ async fn restore(pvc: &PersistentVolumeClaim, name: &str, access: &Access, class
     let Ok(handle) = made.volume_id.parse::<VolumeHandle>() else {
         return blocked(Word::ProvisioningFailed, format!("`{}` is no volume", made.volume_id));
     };
-    let volume = Volume { fs: handle.fs(), access, capacity, group: &group, reclaim: &reclaim, options };
+    let volume = Volume { name: own_name(pvc), fs: handle.fs(), access, capacity, group: &group, reclaim: &reclaim, options };
     bind(pvc, &volume, &format!("Commit `{name}`"), ctx).await
 }
 
-/// Makes the PV. Its name is the Filesystem's, so of two PVCs one gets it, whoever looks.
+/// Name of a volume that is made for a PVC, and of its PV, as the provisioner would give it.
+fn own_name(pvc: &PersistentVolumeClaim) -> String {
+    format!("pvc-{}", pvc.uid().unwrap_or_default())
+}
+
+/// Makes the PV. That of a Dot or Branch has the Filesystem's name, so of two PVCs one gets it, whoever looks.
 async fn bind(pvc: &PersistentVolumeClaim, volume: &Volume<'_>, what: &str, ctx: &Ctx) -> Result<Outcome, Error> {
     let rivals = ctx.caches.volumes.with(&fs_term(&volume.fs.to_string()));
-    let name = decide::volume_name(volume.fs, volume.access.read_only);
+    let name = volume.name.clone();
     let is_rival = |pv: &PersistentVolume| pv.name_any() != name && handle::is_read_only(pv) == volume.access.read_only;
     if let Some(other) = rivals.iter().find(|pv| is_rival(pv)) {
         return blocked(Word::AlreadyClaimed, already(what, other));
@@ -198,13 +205,14 @@ fn already(what: &str, pv: &PersistentVolume) -> String {
     format!("{what} has the PersistentVolume `{}`{by} already: one PVC at a time uses it", pv.name_any())
 }
 
-/// Takes a PV away whose claim is gone; the Dot or Branch stays.
+/// Takes a PV away whose claim is gone; the Dot or Branch stays. What any other PV writes follows it to the namespace of its PVC.
 ///
 /// # Errors
 ///
 /// The API server refuses or doesn't answer: tried again with backoff.
 pub async fn reconcile_volume(pv: Arc<PersistentVolume>, ctx: Arc<Ctx>) -> Result<Action, Error> {
     if !decide::is_ours_to_drop(&pv) {
+        hand_over::follow(&pv, &ctx).await?;
         return Ok(Action::await_change());
     }
     let Some(claim) = pv.spec.as_ref().and_then(|s| s.claim_ref.clone()) else { return Ok(Action::await_change()) };
@@ -231,6 +239,31 @@ pub fn writing_claims(fs_id: &str, namespace: &str, ctx: &Ctx) -> Vec<String> {
     list.sort();
     list.truncate(16);
     list
+}
+
+/// Whether a PV says that the data of a Filesystem is to be kept, as the watches saw.
+pub fn is_kept(fs_id: &str, ctx: &Ctx) -> bool {
+    ctx.caches.volumes.with(&fs_term(fs_id)).iter().any(|pv| decide::keeps_data(pv))
+}
+
+/// The same, as the API server says now. `made`: the name of the call that made the volume, which its PV has; the watches may not have seen
+/// that one yet.
+///
+/// # Errors
+///
+/// The API server refuses or doesn't answer.
+pub async fn live_is_kept(fs_id: &str, made: Option<&str>, ctx: &Ctx) -> Result<bool, Error> {
+    let mut names: std::collections::BTreeSet<String> =
+        ctx.caches.volumes.with(&fs_term(fs_id)).iter().filter(|pv| !decide::is_ours_to_drop(pv)).map(|pv| pv.name_any()).collect();
+    names.extend(made.map(ToOwned::to_owned));
+    let api: Api<PersistentVolume> = Api::all(ctx.client.clone());
+    for name in names {
+        let pv = api.get_opt(&name).await?;
+        if pv.is_some_and(|pv| handle::filesystem_of(&pv).as_deref() == Some(fs_id) && decide::keeps_data(&pv)) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 #[cfg(test)]

@@ -43,6 +43,34 @@ impl Test {
         Ok(Self { rig, namespace, dir, mounts: Mutex::default() })
     }
 
+    /// The same case in another namespace of its own, `<namespace>-<suffix>`, which is made; [`Test::leave`] deletes it.
+    ///
+    /// # Errors
+    ///
+    /// The namespace can't be made.
+    pub async fn beside(&self, suffix: &str) -> Result<Self> {
+        let namespace = format!("{}-{suffix}", self.namespace);
+        self.kube().kubectl(&["create", "namespace", &namespace]).await?;
+        Ok(Self { rig: self.rig.clone(), namespace, dir: self.dir.clone(), mounts: Mutex::default() })
+    }
+
+    /// Deletes the namespace as a user does, and waits until it is gone with all that is in it.
+    ///
+    /// # Errors
+    ///
+    /// Something in it holds it up.
+    pub async fn leave(&self) -> Result<()> {
+        self.drop_namespace().await?;
+        let namespaces: Api<Namespace> = Api::all(self.kube().client());
+        eventually(&format!("namespace {} to be gone", self.namespace), STEP * 2, || async {
+            match namespaces.get_opt(&self.namespace).await? {
+                None => Ok(()),
+                Some(there) => bail!("it is there: {:?}", there.status.and_then(|s| s.conditions)),
+            }
+        })
+        .await
+    }
+
     /// The administrator's access to the API.
     pub fn kube(&self) -> &Kube {
         &self.rig.kube
@@ -198,7 +226,11 @@ impl Test {
     }
 
     /// Asks for its deletion; the controller manager does it in its own time.
-    async fn drop_namespace(&self) -> Result<()> {
+    ///
+    /// # Errors
+    ///
+    /// The API server refuses.
+    pub async fn drop_namespace(&self) -> Result<()> {
         let namespaces: Api<Namespace> = Api::all(self.kube().client());
         namespaces.delete(&self.namespace, &DeleteParams::background()).await.context("deleting the test's namespace")?;
         Ok(())
