@@ -92,6 +92,11 @@ impl<K: Kind> Index<K> {
     }
 }
 
+/// The API server doesn't know the kind. Our own CRDs are there before any watch is opened ([`crate::crds`]).
+fn is_unknown(error: &watcher::Error) -> bool {
+    matches!(error, watcher::Error::InitialListFailed(kube::Error::Api(s)) if s.code == 404)
+}
+
 /// All objects of one kind, as last seen.
 pub struct Cache<K: Kind>
 where
@@ -198,6 +203,12 @@ impl<K: Kind> Cache<K> {
         while let Some(event) = events.next().await {
             match event {
                 Ok(event) => self.on_event(&mut writer, &event),
+                // A kind that isn't installed has no objects.
+                Err(error) if is_unknown(&error) => {
+                    tracing::debug!(kind = self.name, "this kind isn't installed");
+                    self.on_event(&mut writer, &watcher::Event::Init);
+                    self.on_event(&mut writer, &watcher::Event::InitDone);
+                }
                 Err(error) => {
                     tracing::warn!(kind = self.name, %error, "watch ended; opening it again");
                     metrics.watch_error(self.name);

@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVo
 use kube::ResourceExt;
 
 use crate::cache::Cache;
+use crate::content::{VolumeSnapshotContent, snapshot_term};
 use crate::handle;
 
 /// Term under which objects that belong to a claim are indexed.
@@ -53,6 +54,8 @@ pub struct Caches {
     pub claims: Arc<Cache<PersistentVolumeClaim>>,
     /// PVs, by [`fs_term`] if they are of this driver, and by the claim term of their PVC.
     pub volumes: Arc<Cache<PersistentVolume>>,
+    /// Contents of snapshots, by [`snapshot_term`] if they are of this driver.
+    pub contents: Arc<Cache<VolumeSnapshotContent>>,
     /// Certificate requests to our signer.
     pub requests: Arc<Cache<CertificateSigningRequest>>,
 }
@@ -94,13 +97,14 @@ impl Default for Caches {
                 terms.extend(name);
                 terms
             }),
+            contents: Cache::new("volumesnapshotcontent", |c| c.snapshot().map(snapshot_term).into_iter().collect()),
             requests: Cache::new("certificatesigningrequest", |_| Vec::new()),
         }
     }
 }
 
 impl Caches {
-    /// Whether each has been listed and none is failing.
+    /// Whether each has been listed and none is failing. Contents of snapshots aren't waited for: what is decided by them asks for itself.
     pub fn fresh(&self) -> bool {
         self.dots.fresh()
             && self.branches.fresh()

@@ -15,6 +15,7 @@ pub mod caches;
 pub mod claim;
 pub mod commit;
 pub mod conditions;
+pub mod content;
 pub mod context;
 pub mod crds;
 pub mod csi;

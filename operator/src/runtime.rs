@@ -46,6 +46,7 @@ pub async fn watch(ctx: Arc<Ctx>) {
         c.namespaces.clone().run(Api::all(client.clone()), all(), m.clone()),
         c.claims.clone().run(Api::all(client.clone()), all(), m.clone()),
         c.volumes.clone().run(Api::all(client.clone()), all(), m.clone()),
+        c.contents.clone().run(Api::all(client.clone()), all(), m.clone()),
         c.requests.clone().run(Api::all(client.clone()), ours, m.clone()),
     );
 }

@@ -4,11 +4,12 @@
 use std::path::Path;
 
 /// What controllers stand on, and which may only stand on each other.
-const GROUND: [&str; 17] = [
+const GROUND: [&str; 18] = [
     "ca",
     "cache",
     "caches",
     "conditions",
+    "content",
     "context",
     "crds",
     "error",

@@ -1,4 +1,4 @@
-//! What an administrator keeps of a tenant's, and gives to another: `PersistentVolumes` with `Retain`, bound again elsewhere.
+//! What an administrator keeps of a tenant's, and gives to another: contents of snapshots, `PersistentVolumes` with `Retain`, bound again elsewhere.
 
 use std::sync::Arc;
 
@@ -8,8 +8,9 @@ use serde_json::{Value, json};
 use crate::harness::test::STEP;
 use crate::harness::{Case, Test};
 use crate::rig::wait::eventually;
+use crate::steps;
 use crate::steps::left::nothing_left;
-use crate::steps::pod::{pod, says, started, stop};
+use crate::steps::pod::{claim_from, pod, says, started, stop};
 
 /// The cases of this file.
 pub fn cases() -> Vec<Case> {
@@ -19,6 +20,13 @@ pub fn cases() -> Vec<Case> {
             "a PV with Retain keeps its data when its namespace goes; nobody inherits it, not by all the same names, until an administrator binds the \
              PV again: then its Dot is in that namespace, twice, and the namespaces of before go",
             retained,
+        )
+        .kubelets(),
+        Case::new(
+            "csi-snapshot-given",
+            "a snapshot is restored in another namespace by a content that an administrator made; under Retain also once its own namespace is gone, \
+             until that says Delete",
+            given,
         )
         .kubelets(),
     ]
@@ -116,4 +124,73 @@ async fn retained(t: Arc<Test>) -> Result<()> {
     .await?;
     t.kubectl(&["delete", "storageclass", &class]).await?;
     nothing_left(&t, &id).await
+}
+
+const SNAPSHOT: &str = "apiVersion: snapshot.storage.k8s.io/v1\nkind: VolumeSnapshot\nmetadata: {name: s, namespace: NAMESPACE}\nspec:\n";
+
+/// Waits until `VolumeSnapshot` `s` can be restored; its content.
+async fn snapshot(t: &Test) -> Result<String> {
+    t.kubectl(&["wait", "--for=jsonpath={.status.readyToUse}=true", "volumesnapshot", "s", "--timeout=180s"]).await?;
+    t.kubectl(&["get", "volumesnapshot", "s", "-o", "jsonpath={.status.boundVolumeSnapshotContentName}"]).await
+}
+
+/// What an administrator, or Velero, does to give a snapshot to a namespace; a pod there that has restored it.
+async fn restored(t: &Test, handle: &str) -> Result<()> {
+    t.apply(&format!(
+        "apiVersion: snapshot.storage.k8s.io/v1\nkind: VolumeSnapshotContent\nmetadata: {{name: NAMESPACE}}\nspec:\n  driver: csi.dotgraft.dev\n  \
+         deletionPolicy: Retain\n  source: {{snapshotHandle: {handle}}}\n  volumeSnapshotRef: {{name: s, namespace: NAMESPACE}}\n---\n\
+         {SNAPSHOT}  source: {{volumeSnapshotContentName: NAMESPACE}}\n"
+    ))
+    .await?;
+    snapshot(t).await?;
+    claim_from(t, "data", "apiGroup: snapshot.storage.k8s.io, kind: VolumeSnapshot, name: s").await?;
+    pod(t, "p", "data", "n1", "sleep 1000").await?;
+    started(t, "p").await?;
+    says(t, "p", "/data/word", "of the first").await
+}
+
+async fn given(t: Arc<Test>) -> Result<()> {
+    let class = format!("{}-retain", t.namespace);
+    t.apply(&format!(
+        "apiVersion: snapshot.storage.k8s.io/v1\nkind: VolumeSnapshotClass\nmetadata: {{name: {class}}}\ndriver: csi.dotgraft.dev\n\
+         deletionPolicy: Retain\n"
+    ))
+    .await?;
+    let first = t.beside("a").await?;
+    steps::pod::claim(&first, "data").await?;
+    pod(&first, "p", "data", "n1", "echo of the first > /data/word; sync; sleep 1000").await?;
+    started(&first, "p").await?;
+    says(&first, "p", "/data/word", "of the first").await?;
+    first.apply(&format!("{SNAPSHOT}  volumeSnapshotClassName: {class}\n  source: {{persistentVolumeClaimName: data}}\n")).await?;
+    let content = snapshot(&first).await?;
+    let handle = t.kubectl(&["get", "volumesnapshotcontent", &content, "-o", "jsonpath={.status.snapshotHandle}"]).await?;
+    let (id, commit) = handle.split_once('@').context("no snapshot's id")?;
+
+    // Without that content it is nobody else's.
+    let second = t.beside("b").await?;
+    second.create("Dot", "thief", &json!({"capacity": "256Mi", "origin": {"fsId": id, "commit": commit}})).await?;
+    second.condition("Dot", "thief", "Ready", "False", Some("SourceNotFound")).await?;
+    t.kube().delete("Dot", &second.namespace, "thief").await?;
+    restored(&second, &handle).await?;
+
+    stop(&first, "p").await?;
+    first.leave().await?;
+    let kept = t.kube().get("Filesystem", "", id).await?.context("the snapshot went with its namespace")?;
+    ensure!(kept["status"]["phase"] == "Headless", "only the snapshot is left: {}", kept["status"]);
+    let third = t.beside("c").await?;
+    restored(&third, &handle).await?;
+
+    // What is to go goes, last the snapshot, as its own content says so now.
+    for of in [&second, &third] {
+        stop(of, "p").await?;
+        of.kubectl(&["delete", "pvc,volumesnapshot", "--all", "--timeout=180s"]).await?;
+        t.kubectl(&["delete", "volumesnapshotcontent", &of.namespace, "--timeout=180s"]).await?;
+        t.kube().gone("Dot", &of.namespace, "data", STEP).await?;
+        of.drop_namespace().await?;
+    }
+    ensure!(t.kube().get("Filesystem", "", id).await?.is_some(), "its own content keeps it");
+    t.kubectl(&["patch", "volumesnapshotcontent", &content, "--type=merge", "-p", r#"{"spec":{"deletionPolicy":"Delete"}}"#]).await?;
+    t.kubectl(&["delete", "volumesnapshotcontent", &content, "--timeout=180s"]).await?;
+    t.kubectl(&["delete", "volumesnapshotclass", &class]).await?;
+    nothing_left(&t, id).await
 }

@@ -17,8 +17,8 @@ fn no(reason: impl Into<Reason>, message: impl Into<String>) -> Result<Resolved,
     Ok(Err(Block::new(reason, message)))
 }
 
-/// Filesystem and commit that a Dot is to start from: one of its own namespace (`uid`: that namespace's, now), with or without a head. Whether
-/// the commit is there is for the agent to say, when it pins it.
+/// Filesystem and commit that a Dot is to start from: one of its own namespace (`uid`: that namespace's, now), with or without a head, or a
+/// snapshot that an administrator has given to it. Whether the commit is there is for the agent to say, when it pins it.
 ///
 /// # Errors
 ///
@@ -26,7 +26,7 @@ fn no(reason: impl Into<Reason>, message: impl Into<String>) -> Result<Resolved,
 pub async fn of_dot(origin: &Origin, namespace: &str, uid: Option<&str>, ctx: &Ctx) -> Result<Resolved, Error> {
     let filesystems: Api<Filesystem> = Api::all(ctx.client.clone());
     match filesystems.get_opt(&origin.fs_id).await? {
-        Some(fs) if own::is_of_namespace(&fs, namespace, uid) => Ok(alive(&fs, &origin.commit)),
+        Some(fs) if own::may_start_from(&fs, &origin.commit, (namespace, uid), ctx).await? => Ok(alive(&fs, &origin.commit)),
         // Another namespace's is not there for this one: what it has is nobody else's to know.
         _ => no(ConditionType::SourceNotFound, format!("there is no Filesystem `{}` of this namespace", origin.fs_id)),
     }

@@ -12,6 +12,7 @@ use kube::runtime::reflector::ObjectRef;
 use kube::{Api, ResourceExt};
 
 use super::{ClaimObject, ClaimView, cached};
+use crate::content;
 use crate::context::Ctx;
 use crate::error::Error;
 
@@ -53,10 +54,35 @@ pub fn is_of_namespace(fs: &Filesystem, name: &str, uid: Option<&str>) -> bool {
     r.namespace == name && uid.is_some() && r.namespace_uid.as_deref() == uid
 }
 
+/// Whether the Filesystem's commit is there for a namespace to start from: it is one of that very namespace, or an administrator has given it that
+/// commit as a snapshot.
+///
+/// # Errors
+///
+/// The API server refuses or doesn't answer.
+pub async fn may_start_from(fs: &Filesystem, commit: &str, (name, uid): (&str, Option<&str>), ctx: &Ctx) -> Result<bool, Error> {
+    Ok(is_of_namespace(fs, name, uid) || content::grants(&format!("{}@{commit}", fs.name_any()), name, ctx).await?)
+}
+
+/// The namespaces in which Commits of a Filesystem lie.
+///
+/// # Errors
+///
+/// The API server refuses or doesn't answer.
+pub async fn live_namespaces<'a>(fs: &'a Filesystem, ctx: &'a Ctx) -> Result<Vec<&'a str>, Error> {
+    let own = fs.spec.claim_ref.namespace.as_str();
+    let mut all = vec![ctx.namespace.as_str()];
+    if own != ctx.namespace && live_may_keep(fs, own, ctx).await? {
+        all.insert(0, own);
+    }
+    Ok(all)
+}
+
 /// Whether a Commit of that namespace may be one of the Filesystem, and so keep what it holds: the status in which a Commit names its
-/// Filesystem is no proof. In doubt it may, for what is kept too long can still be let go.
+/// Filesystem is no proof. In doubt it may, for what is kept too long can still be let go. In the operator's own namespace lie Commits whose
+/// namespace is gone ([`crate::commit`]).
 pub fn may_keep(fs: &Filesystem, namespace: &str, ctx: &Ctx) -> bool {
-    may_be_of(fs, namespace, namespace_uid(namespace, ctx).as_deref())
+    namespace == ctx.namespace || may_be_of(fs, namespace, namespace_uid(namespace, ctx).as_deref())
 }
 
 /// The same, by what the API server says now: a copy, or all of it, goes if nothing keeps it.
@@ -65,6 +91,9 @@ pub fn may_keep(fs: &Filesystem, namespace: &str, ctx: &Ctx) -> bool {
 ///
 /// The API server refuses or doesn't answer.
 pub async fn live_may_keep(fs: &Filesystem, namespace: &str, ctx: &Ctx) -> Result<bool, Error> {
+    if namespace == ctx.namespace {
+        return Ok(true);
+    }
     if !may_be_of(fs, namespace, None) {
         return Ok(false);
     }

@@ -112,6 +112,7 @@ async fn a_deletion_is_recorded_on_live_reads_before_the_dot_goes() {
             call("GET", "/replicas?&fieldSelector=", list(&[owner_copy()], "Replica")),
             call("GET", "/api/v1/namespaces/team", namespace()),
             call("GET", "/namespaces/team/commits?&labelSelector=dotgraft.dev%2Ffs-id%3D", list::<dotgraft_api::Commit>(&[], "Commit")),
+            call("GET", "/namespaces/dotgraft-system/commits?&labelSelector=", list::<dotgraft_api::Commit>(&[], "Commit")),
         ]
     };
     let mut script = reads(&active());

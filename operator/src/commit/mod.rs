@@ -2,9 +2,11 @@
 //!
 //! A Commit belongs to its source by an owner reference (no controller): when a Dot or Branch goes, the garbage
 //! collector deletes its Commits, and they let go at once because their data went, or was kept, as a whole. One that CSI made has no such
-//! reference: it is a snapshot, and keeps the Filesystem, without a head, until it goes itself.
+//! reference: it is a snapshot, and keeps the Filesystem, without a head, until it goes itself. What a `VolumeSnapshotContent` keeps doesn't go with
+//! the namespace ([`resettle`]).
 
 mod decide;
+mod resettle;
 pub mod triggers;
 
 use std::sync::Arc;
@@ -23,13 +25,16 @@ use crate::cache::Cache;
 use crate::caches::fs_term;
 use crate::claim::{self, own};
 use crate::conditions;
+use crate::content;
 use crate::context::Ctx;
 use crate::error::Error;
 use crate::live;
 use crate::names::{COMMIT_FINALIZER, FS_LABEL, OPERATION_ANNOTATION, SNAPSHOT_COPIES_ANNOTATION, TRANSIENT_LABEL};
 use crate::pools;
-use crate::write;
+use crate::write::{self, has_finalizer};
 
+/// When the watches will have seen what the API server says.
+const SOON: Duration = Duration::from_secs(2);
 const RESYNC: Duration = Duration::from_secs(600);
 /// Longest that a commit is kept to clone from, in seconds: retries of a `CreateVolume` come within minutes.
 const TRANSIENT_LIFE: i64 = 900;
@@ -42,6 +47,9 @@ fn gather(commit: &Arc<Commit>, ctx: &Ctx) -> View {
     if let Some(id) = recorded_in(commit) {
         claim = claim.filter(|_| fs.as_ref().is_some_and(|f| f.name_any() == id));
         fs = ctx.caches.filesystems.get(id).filter(|f| own::may_keep(f, &namespace, ctx));
+        if namespace == ctx.namespace {
+            claim = fs.as_ref().and_then(|f| own::holder(f, ctx));
+        }
     }
     let replicas = fs.as_ref().map(|f| ctx.caches.replicas.with(&f.name_any())).unwrap_or_default();
     let withdrawn = commit.annotations().get(OPERATION_ANNOTATION).filter(|o| ctx.caches.operations.get_in(&namespace, o).is_none());
@@ -83,6 +91,11 @@ fn outlives(commit: &Commit, fs_id: &str) -> bool {
     is_csi(commit) && kept && recorded_in(commit) == Some(fs_id)
 }
 
+/// The same of one that is being deleted, or that a user made: if a `VolumeSnapshotContent` keeps it.
+fn is_kept(commit: &Commit, fs_id: &str, ctx: &Ctx) -> bool {
+    outlives(commit, fs_id) || (recorded_in(commit) == Some(fs_id) && content::may_keep(commit, ctx))
+}
+
 /// Commits that say they were made in a Filesystem, as the watches saw: those of its namespace, as others only say so.
 pub fn made_in(fs: &Filesystem, ctx: &Ctx) -> Vec<Arc<Commit>> {
     let mut list = ctx.caches.commits.with(&fs_term(&fs.name_any()));
@@ -92,7 +105,7 @@ pub fn made_in(fs: &Filesystem, ctx: &Ctx) -> Vec<Arc<Commit>> {
 
 /// How many snapshots of a Filesystem outlive its claim, as the watches saw.
 pub fn snapshots(fs: &Filesystem, ctx: &Ctx) -> usize {
-    made_in(fs, ctx).iter().filter(|c| outlives(c, &fs.name_any())).count()
+    made_in(fs, ctx).iter().filter(|c| is_kept(c, &fs.name_any(), ctx)).count()
 }
 
 /// The same, as the API server says now: what ends the data is decided by that.
@@ -101,13 +114,16 @@ pub fn snapshots(fs: &Filesystem, ctx: &Ctx) -> usize {
 ///
 /// The API server refuses or doesn't answer.
 pub async fn live_snapshots(fs: &Filesystem, ctx: &Ctx) -> Result<usize, Error> {
-    let (id, namespace) = (fs.name_any(), &fs.spec.claim_ref.namespace);
-    if !own::live_may_keep(fs, namespace, ctx).await? {
-        return Ok(0);
-    }
+    let id = fs.name_any();
     let labelled = ListParams::default().labels(&format!("{FS_LABEL}={id}"));
-    let list = Api::<Commit>::namespaced(ctx.client.clone(), namespace).list(&labelled).await?;
-    Ok(list.items.iter().filter(|c| outlives(c, &id)).count())
+    let mut count = 0;
+    for namespace in own::live_namespaces(fs, ctx).await? {
+        for commit in Api::<Commit>::namespaced(ctx.client.clone(), namespace).list(&labelled).await?.items {
+            let kept = outlives(&commit, &id) || (recorded_in(&commit) == Some(id.as_str()) && content::keeps(&commit, ctx).await?);
+            count += usize::from(kept);
+        }
+    }
+    Ok(count)
 }
 
 /// What a CSI call has made and nobody asks for any more: a commit to clone from whose clone was given up; a snapshot that was not made
@@ -153,6 +169,19 @@ pub async fn reconcile(commit: Arc<Commit>, ctx: Arc<Ctx>) -> Result<Action, Err
     if is_left_behind(&view, &Time(Timestamp::now())) {
         write::delete(&api, commit.as_ref()).await?;
         return Ok(Action::await_change());
+    }
+    if resettle::is_under_way(&commit, &ctx) {
+        return Ok(Action::await_change());
+    }
+    // What is kept goes on elsewhere before it goes here, and no copy is asked to remove it ([`content::as_kept`]).
+    let goes = commit.metadata.deletion_timestamp.is_some() && has_finalizer(commit.as_ref(), COMMIT_FINALIZER);
+    if goes && content::may_keep(&commit, &ctx) {
+        let Some(live) = api.get_opt(&commit.name_any()).await? else { return Ok(Action::await_change()) };
+        if content::keeps(&live, &ctx).await? {
+            resettle::resettle(&live, &ctx).await?;
+            return Ok(Action::await_change());
+        }
+        return Ok(Action::requeue(SOON));
     }
     match decide(&view) {
         Step::Hold => {

@@ -11,6 +11,7 @@ use kube::runtime::reflector::ObjectRef;
 use super::decide;
 use crate::caches::{claim_term, fs_term};
 use crate::claim::{ClaimObject, ClaimView, own};
+use crate::content::VolumeSnapshotContent;
 use crate::context::Ctx;
 use crate::filesystem::kept;
 use crate::pools;
@@ -23,7 +24,7 @@ fn restless(kind: ClaimKind, namespace: &str, name: &str, ctx: &Ctx) -> Vec<Obje
     refs(&list)
 }
 
-/// Commits of a Filesystem whose copies have changed.
+/// Commits of a Filesystem whose copies have changed, and those that go.
 fn outdated(fs_id: &str, ctx: &Ctx) -> Vec<ObjectRef<Commit>> {
     let (mut list, replicas) = (ctx.caches.commits.with(&fs_term(fs_id)), ctx.caches.replicas.with(fs_id));
     if list.is_empty() || replicas.is_empty() {
@@ -31,7 +32,7 @@ fn outdated(fs_id: &str, ctx: &Ctx) -> Vec<ObjectRef<Commit>> {
     }
     let bound = ctx.caches.filesystems.get(fs_id).and_then(|fs| own::holder(&fs, ctx));
     let all = kept::copies_of(&replicas, &pools::all(&ctx.caches));
-    list.retain(|c| decide::is_outdated(c, bound.as_ref(), &all));
+    list.retain(|c| c.metadata.deletion_timestamp.is_some() || decide::is_outdated(c, bound.as_ref(), &all));
     refs(&list)
 }
 
@@ -56,6 +57,11 @@ pub fn of_commits(ctx: &Arc<Ctx>) -> Triggers<Commit> {
             let mut all = claim.map(|c| restless(c.kind, &c.namespace, &c.name, ctx)).unwrap_or_default();
             all.extend(outdated(&r.spec.fs_id, ctx));
             all
+        }),
+        on(&c.contents, ctx, |v: &VolumeSnapshotContent, ctx| {
+            let mut list = v.filesystem().map(|id| ctx.caches.commits.with(&fs_term(id))).unwrap_or_default();
+            list.retain(|c| c.metadata.deletion_timestamp.is_some());
+            refs(&list)
         }),
         on(&c.pools, ctx, |p: &NodePool, ctx| outdated_on(&p.spec.node, ctx)),
         on(&c.nodes, ctx, |n: &Node, ctx| outdated_on(&n.name_any(), ctx)),

@@ -231,8 +231,9 @@ async fn start(wanted: &Wanted<'_>, ctx: &Ctx) -> Result<Option<Start>, CsiError
             let missing = || CsiError::NotFound(format!("there is no snapshot `{}`", s.snapshot_id));
             let id = SnapshotId::parse(&s.snapshot_id).ok_or_else(missing)?;
             let found = snapshot::find(&id, ctx).await?.ok_or_else(missing)?;
-            // What another namespace has isn't there for this one.
-            if !own::is_of_namespace(&found.fs, &wanted.namespace, own::live_namespace_uid(&wanted.namespace, ctx).await?.as_deref()) {
+            // What another namespace has isn't there for this one, unless an administrator says so.
+            let uid = own::live_namespace_uid(&wanted.namespace, ctx).await?;
+            if !own::may_start_from(&found.fs, &id.commit.to_string(), (&wanted.namespace, uid.as_deref()), ctx).await? {
                 return Err(missing());
             }
             let origin = Origin { fs_id: id.fs.to_string(), commit: id.commit.to_string() };

@@ -246,20 +246,26 @@ pub async fn find(id: &SnapshotId, ctx: &Ctx) -> Result<Option<Found>, CsiError>
     if fs.status.as_ref().is_some_and(|s| s.phase == FilesystemPhase::Deleting) {
         return Ok(None);
     }
-    let namespace = &fs.spec.claim_ref.namespace;
-    if !own::live_may_keep(&fs, namespace, ctx).await? {
-        return Ok(None);
-    }
-    let api: Api<Commit> = Api::namespaced(ctx.client.clone(), namespace);
     let wanted = |c: &Commit| id_of(c) == Some(*id) && c.metadata.deletion_timestamp.is_none();
+    let namespaces = own::live_namespaces(&fs, ctx).await?;
     for known in ctx.caches.commits.with(&fs_term(&fs_id)).iter().filter(|c| wanted(c)) {
+        let namespace = known.namespace().unwrap_or_default();
+        if !namespaces.contains(&namespace.as_str()) {
+            continue;
+        }
+        let api: Api<Commit> = Api::namespaced(ctx.client.clone(), &namespace);
         if let Some(commit) = api.get_opt(&known.name_any()).await?.filter(wanted) {
             return Ok(Some(Found { commit, fs }));
         }
     }
     // The watch may lag behind another operator's work.
-    let list = api.list(&ListParams::default()).await?;
-    Ok(list.items.into_iter().find(wanted).map(|commit| Found { commit, fs }))
+    for namespace in namespaces {
+        let list = Api::<Commit>::namespaced(ctx.client.clone(), namespace).list(&ListParams::default()).await?;
+        if let Some(commit) = list.items.into_iter().find(wanted) {
+            return Ok(Some(Found { commit, fs }));
+        }
+    }
+    Ok(None)
 }
 
 /// `DeleteSnapshot`: deletes the Commit that `CreateSnapshot` has made; success for what isn't there or isn't ours.

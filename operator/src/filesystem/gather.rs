@@ -13,6 +13,7 @@ use super::wishes::ResetWish;
 use crate::caches::claim_term;
 use crate::claim::{ClaimView, limit, own};
 use crate::commit;
+use crate::content;
 use crate::context::Ctx;
 use crate::error::Error;
 use crate::job::resolve;
@@ -56,12 +57,15 @@ pub async fn live_commits(view: &View, ctx: &Ctx) -> Result<Vec<Arc<Commit>>, Er
     let c = &view.fs.spec.claim_ref;
     let id = view.fs.name_any();
     let made_in = |o: &Commit| o.status.as_ref().and_then(|s| s.fs_id.as_ref()).map(|f| *f == id);
-    if !own::live_may_keep(&view.fs, &c.namespace, ctx).await? {
-        return Ok(Vec::new());
+    let of_claim = |o: &Commit, namespace: &str| {
+        view.claim.is_some() && namespace == c.namespace && o.spec.source.kind == c.kind && o.spec.source.name == c.name
+    };
+    let mut all = Vec::new();
+    for namespace in own::live_namespaces(&view.fs, ctx).await? {
+        let list = Api::<Commit>::namespaced(ctx.client.clone(), namespace).list(&ListParams::default()).await?;
+        all.extend(list.items.into_iter().filter(|o| made_in(o).unwrap_or_else(|| of_claim(o, namespace))).map(Arc::new));
     }
-    let list = Api::<Commit>::namespaced(ctx.client.clone(), &c.namespace).list(&ListParams::default()).await?;
-    let of_claim = |o: &Commit| view.claim.is_some() && o.spec.source.kind == c.kind && o.spec.source.name == c.name;
-    Ok(list.items.into_iter().filter(|o| made_in(o).unwrap_or_else(|| of_claim(o))).map(Arc::new).collect())
+    Ok(content::as_kept(all, ctx))
 }
 
 fn assemble(fs: Filesystem, claim: Option<ClaimView>, replicas: Vec<Arc<Replica>>, origin: Option<&Filesystem>, ctx: &Ctx) -> View {
@@ -77,6 +81,7 @@ fn assemble(fs: Filesystem, claim: Option<ClaimView>, replicas: Vec<Arc<Replica>
         // Snapshots are deleted one by one also after their claim is gone.
         None => (made, Vec::new()),
     };
+    let commits = content::as_kept(commits, ctx);
     let origin_owner: Option<Place> = origin.and_then(|o| o.status.as_ref()).and_then(|s| s.authority.as_ref()).map(|a| a.owner.clone());
     let dropped = dropped(&id, ctx);
     let resets = claim.as_ref().map(|c| resets_of(c, &fs, ctx)).unwrap_or_default();

@@ -9,6 +9,7 @@ use kube::runtime::reflector::ObjectRef;
 
 use super::moving;
 use crate::claim::{self, ClaimObject, ClaimView, own};
+use crate::content::VolumeSnapshotContent;
 use crate::context::Ctx;
 use crate::triggers::{Triggers, on, refs};
 use crate::{commit, job};
@@ -30,6 +31,7 @@ pub fn of_filesystems(ctx: &Arc<Ctx>) -> Triggers<Filesystem> {
             all.extend(commit::recorded_in(o).map(ObjectRef::new));
             all
         }),
+        on(&c.contents, ctx, |v: &VolumeSnapshotContent, _| v.filesystem().map(ObjectRef::new).into_iter().collect()),
         on(&c.jobs, ctx, |j: &ReplicationJob, ctx| job::claims_of(j, ctx).into_iter().flat_map(|c| bound_to(Some(c))).collect()),
         on(&c.operations, ctx, |o: &DotOperation, ctx| {
             let t = &o.spec.target;

@@ -36,6 +36,10 @@ pub fn missing(method: &'static str, path: impl Into<String>) -> Call {
     let reply = json!({ "kind": "Status", "status": "Failure", "reason": "NotFound", "code": 404, "message": "not found" });
     Call { status: 404, ..call(method, path, reply) }
 }
+/// The same, answered as for a kind that isn't installed.
+pub fn not_installed(method: &'static str, path: impl Into<String>) -> Call {
+    Call { status: 404, ..call(method, path, "404 page not found") }
+}
 /// The same, answered 409: somebody else wrote first.
 pub fn conflict(method: &'static str, path: impl Into<String>) -> Call {
     let reply = json!({ "kind": "Status", "status": "Failure", "reason": "Conflict", "code": 409, "message": "changed" });
