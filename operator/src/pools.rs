@@ -26,6 +26,8 @@ pub struct PoolView {
     pub ready: bool,
     /// Why not, if it isn't.
     pub problem: String,
+    /// All its bytes; 0 while they aren't known.
+    pub size: u64,
     /// Free bytes.
     pub available: u64,
     /// The Node object exists.
@@ -44,6 +46,10 @@ impl PoolView {
     /// Node and pool, if there is a pool.
     pub fn place(&self) -> Option<Place> {
         self.pool.clone().map(|pool| Place { node: self.node.clone(), pool })
+    }
+    /// Whether all of the pool could hold a volume of that size. Pools are thin: together, volumes may promise more than there is.
+    pub fn may_fit(&self, bytes: u64) -> bool {
+        self.size == 0 || bytes <= self.size
     }
     /// New volumes may go there.
     pub fn usable(&self) -> bool {
@@ -68,6 +74,7 @@ pub fn view(pool: &NodePool, node: Option<&Node>) -> PoolView {
         pool: status.pool,
         ready: ready.is_some_and(|c| says(c) == Some(true)),
         problem,
+        size: status.capacity_bytes,
         available: status.available_bytes,
         node_exists: node.is_some(),
         schedulable: node.is_some() && !cordoned && !leaving,
@@ -159,7 +166,7 @@ pub fn choose(pools: &[PoolView], placement: &Placement, initial: Option<&str>, 
         .filter(|p| initial.is_none_or(|i| i.group == p.group))
         // Among those where it fits, if any; ties go to the first by name.
         .max_by(|a, b| {
-            let rank = |p: &PoolView| (p.available >= capacity, p.available);
+            let rank = |p: &PoolView| (p.available >= capacity, p.may_fit(capacity), p.available);
             rank(a).cmp(&rank(b)).then_with(|| b.node.cmp(&a.node))
         });
     best.and_then(PoolView::place).ok_or_else(|| {
@@ -217,6 +224,7 @@ pub(crate) mod tests {
             group: "default".into(),
             pool: Some(pool_id(node)),
             ready: true,
+            size: 1 << 40,
             available: available << 30,
             node_exists: true,
             schedulable: true,

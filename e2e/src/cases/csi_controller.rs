@@ -24,6 +24,11 @@ use crate::steps::sidecar::{SIZE, Sidecar, read, write};
 pub fn cases() -> Vec<Case> {
     vec![
         Case::new("csi-create", "a volume is made once per name, is published to its node, grows and goes", create),
+        Case::new(
+            "csi-too-large",
+            "a volume that no pool could hold is refused, when it is made and when it is to grow; the volume goes on",
+            too_large,
+        ),
         Case::new("csi-name-taken", "a volume never takes a Dot that a user made, and DeleteVolume never deletes one", name_taken),
         Case::new("csi-snapshot", "a snapshot outlives its volume, is restored, and its end is the Filesystem's", snapshot),
         Case::new("csi-snapshot-copies", "a snapshot is ready once it is on as many nodes as its class asks for", snapshot_copies),
@@ -90,6 +95,26 @@ async fn create(t: Arc<Test>) -> Result<()> {
     refused(csi.publish(id, "n2", false).await, Code::NotFound, id)?;
     csi.unpublish(id, "n2").await?;
     nothing_left(&t, id).await
+}
+
+async fn too_large(t: Arc<Test>) -> Result<()> {
+    let csi = Sidecar::new(&t).await?;
+    let range = Some(csi::CapacityRange { required_bytes: 1 << 40, limit_bytes: 0 });
+    // As of an Immediate PVC: no node is chosen.
+    let anywhere = csi::CreateVolumeRequest { capacity_range: range, accessibility_requirements: None, ..csi.request("large", "n1") };
+    csi.room(None).await?;
+    refused(csi.create(&anywhere).await.map(|_| ()), Code::ResourceExhausted, "more than a pool has")?;
+    let dots = t.kube().names("Dot", &t.namespace, |_| true).await?;
+    ensure!(dots.is_empty(), "{dots:?} is left of it");
+    let id = csi.volume(&csi.request("small", "n1")).await?.volume_id;
+    let expansion = csi::ControllerExpandVolumeRequest { volume_id: id.clone(), capacity_range: range, ..Default::default() };
+    let grown = csi.client.clone().controller_expand_volume(expansion).await;
+    refused(grown.map(|_| ()), Code::ResourceExhausted, "more than a pool has")?;
+    let dot = t.object("Dot", "small").await?;
+    ensure!(dot["spec"]["capacity"] == "256Mi", "it has grown to {}", dot["spec"]["capacity"]);
+    write(&t, "n1", &id, "a", "goes on").await?;
+    csi.delete(&id).await?;
+    nothing_left(&t, &id).await
 }
 
 async fn name_taken(t: Arc<Test>) -> Result<()> {

@@ -164,9 +164,12 @@ async fn make(wanted: &Wanted<'_>, name: String, ctx: &Ctx) -> Result<Dot, CsiEr
                 let text = format!("the source is in pool group `{}`, outside of what is asked for", source.group);
                 return Err(CsiError::Exhausted(text));
             }
+            if source.is_some() {
+                topology::check_size(source.into_iter(), capacity)?;
+            }
             None
         }
-        None => topology::choose(&pools, group, wanted.topology)?,
+        None => topology::choose(&pools, group, wanted.topology, capacity)?,
     };
     let dot = new_dot(wanted, name, capacity, node, start.map(|s| s.origin));
     let api: Api<Dot> = Api::namespaced(ctx.client.clone(), &wanted.namespace);

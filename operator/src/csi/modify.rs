@@ -14,10 +14,12 @@ use super::error::CsiError;
 use super::find::{self, PATIENCE, TRIES, amount, until};
 use super::ids;
 use super::params::{Mutable, Sizes};
+use super::topology;
 use crate::claim::{ClaimView, limit};
 use crate::context::Ctx;
 use crate::error::Kind;
 use crate::names;
+use crate::pools;
 use crate::write;
 
 /// What became of an expansion.
@@ -34,7 +36,7 @@ pub struct Expanded {
 ///
 /// # Errors
 ///
-/// `NOT_FOUND`, `OUT_OF_RANGE` for a size that can't be, `ABORTED` while the owner has not raised the limit.
+/// `NOT_FOUND`, `OUT_OF_RANGE` for a size that can't be, `RESOURCE_EXHAUSTED` for more than the owner's pool or the namespace has, `ABORTED` while the owner has not raised the limit.
 pub async fn expand(request: &wire::ControllerExpandVolumeRequest, ctx: &Ctx) -> Result<Expanded, CsiError> {
     ids::required("volume_id", &request.volume_id)?;
     let Some(range) = &request.capacity_range else { return Err(CsiError::Invalid("capacity_range is missing".into())) };
@@ -53,6 +55,10 @@ pub async fn expand(request: &wire::ControllerExpandVolumeRequest, ctx: &Ctx) ->
             larger.history_limit = Ok(next); // as it is where it isn't said
         }
         larger.capacity = Ok(next);
+        let owner = volume.fs.status.as_ref().and_then(|s| s.authority.as_ref()).map(|a| a.owner.node.as_str());
+        if let Some(pool) = pools::all(&ctx.caches).iter().find(|p| Some(p.node.as_str()) == owner) {
+            topology::check_size(std::iter::once(pool), next)?;
+        }
         limit::check(&larger, ctx).map_err(|block| CsiError::Exhausted(block.message))?;
         patch(&volume.claim, json!({ "spec": { "capacity": amount(next) } }), ctx).await?;
     }

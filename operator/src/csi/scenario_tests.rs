@@ -222,6 +222,23 @@ async fn expand_writes_the_size_guarded_and_again_after_a_conflict() {
 }
 
 #[tokio::test]
+async fn what_no_pool_could_ever_hold_is_made_nowhere_and_no_volume_grows_to_it() {
+    let range = || Some(wire::CapacityRange { required_bytes: 1 << 40, limit_bytes: 0 });
+    let found = vec![
+        missing("GET", "/namespaces/team/dots/db-"),
+        missing("GET", "/namespaces/team/dots/db"),
+        call("GET", "/filesystems?&labelSelector=dotgraft.dev%2Fclaim%3D", scenario::list::<Filesystem>(&[], "Filesystem")),
+    ];
+    let large = wire::CreateVolumeRequest { capacity_range: range(), ..request() };
+    let made_none = play(seen(vec![], active()), found, |ctx| async move { create::create(&large, &ctx).await });
+    assert_eq!(made_none.await.unwrap_err().code(), Code::ResourceExhausted);
+    let larger = wire::ControllerExpandVolumeRequest { volume_id: FS.into(), capacity_range: range(), ..Default::default() };
+    let script = vec![call("GET", format!("/filesystems/{FS}"), active()), call("GET", "/dots/db", made())];
+    let stays = play(seen(vec![made()], active()), script, |ctx| async move { modify::expand(&larger, &ctx).await });
+    assert_eq!(stays.await.unwrap_err().code(), Code::ResourceExhausted);
+}
+
+#[tokio::test]
 async fn publish_to_an_unknown_node_or_over_the_limit_writes_nothing() {
     let fs = format!("/filesystems/{FS}");
     let script = vec![call("GET", &fs, active()), call("GET", "/dots/db", made()), missing("GET", "/nodepools/n9")];

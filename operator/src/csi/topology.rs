@@ -51,17 +51,34 @@ pub fn allowed<'a>(
     Ok(list)
 }
 
-/// The node to begin on: the first that is preferred, else the one with most free bytes, if the call restricts the choice at all.
+/// Refuses a size that none of the pools could hold even if it were empty. What fits on one is made, however much others have been promised.
 ///
 /// # Errors
 ///
-/// `RESOURCE_EXHAUSTED` if no pool is allowed.
+/// `RESOURCE_EXHAUSTED` if so.
+pub fn check_size<'a>(pools: impl Iterator<Item = &'a PoolView> + Clone, bytes: u64) -> Result<(), CsiError> {
+    if pools.clone().any(|p| p.may_fit(bytes)) {
+        return Ok(());
+    }
+    let largest = pools.map(|p| p.size).max().unwrap_or_default();
+    Err(CsiError::Exhausted(format!("{bytes} bytes are more than a pool has where the volume may be: {largest} at most")))
+}
+
+/// The node to begin on for a volume of so many bytes: the first that is preferred, else the one with most free bytes, if the call restricts the
+/// choice at all.
+///
+/// # Errors
+///
+/// `RESOURCE_EXHAUSTED` if no pool is allowed, or none could hold it.
 pub fn choose(
     pools: &[PoolView],
     group: Option<&str>,
     requirement: Option<&wire::TopologyRequirement>,
+    bytes: u64,
 ) -> Result<Option<String>, CsiError> {
-    let usable: Vec<&PoolView> = allowed(pools, group, requirement)?.into_iter().filter(|p| p.usable()).collect();
+    let allowed = allowed(pools, group, requirement)?;
+    check_size(allowed.iter().copied(), bytes)?;
+    let usable: Vec<&PoolView> = allowed.into_iter().filter(|p| p.usable() && p.may_fit(bytes)).collect();
     let most_free = |list: &mut dyn Iterator<Item = &PoolView>| {
         list.max_by(|a, b| a.available.cmp(&b.available).then_with(|| b.node.cmp(&a.node))).map(|p| p.node.clone())
     };
@@ -99,28 +116,44 @@ mod tests {
     fn the_preferred_node_is_begun_on_even_if_another_has_more_room() {
         let all = || vec![at(TOPOLOGY_POOL, "default"), at(TOPOLOGY_POOL, "ssd")];
         let r = Some(asks(all(), vec![at(TOPOLOGY_NODE, "n1"), at(TOPOLOGY_NODE, "n2")]));
-        assert_eq!(choose(&pools(), None, r.as_ref()).unwrap().as_deref(), Some("n1"));
+        assert_eq!(choose(&pools(), None, r.as_ref(), 1).unwrap().as_deref(), Some("n1"));
         let mut down = pools();
         down[0].ready = false;
-        assert_eq!(choose(&down, None, r.as_ref()).unwrap().as_deref(), Some("n2"));
+        assert_eq!(choose(&down, None, r.as_ref(), 1).unwrap().as_deref(), Some("n2"));
     }
 
     #[test]
     fn without_restriction_the_choice_is_left_open() {
-        assert_eq!(choose(&pools(), None, None).unwrap(), None);
-        assert_eq!(choose(&pools(), Some("default"), None).unwrap().as_deref(), Some("n2"));
+        assert_eq!(choose(&pools(), None, None, 1).unwrap(), None);
+        assert_eq!(choose(&pools(), Some("default"), None, 1).unwrap().as_deref(), Some("n2"));
     }
 
     #[test]
     fn where_nothing_is_allowed_or_ready_there_is_no_room() {
         let exhausted = |r: Result<Option<String>, CsiError>| matches!(r, Err(CsiError::Exhausted(_)));
-        assert!(exhausted(choose(&pools(), Some("hdd"), None)));
-        assert!(exhausted(choose(&pools(), Some("ssd"), Some(&asks(vec![at(TOPOLOGY_NODE, "n1")], vec![])))));
-        assert!(exhausted(choose(&pools(), None, Some(&asks(vec![at("zone", "a")], vec![])))));
+        assert!(exhausted(choose(&pools(), Some("hdd"), None, 1)));
+        assert!(exhausted(choose(&pools(), Some("ssd"), Some(&asks(vec![at(TOPOLOGY_NODE, "n1")], vec![])), 1)));
+        assert!(exhausted(choose(&pools(), None, Some(&asks(vec![at("zone", "a")], vec![])), 1)));
         let mut down = pools();
         for p in &mut down {
             p.ready = false;
         }
-        assert!(exhausted(choose(&down, None, None)));
+        assert!(exhausted(choose(&down, None, None, 1)));
+    }
+
+    #[test]
+    fn a_size_that_no_pool_could_hold_is_refused_and_what_fits_is_not_counted() {
+        let mut pools = pools();
+        (pools[0].size, pools[1].size, pools[2].size) = (10 << 30, 20 << 30, 40 << 30);
+        let at = |bytes: u64, group| choose(&pools, group, None, bytes << 30);
+        assert_eq!(at(20, Some("default")).unwrap().as_deref(), Some("n2"), "more than is free");
+        let too_large = at(21, Some("default")).unwrap_err();
+        assert!(matches!(&too_large, CsiError::Exhausted(m) if m.contains(&(20_u64 << 30).to_string())), "{too_large}");
+        assert!(at(21, None).is_ok());
+        let preferred = asks(vec![], vec![self::at(TOPOLOGY_NODE, "n1")]);
+        assert_eq!(choose(&pools, None, Some(&preferred), 15 << 30).unwrap().as_deref(), None, "n1 could never hold it");
+        let mut unknown = pools.clone();
+        unknown[1].size = 0;
+        assert!(choose(&unknown, Some("default"), None, 1 << 50).is_ok(), "nobody knows");
     }
 }
