@@ -113,7 +113,7 @@ async fn volumes_and_secrets(t: &Test, theirs: &str, ours: &str) -> Result<()> {
 
     let dots = format!("/apis/dotgraft.dev/v1alpha1/namespaces/{}/dots", t.namespace);
     for path in [&ca, &dots, "/apis/dotgraft.dev/v1alpha1/filesystems", "/apis/dotgraft.dev/v1alpha1/replicas", "/api/v1/pods"] {
-        let verb = if path == &ca { Verb::Get } else { Verb::List };
+        let verb = if *path == ca { Verb::Get } else { Verb::List };
         sidecars.may_not(verb, path, "").await?;
     }
     sidecars.may_not(request(), &format!("{accounts}/dotgraft-csi/token"), "").await
