@@ -28,6 +28,12 @@ pub use crate::dot::DotStatus as BranchStatus;
     printcolumn(name = "Owner", type_ = "string", json_path = ".status.owner", description = "node that may write it"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].status"),
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].reason"),
+    printcolumn(
+        name = "Uncommitted",
+        type_ = "date",
+        json_path = ".status.writtenSince",
+        description = "for how long the files differ from the newest commit"
+    ),
     printcolumn(name = "Head", type_ = "string", json_path = ".status.head", description = "newest commit", priority = 1),
     printcolumn(name = "Fs", type_ = "string", json_path = ".status.fsId", priority = 1),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")

@@ -298,6 +298,8 @@ words! {
         Completed,
         /// Each commit is where it should be.
         UpToDate,
+        /// A target lacks commits for longer than it should.
+        Behind,
         /// It waits for its turn or for an agent.
         Pending,
         /// A commit is durable on its owner.

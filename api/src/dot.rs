@@ -34,6 +34,12 @@ const ORIGIN_RULE: (&str, &str) =
     printcolumn(name = "Owner", type_ = "string", json_path = ".status.owner", description = "node that may write it"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].status"),
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].reason"),
+    printcolumn(
+        name = "Uncommitted",
+        type_ = "date",
+        json_path = ".status.writtenSince",
+        description = "for how long the files differ from the newest commit"
+    ),
     printcolumn(name = "Head", type_ = "string", json_path = ".status.head", description = "newest commit", priority = 1),
     printcolumn(name = "Fs", type_ = "string", json_path = ".status.fsId", priority = 1),
     printcolumn(name = "Bytes", type_ = "integer", json_path = ".status.bytes", priority = 1),
@@ -99,6 +105,11 @@ pub struct DotStatus {
     /// Bytes that may be used, files and history.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<u64>,
+    /// Since when its files differ from the newest commit: what was written since is on the owner's node only. Absent: they don't, as far as is known;
+    /// what is written is seen here within a minute and a half.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::time")]
+    pub written_since: Option<Time>,
     /// PVCs of its namespace that are bound to it for writing.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), inner(length(max = 253)), extend("x-kubernetes-list-type" = "atomic"))]
@@ -141,6 +152,22 @@ pub struct ReplicaSummary {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::uuid")]
     pub commit: Option<String>,
+    /// When the owner took that: the copy is as old as this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::time")]
+    pub commit_time: Option<Time>,
+    /// Commits that the owner has and this copy lacks; at most 16 are counted.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub missing: u32,
+    /// Since when it lacks something: the oldest such commit, else what was written after the newest. Absent: it lacks nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::time")]
+    pub behind_since: Option<Time>,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // as serde calls it
+const fn is_zero(n: &u32) -> bool {
+    *n == 0
 }
 
 /// A commit, as lists for people show it.

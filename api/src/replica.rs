@@ -299,6 +299,11 @@ pub struct ReplicaStatus {
     /// Up to where it has the history.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub complete_to: Option<CompleteTo>,
+    /// Since when the files of an owner's copy differ from its newest commit; absent: they don't, or that is not known. What is written is seen
+    /// here within a minute and a half.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::time")]
+    pub written_since: Option<Time>,
     /// The handoff in hand, or the last one, as the exporter tells it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub migration: Option<Migration>,

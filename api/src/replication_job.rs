@@ -28,7 +28,7 @@ use crate::schema::{self, rules};
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].status"),
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].reason"),
     printcolumn(name = "Last Success", type_ = "date", json_path = ".status.lastSuccessfulTime"),
-    printcolumn(name = "Lag", type_ = "string", json_path = ".status.lag", priority = 1),
+    printcolumn(name = "Lag", type_ = "date", json_path = ".status.behindSince", description = "for how long a target lacks something"),
     printcolumn(name = "Sent", type_ = "integer", json_path = ".status.progress.replicatedBytes", description = "bytes", priority = 1),
     printcolumn(name = "Expected", type_ = "integer", json_path = ".status.progress.expectedBytes", description = "bytes", priority = 1),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
@@ -233,10 +233,15 @@ pub struct ReplicationJobStatus {
     /// Bytes that it sent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_bytes: Option<u64>,
-    /// Age of the oldest commit that is not yet there, such as 5m.
+    /// The age of `behindSince` when this status was written, such as 5m; `0s`: nothing is missing. Absent: not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 32))]
     pub lag: Option<String>,
+    /// Since when a target lacks something of its source: the oldest commit that isn't there, else what was written after the newest. Absent: none
+    /// lacks anything, as far as is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::time")]
+    pub behind_since: Option<Time>,
     /// Runs that failed since the last success.
     #[serde(default)]
     pub consecutive_failures: u32,

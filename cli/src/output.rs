@@ -95,7 +95,12 @@ pub fn short(id: &str) -> String {
 
 /// How long ago, as kubectl says it.
 pub fn age(then: jiff::Timestamp) -> String {
-    let s = jiff::Timestamp::now().as_second().saturating_sub(then.as_second()).max(0);
+    age_at(then, jiff::Timestamp::now())
+}
+
+/// The same as of a moment.
+pub fn age_at(then: jiff::Timestamp, now: jiff::Timestamp) -> String {
+    let s = now.as_second().saturating_sub(then.as_second()).max(0);
     match s {
         0..120 => format!("{s}s"),
         120..7200 => format!("{}m", s / 60),

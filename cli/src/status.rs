@@ -4,14 +4,17 @@ use std::collections::BTreeSet;
 
 use anyhow::{Result, bail};
 use clap::Args;
-use dotgraft_api::{Branch, ClaimKind, Condition, ConditionType, Dot, DotOperation, DotStatus, ReplicationJob, condition, is_true, says};
+use dotgraft_api::{
+    Branch, ClaimKind, Condition, ConditionType, Dot, DotOperation, DotStatus, ReplicaSummary, ReplicationJob, condition, is_true, says,
+};
+use jiff::Timestamp;
 use kube::api::ListParams;
 use kube::core::NamespaceResourceScope;
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::Serialize;
 
 use crate::Common;
-use crate::output::{self, Table, bytes, short};
+use crate::output::{self, Table, age, age_at, bytes, short};
 use crate::runbook;
 
 #[derive(Debug, Args)]
@@ -78,11 +81,27 @@ struct Volume {
     head: Option<String>,
     bytes: u64,
     limit: u64,
-    replicas: Vec<String>,
+    /// Whether what it holds is on another node, too.
+    safe: String,
+    copies: Vec<CopyOf>,
     ready: bool,
     trouble: Option<String>,
     /// Where the runbook explains it.
     runbook: Option<String>,
+}
+
+/// Where nothing is missing.
+const NOTHING: &str = "nothing";
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct CopyOf {
+    node: String,
+    state: String,
+    commit: Option<String>,
+    /// Of that commit: the copy is as of then.
+    age: Option<String>,
+    missing: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -94,6 +113,7 @@ struct Job {
     state: String,
     replicated: u64,
     expected: Option<u64>,
+    /// For how long its target lacks something.
     lag: Option<String>,
     trouble: Option<String>,
     /// Where the runbook explains it.
@@ -163,6 +183,8 @@ fn named(kind: ClaimKind, name: &str) -> String {
 }
 
 fn volume(namespace: &str, name: String, s: DotStatus) -> Volume {
+    let now = Timestamp::now();
+    let (safe, copies) = (safe(&s, now), copies(&s, now));
     Volume {
         namespace: namespace.to_owned(),
         name,
@@ -170,11 +192,54 @@ fn volume(namespace: &str, name: String, s: DotStatus) -> Volume {
         head: s.head,
         bytes: s.bytes.unwrap_or(0),
         limit: s.limit.unwrap_or(0),
-        replicas: s.replicas.iter().map(|r| format!("{} ({})", r.node, r.state)).collect(),
+        safe,
+        copies,
         ready: is_true(&s.conditions, ConditionType::Ready).is_some(),
         trouble: trouble(&s.conditions).map(|c| format!("{}: {}", c.reason, c.message)),
         runbook: trouble(&s.conditions).map(|c| runbook::of(&c.reason)),
     }
+}
+
+/// What of a volume is on its owner's node only, in a few words.
+fn safe(s: &DotStatus, now: Timestamp) -> String {
+    let Some(owner) = &s.owner else { return String::new() };
+    let others = || s.replicas.iter().filter(|r| r.node != *owner && r.commit.is_some());
+    if others().next().is_none() {
+        return format!("no: it is on {owner} only");
+    }
+    match others().find(|r| r.behind_since.is_none()) {
+        Some(r) => format!("yes: all of it is on {}, too", r.node),
+        None => others().max_by_key(|r| r.behind_since.as_ref().map(|t| t.0)).map_or_else(String::new, |r| {
+            let last = r.behind_since.as_ref().map(|t| age_at(t.0, now)).unwrap_or_default();
+            format!("but for the last {last}: {} has what is older", r.node)
+        }),
+    }
+}
+
+fn copies(s: &DotStatus, now: Timestamp) -> Vec<CopyOf> {
+    let uncommitted = s.written_since.as_ref().map(|t| format!("what was written in the last {}", age_at(t.0, now)));
+    let one = |r: &ReplicaSummary| {
+        let is_owner = Some(&r.node) == s.owner.as_ref();
+        let commits = match r.missing {
+            0 => None,
+            1 => Some("1 commit".to_owned()),
+            n @ 2..16 => Some(format!("{n} commits")),
+            _ => Some("16 commits or more".to_owned()),
+        };
+        // What no commit has is on the owner's node only.
+        let lacks: Vec<String> = commits.into_iter().chain(uncommitted.clone()).filter(|_| !is_owner).collect();
+        let owners = || uncommitted.as_ref().map_or_else(|| NOTHING.to_owned(), |u| format!("nothing; no commit has {u}"));
+        let missing = if is_owner {
+            owners()
+        } else if lacks.is_empty() {
+            NOTHING.to_owned()
+        } else {
+            lacks.join(", and ")
+        };
+        let as_of = r.commit_time.as_ref().map(|t| age_at(t.0, now));
+        CopyOf { node: r.node.clone(), state: r.state.clone(), commit: r.commit.clone(), age: as_of, missing }
+    };
+    s.replicas.iter().map(one).collect()
 }
 
 fn trouble(conditions: &[Condition]) -> Option<&Condition> {
@@ -193,14 +258,14 @@ fn job(j: &ReplicationJob) -> Job {
         state: s.state.unwrap_or_else(|| "Pending".into()),
         replicated: progress.replicated_bytes,
         expected: progress.expected_bytes,
-        lag: s.lag,
+        lag: s.behind_since.as_ref().map(|t| age(t.0)).or_else(|| s.lag.map(|_| NOTHING.to_owned())),
         runbook: s.problem.as_ref().map(|p| runbook::of(&p.reason)),
         trouble: s.problem.map(|p| format!("{}: {}", p.reason, p.message)),
     }
 }
 
 fn draw(report: &Report, wide: bool) -> String {
-    let mut volumes = Table::new(&["NAMESPACE", "NAME", "READY", "OWNER", "COMMIT", "USED", "LIMIT", "REPLICAS", "TROUBLE"]);
+    let mut volumes = Table::new(&["NAMESPACE", "NAME", "READY", "OWNER", "COMMIT", "USED", "LIMIT", "SAFE", "TROUBLE"]);
     for v in &report.volumes {
         let head = v.head.clone().unwrap_or_default();
         volumes.row(vec![
@@ -211,8 +276,21 @@ fn draw(report: &Report, wide: bool) -> String {
             if wide { head } else { short(&head) },
             bytes(v.bytes),
             bytes(v.limit),
-            v.replicas.join(", "),
+            v.safe.clone(),
             v.trouble.clone().unwrap_or_default(),
+        ]);
+    }
+    let mut copies = Table::new(&["NAMESPACE", "NAME", "COPY ON", "STATE", "COMMIT", "AGE", "MISSING"]);
+    for (v, c) in report.volumes.iter().flat_map(|v| v.copies.iter().map(move |c| (v, c))) {
+        let commit = c.commit.clone().unwrap_or_default();
+        copies.row(vec![
+            v.namespace.clone(),
+            v.name.clone(),
+            c.node.clone(),
+            c.state.clone(),
+            if wide { commit } else { short(&commit) },
+            c.age.clone().unwrap_or_default(),
+            c.missing.clone(),
         ]);
     }
     let mut jobs = Table::new(&["NAMESPACE", "JOB", "TARGET", "STATE", "SENT", "EXPECTED", "LAG", "TROUBLE"]);
@@ -232,7 +310,13 @@ fn draw(report: &Report, wide: bool) -> String {
     for o in &report.operations {
         operations.row(vec![o.namespace.clone(), o.name.clone(), o.target.clone(), o.act.to_owned(), o.waits_for.clone()]);
     }
-    let all = [(report.volumes.is_empty(), volumes), (report.jobs.is_empty(), jobs), (report.operations.is_empty(), operations)];
+    let no_copies = report.volumes.iter().all(|v| v.copies.is_empty());
+    let all = [
+        (report.volumes.is_empty(), volumes),
+        (no_copies, copies),
+        (report.jobs.is_empty(), jobs),
+        (report.operations.is_empty(), operations),
+    ];
     let full: Vec<String> = all.into_iter().filter(|(empty, _)| !empty).map(|(_, table)| table.text()).collect();
     let tables = if full.is_empty() { "No Dots, Branches or jobs.".to_owned() } else { full.join("\n\n") };
     let places: BTreeSet<&str> =
@@ -282,5 +366,35 @@ mod tests {
         assert_eq!((of(&["branch/d"]), of(&["job/j", "d"])), (Some((1, 0, 0)), Some((1, 1, 1))));
         assert_eq!((of(&["x"]), of(&["d", "x"])), (None, None));
         assert!(draw(&report(), false).contains("reset-d-x"));
+    }
+
+    #[test]
+    fn it_says_what_is_on_one_node_only_and_how_old_each_copy_is() {
+        let at = |s: i64| Timestamp::from_second(s).unwrap();
+        let now = at(10_000);
+        let copy = |node: &str, ago: i64, missing: u32, behind: Option<i64>| ReplicaSummary {
+            node: node.into(),
+            state: "Replica".into(),
+            commit: Some("0198c2a5-7f00-7000-8000-000000000001".into()),
+            commit_time: Some(dotgraft_api::Time(at(10_000 - ago))),
+            missing,
+            behind_since: behind.map(|b| dotgraft_api::Time(at(10_000 - b))),
+        };
+        let of = |written: Option<i64>, copies: Vec<ReplicaSummary>| DotStatus {
+            owner: Some("n1".into()),
+            written_since: written.map(|w| dotgraft_api::Time(at(10_000 - w))),
+            replicas: [vec![copy("n1", 10, 0, None)], copies].concat(),
+            ..DotStatus::default()
+        };
+        let told = |s: &DotStatus| (safe(s, now), super::copies(s, now).iter().map(|c| c.missing.clone()).collect::<Vec<_>>());
+        assert_eq!(told(&of(None, vec![])), ("no: it is on n1 only".into(), vec!["nothing".into()]));
+        let same = of(None, vec![copy("n2", 10, 0, None), copy("n3", 900, 3, Some(800))]);
+        assert_eq!(told(&same), ("yes: all of it is on n2, too".into(), vec!["nothing".into(), "nothing".into(), "3 commits".into()]));
+        let late = of(Some(5), vec![copy("n2", 900, 1, Some(10)), copy("n3", 900, 3, Some(800))]);
+        let (sentence, missing) = told(&late);
+        assert_eq!(sentence, "but for the last 10s: n2 has what is older");
+        assert_eq!(missing[0], "nothing; no commit has what was written in the last 5s");
+        assert_eq!(missing[1], "1 commit, and what was written in the last 5s");
+        assert_eq!(super::copies(&late, now)[1].age.as_deref(), Some("15m"));
     }
 }

@@ -8,6 +8,7 @@
 //! - [`step`]: the order in which a shell does what they decide.
 
 pub mod authority;
+pub mod behind;
 pub mod copies;
 pub mod filesystem;
 pub mod format;

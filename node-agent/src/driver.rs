@@ -402,6 +402,12 @@ pub trait Driver: Send + Sync + 'static {
     ///
     /// `NotFound` without the head or the commit; the pool can't be written back.
     fn head_changed_since(&self, fs: FsId, commit: CommitId) -> Result<bool, DriverError>;
+    /// The same as of the pool's last transaction: nothing is written back for it, so the newest half minute may be missing.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound` without the head or the commit.
+    fn head_written_since(&self, fs: FsId, commit: CommitId) -> Result<bool, DriverError>;
 
     /// Who has the head or any commit of it mounted, in any mount namespace, the agent's own pool mount left out.
     ///

@@ -24,6 +24,7 @@ pub mod filesystem;
 pub mod handle;
 pub mod http;
 pub mod job;
+pub mod lag;
 pub mod leader;
 pub mod live;
 pub mod metrics;

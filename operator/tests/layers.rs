@@ -15,6 +15,7 @@ const GROUND: [&str; 18] = [
     "error",
     "handle",
     "http",
+    "lag",
     "leader",
     "live",
     "metrics",

@@ -16,6 +16,7 @@ pub fn cases() -> Vec<Case> {
     vec![
         Case::new("cli-commit-log", "kubectl dot commit takes a commit, and log lists it first", commit_log),
         Case::new("cli-branch-push-status", "kubectl dot branch, push and status do and say what is", branch_push_status),
+        Case::new("cli-status-age", "status says what of a volume is on one node only: commits, and what was written since", status_age),
         Case::new("cli-move-promote", "kubectl dot move and promote do and say what is", move_promote),
         Case::new("job-no-node", "a job whose target node does not exist says so by a typed reason", no_node),
         Case::new("6-two-jobs", "two jobs to one target: one at a time, both complete", two_jobs),
@@ -82,6 +83,48 @@ async fn branch_push_status(t: Arc<Test>) -> Result<()> {
         ensure!(dot["owner"] == "n1" && dot["head"] == *commit && dot["ready"] == true, "{status}");
         ensure!(volumes.len() == 2, "{status}");
         ensure!(status["jobs"].as_array().is_some_and(|j| j.len() == 1), "{status}");
+        Ok(())
+    })
+    .await
+}
+
+/// After a push that is over: newer commits and newer writes are missing on the target, and everything says so.
+async fn status_age(t: Arc<Test>) -> Result<()> {
+    let fs_id = t.dot("d", "n1").await?;
+    let first = t.commit("c1", "d").await?;
+    dot(&t, &["push", "d", "--to", "n2"]).await?;
+    t.arrived(&fs_id, &first, "n2", STEP).await?;
+    let copy_on_n2 = |dot: &Value| {
+        let copies = dot.pointer("/status/replicas").and_then(Value::as_array).cloned().unwrap_or_default();
+        copies.into_iter().find(|c| c["node"] == "n2").context("no copy on n2")
+    };
+    eventually("the copy to lack nothing", STEP, || async {
+        let copy = copy_on_n2(&t.object("Dot", "d").await?)?;
+        ensure!(copy["commit"] == *first && copy["missing"].is_null() && copy["behindSince"].is_null(), "{copy}");
+        ensure!(dot(&t, &["status", "d"]).await?.contains("yes: all of it is on n2"), "status doesn't say that it is safe");
+        Ok(())
+    })
+    .await?;
+    t.commit("c2", "d").await?;
+    let head = t.mount("n1", &fs_id).await?;
+    std::fs::write(head.join("newer"), "than any commit")?;
+    rustix::fs::syncfs(std::fs::File::open(&head)?)?;
+    t.unmount(&head).await?;
+    let mut job = t.kube().names("ReplicationJob", &t.namespace, |_| true).await?;
+    let job = job.pop().context("the push made a job")?;
+    eventually("all to say what is missing", STEP, || async {
+        let object = t.object("Dot", "d").await?;
+        let copy = copy_on_n2(&object)?;
+        ensure!(copy["missing"] == 1 && copy["behindSince"].is_string() && copy["commitTime"].is_string(), "{copy}");
+        ensure!(object["status"]["writtenSince"].is_string(), "nobody has seen the write");
+        let of_job = t.object("ReplicationJob", &job).await?;
+        ensure!(
+            of_job["status"]["behindSince"] == copy["behindSince"],
+            "the copy lacks it since {copy}, the job says {}",
+            of_job["status"]
+        );
+        let said = dot(&t, &["status", "d"]).await?;
+        ensure!(said.contains("1 commit, and what was written in the last") && said.contains("but for the last"), "{said}");
         Ok(())
     })
     .await

@@ -62,6 +62,8 @@ async fn silent_kernel(t: Arc<Test>) -> Result<()> {
         Ok(())
     })
     .await?;
+    let behind = t.condition("ReplicationJob", "j", "Ready", "False", Some("Behind")).await?;
+    ensure!(behind["status"]["behindSince"].is_string(), "{}", behind["status"]);
     t.arrived(&fs_id, &second, "n2", STEP).await?;
     let job = t.condition("ReplicationJob", "j", "Ready", "True", Some("UpToDate")).await?;
     ensure!(job["status"]["attempt"] == 1, "attempt {}: {}", job["status"]["attempt"], job["status"]["attempts"]);

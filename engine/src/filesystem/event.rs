@@ -234,10 +234,12 @@ pub enum Task {
         /// Level-1 qgroup.
         qgroup: u64,
     },
-    /// Bytes and limit.
+    /// Bytes and limit, and whether the head was written after that commit.
     Usage {
         /// Level-1 qgroup.
         qgroup: u64,
+        /// An owner's newest commit.
+        newest: Option<CommitId>,
     },
     /// Bind-mount.
     Mount(MountWhat, String, MountMode),
@@ -347,6 +349,8 @@ pub enum TaskDone {
         bytes: u64,
         /// Limit.
         limit: u64,
+        /// The head was written after the commit that was named; `None`: not known.
+        written: Option<bool>,
     },
     /// For `Receive`: the commit is on disk, complete.
     Received {

@@ -200,7 +200,7 @@ impl Filesystem {
         self.outbox.advance(source!(self), &mut desk!(self, ctx, out));
         self.advance_lend(ctx, out);
         self.outbox.settle_refused(source!(self), &mut desk!(self, ctx, out));
-        self.usage.advance(&self.standing, &mut desk!(self, ctx, out));
+        self.usage.advance(source!(self), &mut desk!(self, ctx, out));
     }
 
     /// The Replica's jobs changed, or those of our own, or the copy became able to send.
@@ -263,7 +263,7 @@ impl Filesystem {
                     self.usage.look_soon(ctx.boot);
                 }
             }
-            Ended::Usage(figures) => self.usage.on_read(figures.ok(), ctx.boot),
+            Ended::Usage(newest, found) => self.usage.on_read(newest.and_then(|id| self.history.get(id)), found.ok(), ctx.clock()),
             Ended::Swapped(result) => self.on_swapped(result, ctx, out),
             Ended::Exported(handoff, result) => self.on_exported(&handoff, result, ctx, out),
             Ended::Mounted(req, what, target, result) => self.on_mounted(req, (what, target), result, ctx, out),

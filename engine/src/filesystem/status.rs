@@ -150,6 +150,8 @@ pub struct FilesystemStatus {
     pub bytes: u64,
     /// Their limit.
     pub limit: u64,
+    /// Since when its files differ from its newest commit, of an owner; `None`: they don't, as far as is known.
+    pub written_since: Option<Timestamp>,
     /// What it says that it holds.
     pub holding: super::Holding,
     /// Stream bytes of a receive that are safe, if one is under way or interrupted.
@@ -195,6 +197,7 @@ impl Filesystem {
             recent_commits: shows().rev().take(RECENT_COMMITS).map(|c| shown(c)).collect(),
             bytes,
             limit,
+            written_since: self.usage.written_since(self.history.newest().map(|c| c.id)),
             holding: self.holding(),
             receiving: self.inbox.coming(),
             migration: self.migration_status(),

@@ -1,14 +1,37 @@
-//! How much room the copy takes: the qgroup is read now and then, sooner where something changed.
+//! How much room the copy takes, and whether its files differ from the newest commit: the disk is looked at now and then, sooner where something
+//! changed.
 
 use super::event::Task;
-use super::standing::Standing;
+use super::outbox::Source;
 use super::tasks::{Desk, Slot};
-use crate::ids::BootTime;
+use crate::ids::{BootTime, CommitId, Now, Timestamp};
+use crate::model::Commit;
 
-/// How often the qgroup is read when nothing else asks for it.
+/// How often it is looked at when nothing else asks for it.
 const EVERY_MS: u64 = 60_000;
+/// … while an owner's files are those of its newest commit: the first write after it is to be seen.
+const WATCH_MS: u64 = 20_000;
 /// And while nine tenths of the limit are used, or a partial transfer was cleared away: room that comes back is soon seen.
 const SOON_MS: u64 = 2_000;
+
+/// What a look has found.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Found {
+    pub(super) bytes: u64,
+    pub(super) limit: u64,
+    /// The head was written after the commit that was asked about.
+    pub(super) written: Option<bool>,
+}
+
+/// How the head stands to a commit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Seen {
+    commit: CommitId,
+    /// Until then nothing had been written.
+    unwritten_until: Timestamp,
+    /// Something has been written since.
+    written: bool,
+}
 
 /// See the module's documentation.
 #[derive(Debug, Default)]
@@ -16,6 +39,7 @@ pub(super) struct Usage {
     bytes: u64,
     /// 0: none known.
     limit: u64,
+    seen: Option<Seen>,
     due: BootTime,
 }
 
@@ -23,6 +47,12 @@ impl Usage {
     /// Used bytes, and their limit.
     pub(super) const fn figures(&self) -> (u64, u64) {
         (self.bytes, self.limit)
+    }
+
+    /// Since when the files differ from that commit, the newest: at the latest, as what was written may be seen a minute and a half later.
+    /// `None`: they don't, as far as is known.
+    pub(super) fn written_since(&self, newest: Option<CommitId>) -> Option<Timestamp> {
+        self.seen.filter(|s| s.written && Some(s.commit) == newest).map(|s| s.unwritten_until)
     }
 
     /// Bytes left, where a limit is known.
@@ -46,21 +76,70 @@ impl Usage {
 
     /// Nothing is here any more.
     pub(super) const fn clear(&mut self) {
-        (self.bytes, self.limit) = (0, 0);
+        (self.bytes, self.limit, self.seen) = (0, 0, None);
     }
 
-    pub(super) fn advance(&self, standing: &Standing, desk: &mut Desk<'_>) {
+    pub(super) fn advance(&self, source: Source<'_>, desk: &mut Desk<'_>) {
+        let standing = source.standing;
         if standing.is_active() && self.due <= desk.ctx.boot && desk.is_ready(Slot::Usage) {
-            desk.start(Slot::Usage, Task::Usage { qgroup: standing.qgroup() });
+            let newest = source.history.newest().filter(|_| standing.is_owner() && !standing.is_headless()).map(|c| c.id);
+            desk.start(Slot::Usage, Task::Usage { qgroup: standing.qgroup(), newest });
         }
     }
 
-    /// It was read, or could not be.
-    pub(super) fn on_read(&mut self, figures: Option<(u64, u64)>, now: BootTime) {
-        if let Some((bytes, limit)) = figures {
-            (self.bytes, self.limit) = (bytes, limit);
+    /// It was looked at, or could not be. `about`: the commit that the head was compared with, if it is still here.
+    pub(super) fn on_read(&mut self, about: Option<&Commit>, found: Option<Found>, now: Now) {
+        if let Some(found) = found {
+            (self.bytes, self.limit) = (found.bytes, found.limit);
+            if let (Some(commit), Some(written)) = (about, found.written) {
+                self.see(commit, written, now.wall);
+            }
         }
         let nearly_full = self.limit > 0 && self.bytes >= self.limit / 10 * 9;
-        self.due = now.plus_ms(if nearly_full { SOON_MS } else { EVERY_MS });
+        let watched = self.seen.is_some_and(|s| !s.written);
+        self.due = now.boot.plus_ms(match () {
+            () if nearly_full => SOON_MS,
+            () if watched => WATCH_MS,
+            () => EVERY_MS,
+        });
+    }
+
+    fn see(&mut self, commit: &Commit, written: bool, now: Timestamp) {
+        let before = self.seen.filter(|s| s.commit == commit.id);
+        let unwritten_until = match before {
+            _ if !written => now.max(commit.time),
+            Some(seen) => seen.unwritten_until,
+            None => commit.time,
+        };
+        self.seen = Some(Seen { commit: commit.id, unwritten_until, written });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn commit(n: i64) -> Commit {
+        let json = serde_json::json!({"version": 1, "id": format!("0198c2a5-7f00-7000-8000-{n:012}"), "fsId": "0198c2a5-7f00-7000-8000-000000000001",
+            "parent": null, "time": n * 100, "epoch": 1, "transient": false});
+        serde_json::from_value(json).unwrap()
+    }
+    fn look(usage: &mut Usage, commit: &Commit, written: Option<bool>, at: i64) {
+        let now = Now { wall: Timestamp(at), boot: BootTime(0) };
+        usage.on_read(Some(commit), Some(Found { bytes: 1, limit: 100, written }), now);
+    }
+
+    #[test]
+    fn a_write_is_told_as_of_the_last_look_without_it_and_a_commit_ends_it() {
+        let (mut usage, one, two) = (Usage::default(), commit(1), commit(2));
+        look(&mut usage, &one, Some(false), 110);
+        assert_eq!((usage.written_since(Some(one.id)), usage.due()), (None, BootTime(WATCH_MS)), "the first write is to be seen");
+        look(&mut usage, &one, Some(true), 150);
+        look(&mut usage, &one, Some(true), 190);
+        look(&mut usage, &one, None, 195);
+        assert_eq!((usage.written_since(Some(one.id)), usage.due()), (Some(Timestamp(110)), BootTime(EVERY_MS)));
+        assert_eq!(usage.written_since(Some(two.id)), None, "that is another matter");
+        look(&mut usage, &two, Some(true), 250);
+        assert_eq!(usage.written_since(Some(two.id)), Some(Timestamp(200)), "after a start nobody knows better than from the commit on");
     }
 }

@@ -1,6 +1,7 @@
-//! How far behind a job's receiver is: what the metric of replication lag is made of.
+//! How far behind a job's receiver is of what the job owes it: what the metric of replication lag is made of.
 
 use super::{Initial, Job};
+use crate::behind::behind;
 use crate::ids::Timestamp;
 use crate::model::Commit;
 
@@ -13,9 +14,9 @@ impl Job {
     pub fn behind_since<'a>(&self, history: impl DoubleEndedIterator<Item = &'a Commit>) -> Option<Timestamp> {
         let spec = self.spec().filter(|s| !s.suspend && !self.is_stopped() && (s.on_commit || self.row().owed))?;
         let cursor = self.row().cursor;
-        let mut missing = history.rev().take_while(|c| Some(c.id) != cursor).filter(|c| !c.transient);
-        let oldest = if cursor.is_none() && spec.params.initial == Initial::MostRecent { missing.next() } else { missing.last() };
-        oldest.map(|c| c.time)
+        let begins = if cursor.is_none() && spec.params.initial == Initial::MostRecent { 1 } else { usize::MAX };
+        let owed = history.rev().filter(|c| !c.transient || Some(c.id) == cursor).take(begins);
+        behind(owed, |c| Some(c.id) == cursor, |c| c.time, None).since
     }
 }
 

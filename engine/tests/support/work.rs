@@ -129,7 +129,9 @@ impl Sim<'_> {
                 let seen = others.filter_map(|(_, node)| node.journal.load().base.map(|b| b.epoch)).max();
                 return Ok(Done::All(TaskDone::HighestEpoch(seen.unwrap_or_default())));
             }
-            (Task::Usage { .. }, _) => return Ok(Done::All(TaskDone::Usage { bytes: self.usage.0, limit: self.usage.1 })),
+            (Task::Usage { .. }, _) => {
+                return Ok(Done::All(TaskDone::Usage { bytes: self.usage.0, limit: self.usage.1, written: Some(false) }));
+            }
             (Task::Estimate { from, to, .. }, _) => {
                 return Ok(Done::All(TaskDone::Estimated(Some(super::wire::size_of(*from, *to)))));
             }

@@ -319,6 +319,9 @@ impl Driver for FakeDriver {
     fn head_changed_since(&self, _: FsId, _: CommitId) -> Result<bool, DriverError> {
         Ok(false)
     }
+    fn head_written_since(&self, _: FsId, _: CommitId) -> Result<bool, DriverError> {
+        Ok(false)
+    }
     fn holders(&self, _: FsId) -> Result<Vec<Holder>, DriverError> {
         let mounts = self.disk().mounts.clone();
         Ok(mounts.into_iter().map(|mount_point| Holder { pid: 1, command: "pod".into(), mount_point }).collect())

@@ -189,6 +189,7 @@ fn with_texts(s: &FilesystemStatus, before: Option<&ReplicaStatus>, now: Timesta
         kept: s.holding.kept.iter().map(ToString::to_string).collect(),
         kept_complete: s.holding.complete,
         complete_to: s.holding.complete_to.map(complete_to),
+        written_since: s.written_since.map(time),
         migration: s.migration.as_ref().map(migration),
         handed_over: s.handed_over.map(|e| e.0),
         import_start: s.import_start.map(|(mig, attempt, commit)| ImportStart {

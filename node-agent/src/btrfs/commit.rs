@@ -125,20 +125,22 @@ impl BtrfsPool {
     /// Generations of the *committed* trees: if the head's is newer already, nothing has to be written back to know it; else it is, once.
     /// The commit's own generation is no measure: snapshots taken *of* it make it newer. Its creation is.
     pub(super) fn changed_since(&self, fs: FsId, commit: CommitId) -> Result<bool, DriverError> {
-        let taken = self.commit_subvol(fs, commit)?.info;
-        let newer = |head: &ioctl::SubvolInfo| {
-            if taken.parent_uuid == head.uuid {
-                head.generation > taken.created // the commit was taken of this head
-            } else if head.parent_uuid == taken.uuid {
-                head.generation > head.created // this head was made from the commit
-            } else {
-                true // neither: no generations to compare
-            }
-        };
-        if newer(&self.head(fs)?.info) {
+        if self.written_since(fs, commit)? {
             return Ok(true);
         }
         ioctl::sync(&self.root).doing(|| "write the pool back".to_owned())?;
-        Ok(newer(&self.head(fs)?.info))
+        self.written_since(fs, commit)
+    }
+
+    /// See [`crate::driver::Driver::head_written_since`].
+    pub(super) fn written_since(&self, fs: FsId, commit: CommitId) -> Result<bool, DriverError> {
+        let (taken, head) = (self.commit_subvol(fs, commit)?.info, self.head(fs)?.info);
+        Ok(if taken.parent_uuid == head.uuid {
+            head.generation > taken.created // the commit was taken of this head
+        } else if head.parent_uuid == taken.uuid {
+            head.generation > head.created // this head was made from the commit
+        } else {
+            true // neither: no generations to compare
+        })
     }
 }

@@ -67,6 +67,9 @@ impl Driver for BtrfsPool {
     fn head_changed_since(&self, fs: FsId, commit: CommitId) -> Result<bool, DriverError> {
         self.changed_since(fs, commit)
     }
+    fn head_written_since(&self, fs: FsId, commit: CommitId) -> Result<bool, DriverError> {
+        self.written_since(fs, commit)
+    }
 
     fn holders(&self, fs: FsId) -> Result<Vec<Holder>, DriverError> {
         self.holders_of(fs)

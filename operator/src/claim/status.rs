@@ -14,6 +14,7 @@ use crate::conditions::{self, Block, Wanted, same, wanted};
 use crate::context::Ctx;
 use crate::error::Error;
 use crate::filesystem::{self, kept::Stay};
+use crate::lag;
 use crate::pools::{self, PoolView};
 use crate::pvc;
 use crate::write;
@@ -94,6 +95,7 @@ fn compute(input: &Input<'_>, old: &DotStatus, now: &Time) -> DotStatus {
         head: reported.and_then(|s| s.head.clone()),
         bytes: reported.map(|s| s.bytes),
         limit: reported.filter(|s| s.limit > 0).map(|s| s.limit),
+        written_since: reported.and_then(|s| s.written_since.clone()),
         claims: input.claims.clone(),
         replicas: summaries(input),
         migration: filesystem::moving::newest_report(input.replicas),
@@ -115,6 +117,7 @@ fn recent(status: &dotgraft_api::ReplicaStatus) -> Vec<RecentCommit> {
 /// One line per node: the owner first, then by node. A tombstone hides behind the copy of the node's new pool.
 fn summaries(input: &Input<'_>) -> Vec<ReplicaSummary> {
     let owner = input.authority.map(|a| a.owner.pool.as_str());
+    let reported = input.owner().and_then(|r| r.status.as_ref());
     let mut list: Vec<&Arc<Replica>> = input.replicas.iter().collect();
     list.sort_by_key(|r| (Some(r.spec.pool.as_str()) != owner, r.spec.node.clone(), r.spec.desired.state == DesiredState::Absent));
     let mut out: Vec<ReplicaSummary> = Vec::new();
@@ -122,7 +125,15 @@ fn summaries(input: &Input<'_>) -> Vec<ReplicaSummary> {
         if out.len() < 16 && !out.iter().any(|s| s.node == r.spec.node) {
             let status = r.status.clone().unwrap_or_default();
             let state = format!("{:?}", status.role);
-            out.push(ReplicaSummary { node: r.spec.node.clone(), state, commit: status.head });
+            let lag = lag::of(reported, Some(&status)).filter(|_| Some(r.spec.pool.as_str()) != owner);
+            out.push(ReplicaSummary {
+                node: r.spec.node.clone(),
+                state,
+                commit_time: status.recent_commits.first().map(|c| c.time.clone()),
+                commit: status.head,
+                missing: lag.map_or(0, |b| u32::try_from(b.commits).unwrap_or(u32::MAX)),
+                behind_since: lag.and_then(|b| b.since).map(Time),
+            });
         }
     }
     out

@@ -4,6 +4,7 @@
 //! has ended, the report doesn't change any more.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use dotgraft_api::run_report::RunState;
 use dotgraft_api::{ConditionType, FilesystemCounts, JobReport, Progress, Reason, ReplicationJob, ReplicationJobStatus, Time, Word};
@@ -15,6 +16,8 @@ use crate::conditions::{self, Wanted, of_problem, wanted};
 
 /// Most items of a report.
 const MAX_ITEMS: usize = 50;
+/// So long a newer commit may take to its target before a job of each commit isn't ready.
+const PROMPT: Duration = Duration::from_secs(10);
 /// Most conditions beyond the base ones.
 const MAX_TYPED: usize = 8;
 
@@ -22,13 +25,13 @@ const MAX_TYPED: usize = 8;
 pub fn status(job: &ReplicationJob, items: Vec<Item>, now: &Time) -> ReplicationJobStatus {
     let old = job.status.clone().unwrap_or_default();
     if is_final(job, &old) {
-        return frozen(job, old, now);
+        return frozen(job, old, &items, now);
     }
     let mut judged: Vec<Judged> = items.into_iter().map(|i| judge(i, job)).collect();
     judged.sort_by(|a, b| a.stage.cmp(&b.stage).then_with(|| a.item.name.cmp(&b.item.name)));
     let mut new = summary(job, &judged, &old);
-    new.lag = lag(&judged, now);
-    new.conditions = conditions::merge(&old.conditions, &verdicts(job, &judged, &new), job.metadata.generation, now);
+    (new.lag, new.behind_since) = lag(judged.iter().map(|j| &j.item), now);
+    new.conditions = conditions::merge(&old.conditions, &verdicts(job, &judged, &new, now), job.metadata.generation, now);
     new
 }
 
@@ -37,7 +40,9 @@ fn is_final(job: &ReplicationJob, old: &ReplicationJobStatus) -> bool {
     !resolve::on_commit(job) && old.finished_at.is_some() && old.observed_trigger == job.spec.trigger
 }
 
-fn frozen(job: &ReplicationJob, mut old: ReplicationJobStatus, now: &Time) -> ReplicationJobStatus {
+/// Only how old the copy is by now goes on.
+fn frozen(job: &ReplicationJob, mut old: ReplicationJobStatus, items: &[Item], now: &Time) -> ReplicationJobStatus {
+    (old.lag, old.behind_since) = lag(items.iter(), now);
     let mut list: Vec<Wanted> =
         old.conditions.iter().filter(|c| c.type_ != ConditionType::Suspended.as_str()).map(conditions::same).collect();
     list.push(suspended(job));
@@ -101,6 +106,7 @@ fn summary(job: &ReplicationJob, judged: &[Judged], old: &ReplicationJobStatus) 
         last_duration,
         last_bytes,
         lag: None,
+        behind_since: None,
         consecutive_failures: agents().map(|j| j.consecutive_failures).max().unwrap_or(0),
         conditions: Vec::new(),
     }
@@ -143,12 +149,26 @@ fn progress(judged: &[Judged]) -> Option<Progress> {
     })
 }
 
-fn lag(judged: &[Judged], now: &Time) -> Option<String> {
-    if judged.is_empty() || judged.iter().all(|j| j.item.commits.is_empty()) {
-        return None;
-    }
-    let oldest = judged.iter().filter_map(Judged::oldest_missing).min();
-    Some(oldest.map_or_else(|| "0s".to_owned(), |at| spell(coarse(seconds(at, now.0)))))
+/// Of the target that is farthest behind: for how long, in words, and since when.
+fn lag<'a>(items: impl Iterator<Item = &'a Item>, now: &Time) -> (Option<String>, Option<Time>) {
+    let known: Vec<_> = items.filter_map(|i| i.behind).collect();
+    let since = known.iter().filter_map(|b| b.since).min();
+    let text = since.map_or_else(|| "0s".to_owned(), |at| spell(coarse(seconds(at, now.0))));
+    (Some(text).filter(|_| !known.is_empty()), since.map(Time))
+}
+
+/// For how long a target lacks something; `None`: none does.
+pub fn behind_for(status: &ReplicationJobStatus, now: &Time) -> Option<Duration> {
+    status.behind_since.as_ref().map(|at| Duration::from_secs(seconds(at.0, now.0)))
+}
+
+/// A target that lacks commits for longer than a copy of little takes.
+fn falls_behind(judged: &[Judged], now: &Time) -> Option<Wanted> {
+    let missing = judged.iter().filter_map(|j| Some((j, j.missing()?)));
+    let (j, (since, what)) = missing.min_by_key(|(_, (since, _))| *since)?;
+    let late = seconds(since, now.0) >= PROMPT.as_secs();
+    let message = format!("{}: the target lacks {what}, since {since:.0}", j.item.name);
+    late.then(|| wanted(ConditionType::Ready, false, Word::Behind, message))
 }
 
 fn suspended(job: &ReplicationJob) -> Wanted {
@@ -159,10 +179,10 @@ fn suspended(job: &ReplicationJob) -> Wanted {
     }
 }
 
-fn verdicts(job: &ReplicationJob, judged: &[Judged], new: &ReplicationJobStatus) -> Vec<Wanted> {
+fn verdicts(job: &ReplicationJob, judged: &[Judged], new: &ReplicationJobStatus, now: &Time) -> Vec<Wanted> {
     let counts = counts(judged);
     let moving = judged.iter().any(|j| matches!(j.stage, Stage::Active | Stage::Planning));
-    let mut list = vec![readiness(job, judged, new, &counts)];
+    let mut list = vec![readiness(job, judged, new, &counts, now)];
     list.push(wanted(
         ConditionType::Progressing,
         moving,
@@ -200,12 +220,17 @@ fn progress_line(new: &ReplicationJobStatus, moving: bool) -> String {
     }
 }
 
-fn readiness(job: &ReplicationJob, judged: &[Judged], new: &ReplicationJobStatus, counts: &FilesystemCounts) -> Wanted {
+fn readiness(job: &ReplicationJob, judged: &[Judged], new: &ReplicationJobStatus, counts: &FilesystemCounts, now: &Time) -> Wanted {
     let no = |reason: Reason, message: String| wanted(ConditionType::Ready, false, reason, message);
     if judged.is_empty() {
         return no(Word::NoSources.into(), "no Dot of this namespace matches spec.source".into());
     }
+    // An agent's last word may be older than the newest commit.
+    let late = falls_behind(judged, now).filter(|_| resolve::on_commit(job));
     if counts.completed == counts.total {
+        if let Some(late) = late {
+            return late;
+        }
         let reason = if resolve::on_commit(job) { Word::UpToDate } else { Word::Completed };
         return wanted(ConditionType::Ready, true, reason, format!("{} of {} are up to date", counts.completed, counts.total));
     }
@@ -214,6 +239,9 @@ fn readiness(job: &ReplicationJob, judged: &[Judged], new: &ReplicationJobStatus
     }
     if job.spec.suspend {
         return no(ConditionType::Suspended.into(), "spec.suspend is set".into());
+    }
+    if let Some(late) = late {
+        return late;
     }
     if resolve::on_commit(job) && new.last_successful_time.is_some() {
         return wanted(ConditionType::Ready, true, Word::Running, "bringing newer commits over");

@@ -1,6 +1,7 @@
 //! The table of job statuses.
 
-use dotgraft_api::{ConditionType, LastRun, Place, ReplicaCommit, ReplicaJobStatus, Schedule, condition};
+use dotgraft_api::{ConditionType, LastRun, Place, ReplicaJobStatus, Schedule, condition};
+use dotgraft_engine::behind::Behind;
 use serde_json::json;
 
 use super::*;
@@ -8,7 +9,6 @@ use crate::conditions::Block;
 use crate::testing::{FS, job};
 
 const C1: &str = "0198c2a5-7f00-7000-8000-0000000000c1";
-const C2: &str = "0198c2a5-7f00-7000-8000-0000000000c2";
 
 fn at(s: i64) -> Time {
     Time(Timestamp::from_second(s).unwrap())
@@ -26,7 +26,7 @@ fn item(name: &str, report: Option<serde_json::Value>) -> Item {
     let report = report.map(|r| serde_json::from_value(r).unwrap());
     let job = report.map(|r| ReplicaJobStatus { uid: FS.into(), report: Some(r), ..ReplicaJobStatus::default() });
     let target = Ok(Place { node: "n2".into(), pool: FS.into() });
-    Item { name: name.into(), target, job, commits: vec![], away: None }
+    Item { name: name.into(), target, job, behind: None, away: None }
 }
 fn done() -> serde_json::Value {
     report("Completed", |r| {
@@ -199,20 +199,44 @@ fn a_job_that_cannot_begin_says_why_in_a_condition_of_that_type() {
     assert_eq!(ready(&status(&job("j", "n2", 1), vec![], &at(1))), ("False", "NoSources"));
 }
 
+fn lacks(commits: usize, since: Option<i64>) -> Behind<Timestamp> {
+    Behind { commits, or_more: false, since: since.map(|s| at(s).0) }
+}
+
 #[test]
-fn lag_is_the_age_of_the_oldest_commit_that_is_not_there() {
-    let commit =
-        |id: &str, s: i64| ReplicaCommit { id: id.into(), parent: None, time: at(s), message: String::new(), epoch: 1, deleted: false };
-    let mut j = job("j", "n2", 1);
-    j.spec.schedule = Some(Schedule { on_commit: true });
-    let lag_with = |there: serde_json::Value| {
-        let mut i = item("db", Some(report("Completed", |r| r["replicated"] = there)));
-        i.commits = vec![commit(C2, 1900), commit(C1, 1700)];
-        status(&j, vec![i], &at(2000)).lag
+fn lag_is_what_the_target_lacks_whatever_the_last_run_said() {
+    let on_commit = {
+        let mut j = job("j", "n2", 1);
+        j.spec.schedule = Some(Schedule { on_commit: true });
+        j
     };
-    assert_eq!(lag_with(json!(C2)).as_deref(), Some("0s"));
-    assert_eq!(lag_with(json!(C1)).as_deref(), Some("1m"));
-    assert_eq!(lag_with(json!(null)).as_deref(), Some("5m"));
+    let seen = |behind: Option<Behind<Timestamp>>, now: i64| {
+        let i = Item { behind, ..item("db", Some(done())) };
+        let s = status(&on_commit, vec![i], &at(now));
+        let ready = ready(&s);
+        (s.lag.clone(), s.behind_since.clone(), (ready.0 == "True", ready.1.to_owned()))
+    };
+    let up_to_date = (true, "UpToDate".to_owned());
+    assert_eq!(seen(None, 2000), (None, None, up_to_date.clone()), "nobody knows");
+    assert_eq!(seen(Some(lacks(0, None)), 2000), (Some("0s".into()), None, up_to_date.clone()));
+    assert_eq!(seen(Some(lacks(1, Some(1998))), 2000), (Some("0s".into()), Some(at(1998)), up_to_date.clone()), "it is on its way");
+    assert_eq!(seen(Some(lacks(1, Some(1990))), 2000), (Some("10s".into()), Some(at(1990)), (false, "Behind".into())));
+    assert_eq!(
+        seen(Some(lacks(0, Some(1900))), 2000),
+        (Some("1m".into()), Some(at(1900)), up_to_date),
+        "no commit is missing, and it isn't up to date"
+    );
+}
+
+#[test]
+fn a_one_shot_job_that_has_ended_tells_how_old_its_copy_is_by_now() {
+    let mut j = job("j", "n2", 1);
+    let with = |behind| Item { behind: Some(behind), ..item("db", Some(done())) };
+    j.status = Some(status(&j, vec![with(lacks(0, None))], &at(1100)));
+    assert_eq!(j.status.as_ref().unwrap().lag.as_deref(), Some("0s"));
+    let later = status(&j, vec![with(lacks(2, Some(1200)))], &at(1500));
+    assert_eq!((later.lag.as_deref(), later.behind_since.clone()), (Some("5m"), Some(at(1200))));
+    assert_eq!(ready(&later), ("True", "Completed"), "it has done what it was asked for");
 }
 
 #[test]
@@ -221,7 +245,9 @@ fn a_standing_job_stays_ready_while_it_brings_newer_commits() {
     j.spec.schedule = Some(Schedule { on_commit: true });
     let mut i = item("db", Some(report("Working", |_| {})));
     i.job.as_mut().unwrap().last_successful_time = Some(at(900));
-    assert_eq!(ready(&status(&j, vec![i], &at(1000))), ("True", "Running"));
+    assert_eq!(ready(&status(&j, vec![i.clone()], &at(1000))), ("True", "Running"));
+    i.behind = Some(lacks(1, Some(950)));
+    assert_eq!(ready(&status(&j, vec![i], &at(1000))), ("False", "Behind"), "but not for long");
     j.spec.suspend = true;
     let s = status(&j, vec![item("db", None)], &at(1000));
     assert_eq!(ready(&s), ("False", "Suspended"));

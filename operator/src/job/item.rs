@@ -2,9 +2,8 @@
 
 use dotgraft_api::replication_job::{AttemptError, CurrentStep};
 use dotgraft_api::run_report::{AgentReport, RunAttempt, RunProblem, RunReport, RunState, UnixMillis};
-use dotgraft_api::{
-    AttemptReport, ConditionType, ItemReport, Place, Problem, Reason, ReplicaCommit, ReplicaJobStatus, ReplicationJob, StepCounts, Time,
-};
+use dotgraft_api::{AttemptReport, ConditionType, ItemReport, Place, Problem, Reason, ReplicaJobStatus, ReplicationJob, StepCounts, Time};
+use dotgraft_engine::behind::Behind;
 use dotgraft_engine::model;
 use dotgraft_engine::run::PLACING_ATTEMPTS;
 use k8s_openapi::jiff::Timestamp;
@@ -20,8 +19,8 @@ pub struct Item {
     pub target: Result<Place, Block>,
     /// What the owner's agent says of this job.
     pub job: Option<ReplicaJobStatus>,
-    /// The owner's newest commits, newest first.
-    pub commits: Vec<ReplicaCommit>,
+    /// What the target lacks; `None`: not known.
+    pub behind: Option<Behind<Timestamp>>,
     /// Why what the owner's agent says is old: its pool isn't ready.
     pub away: Option<String>,
 }
@@ -202,15 +201,12 @@ impl Judged {
         report.attempts.iter().skip(skip).map(attempt).collect()
     }
 
-    /// When the oldest commit was taken that the receiver lacks, as far as the owner's list goes back.
-    pub fn oldest_missing(&self) -> Option<Timestamp> {
-        let there = self
-            .report
-            .as_ref()
-            .and_then(|r| r.replicated.clone())
-            .or_else(|| self.item.job.as_ref().and_then(|j| j.last.as_ref()).and_then(|l| l.commit.clone()));
-        let missing = self.item.commits.iter().take_while(|c| Some(&c.id) != there.as_ref());
-        missing.last().map(|c| c.time.0)
+    /// Since when a commit is missing on the target, and how many are.
+    pub fn missing(&self) -> Option<(Timestamp, String)> {
+        let b = self.item.behind.filter(|b| b.commits > 0)?;
+        let more = if b.or_more { " or more" } else { "" };
+        let s = if b.commits == 1 { "" } else { "s" };
+        Some((b.since?, format!("{} commit{s}{more}", b.commits)))
     }
 }
 

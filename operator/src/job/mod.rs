@@ -21,6 +21,7 @@ use crate::conditions::{self, Block};
 use crate::context::Ctx;
 use crate::error::Error;
 use crate::filesystem::jobs_of;
+use crate::lag;
 use crate::names::JOB_FINALIZER;
 use crate::pools::{self, PoolView};
 use crate::write;
@@ -53,7 +54,7 @@ fn gather(job: &ReplicationJob, ctx: &Ctx) -> Vec<Item> {
 }
 
 fn gather_item(job: &ReplicationJob, kind: ClaimKind, namespace: &str, name: String, pools: &[PoolView], ctx: &Ctx) -> Item {
-    let none = |name: String, b: Block| Item { name, target: Err(b), job: None, commits: Vec::new(), away: None };
+    let none = |name: String, b: Block| Item { name, target: Err(b), job: None, behind: None, away: None };
     let Some((claim, fs)) = claim::bound(ctx, kind, namespace, &name) else {
         let message = format!("there is no {} `{name}` in this namespace", kind.as_str());
         return none(name, Block::new(ConditionType::SourceNotFound, message));
@@ -65,15 +66,14 @@ fn gather_item(job: &ReplicationJob, kind: ClaimKind, namespace: &str, name: Str
         |p: &dotgraft_api::Place| replicas.iter().any(|r| r.spec.pool == p.pool && r.spec.desired.state == DesiredState::Present);
     let target = resolve::resolve(job, owner, pools, &jobs_of(&claim, ctx), has_copy);
     let target = target.and_then(|place| if has_copy(&place) { Ok(place) } else { claim::limit::check(&claim, ctx).map(|()| place) });
-    let status = owner.and_then(|o| replicas.iter().find(|r| r.spec.pool == o.pool)).and_then(|r| r.status.clone());
+    let status_in = |pool: &str| replicas.iter().find(|r| r.spec.pool == pool).and_then(|r| r.status.as_ref());
+    let status = owner.and_then(|o| status_in(&o.pool));
     let uid = job.uid().unwrap_or_default();
-    let (reported, commits) = match status {
-        Some(s) => (s.jobs.into_iter().find(|j| j.uid == uid), s.recent_commits),
-        None => (None, Vec::new()),
-    };
+    let reported = status.and_then(|s| s.jobs.iter().find(|j| j.uid == uid)).cloned();
+    let behind = target.as_ref().ok().and_then(|place| lag::of(status, status_in(&place.pool)));
     let pool = owner.and_then(|o| pools.iter().find(|p| p.node == o.node && !p.ready));
     let away = pool.map(|p| format!("the pool of the owner's node `{}` is not ready: {}", p.node, p.problem));
-    Item { name, target, job: reported, commits, away }
+    Item { name, target, job: reported, behind, away }
 }
 
 /// Brings the job's status up to date; on deletion lets it go when no agent has an order of it any more.
@@ -102,9 +102,13 @@ pub async fn reconcile(job: Arc<ReplicationJob>, ctx: Arc<Ctx>) -> Result<Action
 
 async fn show(api: &Api<ReplicationJob>, job: &ReplicationJob, ctx: &Ctx) -> Result<Action, Error> {
     let old = job.status.clone().unwrap_or_default();
-    let new = aggregate::status(job, gather(job, ctx), &Time(Timestamp::now()));
-    let ageing = new.lag.as_deref().is_some_and(|l| l != "0s");
-    let next = Action::requeue(if ageing { AGEING } else { RESYNC });
+    let now = Time(Timestamp::now());
+    let new = aggregate::status(job, gather(job, ctx), &now);
+    let next = Action::requeue(match aggregate::behind_for(&new, &now) {
+        None => RESYNC,
+        Some(young) if young < AGEING => THROTTLE,
+        Some(_) => AGEING,
+    });
     if new == old {
         return Ok(next);
     }
