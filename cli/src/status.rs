@@ -244,8 +244,10 @@ fn copies(s: &DotStatus, now: Timestamp) -> Vec<CopyOf> {
 
 fn trouble(conditions: &[Condition]) -> Option<&Condition> {
     let not_ready = condition(conditions, ConditionType::Ready).filter(|c| says(c) != Some(true));
-    let degraded = [ConditionType::Degraded, ConditionType::Diverged].iter().find_map(|t| is_true(conditions, *t));
-    not_ready.or(degraded)
+    // Also what only a newer operator knows.
+    let is_trouble =
+        |c: &&Condition| says(c).is_some_and(|status| c.type_.parse::<ConditionType>().map_or(status, |t| t.is_trouble(status)));
+    not_ready.or_else(|| conditions.iter().find(is_trouble))
 }
 
 fn job(j: &ReplicationJob) -> Job {
@@ -338,6 +340,21 @@ mod tests {
     fn what_stands_in_the_way_is_shown_with_its_place_in_the_runbook() {
         assert!(shown(Some("NoSpace")).ends_with("docs/runbook.md#nospace"));
         assert!(!shown(None).contains("runbook"));
+    }
+
+    #[test]
+    fn whatever_is_stuck_is_shown_though_it_is_ready() {
+        let status = |type_: &str, status: &str| serde_json::json!({"type": type_, "status": status, "reason": "NoSpace", "message": "m", "lastTransitionTime": "2026-01-01T00:00:00Z"});
+        let told = |list: Vec<serde_json::Value>| {
+            let conditions: Vec<Condition> = list.into_iter().map(|c| serde_json::from_value(c).unwrap()).collect();
+            trouble(&conditions).map(|c| c.type_.clone())
+        };
+        let ready = || status("Ready", "True");
+        assert_eq!(told(vec![ready(), status("Progressing", "True"), status("Degraded", "False")]), None);
+        assert_eq!(told(vec![ready(), status("MoveBlocked", "True")]).as_deref(), Some("MoveBlocked"));
+        assert_eq!(told(vec![ready(), status("Opened", "False")]).as_deref(), Some("Opened"));
+        assert_eq!(told(vec![ready(), status("OfANewerOne", "True")]).as_deref(), Some("OfANewerOne"));
+        assert_eq!(told(vec![status("MoveBlocked", "True"), status("Ready", "False")]).as_deref(), Some("Ready"));
     }
 
     #[test]

@@ -40,5 +40,6 @@ pub mod signer;
 #[cfg(test)]
 mod testing;
 pub mod triggers;
+pub mod troubles;
 pub mod webhook;
 pub mod write;

@@ -4,7 +4,7 @@
 use std::path::Path;
 
 /// What controllers stand on, and which may only stand on each other.
-const GROUND: [&str; 18] = [
+const GROUND: [&str; 19] = [
     "ca",
     "cache",
     "caches",
@@ -23,6 +23,7 @@ const GROUND: [&str; 18] = [
     "note",
     "pools",
     "triggers",
+    "troubles",
     "write",
 ];
 

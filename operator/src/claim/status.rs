@@ -17,10 +17,12 @@ use crate::filesystem::{self, kept::Stay};
 use crate::lag;
 use crate::pools::{self, PoolView};
 use crate::pvc;
+use crate::troubles::{self, Trouble};
 use crate::write;
 
-/// Conditions of the owner's Replica that people must read on the claim.
-const MIRRORED: [ConditionType; 8] = [
+/// Troubles of the owner's copy by which the claim isn't `Ready`, whatever else its agent says. That is all that this list decides: each
+/// trouble of each copy is shown ([`troubles`]).
+const CLOSING: [ConditionType; 8] = [
     ConditionType::FormatNewer,
     ConditionType::JournalUnreadable,
     ConditionType::AuthorityUnknown,
@@ -30,6 +32,9 @@ const MIRRORED: [ConditionType; 8] = [
     ConditionType::StaleIntent,
     ConditionType::DataMissing,
 ];
+
+/// Most conditions that the API takes.
+const MOST: usize = 16;
 
 /// What the status is made from.
 struct Input<'a> {
@@ -52,6 +57,9 @@ impl Input<'_> {
     fn owner(&self) -> Option<&Replica> {
         let owner = &self.authority?.owner;
         self.replicas.iter().find(|r| r.spec.pool == owner.pool).map(AsRef::as_ref)
+    }
+    fn troubles(&self) -> Vec<Trouble<'_>> {
+        troubles::of(self.replicas, self.authority.map(|a| &a.owner))
     }
 }
 
@@ -152,20 +160,20 @@ fn verdicts(input: &Input<'_>) -> Vec<Wanted> {
     if let Some(Block { reason: Reason::Of(type_), message }) = input.block {
         list.push(wanted(*type_, true, *type_, message));
     }
-    for (_, c) in mirrored(input) {
-        if !list.iter().any(|w| w.type_() == c.type_) {
-            list.push(same(c));
-        }
-    }
     list.extend(input.limited.as_ref().map(|b| wanted(ConditionType::CapacityLimit, true, b.reason, &b.message)));
     list.extend(moving(input));
     list.extend(staying(&input.stays));
+    for told in troubles::conditions(&input.troubles()) {
+        if list.len() < MOST && !list.iter().any(|w| w.type_() == told.type_()) {
+            list.push(told);
+        }
+    }
     list
 }
 
-fn mirrored<'a>(input: &'a Input<'_>) -> impl Iterator<Item = (ConditionType, &'a Condition)> {
-    let status = input.owner().and_then(|r| r.status.as_ref());
-    MIRRORED.iter().filter_map(move |t| Some((*t, is_true(&status?.conditions, *t)?)))
+fn closing<'a>(input: &'a Input<'_>) -> Option<(ConditionType, &'a Condition)> {
+    let status = input.owner().and_then(|r| r.status.as_ref())?;
+    CLOSING.iter().find_map(|t| Some((*t, is_true(&status.conditions, *t)?)))
 }
 
 fn readiness(input: &Input<'_>) -> Wanted {
@@ -174,9 +182,11 @@ fn readiness(input: &Input<'_>) -> Wanted {
         return no(b.reason, &b.message);
     }
     if input.view.claim.deleting {
-        return no(ConditionType::Deleting.into(), "the data is being deleted");
+        let all = input.troubles();
+        let why = all.first().map(|t| format!("; {}", t.sentence())).unwrap_or_default();
+        return no(ConditionType::Deleting.into(), &format!("the data is being deleted{why}"));
     }
-    if let Some((type_, c)) = mirrored(input).next() {
+    if let Some((type_, c)) = closing(input) {
         return no(type_.into(), &c.message);
     }
     let making = |message: &str| no(Word::Creating.into(), message);
@@ -212,21 +222,30 @@ fn degraded(input: &Input<'_>) -> Wanted {
             ConditionType::Degraded,
             true,
             Word::CopiesMissing,
-            format!("{have} of {want} copies have data and are on a node whose pool is ready"),
+            format!("{have} of {want} copies have data and are on a node whose pool is ready{}", unsent(input)),
         );
     }
-    let own = input.owner().and_then(|r| r.status.as_ref()).and_then(|s| is_true(&s.conditions, ConditionType::Degraded));
-    match own {
-        Some(c) => same(c),
+    let told = troubles::conditions(&input.troubles());
+    match told.into_iter().find(|w| w.type_() == ConditionType::Degraded.as_str()) {
+        Some(told) => told,
         None => wanted(ConditionType::Degraded, false, Word::AsExpected, ""),
     }
 }
 
+/// What stands in the way of the owner's jobs that feed copies.
+fn unsent(input: &Input<'_>) -> String {
+    let Some(owner) = input.owner() else { return String::new() };
+    let jobs = owner.status.iter().flat_map(|s| s.jobs.iter());
+    let stuck = jobs.filter_map(|j| {
+        let wish = owner.spec.desired.jobs.iter().find(|w| w.uid == j.uid)?;
+        let problem = j.report.as_ref()?.known()?.problem.as_ref()?;
+        Some(format!("; to node `{}`: {} ({})", wish.peer.node, problem.message, problem.reason))
+    });
+    stuck.take(3).collect()
+}
+
 fn diverged(input: &Input<'_>) -> Wanted {
     let own = input.owner().and_then(|r| r.status.as_ref());
-    if let Some(c) = own.and_then(|s| is_true(&s.conditions, ConditionType::Diverged)) {
-        return same(c);
-    }
     let reports = own.iter().flat_map(|s| s.jobs.iter()).filter_map(|j| j.report.as_ref()?.known());
     let apart =
         reports.filter_map(|r| r.problem.as_ref()).find(|p| matches!(p.reason, ConditionType::Diverged | ConditionType::NoCommonAncestor));

@@ -88,6 +88,48 @@ fn what_the_owners_agent_says_of_authority_is_mirrored() {
     says(&s, "Ready", "False", "EpochRegression");
 }
 
+/// Tenants read no Replicas (issue 12, 2.7).
+#[test]
+fn whatever_stands_in_the_way_of_any_copy_stands_on_the_claim() {
+    let said_by = |node: &str, type_: ConditionType| {
+        let mut c = case();
+        let (mut owner, mut other) = (copy("n1", CopyRole::Owner), copy("n2", CopyRole::Replica));
+        let list = [wanted(type_, type_ != ConditionType::Opened, ConditionType::NoSpace, "why")];
+        let who = if node == "n1" { &mut owner } else { &mut other };
+        who.status.as_mut().unwrap().conditions = conditions::merge(&[], &list, None, &Time(Timestamp::UNIX_EPOCH));
+        c.replicas = vec![Arc::new(owner), Arc::new(other)];
+        c
+    };
+    let also = [ConditionType::Opened, ConditionType::Mounted];
+    for type_ in ConditionType::OF_COPIES.iter().chain(&also) {
+        for (node, message) in [("n1", "why"), ("n2", "on node `n2`: why")] {
+            let s = of(&said_by(node, *type_), None);
+            let c = condition(&s.conditions, *type_).unwrap_or_else(|| panic!("{type_} of {node} doesn't reach the claim"));
+            assert_eq!((c.reason.as_str(), c.message.as_str()), ("NoSpace", message), "{type_}");
+        }
+    }
+    let mut deleting = said_by("n2", ConditionType::DeletionBlocked);
+    deleting.view.claim.deleting = true;
+    let ready = condition(&of(&deleting, None).conditions, "Ready").unwrap().clone();
+    assert_eq!((ready.reason.as_str(), ready.message.as_str()), ("Deleting", "the data is being deleted; on node `n2`: why"));
+}
+
+#[test]
+fn a_copy_that_is_missing_says_why_it_does_not_come() {
+    let mut c = case();
+    c.view.claim.placement.replicas = 1;
+    let mut owner = copy("n1", CopyRole::Owner);
+    let peer = Place { node: "n2".into(), pool: pool_id("n2") };
+    owner.spec.desired.jobs = vec![dotgraft_api::JobWish { uid: FS.into(), peer, ..Default::default() }];
+    let report = serde_json::json!({"state": "WorkingWait", "attempt": 1, "startedAt": 1, "stepsDone": 0, "stepsTotal": 1, "replicatedBytes": 0,
+        "imprecise": false, "attempts": [], "problem": {"reason": "NoSpace", "message": "the pool is full"}});
+    let job = serde_json::json!({"uid": FS, "report": report});
+    owner.status.as_mut().unwrap().jobs = vec![serde_json::from_value(job).unwrap()];
+    c.replicas = vec![Arc::new(owner)];
+    let degraded = condition(&of(&c, None).conditions, "Degraded").unwrap().clone();
+    assert!(degraded.message.ends_with("; to node `n2`: the pool is full (NoSpace)"), "{}", degraded.message);
+}
+
 #[test]
 fn a_move_that_can_t_be_is_refused_aloud_and_one_that_can_be_is_told() {
     let mut c = case();

@@ -16,6 +16,7 @@ use crate::context::Ctx;
 use crate::error::{Error, Kind};
 use crate::filesystem::moving;
 use crate::pools;
+use crate::troubles;
 use crate::write;
 
 /// Longest wait for authority to arrive, then `ABORTED` with progress: a move goes on without us. Under the attacher's `--timeout=60s`, and
@@ -198,7 +199,8 @@ async fn arrived(handle: &VolumeHandle, node: &str, way: Way, ctx: &Ctx) -> Resu
 
 /// How far the copy is that pods on that node are to read.
 fn copying(handle: &VolumeHandle, node: &str, ctx: &Ctx) -> String {
-    let replicas = ctx.caches.replicas.with(&handle.fs().to_string());
+    let id = &handle.fs().to_string();
+    let replicas = ctx.caches.replicas.with(id);
     let owner = replicas.iter().filter_map(|r| r.status.as_ref()).find(|s| s.role == CopyRole::Owner);
     if owner.is_some_and(|s| s.commit_count == 0) {
         return "there is no commit yet that could be read: make one, by a Commit object or `kubectl dot commit`".into();
@@ -208,8 +210,8 @@ fn copying(handle: &VolumeHandle, node: &str, ctx: &Ctx) -> String {
             "the copy on node `{node}` has other commits, but not {commit}, perhaps as it began after that: a copy of all of them is made by a \
              ReplicationJob with `initial: All` where there is none yet"
         ),
-        (Some(s), _) => format!("a copy is being made on node `{node}`: {} bytes are there", s.bytes),
-        (None, _) => format!("a copy is about to be made on node `{node}`"),
+        (Some(s), _) => with_troubles(format!("a copy is being made on node `{node}`: {} bytes are there", s.bytes), id, node, ctx),
+        (None, _) => with_troubles(format!("a copy is about to be made on node `{node}`"), id, node, ctx),
     }
 }
 
@@ -233,7 +235,17 @@ fn progress(id: &str, node: &str, ctx: &Ctx) -> String {
         }
         phase => format!("moving from node `{}` to `{node}`: {phase}, {} bytes sent", owner.node, now.bytes),
     };
-    if now.detail.is_empty() { text } else { format!("{text}: {}", now.detail) }
+    if now.detail.is_empty() { with_troubles(text, id, node, ctx) } else { format!("{text}: {}", now.detail) }
+}
+
+/// And what the owner's copy and that node's say stands in their way.
+fn with_troubles(text: String, id: &str, node: &str, ctx: &Ctx) -> String {
+    let owner = ctx.caches.filesystems.get(id).and_then(|f| f.status.clone()?.authority).map(|a| a.owner);
+    let replicas = ctx.caches.replicas.with(id);
+    match troubles::line(&troubles::of(&replicas, owner.as_ref()), node) {
+        Some(told) => format!("{text}: {told}"),
+        None => text,
+    }
 }
 
 /// Records that Kubernetes let go: of one node, or of all. Says nothing about the node, and waits for nothing.
