@@ -43,6 +43,8 @@ pub struct Ctx {
     pub certificate_life: Duration,
     /// Seconds after which copies of ours that nothing needs go; `None`: they stay.
     pub spare_after: Option<u64>,
+    /// Most volumes with figures of their own.
+    pub volume_metrics: usize,
     recorder: Recorder,
     failures: Mutex<HashMap<String, u32>>,
     written: Mutex<HashMap<String, Instant>>,
@@ -66,6 +68,7 @@ impl Ctx {
             metrics,
             certificate_life: MAX_LIFE,
             spare_after: None,
+            volume_metrics: 1000,
             failures: Mutex::default(),
             written: Mutex::default(),
             grants: Mutex::default(),
@@ -76,6 +79,13 @@ impl Ctx {
     #[must_use]
     pub fn with_spare_after(mut self, seconds: Option<u64>) -> Self {
         self.spare_after = seconds;
+        self
+    }
+
+    /// So many volumes have figures of their own.
+    #[must_use]
+    pub const fn with_volume_metrics(mut self, most: usize) -> Self {
+        self.volume_metrics = most;
         self
     }
 

@@ -41,5 +41,6 @@ pub mod signer;
 mod testing;
 pub mod triggers;
 pub mod troubles;
+pub mod volumes;
 pub mod webhook;
 pub mod write;

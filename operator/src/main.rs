@@ -67,6 +67,9 @@ struct Args {
     /// Seconds in deletion after which an object counts as stuck (`dotgraft_operator_stuck_finalizers`).
     #[arg(long, env = "DOTGRAFT_STUCK_AFTER", hide = true, default_value_t = 600, value_parser = clap::value_parser!(u32).range(1..=86_400))]
     stuck_after: u32,
+    /// Most volumes with metrics of their own (`dotgraft_operator_volume_…`); 0 for none.
+    #[arg(long, env = "DOTGRAFT_VOLUME_METRICS", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(0..=100_000))]
+    volume_metrics: u32,
     /// json for machines, human for a terminal.
     #[arg(long, value_enum, default_value = "json")]
     log_format: LogFormat,
@@ -174,6 +177,7 @@ async fn main() -> Result<()> {
     let health = Arc::new(Health::default());
     let ctx = Ctx::new(client.clone(), args.namespace.clone(), identity.clone(), metrics.clone());
     let spare = Some(args.spare_copy_seconds).filter(|s| *s > 0);
+    let ctx = ctx.with_volume_metrics(usize::try_from(args.volume_metrics).unwrap_or(usize::MAX));
     let ctx = Arc::new(ctx.with_certificate_life(Duration::from_secs(args.certificate_lifetime)).with_spare_after(spare));
     let crds = Crds::new(client.clone(), args.apply_crds);
     let (tx, rx) = watch::channel(false);

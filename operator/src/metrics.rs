@@ -1,5 +1,7 @@
-//! What Prometheus sees of this program: prefix `dotgraft_operator_`, base units, no label per object.
+//! What Prometheus sees of this program: prefix `dotgraft_operator_`, base units, no label per object but those of volumes, which are bounded
+//! ([`crate::volumes`]).
 
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -8,6 +10,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Metric, Registry};
+
+use crate::volumes::Figures;
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct ControllerResult {
@@ -41,6 +45,23 @@ struct CsiMethod {
     method: &'static str,
 }
 
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Volume {
+    namespace: String,
+    kind: &'static str,
+    name: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct CopyOf {
+    namespace: String,
+    kind: &'static str,
+    name: String,
+    node: String,
+}
+
+type Float = Gauge<f64, AtomicU64>;
+
 /// The program's metrics; cheap to share by `Arc`.
 pub struct Metrics {
     families: Families,
@@ -55,6 +76,12 @@ pub struct Metrics {
     csi_seconds: Family<CsiMethod, Histogram>,
     webhook_requests: Family<ResultLabel, Counter>,
     webhook_seconds: Histogram,
+    volume_bytes: Family<Volume, Gauge>,
+    volume_limit: Family<Volume, Gauge>,
+    copy_age: Family<CopyOf, Float>,
+    copy_behind: Family<CopyOf, Float>,
+    copy_success: Family<CopyOf, Float>,
+    left_out: Gauge,
 }
 
 impl std::fmt::Debug for Metrics {
@@ -83,6 +110,20 @@ impl Default for Metrics {
             csi_seconds: r.add("csi_seconds", "Seconds of a CSI call", Family::new_with_constructor(|| doubling(0.001, 15))),
             webhook_requests: r.add("webhook_requests", "Pods looked at by the webhook, by result", Family::default()),
             webhook_seconds: r.add("webhook_seconds", "Seconds of a request to the pod webhook", doubling(0.000_05, 15)),
+            volume_bytes: r.add("volume_bytes", "Bytes that a volume uses on its owner's node, files and history", Family::default()),
+            volume_limit: r.add("volume_limit_bytes", "What they may take", Family::default()),
+            copy_age: r.add("volume_copy_age_seconds", "Age of a copy's newest commit", Family::default()),
+            copy_behind: r.add(
+                "volume_copy_behind_seconds",
+                "For how long a copy has lacked something that its owner has",
+                Family::default(),
+            ),
+            copy_success: r.add(
+                "volume_copy_last_success_timestamp_seconds",
+                "Unix time at which a job last brought everything to a copy",
+                Family::default(),
+            ),
+            left_out: r.add("volumes_left_out", "Volumes without figures of their own, as there are too many", Gauge::default()),
             families: r,
         }
     }
@@ -139,9 +180,32 @@ impl Metrics {
         self.webhook_requests.get_or_create(&ResultLabel { result }).inc();
         self.webhook_seconds.observe(took.as_secs_f64());
     }
-    /// Whether this process leads.
+    /// The figures of volumes, in place of those before; so many more have none.
+    pub fn volumes(&self, shown: &[Figures], left_out: usize) {
+        self.volume_bytes.clear();
+        self.volume_limit.clear();
+        [&self.copy_age, &self.copy_behind, &self.copy_success].into_iter().for_each(Family::clear);
+        let integer = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+        for v in shown {
+            let volume = || Volume { namespace: v.namespace.clone(), kind: v.kind.as_str(), name: v.name.clone() };
+            v.bytes.map(|n| self.volume_bytes.get_or_create(&volume()).set(integer(n)));
+            v.limit.map(|n| self.volume_limit.get_or_create(&volume()).set(integer(n)));
+            for c in &v.copies {
+                let Volume { namespace, kind, name } = volume();
+                let of = CopyOf { namespace, kind, name, node: c.node.clone() };
+                c.age.map(|s| self.copy_age.get_or_create(&of).set(s));
+                self.copy_behind.get_or_create(&of).set(c.behind);
+                c.last_success.map(|s| self.copy_success.get_or_create(&of).set(s));
+            }
+        }
+        self.left_out.set(i64::try_from(left_out).unwrap_or(i64::MAX));
+    }
+    /// Whether this process leads. Who doesn't shows no volumes: the leader does.
     pub fn leading(&self, leads: bool) {
         self.leader.set(i64::from(leads));
+        if !leads {
+            self.volumes(&[], 0);
+        }
     }
     /// The name of every family that is registered, as a scrape shows it, without the suffixes of counters and histograms. A family without
     /// a value yet is here and not in a scrape.

@@ -18,7 +18,7 @@ use crate::cache::{Cache, Kind};
 use crate::context::Ctx;
 use crate::error::{Error, Kind as ErrorKind};
 use crate::triggers::Triggers;
-use crate::{claim, commit, filesystem, job, nodepool, operation, pvc, replica, signer};
+use crate::{claim, commit, filesystem, job, nodepool, operation, pvc, replica, signer, volumes};
 
 /// Reconciles of one controller at a time.
 const CONCURRENCY: u16 = 8;
@@ -71,6 +71,7 @@ pub async fn control(ctx: Arc<Ctx>) {
         run("persistentvolumeclaim", &c.claims, pvc::triggers::of_claims(&ctx), pvc::reconcile, &ctx),
         run("persistentvolume", &c.volumes, pvc::triggers::of_volumes(&ctx), pvc::reconcile_volume, &ctx),
         nodepool::heartbeat::watch(ctx.clone()),
+        Box::pin(volumes::watch(ctx.clone())),
     );
 }
 

@@ -4,7 +4,7 @@
 use std::path::Path;
 
 /// What controllers stand on, and which may only stand on each other.
-const GROUND: [&str; 19] = [
+const GROUND: [&str; 20] = [
     "ca",
     "cache",
     "caches",
@@ -24,6 +24,7 @@ const GROUND: [&str; 19] = [
     "pools",
     "triggers",
     "troubles",
+    "volumes",
     "write",
 ];
 

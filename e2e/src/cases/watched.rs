@@ -28,6 +28,8 @@ use crate::steps::watched::{PATIENCE, Watched};
 
 /// Seconds in deletion after which an object counts as stuck in this rig.
 const STUCK: &str = "2";
+/// Volumes with figures of their own in this rig: some of its volumes are left out.
+const FIGURES: &str = "5";
 /// Who want one volume at once.
 const CROWD: usize = 64;
 /// What is watched of n1.
@@ -38,7 +40,8 @@ const CONSTANT: [&str; 1] = ["dotgraft_pool_bytes"];
 /// The cases of this file.
 pub fn cases() -> Vec<Case> {
     let title = "a real Prometheus, by the chart's monitors and rules: every metric moves, every alert fires and clears, every panel shows something";
-    let env = [("DOTGRAFT_STUCK_AFTER".to_owned(), STUCK.to_owned())].into();
+    let own = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+    let env = [own("DOTGRAFT_STUCK_AFTER", STUCK), own("DOTGRAFT_VOLUME_METRICS", FIGURES)].into();
     let options =
         Options { pool_size: "1Gi".into(), webhook: PodWebhook::Served, env: [("operator".to_owned(), env)].into(), ..Options::default() };
     vec![Case::new("watched", title, watched).own(options).within(Duration::from_secs(900))]
@@ -47,6 +50,7 @@ pub fn cases() -> Vec<Case> {
 async fn watched(t: Arc<Test>) -> Result<()> {
     let w = Watched::start(t.clone()).await?;
     volumes(&w).await?;
+    full(&w).await.context("a volume that is full")?;
     pods_and_certificates(&w).await?;
     replica_away(&w).await.context("while n2 is away")?;
     orphan(&w).await.context("an orphan")?;
@@ -101,6 +105,21 @@ async fn volumes(w: &Watched) -> Result<()> {
     pod.stage(&volume, group.clone()).await??;
     pod.publish(&volume, group, false).await??;
     pod.end(&volume).await
+}
+
+/// Files take all the room of a volume, until it gets more.
+async fn full(w: &Watched) -> Result<()> {
+    let t = &w.t;
+    // The first by name, so that it has figures of its own.
+    let fs_id = t.dot_of("a", &json!({"capacity": "64Mi", "historyLimit": "16Mi", "placement": {"node": "n1"}})).await?;
+    let head = t.mount("n1", &fs_id).await?;
+    let too_much = std::fs::write(head.join("fill"), noise(96 << 20));
+    ensure!(too_much.is_err(), "96 MiB fit into 80");
+    rustix::fs::syncfs(std::fs::File::open(&head)?)?;
+    w.fires("DotgraftVolumeFull", Some(("name", "a"))).await?;
+    t.kube().patch("Dot", &t.namespace, "a", "", &json!({"spec": {"capacity": "128Mi"}})).await?;
+    w.clears("DotgraftVolumeFull").await?;
+    t.unmount(&head).await
 }
 
 /// A pod that the API server shows to the webhook, and a stranger who wants an agent's certificate.
