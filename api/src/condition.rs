@@ -150,6 +150,8 @@ words! {
         FilesystemDeleting,
         /// The API has no Filesystem of that `spec.fsId`.
         FilesystemNotFound,
+        /// Nearly all that files and history may take is used.
+        Full,
         /// Only commits are left of the Filesystem.
         Headless,
         /// What it asks for is more than the namespace's limit leaves.
@@ -298,6 +300,10 @@ words! {
         Completed,
         /// Each commit is where it should be.
         UpToDate,
+        /// Its files use up the room of a volume.
+        FilesFull,
+        /// Its commits use up the room of a volume.
+        HistoryFull,
         /// A target lacks commits for longer than it should.
         Behind,
         /// It waits for its turn or for an agent.

@@ -105,6 +105,9 @@ pub struct DotStatus {
     /// Bytes that may be used, files and history.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<u64>,
+    /// Bytes of the files alone, about; told while nine tenths of the limit are used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file_bytes: Option<u64>,
     /// Since when its files differ from the newest commit: what was written since is on the owner's node only. Absent: they don't, as far as is known;
     /// what is written is seen here within a minute and a half.
     #[serde(default, skip_serializing_if = "Option::is_none")]

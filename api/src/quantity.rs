@@ -23,6 +23,20 @@ fn multiplier(suffix: &str) -> Option<u128> {
     index(&["", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"]).map(|i| 1024_u128.pow(i))
 }
 
+/// Bytes for people, in two or three digits: `1.2Gi`, `900Mi`.
+pub fn human(bytes: u64) -> String {
+    const UNITS: [&str; 7] = ["", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"];
+    let unit = (1..UNITS.len()).rev().find(|u| bytes >> (10 * u) > 0).unwrap_or(0);
+    let one = 1_u128 << (10 * unit);
+    let tenths = (u128::from(bytes) * 10 + one / 2) / one;
+    let name = UNITS.get(unit).copied().unwrap_or_default();
+    if unit == 0 || tenths >= 100 || tenths % 10 == 0 {
+        format!("{}{name}", tenths / 10)
+    } else {
+        format!("{}.{}{name}", tenths / 10, tenths % 10)
+    }
+}
+
 /// Parses an amount of bytes; a fraction of a byte is rounded up, as Kubernetes does.
 ///
 /// # Errors
@@ -55,6 +69,15 @@ pub fn parse_quantity(text: &str) -> Result<u64, QuantityError> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn amounts_for_people_have_few_digits_and_are_read_again() {
+        for (bytes, text) in
+            [(0, "0"), (1023, "1023"), (1024, "1Ki"), (1536, "1.5Ki"), (209_715_200, "200Mi"), (1_717_986_918, "1.6Gi"), (u64::MAX, "16Ei")]
+        {
+            assert_eq!(human(bytes), text);
+        }
+    }
 
     #[test]
     fn the_usual_amounts_are_read() {

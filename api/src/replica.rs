@@ -282,6 +282,9 @@ pub struct ReplicaStatus {
     /// Bytes that may be used; 0 while unknown.
     #[serde(default)]
     pub limit: u64,
+    /// Bytes of the files alone, about; told while nine tenths of the limit are used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file_bytes: Option<u64>,
     /// Commits that it has.
     #[serde(default)]
     pub commit_count: u64,

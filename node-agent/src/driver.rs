@@ -408,6 +408,12 @@ pub trait Driver: Send + Sync + 'static {
     ///
     /// `NotFound` without the head or the commit.
     fn head_written_since(&self, fs: FsId, commit: CommitId) -> Result<bool, DriverError>;
+    /// Bytes in extents of the head's files, what is cloned counted as often as it is there; `None`: a quarter of a second was not enough.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound` without the head; its tree can't be read.
+    fn file_bytes(&self, fs: FsId) -> Result<Option<u64>, DriverError>;
 
     /// Who has the head or any commit of it mounted, in any mount namespace, the agent's own pool mount left out.
     ///

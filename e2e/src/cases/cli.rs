@@ -18,6 +18,7 @@ pub fn cases() -> Vec<Case> {
         Case::new("cli-branch-push-status", "kubectl dot branch, push and status do and say what is", branch_push_status),
         Case::new("cli-status-age", "status says what of a volume is on one node only: commits, and what was written since", status_age),
         Case::new("cli-move-promote", "kubectl dot move and promote do and say what is", move_promote),
+        Case::new("volume-full", "a full volume says which of the two is used up, files or history, and what to do", full),
         Case::new("job-no-node", "a job whose target node does not exist says so by a typed reason", no_node),
         Case::new("6-two-jobs", "two jobs to one target: one at a time, both complete", two_jobs),
     ]
@@ -125,6 +126,46 @@ async fn status_age(t: Arc<Test>) -> Result<()> {
         );
         let said = dot(&t, &["status", "d"]).await?;
         ensure!(said.contains("1 commit, and what was written in the last") && said.contains("but for the last"), "{said}");
+        Ok(())
+    })
+    .await
+}
+
+/// Writes that much under that name, as far as it fits.
+async fn written(t: &Test, fs_id: &str, name: &str, mib: usize) -> Result<()> {
+    let head = t.mount("n1", fs_id).await?;
+    let _ = std::fs::write(head.join(name), crate::steps::left::noise(mib << 20)); // "disk quota exceeded" is what is wanted
+    rustix::fs::syncfs(std::fs::File::open(&head)?)?;
+    t.unmount(&head).await
+}
+
+async fn full(t: Arc<Test>) -> Result<()> {
+    let of = |capacity: &str, history: &str| json!({"capacity": capacity, "historyLimit": history, "placement": {"node": "n1"}});
+    let files = t.dot_of("files", &of("32Mi", "32Mi")).await?;
+    let history = t.dot_of("history", &of("48Mi", "16Mi")).await?;
+    t.commit("files-1", "files").await?; // it is looked at soon after
+    written(&t, &files, "a", 80).await?;
+    for (n, name) in ["history-1", "history-2", "history-3"].iter().enumerate() {
+        written(&t, &history, "a", 24).await.with_context(|| format!("the write {n}"))?;
+        t.create("Commit", name, &json!({"source": {"kind": "Dot", "name": "history"}})).await?;
+        if n < 2 {
+            t.ready("Commit", name).await?;
+        }
+    }
+    for (name, reason, advice) in [("files", "FilesFull", "raise capacity"), ("history", "HistoryFull", "delete Commits")] {
+        let dot = t.condition("Dot", name, "Full", "True", Some(reason)).await?;
+        ensure!(conditions(&dot).contains(advice), "{}", conditions(&dot));
+    }
+    let said = dot(&t, &["status", "files"]).await?;
+    ensure!(said.contains("FilesFull") && said.contains("runbook.md#filesfull"), "{said}");
+    // Room is seen to come back.
+    let head = t.mount("n1", &files).await?;
+    std::fs::remove_file(head.join("a"))?;
+    rustix::fs::syncfs(std::fs::File::open(&head)?)?; // the kernel gives it back with its next transaction
+    t.unmount(&head).await?;
+    eventually("it to have room again", STEP, || async {
+        let dot = t.object("Dot", "files").await?;
+        ensure!(!conditions(&dot).contains("Full"), "{}", conditions(&dot));
         Ok(())
     })
     .await

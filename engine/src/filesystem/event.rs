@@ -240,6 +240,8 @@ pub enum Task {
         qgroup: u64,
         /// An owner's newest commit.
         newest: Option<CommitId>,
+        /// Measure the head's files, too.
+        files: bool,
     },
     /// Bind-mount.
     Mount(MountWhat, String, MountMode),
@@ -351,6 +353,8 @@ pub enum TaskDone {
         limit: u64,
         /// The head was written after the commit that was named; `None`: not known.
         written: Option<bool>,
+        /// Bytes of the head's files, if they could be measured in time.
+        files: Option<u64>,
     },
     /// For `Receive`: the commit is on disk, complete.
     Received {

@@ -263,7 +263,10 @@ impl Filesystem {
                     self.usage.look_soon(ctx.boot);
                 }
             }
-            Ended::Usage(newest, found) => self.usage.on_read(newest.and_then(|id| self.history.get(id)), found.ok(), ctx.clock()),
+            Ended::Usage(newest, measured, found) => {
+                let about = newest.and_then(|id| self.history.get(id));
+                self.usage.on_read(about, measured, found.ok(), ctx.clock());
+            }
             Ended::Swapped(result) => self.on_swapped(result, ctx, out),
             Ended::Exported(handoff, result) => self.on_exported(&handoff, result, ctx, out),
             Ended::Mounted(req, what, target, result) => self.on_mounted(req, (what, target), result, ctx, out),

@@ -48,8 +48,8 @@ pub(super) enum Ended {
     ClonesAsked(Result<Vec<FsId>, Problem>),
     Received(ReqId, CommitId, Result<Box<Commit>, Problem>),
     Discarded(CommitId, Result<(), Problem>),
-    /// For which newest commit, and what was found.
-    Usage(Option<CommitId>, Result<super::usage::Found, Problem>),
+    /// For which newest commit, whether files were to be measured, and what was found.
+    Usage(Option<CommitId>, bool, Result<super::usage::Found, Problem>),
     Swapped(Result<Box<Read>, Problem>),
     Exported(Box<Handoff>, Result<(), Problem>),
     Mounted(ReqId, MountWhat, String, Result<(), Problem>),
@@ -128,10 +128,11 @@ impl Ended {
                     _ => None,
                 }),
             ),
-            (_, Task::Usage { newest, .. }) => Self::Usage(
+            (_, Task::Usage { newest, files, .. }) => Self::Usage(
                 newest,
+                files,
                 fit(result, |done| match done {
-                    TaskDone::Usage { bytes, limit, written } => Some(super::usage::Found { bytes, limit, written }),
+                    TaskDone::Usage { bytes, limit, written, files } => Some(super::usage::Found { bytes, limit, written, files }),
                     _ => None,
                 }),
             ),
@@ -163,7 +164,7 @@ impl Ended {
             | Self::Exported(_, result)
             | Self::Lent(result) => result.as_ref().err(),
             Self::LendListed(result) => result.as_ref().err(),
-            Self::Usage(_, result) => result.as_ref().err(),
+            Self::Usage(_, _, result) => result.as_ref().err(),
             Self::Swapped(result) => result.as_ref().err(),
             Self::Life(_) | Self::Received(..) | Self::Mounted(..) | Self::Unmounted(..) | Self::Job(..) | Self::Stray => None,
         };
@@ -234,8 +235,8 @@ mod tests {
         let ended = Ended::of(taken, Ok(TaskDone::Qgroup(7)), none_here);
         assert!(matches!(&ended, Ended::LifeFailed(Task::Inspect, p) if p.reason == Reason::Internal));
         assert_eq!(ended.verdict(false, true), Verdict::Failed, "and not asked for again at once");
-        let taken = Taken { slot: Slot::Usage, task: Task::Usage { qgroup: 1, newest: None }, run_seq: 0 };
-        assert!(matches!(Ended::of(taken, Ok(TaskDone::Ok), none_here), Ended::Usage(_, Err(_))));
+        let taken = Taken { slot: Slot::Usage, task: Task::Usage { qgroup: 1, newest: None, files: false }, run_seq: 0 };
+        assert!(matches!(Ended::of(taken, Ok(TaskDone::Ok), none_here), Ended::Usage(_, _, Err(_))));
     }
 
     #[test]

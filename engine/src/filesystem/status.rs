@@ -152,6 +152,8 @@ pub struct FilesystemStatus {
     pub limit: u64,
     /// Since when its files differ from its newest commit, of an owner; `None`: they don't, as far as is known.
     pub written_since: Option<Timestamp>,
+    /// Bytes of an owner's files alone, about; while nine tenths of the limit are used.
+    pub file_bytes: Option<u64>,
     /// What it says that it holds.
     pub holding: super::Holding,
     /// Stream bytes of a receive that are safe, if one is under way or interrupted.
@@ -198,6 +200,7 @@ impl Filesystem {
             bytes,
             limit,
             written_since: self.usage.written_since(self.history.newest().map(|c| c.id)),
+            file_bytes: self.usage.files(),
             holding: self.holding(),
             receiving: self.inbox.coming(),
             migration: self.migration_status(),

@@ -11,6 +11,8 @@ use crate::model::Commit;
 const EVERY_MS: u64 = 60_000;
 /// … while an owner's files are those of its newest commit: the first write after it is to be seen.
 const WATCH_MS: u64 = 20_000;
+/// How often files are measured while nine tenths are used: that takes a quarter of a second at most.
+const FILES_MS: u64 = 60_000;
 /// And while nine tenths of the limit are used, or a partial transfer was cleared away: room that comes back is soon seen.
 const SOON_MS: u64 = 2_000;
 
@@ -21,6 +23,8 @@ pub(super) struct Found {
     pub(super) limit: u64,
     /// The head was written after the commit that was asked about.
     pub(super) written: Option<bool>,
+    /// Bytes of the files, if they were measured.
+    pub(super) files: Option<u64>,
 }
 
 /// How the head stands to a commit.
@@ -39,6 +43,9 @@ pub(super) struct Usage {
     bytes: u64,
     /// 0: none known.
     limit: u64,
+    /// Of the files alone, as last measured.
+    files: Option<u64>,
+    files_due: BootTime,
     seen: Option<Seen>,
     due: BootTime,
 }
@@ -47,6 +54,15 @@ impl Usage {
     /// Used bytes, and their limit.
     pub(super) const fn figures(&self) -> (u64, u64) {
         (self.bytes, self.limit)
+    }
+
+    /// Bytes of the files, while nine tenths of the limit are used.
+    pub(super) const fn files(&self) -> Option<u64> {
+        self.files
+    }
+
+    const fn is_nearly_full(&self) -> bool {
+        self.limit > 0 && self.bytes >= self.limit / 10 * 9
     }
 
     /// Since when the files differ from that commit, the newest: at the latest, as what was written may be seen a minute and a half later.
@@ -76,29 +92,36 @@ impl Usage {
 
     /// Nothing is here any more.
     pub(super) const fn clear(&mut self) {
-        (self.bytes, self.limit, self.seen) = (0, 0, None);
+        (self.bytes, self.limit, self.files, self.seen) = (0, 0, None, None);
     }
 
     pub(super) fn advance(&self, source: Source<'_>, desk: &mut Desk<'_>) {
         let standing = source.standing;
         if standing.is_active() && self.due <= desk.ctx.boot && desk.is_ready(Slot::Usage) {
-            let newest = source.history.newest().filter(|_| standing.is_owner() && !standing.is_headless()).map(|c| c.id);
-            desk.start(Slot::Usage, Task::Usage { qgroup: standing.qgroup(), newest });
+            let has_head = standing.is_owner() && !standing.is_headless();
+            let newest = source.history.newest().filter(|_| has_head).map(|c| c.id);
+            let files = has_head && self.is_nearly_full() && self.files_due <= desk.ctx.boot;
+            desk.start(Slot::Usage, Task::Usage { qgroup: standing.qgroup(), newest, files });
         }
     }
 
     /// It was looked at, or could not be. `about`: the commit that the head was compared with, if it is still here.
-    pub(super) fn on_read(&mut self, about: Option<&Commit>, found: Option<Found>, now: Now) {
+    pub(super) fn on_read(&mut self, about: Option<&Commit>, measured: bool, found: Option<Found>, now: Now) {
         if let Some(found) = found {
             (self.bytes, self.limit) = (found.bytes, found.limit);
             if let (Some(commit), Some(written)) = (about, found.written) {
                 self.see(commit, written, now.wall);
             }
+            if measured {
+                (self.files, self.files_due) = (found.files, now.boot.plus_ms(FILES_MS));
+            }
         }
-        let nearly_full = self.limit > 0 && self.bytes >= self.limit / 10 * 9;
+        if !self.is_nearly_full() {
+            (self.files, self.files_due) = (None, BootTime(0));
+        }
         let watched = self.seen.is_some_and(|s| !s.written);
         self.due = now.boot.plus_ms(match () {
-            () if nearly_full => SOON_MS,
+            () if self.is_nearly_full() => SOON_MS,
             () if watched => WATCH_MS,
             () => EVERY_MS,
         });
@@ -126,7 +149,22 @@ mod tests {
     }
     fn look(usage: &mut Usage, commit: &Commit, written: Option<bool>, at: i64) {
         let now = Now { wall: Timestamp(at), boot: BootTime(0) };
-        usage.on_read(Some(commit), Some(Found { bytes: 1, limit: 100, written }), now);
+        usage.on_read(Some(commit), false, Some(Found { bytes: 1, limit: 100, written, files: None }), now);
+    }
+
+    #[test]
+    fn files_are_measured_once_a_minute_while_it_is_nearly_full() {
+        let mut usage = Usage::default();
+        let mut read = |bytes: u64, measured: Option<u64>, at: u64| {
+            let found = Found { bytes, limit: 100, written: None, files: measured };
+            usage.on_read(None, measured.is_some(), Some(found), Now { wall: Timestamp(0), boot: BootTime(at) });
+            (usage.files(), usage.is_nearly_full() && usage.files_due <= BootTime(at + SOON_MS), usage.due().0 - at)
+        };
+        assert_eq!(read(50, None, 0), (None, false, EVERY_MS));
+        assert_eq!(read(95, None, 10), (None, true, SOON_MS), "it is to be measured");
+        assert_eq!(read(95, Some(60), 20), (Some(60), false, SOON_MS));
+        assert_eq!(read(96, None, FILES_MS + 20), (Some(60), true, SOON_MS), "and again a minute later");
+        assert_eq!(read(80, None, FILES_MS + 30), (None, false, EVERY_MS), "nobody asks any more");
     }
 
     #[test]

@@ -130,7 +130,7 @@ impl Sim<'_> {
                 return Ok(Done::All(TaskDone::HighestEpoch(seen.unwrap_or_default())));
             }
             (Task::Usage { .. }, _) => {
-                return Ok(Done::All(TaskDone::Usage { bytes: self.usage.0, limit: self.usage.1, written: Some(false) }));
+                return Ok(Done::All(TaskDone::Usage { bytes: self.usage.0, limit: self.usage.1, written: Some(false), files: None }));
             }
             (Task::Estimate { from, to, .. }, _) => {
                 return Ok(Done::All(TaskDone::Estimated(Some(super::wire::size_of(*from, *to)))));

@@ -319,6 +319,9 @@ impl Driver for FakeDriver {
     fn head_changed_since(&self, _: FsId, _: CommitId) -> Result<bool, DriverError> {
         Ok(false)
     }
+    fn file_bytes(&self, _: FsId) -> Result<Option<u64>, DriverError> {
+        Ok(None)
+    }
     fn head_written_since(&self, _: FsId, _: CommitId) -> Result<bool, DriverError> {
         Ok(false)
     }

@@ -123,7 +123,7 @@ async fn carry_out(ctx: &TaskCtx, task: Task, transfer: Option<Transfer>) -> Res
         }
         Task::DropHead => ctx.blocking(move |d| d.drop_head(fs)).await.map(|()| TaskDone::Ok),
         Task::Destroy { qgroup } => ctx.blocking(move |d| destroy(d, fs, qgroup)).await,
-        Task::Usage { qgroup, newest } => ctx.blocking(move |d| usage(d, fs, qgroup, newest)).await,
+        Task::Usage { qgroup, newest, files } => ctx.blocking(move |d| usage(d, fs, qgroup, newest, files)).await,
         Task::Mount(what, target, mode) => ctx.blocking(move |d| d.mount(fs, what, target.as_ref(), mode)).await.map(|()| TaskDone::Ok),
         Task::Unmount(target) => ctx.blocking(move |d| d.unmount(target.as_ref())).await.map(|()| TaskDone::Ok),
         Task::Discard(target) => ctx.blocking(move |d| d.receive_discard(fs, target)).await.map(|()| TaskDone::Ok),
@@ -205,10 +205,11 @@ pub(super) async fn freeze(node: &Node, fs: FsId) -> Result<(), Problem> {
 
 /// A mounted subvolume would vanish without a word to its users: looked at right before (storage.md §3).
 /// How the head stands to its newest commit goes without saying where it can't be told, as just after the commit was removed.
-fn usage(d: &dyn Driver, fs: FsId, qgroup: u64, newest: Option<CommitId>) -> Result<TaskDone, DriverError> {
+fn usage(d: &dyn Driver, fs: FsId, qgroup: u64, newest: Option<CommitId>, files: bool) -> Result<TaskDone, DriverError> {
     let found = d.usage(qgroup)?;
+    let files = if files { d.file_bytes(fs).ok().flatten() } else { None };
     let written = newest.and_then(|commit| d.head_written_since(fs, commit).ok());
-    Ok(TaskDone::Usage { bytes: found.bytes, limit: found.limit, written })
+    Ok(TaskDone::Usage { bytes: found.bytes, limit: found.limit, written, files })
 }
 
 fn destroy(d: &dyn Driver, fs: FsId, qgroup: u64) -> Result<TaskDone, DriverError> {

@@ -173,6 +173,7 @@ fn with_texts(s: &FilesystemStatus, before: Option<&ReplicaStatus>, now: Timesta
         head: s.head.map(|h| h.to_string()),
         bytes: s.bytes,
         limit: s.limit,
+        file_bytes: s.file_bytes,
         commit_count: s.commits as u64,
         recent_commits: s
             .recent_commits

@@ -67,6 +67,9 @@ impl Driver for BtrfsPool {
     fn head_changed_since(&self, fs: FsId, commit: CommitId) -> Result<bool, DriverError> {
         self.changed_since(fs, commit)
     }
+    fn file_bytes(&self, fs: FsId) -> Result<Option<u64>, DriverError> {
+        self.size_of_files(fs)
+    }
     fn head_written_since(&self, fs: FsId, commit: CommitId) -> Result<bool, DriverError> {
         self.written_since(fs, commit)
     }

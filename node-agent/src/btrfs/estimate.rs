@@ -59,6 +59,11 @@ pub fn data_newer_than(root: BorrowedFd<'_>, tree: u64, newer_than: u64, budget:
 }
 
 impl BtrfsPool {
+    /// See [`crate::driver::Driver::file_bytes`].
+    pub(super) fn size_of_files(&self, fs: FsId) -> Result<Option<u64>, DriverError> {
+        data_newer_than(self.root(), self.head(fs)?.info.id, 0, BUDGET)
+    }
+
     /// See [`crate::driver::Driver::estimate`]. Deletions and renames are left out; clones count as data.
     pub(super) fn estimate_send(&self, fs: FsId, base: Option<CommitId>, target: CommitId) -> Result<Option<u64>, DriverError> {
         let target = self.commit_subvol(fs, target)?.info;

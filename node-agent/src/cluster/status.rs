@@ -297,7 +297,7 @@ fn only_progress(old: &ReplicaStatus, new: &ReplicaStatus) -> bool {
 
 /// The status without what moves all the time.
 fn still(status: &ReplicaStatus) -> ReplicaStatus {
-    let mut still = ReplicaStatus { bytes: 0, written_since: None, ..status.clone() };
+    let mut still = ReplicaStatus { bytes: 0, file_bytes: None, written_since: None, ..status.clone() };
     if let Some(migration) = &mut still.migration {
         (migration.bytes, migration.frozen_ms) = (0, 0);
     }

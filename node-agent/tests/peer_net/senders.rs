@@ -68,7 +68,7 @@ impl Copy {
                 let done = match task {
                     Task::Inspect => TaskDone::Inspected(Box::default()),
                     Task::AllocateQgroup => TaskDone::Qgroup(1),
-                    Task::Usage { .. } => TaskDone::Usage { bytes: 0, limit: 0, written: None },
+                    Task::Usage { .. } => TaskDone::Usage { bytes: 0, limit: 0, written: None, files: None },
                     Task::Receive { .. } => {
                         all.tasks.push((op, task));
                         continue;

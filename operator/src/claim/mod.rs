@@ -3,6 +3,7 @@
 
 mod copies;
 mod decide;
+mod full;
 mod gather;
 pub mod limit;
 pub mod origin;

@@ -9,7 +9,7 @@ use dotgraft_api::{
 use kube::ResourceExt;
 
 use super::decide::View;
-use super::{ClaimObject, gather, limit};
+use super::{ClaimObject, full, gather, limit};
 use crate::conditions::{self, Block, Wanted, same, wanted};
 use crate::context::Ctx;
 use crate::error::Error;
@@ -103,12 +103,13 @@ fn compute(input: &Input<'_>, old: &DotStatus, now: &Time) -> DotStatus {
         head: reported.and_then(|s| s.head.clone()),
         bytes: reported.map(|s| s.bytes),
         limit: reported.filter(|s| s.limit > 0).map(|s| s.limit),
+        file_bytes: reported.and_then(|s| s.file_bytes),
         written_since: reported.and_then(|s| s.written_since.clone()),
         claims: input.claims.clone(),
         replicas: summaries(input),
         migration: filesystem::moving::newest_report(input.replicas),
         recent_commits: reported.map(recent).unwrap_or_default(),
-        conditions: conditions::merge(&old.conditions, &verdicts(input), claim.generation, now),
+        conditions: conditions::merge(&old.conditions, &verdicts(input, &old.conditions), claim.generation, now),
     }
 }
 
@@ -147,7 +148,7 @@ fn summaries(input: &Input<'_>) -> Vec<ReplicaSummary> {
     out
 }
 
-fn verdicts(input: &Input<'_>) -> Vec<Wanted> {
+fn verdicts(input: &Input<'_>, old: &[Condition]) -> Vec<Wanted> {
     let ready = readiness(input);
     let working = ready.reason().filter(|r| matches!(r, Reason::Word(Word::Creating) | Reason::Of(ConditionType::Deleting)));
     let progressing = match working {
@@ -163,6 +164,7 @@ fn verdicts(input: &Input<'_>) -> Vec<Wanted> {
     list.extend(input.limited.as_ref().map(|b| wanted(ConditionType::CapacityLimit, true, b.reason, &b.message)));
     list.extend(moving(input));
     list.extend(staying(&input.stays));
+    list.extend(input.owner().and_then(|r| full::full(r, old)));
     for told in troubles::conditions(&input.troubles()) {
         if list.len() < MOST && !list.iter().any(|w| w.type_() == told.type_()) {
             list.push(told);
