@@ -29,7 +29,7 @@ use crate::schema::{self, rules};
     printcolumn(name = "Message", type_ = "string", json_path = ".spec.message"),
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].reason", priority = 1),
     printcolumn(name = "Copies", type_ = "string", json_path = ".status.copies", description = "nodes that hold it", priority = 1),
-    printcolumn(name = "Changed", type_ = "integer", json_path = ".status.changedBytes", description = "bytes", priority = 1),
+    printcolumn(name = "Changed", type_ = "string", json_path = ".status.changed", description = "newer than its parent", priority = 1),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
@@ -85,6 +85,10 @@ pub struct CommitStatus {
     /// Bytes in extents newer than the parent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub changed_bytes: Option<u64>,
+    /// The same for people, such as 12Mi.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 16))]
+    pub changed: Option<String>,
     /// Nodes whose copies are known to hold it, at most 16.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), inner(length(max = 253)), extend("x-kubernetes-list-type" = "atomic"))]

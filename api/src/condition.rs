@@ -451,7 +451,7 @@ pub struct ConditionUpdate<'a> {
     pub status: Option<bool>,
     /// Why: a [`Reason`] as it is spelled; must not be empty.
     pub reason: &'a str,
-    /// Sentence for people; cut at 4096 characters.
+    /// Sentence for people; cut at 4096 characters. Where it is empty, [`plain`] says what the reason does.
     pub message: &'a str,
     /// `metadata.generation` that it was found for.
     pub observed_generation: Option<i64>,
@@ -459,6 +459,17 @@ pub struct ConditionUpdate<'a> {
 
 /// Longest message kept in a condition, in characters.
 const MESSAGE_MAX: usize = 4096;
+
+/// What a condition says whose writer had nothing to add to the reason: no message is empty.
+pub fn plain(reason: &str) -> String {
+    match reason.parse() {
+        Ok(Reason::Word(Word::AsExpected)) => "nothing is wrong in this respect".to_owned(),
+        Ok(Reason::Word(Word::NotRunning)) => "nothing is being done".to_owned(),
+        Ok(Reason::Word(Word::NotSuspended)) => "spec.suspend is not set".to_owned(),
+        Ok(Reason::Word(Word::NotPinned)) => "nothing needs it".to_owned(),
+        _ => reason.to_owned(),
+    }
+}
 
 const TRUE: &str = "True";
 const FALSE: &str = "False";
@@ -471,11 +482,13 @@ pub fn set_condition(conditions: &mut Vec<Condition>, update: &ConditionUpdate<'
         Some(false) => FALSE,
         None => "Unknown",
     };
+    let plain = plain(update.reason);
+    let message = if update.message.is_empty() { plain.as_str() } else { update.message };
     let mut next = Condition {
         type_: update.type_.to_owned(),
         status: status.to_owned(),
         reason: update.reason.to_owned(),
-        message: update.message.chars().take(MESSAGE_MAX).collect(),
+        message: message.chars().take(MESSAGE_MAX).collect(),
         observed_generation: update.observed_generation,
         last_transition_time: now.clone(),
     };
@@ -537,6 +550,16 @@ mod tests {
         assert!(set_condition(&mut list, &ready(true, Ready), &t3));
         assert_eq!(condition(&list, Ready).unwrap().last_transition_time, t3);
         assert_eq!(list.len(), 1);
+    }
+
+    #[test]
+    fn no_message_is_empty() {
+        let mut list = Vec::new();
+        for word in Word::ALL {
+            set_condition(&mut list, &ConditionUpdate { message: "", ..ready(true, *word) }, &at("2026-01-01T00:00:00Z"));
+            assert!(!list[0].message.is_empty(), "{word}");
+        }
+        assert_eq!(plain("AsExpected"), "nothing is wrong in this respect");
     }
 
     #[test]

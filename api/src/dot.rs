@@ -42,7 +42,7 @@ const ORIGIN_RULE: (&str, &str) =
     ),
     printcolumn(name = "Head", type_ = "string", json_path = ".status.head", description = "newest commit", priority = 1),
     printcolumn(name = "Fs", type_ = "string", json_path = ".status.fsId", priority = 1),
-    printcolumn(name = "Bytes", type_ = "integer", json_path = ".status.bytes", priority = 1),
+    printcolumn(name = "Used", type_ = "string", json_path = ".status.used", description = "by files and history"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
@@ -102,6 +102,10 @@ pub struct DotStatus {
     /// Bytes used, files and history.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bytes: Option<u64>,
+    /// The same two for people, such as 1.2Gi of 20Gi.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = 32))]
+    pub used: String,
     /// Bytes that may be used, files and history.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<u64>,

@@ -31,7 +31,7 @@ pub use common::{
     Claim, ClaimKind, ClaimRef, Condition, DeletionPolicy, Fencing, Initial, Intermediate, Origin, Place, Placement, Problem,
     ReclaimPolicy, Time,
 };
-pub use condition::{ConditionType, ConditionUpdate, MovePhase, Reason, Word, condition, is_true, says, set_condition};
+pub use condition::{ConditionType, ConditionUpdate, MovePhase, Reason, Word, condition, is_true, plain, says, set_condition};
 pub use crds::all_crds;
 pub use dot::{Dot, DotSpec, DotStatus, RecentCommit, ReplicaSummary};
 pub use dot_operation::{DotOperation, DotOperationSpec, DotOperationStatus, OperationPhase, OperationTarget, Promote, Reset, ResetPlan};

@@ -23,8 +23,8 @@ use crate::schema::{self, rules};
     category = "dotgraft",
     validation = Rule::new("self.metadata.name == self.spec.node").message("a NodePool is named as its node"),
     printcolumn(name = "Group", type_ = "string", json_path = ".spec.poolGroup"),
-    printcolumn(name = "Capacity", type_ = "integer", json_path = ".status.capacityBytes", description = "bytes"),
-    printcolumn(name = "Available", type_ = "integer", json_path = ".status.availableBytes", description = "bytes, in steps of 1 %"),
+    printcolumn(name = "Capacity", type_ = "string", json_path = ".status.capacity"),
+    printcolumn(name = "Available", type_ = "string", json_path = ".status.available", description = "in steps of 1 %"),
     printcolumn(name = "Orphans", type_ = "integer", json_path = ".status.orphans.count"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].status"),
     printcolumn(name = "Pool", type_ = "string", json_path = ".status.pool", priority = 1),
@@ -98,6 +98,14 @@ pub struct NodePoolStatus {
     /// Free bytes, in steps of 1 % of the size.
     #[serde(default)]
     pub available_bytes: u64,
+    /// The size for people, such as 100Gi.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = 16))]
+    pub capacity: String,
+    /// What is free for people, such as 42Gi.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = 16))]
+    pub available: String,
     /// What the pool and kernel can do: simple-quotas, send-v2, compressed, …
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32), inner(length(max = 64)), extend("x-kubernetes-list-type" = "atomic"))]

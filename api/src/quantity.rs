@@ -30,7 +30,7 @@ pub fn human(bytes: u64) -> String {
     let one = 1_u128 << (10 * unit);
     let tenths = (u128::from(bytes) * 10 + one / 2) / one;
     let name = UNITS.get(unit).copied().unwrap_or_default();
-    if unit == 0 || tenths >= 100 || tenths % 10 == 0 {
+    if unit == 0 || tenths >= 100 || tenths.is_multiple_of(10) {
         format!("{}{name}", tenths / 10)
     } else {
         format!("{}.{}{name}", tenths / 10, tenths % 10)

@@ -35,7 +35,6 @@ use crate::schema::{self, rules};
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].status"),
     printcolumn(name = "Head", type_ = "string", json_path = ".status.head", description = "newest commit", priority = 1),
     printcolumn(name = "Commits", type_ = "integer", json_path = ".status.commitCount", priority = 1),
-    printcolumn(name = "Bytes", type_ = "integer", json_path = ".status.bytes", priority = 1),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]

@@ -29,8 +29,7 @@ use crate::schema::{self, rules};
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].reason"),
     printcolumn(name = "Last Success", type_ = "date", json_path = ".status.lastSuccessfulTime"),
     printcolumn(name = "Lag", type_ = "date", json_path = ".status.behindSince", description = "for how long a target lacks something"),
-    printcolumn(name = "Sent", type_ = "integer", json_path = ".status.progress.replicatedBytes", description = "bytes", priority = 1),
-    printcolumn(name = "Expected", type_ = "integer", json_path = ".status.progress.expectedBytes", description = "bytes", priority = 1),
+    printcolumn(name = "Sent", type_ = "string", json_path = ".status.progress.sent", priority = 1),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
@@ -242,7 +241,7 @@ pub struct ReplicationJobStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::time")]
     pub behind_since: Option<Time>,
-    /// Runs that failed since the last success.
+    /// Runs that have failed since the last success, and failed attempts of the run in hand.
     #[serde(default)]
     pub consecutive_failures: u32,
     /// Ready, Progressing, Degraded, Diverged, Suspended.
@@ -402,6 +401,10 @@ pub struct Progress {
     /// Sent by all attempts.
     #[serde(default)]
     pub replicated_bytes: u64,
+    /// The two for people, such as 12Mi of 200Mi.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = 32))]
+    pub sent: String,
     /// Over the last seconds, while working.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bytes_per_second: Option<u64>,

@@ -352,6 +352,21 @@ fn a_reset_that_holds_is_done_before_anyone_mounts_the_head_again() {
     assert!(!is_holding(&sim) && mounts(&mut sim, "/pods/b"), "pods go on with the new one");
 }
 
+/// Its time is that of what it holds, not of when somebody asked for it.
+#[test]
+fn what_a_reset_keeps_is_as_old_as_the_last_write_that_it_can_have() {
+    let mut trace = Vec::new();
+    let (mut sim, _) = held(&mut trace, false);
+    let asked = status(&sim).requests.iter().filter_map(|r| r.time).max().expect("it is recorded");
+    sim.run_for(60_000);
+    unmount(&mut sim, "/pods/a");
+    sim.run_for(60_000);
+    assert_eq!(sim.ledger.heads_replaced, 1);
+    let kept = status(&sim);
+    let (commit, request) = (kept.recent_commits[0].time, kept.requests.iter().filter_map(|r| r.time).max().expect("it is done"));
+    assert!(commit.0 - asked.0 >= 60_000 && request == commit, "asked for at {asked:?}, kept as of {commit:?}, told as {request:?}");
+}
+
 #[test]
 fn a_reset_without_hold_keeps_nobody_from_mounting() {
     let mut trace = Vec::new();

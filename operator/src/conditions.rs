@@ -3,7 +3,9 @@
 //! Each kind has base conditions that are always there; what makes an object wait stands in `Ready`'s reason *and*
 //! as a condition of its own type while it lasts, so that `kubectl wait --for=condition=BranchesExist` works.
 
-use dotgraft_api::{Condition, ConditionType, ConditionUpdate, Problem, Reason, Time, Word, condition, says, set_condition};
+use dotgraft_api::{
+    Condition, ConditionType, ConditionUpdate, MovePhase, Problem, Reason, Time, Word, condition, plain, says, set_condition,
+};
 
 use crate::note::Note;
 
@@ -96,7 +98,7 @@ pub fn transitions(old: &[Condition], new: &[Condition]) -> Vec<Note> {
         let same = before.is_some_and(|b| b.status == c.status && b.reason == c.reason);
         // A trouble that is over is told by what is well again, if by nothing else.
         let over = !good(&c.type_) && says(c) != Some(true);
-        let quiet = over && (before.is_none() || c.message.is_empty());
+        let quiet = over && (before.is_none() || c.message == plain(&c.reason));
         if same || quiet || says(c).is_none() || notes.iter().any(|n| n.reason == c.reason) {
             continue;
         }
@@ -107,6 +109,8 @@ pub fn transitions(old: &[Condition], new: &[Condition]) -> Vec<Note> {
                 Reason::Word(Word::Creating | Word::Pending | Word::Running)
                 | Reason::Of(ConditionType::Deleting | ConditionType::SourceNotReady),
             ) => true,
+            // A move that goes on is what was asked for; one that is given up is not.
+            Ok(Reason::Move(phase)) => !matches!(phase, MovePhase::Aborting | MovePhase::Cancelled),
             Ok(Reason::Word(Word::Absent)) => !was_well, // nothing is there yet, or nothing is there any more
             _ => false,
         };
@@ -147,6 +151,16 @@ mod tests {
         let new = merge(&old, &w, Some(1), &later);
         assert_eq!(old, new);
         assert!(transitions(&old, &new).is_empty());
+    }
+
+    #[test]
+    fn a_move_that_goes_on_is_no_warning_and_one_that_is_given_up_is() {
+        for (phase, warning) in
+            [(MovePhase::Waiting, false), (MovePhase::Copying, false), (MovePhase::WaitingForPods, false), (MovePhase::Aborting, true)]
+        {
+            let moving = merge(&[], &[wanted(ConditionType::Migrating, true, phase, "from n1 to n2")], None, &now());
+            assert_eq!(transitions(&[], &moving)[0].warning, warning, "{phase}");
+        }
     }
 
     #[test]

@@ -113,6 +113,7 @@ async fn full(w: &Watched) -> Result<()> {
     // The first by name, so that it has figures of its own.
     let fs_id = t.dot_of("a", &json!({"capacity": "64Mi", "historyLimit": "16Mi", "placement": {"node": "n1"}})).await?;
     let head = t.mount("n1", &fs_id).await?;
+    t.commit("a-1", "a").await?; // from then on it is looked at every twenty seconds
     let too_much = std::fs::write(head.join("fill"), noise(96 << 20));
     ensure!(too_much.is_err(), "96 MiB fit into 80");
     rustix::fs::syncfs(std::fs::File::open(&head)?)?;

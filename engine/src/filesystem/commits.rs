@@ -141,6 +141,16 @@ impl Filesystem {
         }
     }
 
+    /// It was asked for while something still wrote; what it holds is what the head holds now. Never an earlier time: what a try has left on
+    /// disk may have the one before.
+    pub(super) fn as_of_now(&mut self, commit: Commit, ctx: &Ctx, out: &mut Out) -> Commit {
+        let time = self.history.time_of_next(ctx.now).max(commit.time);
+        if let Some(row) = commit.kept.and_then(|uid| self.history.request(uid)).filter(|r| r.id == commit.id && r.time != time).cloned() {
+            self.history.put_request("commit-intent", RequestRow { time, ..row }, out);
+        }
+        Commit { time, ..commit }
+    }
+
     /// One that people don't see, and nobody keeps.
     pub(super) fn transient_commit(&mut self, ctx: &Ctx) -> Commit {
         let epoch = self.standing.epoch();

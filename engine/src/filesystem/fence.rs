@@ -96,7 +96,10 @@ impl Filesystem {
             Step::Commit => {
                 if self.tasks.is_ready(Slot::Head, ctx.boot) {
                     let commit = match whose {
-                        For::Reset(commit) => commit.clone(),
+                        For::Reset(commit) => {
+                            let commit = Commit::clone(commit);
+                            Box::new(self.as_of_now(commit, ctx, out))
+                        }
                         For::Request(..) | For::Handoff | For::Loss => Box::new(self.transient_commit(ctx)),
                     };
                     self.head.start_final();

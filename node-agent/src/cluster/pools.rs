@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use dotgraft_api::common::{MANAGER_AGENT, Time};
 use dotgraft_api::condition::{ConditionUpdate, set_condition};
+use dotgraft_api::quantity::human;
 use dotgraft_api::{NodePool, NodePoolStatus, Orphan, Orphans};
 use dotgraft_engine::ids::{NodeName, PoolId};
 use k8s_openapi::jiff::Timestamp;
@@ -210,11 +211,14 @@ fn status(facts: &PoolFacts, now: &NodePool, at: Timestamp) -> NodePoolStatus {
     let mut orphans = facts.orphans.clone();
     orphans.sort_by(|a, b| a.fs_id.cmp(&b.fs_id));
     orphans.truncate(MAX_ORPHANS);
+    let available = quantise(facts.available, facts.capacity, old_available);
     NodePoolStatus {
         observed_generation: now.metadata.generation,
         pool: facts.pool.map(|p| p.to_string()),
         capacity_bytes: facts.capacity,
-        available_bytes: quantise(facts.available, facts.capacity, old_available),
+        available_bytes: available,
+        capacity: human(facts.capacity),
+        available: human(available),
         features: facts.features.clone(),
         kernel_release: facts.kernel_release.clone(),
         orphans: Orphans { count: u32::try_from(facts.orphans.len()).unwrap_or(u32::MAX), items: orphans },

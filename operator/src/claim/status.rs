@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use dotgraft_api::quantity::human;
 use dotgraft_api::{
     Authority, Condition, ConditionType, CopyRole, DesiredState, DotStatus, FilesystemPhase, Place, Reason, RecentCommit, Replica,
     ReplicaSummary, Time, Word, condition, is_true, says,
@@ -102,6 +103,7 @@ fn compute(input: &Input<'_>, old: &DotStatus, now: &Time) -> DotStatus {
         epoch: input.authority.map(|a| a.epoch),
         head: reported.and_then(|s| s.head.clone()),
         bytes: reported.map(|s| s.bytes),
+        used: reported.filter(|s| s.limit > 0).map(|s| format!("{} of {}", human(s.bytes), human(s.limit))).unwrap_or_default(),
         limit: reported.filter(|s| s.limit > 0).map(|s| s.limit),
         file_bytes: reported.and_then(|s| s.file_bytes),
         written_since: reported.and_then(|s| s.written_since.clone()),

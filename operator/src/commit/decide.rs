@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use dotgraft_api::quantity::human;
 use dotgraft_api::{
     Commit, CommitState, CommitStatus, ConditionType, DesiredState, Filesystem, FilesystemPhase, Place, Replica, ReplicaCommitStatus, Time,
     Word, condition,
@@ -119,6 +120,7 @@ pub fn status(view: &View, now: &Time) -> CommitStatus {
         new.parent = old.parent.or_else(|| a.parent.clone());
         new.time = old.time.or_else(|| a.time.clone());
         new.changed_bytes = old.changed_bytes.or(a.changed_bytes);
+        new.changed = new.changed_bytes.map(human);
     }
     let safety = safety(view, new.id.as_deref());
     new.copies = held(view, new.id.as_deref()).map(|(id, all)| nodes(&all, id)).unwrap_or_default();

@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use dotgraft_api::quantity::human;
 use dotgraft_api::run_report::RunState;
 use dotgraft_api::{ConditionType, FilesystemCounts, JobReport, Progress, Reason, ReplicationJob, ReplicationJobStatus, Time, Word};
 use k8s_openapi::jiff::Timestamp;
@@ -107,7 +108,7 @@ fn summary(job: &ReplicationJob, judged: &[Judged], old: &ReplicationJobStatus) 
         last_bytes,
         lag: None,
         behind_since: None,
-        consecutive_failures: agents().map(|j| j.consecutive_failures).max().unwrap_or(0),
+        consecutive_failures: judged.iter().map(Judged::failures).max().unwrap_or(0),
         conditions: Vec::new(),
     }
 }
@@ -143,6 +144,7 @@ fn progress(judged: &[Judged]) -> Option<Progress> {
     Some(Progress {
         expected_bytes: expected,
         replicated_bytes: replicated,
+        sent: expected.map_or_else(|| human(replicated), |e| format!("{} of {}", human(replicated), human(e))),
         bytes_per_second: rate,
         eta,
         imprecise: unknown || reports.iter().any(|(_, r)| r.imprecise),

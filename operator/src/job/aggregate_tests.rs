@@ -95,6 +95,7 @@ fn a_copy_that_is_being_made_is_no_trouble_and_one_that_never_comes_is() {
     };
     let soon = waiting(3);
     assert_eq!(ready(&soon), ("False", "Running"));
+    assert_eq!((soon.state.as_deref(), soon.consecutive_failures), (Some("Planning"), 0));
     assert!(!is_true(&soon, "Degraded") && !is_true(&soon, "NotPlaced") && soon.problem.is_none());
     assert!(soon.report.unwrap().items[0].blocked_on.as_deref().unwrap().contains("copy"));
     let late = waiting(4);
@@ -181,6 +182,7 @@ fn a_temporary_error_shows_when_it_is_tried_again_and_clears_on_success() {
     assert!(is_true(&s, "NoSpace") && is_true(&s, "Degraded"));
     let attempts = &s.report.as_ref().unwrap().attempts;
     assert_eq!((attempts.len(), attempts[0].error.as_ref().unwrap().class.as_str()), (3, "Temporary"));
+    assert_eq!(s.consecutive_failures, 4, "four attempts have failed");
     j.status = Some(s);
     let s = status(&j, vec![item("db", Some(done()))], &at(2000));
     assert!(s.problem.is_none() && condition(&s.conditions, "NoSpace").is_none() && !is_true(&s, "Degraded"));

@@ -116,7 +116,9 @@ fn judge_said(item: Item, job: &ReplicationJob) -> Judged {
     if was_stopped(&report) {
         return Judged { item, state: report.state, report: Some(report), stage: Stage::Pending, problem: None };
     }
+    let is_placing = report.problem.as_ref().is_some_and(|p| is_being_placed(&report, p));
     let stage = match (report.state, &report.problem) {
+        _ if is_placing => Stage::Planning,
         (RunState::Completed | RunState::ContextDone, Some(_)) => Stage::Failed,
         (RunState::Completed, None) => Stage::Completed,
         (RunState::ContextDone, None) => Stage::Pending,
@@ -124,8 +126,10 @@ fn judge_said(item: Item, job: &ReplicationJob) -> Judged {
         (RunState::WorkingWait | RunState::PlanningError, _) => Stage::RetryWait,
         (RunState::Planning, _) => Stage::Planning,
     };
-    let problem = report.problem.as_ref().filter(|p| !is_being_placed(&report, p)).map(problem);
-    Judged { item, state: report.state, report: Some(report), stage, problem }
+    let problem = report.problem.as_ref().filter(|_| !is_placing).map(problem);
+    // An error that is none: people wait for the copy.
+    let state = if is_placing { RunState::Planning } else { report.state };
+    Judged { item, state, report: Some(report), stage, problem }
 }
 
 /// The agent's report is there, and says nothing to this version: of a newer agent, as in the middle of an upgrade.
@@ -192,6 +196,17 @@ impl Judged {
             error: self.problem.clone(),
             next_retry: report.filter(|_| self.stage == Stage::RetryWait).and_then(|r| r.sleep_until).and_then(time),
         }
+    }
+
+    /// What has failed since the last success: runs, and attempts of the one in hand.
+    pub fn failures(&self) -> u32 {
+        let runs = self.item.job.as_ref().map_or(0, |j| j.consecutive_failures);
+        let in_hand = self.report.as_ref().filter(|_| !self.ended() && self.problem.is_some());
+        let attempts = in_hand.map_or(0, |r| r.attempts.iter().filter(|a| a.error.is_some()).count());
+        // The list has the newest only; the number of the attempt tells of all.
+        let all =
+            in_hand.filter(|_| attempts > 0).map_or(0, |r| r.attempt.saturating_sub(1).max(u32::try_from(attempts).unwrap_or(u32::MAX)));
+        runs.saturating_add(all)
     }
 
     /// The last attempts of its run.
