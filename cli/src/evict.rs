@@ -17,6 +17,7 @@ use kube::{Api, Client, ResourceExt};
 
 use crate::Common;
 use crate::client::{Source, connect_impatient, status};
+use crate::users;
 
 /// How often the pods are looked at.
 const LOOK: Duration = Duration::from_millis(250);
@@ -180,10 +181,7 @@ fn successor(pod: &Pod) -> String {
 
 /// Whether it is to be evicted, or is leaving by itself: on the owner's node, with one of the volume's claims.
 fn is_to_leave(pod: &Pod, dot: &DotStatus, first: bool, which: Which) -> bool {
-    let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref()).unwrap_or_default();
-    let there = pod.spec.as_ref().and_then(|s| s.node_name.as_ref()).is_some_and(|n| Some(n) == dot.owner.as_ref());
-    let wanted = first || which == Which::AndMounting && has_started(pod);
-    wanted && there && !matches!(phase, "Succeeded" | "Failed") && claims_of(pod).any(|c| dot.claims.contains(&c))
+    (first || which == Which::AndMounting && has_started(pod)) && users::has(pod, dot)
 }
 
 /// A container of it has run, so its volumes are mounted.
@@ -195,16 +193,6 @@ fn has_started(pod: &Pod) -> bool {
         now.running.is_some() || now.terminated.is_some() || before.terminated.is_some()
     };
     lists.into_iter().flatten().flatten().any(|c| runs(&c))
-}
-
-/// Names of its PVCs; that of an ephemeral volume is made of the pod's and the volume's.
-fn claims_of(pod: &Pod) -> impl Iterator<Item = String> {
-    let volumes = pod.spec.iter().flat_map(|s| s.volumes.iter().flatten());
-    volumes.filter_map(|v| match (&v.persistent_volume_claim, &v.ephemeral) {
-        (Some(claim), _) => Some(claim.claim_name.clone()),
-        (None, Some(_)) => Some(format!("{}-{}", pod.name_any(), v.name)),
-        (None, None) => None,
-    })
 }
 
 #[cfg(test)]

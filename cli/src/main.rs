@@ -16,6 +16,7 @@ mod push;
 mod relocate;
 mod runbook;
 mod status;
+mod users;
 mod wait;
 
 use std::process::ExitCode;

@@ -12,6 +12,7 @@ use crate::client::{Source, source};
 use crate::evict::{Evictor, Which};
 use crate::operation;
 use crate::output::{self, Table, bytes};
+use crate::users::Users;
 use crate::wait::{Seen, is_of, until};
 
 #[derive(Debug, Args)]
@@ -58,14 +59,22 @@ pub async fn relocate(client: &Client, common: &Common, args: &MoveArgs) -> Resu
         return Ok(());
     };
     let mut told = String::new();
+    let users = Users::default();
     let moved = async {
         match source.kind {
             ClaimKind::Dot => {
-                until(&dots, &source.name, timeout, |d| look(d.metadata.generation, d.status.clone(), &args.to, &mut told)).await
+                until(&dots, &source.name, timeout, |d| look(d.metadata.generation, d.status.clone(), &args.to, &users, &mut told)).await
             }
             ClaimKind::Branch => {
-                until(&branches, &source.name, timeout, |b| look(b.metadata.generation, b.status.clone(), &args.to, &mut told)).await
+                until(&branches, &source.name, timeout, |b| look(b.metadata.generation, b.status.clone(), &args.to, &users, &mut told))
+                    .await
             }
+        }
+    };
+    let moved = async {
+        tokio::select! {
+            moved = moved => moved,
+            never = users.watch(client, &source) => match never {},
         }
     };
     let status = match &evictor {
@@ -90,7 +99,7 @@ pub fn shown(source: &Source) -> String {
 }
 
 /// Tells each change of the phase once, on standard error.
-fn look(generation: Option<i64>, status: Option<DotStatus>, to: &str, told: &mut String) -> Seen<DotStatus> {
+fn look(generation: Option<i64>, status: Option<DotStatus>, to: &str, users: &Users, told: &mut String) -> Seen<DotStatus> {
     let status = status.unwrap_or_default();
     let ready = is_true(&status.conditions, ConditionType::Ready).is_some();
     if status.owner.as_deref() == Some(to) && ready {
@@ -101,8 +110,14 @@ fn look(generation: Option<i64>, status: Option<DotStatus>, to: &str, told: &mut
         return Seen::Failed(refused.message.clone());
     }
     let now = match is_true(&status.conditions, ConditionType::Migrating) {
-        Some(c) => format!("{}: {}", c.reason, c.message),
-        None => "waiting for the operator".to_owned(),
+        Some(c) => users.named(&format!("{}: {}", c.reason, c.message)),
+        // What Kubernetes has attached stays where it is, whatever is asked for.
+        None => match (users.names().as_slice(), &status.owner) {
+            ([], _) | (_, None) => "waiting for the operator".to_owned(),
+            (pods, Some(node)) => {
+                format!("waiting for pod {} on node {node}, which has it mounted: end it, or move with --evict", pods.join(", pod "))
+            }
+        },
     };
     if *told != now {
         eprintln!("{now}");
@@ -143,7 +158,8 @@ mod tests {
     #[test]
     fn a_refusal_of_what_was_wanted_before_is_none_of_this_move() {
         let mut told = String::new();
-        assert!(matches!(look(Some(3), Some(refused(2)), "n2", &mut told), Seen::NotYet(_)));
-        assert!(matches!(look(Some(3), Some(refused(3)), "n2", &mut told), Seen::Failed(why) if why == "no"));
+        let users = Users::default();
+        assert!(matches!(look(Some(3), Some(refused(2)), "n2", &users, &mut told), Seen::NotYet(_)));
+        assert!(matches!(look(Some(3), Some(refused(3)), "n2", &users, &mut told), Seen::Failed(why) if why == "no"));
     }
 }

@@ -180,6 +180,8 @@ async fn moved(t: Arc<Test>) -> Result<()> {
     let to = if from == "n2" { "n3" } else { "n2" };
     csi_pvc::says(&t, &pod, "/data/word", "first").await?; // or it would come after what is written next
     write(&t, &pod, "taken along").await?;
+    let waits = dot(&t, &["move", "data", "--to", to, "--timeout", "3"]).await;
+    ensure!(waits.is_err_and(|e| e.to_string().contains(&format!("pod {pod}"))), "it must name the pod that has it mounted");
     let start = Instant::now();
     dot(&t, &["move", "data", "--to", to, "--evict"]).await?;
     took("move --evict until the volume is there", start);
