@@ -126,6 +126,8 @@ words! {
         PoolMissing,
         /// btrfs has gone read-only, or doesn't answer.
         PoolFailed,
+        /// The pool's file has another size than is asked for by now.
+        SizeDiffers,
 
         // What stands in the way of a Dot, Branch, Commit or Filesystem.
         /// The object is on its way out.

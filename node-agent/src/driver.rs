@@ -141,6 +141,8 @@ pub struct PoolInfo {
     pub kernel_release: String,
     /// What it can do: `simple-quotas`, `send-v2`, …; sorted.
     pub features: Vec<String>,
+    /// Bytes that the configuration asks for where the pool's file has another size: an existing file keeps its own.
+    pub asked_size: Option<u64>,
 }
 
 /// Room in the pool, bytes.

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dotgraft_api::Replica;
+use dotgraft_api::quantity::human;
+use dotgraft_api::{ConditionType, Replica};
 use dotgraft_engine::filesystem::Desired;
 use dotgraft_engine::ids::FsId;
 use dotgraft_engine::model::Problem;
@@ -198,6 +199,7 @@ impl Supervisor {
             let trouble = conditions.first().cloned();
             conditions.extend(trouble.map(|t| Fact { kind: "PoolFailed".into(), status: Some(true), ..t }));
         }
+        conditions.extend(size_differs(pool.asked_size, space.total));
         self.own.set(PoolFacts {
             pool: Some(pool.id),
             capacity: space.total,
@@ -210,8 +212,32 @@ impl Supervisor {
     }
 }
 
+/// Nothing follows from a size that is changed later: people are told.
+fn size_differs(asked: Option<u64>, is: u64) -> Option<Fact> {
+    let message = format!(
+        "the pool's file has {}, and {} are asked for (pool.file.size): an existing file keeps its size. Set it back, or replace the file: see \
+         \"Replace a disk\" in the runbook",
+        human(is),
+        human(asked?)
+    );
+    let word = ConditionType::SizeDiffers.to_string();
+    Some(Fact { kind: word.clone(), status: Some(true), reason: word, message })
+}
+
 const READ_ONLY: &str = "the kernel has made the pool read-only: see the node's kernel log; reads go on, replicas on other nodes are whole";
 
 fn fact(status: bool, reason: &str, message: &str) -> Fact {
     Fact { kind: "Ready".into(), status: Some(status), reason: reason.into(), message: message.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_size_that_is_asked_for_in_vain_is_said() {
+        assert!(size_differs(None, 1 << 30).is_none());
+        let told = size_differs(Some(2 << 30), 1 << 30).unwrap();
+        assert!(told.kind == "SizeDiffers" && told.message.contains("has 1Gi, and 2Gi are asked for"), "{told:?}");
+    }
 }

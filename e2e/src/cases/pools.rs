@@ -23,6 +23,7 @@ use crate::steps::loops::loops;
 pub fn cases() -> Vec<Case> {
     vec![
         Case::new("24-twice", "a pool file opened twice: one superblock", twice),
+        Case::new("pool-size", "another size is asked for than the pool's file has: it keeps its own, and says so", other_size),
         Case::new("25-read-only", "a pool forced read-only: PoolFailed, reads stay", read_only),
         Case::new("24-reinstalled", "a node reinstalled under its name, with an empty pool: PoolMissing", reinstalled)
             .own(Options::default()),
@@ -37,6 +38,26 @@ async fn write(t: &Test, fs_id: &str, name: &str, content: &[u8]) -> Result<()> 
 
 async fn pool_says(t: &Test, status: &str, reason: Option<&str>) -> Result<Value> {
     t.kube().until_condition(("NodePool", "", "n1"), ("Ready", status, reason), STEP).await
+}
+
+async fn other_size(t: Arc<Test>) -> Result<()> {
+    let before = t.object("NodePool", "n1").await?["status"]["capacityBytes"].clone();
+    let args = t.rig.processes.args("n1")?;
+    let mut other = args.clone();
+    let at = other.iter().position(|a| a == "--pool-file-size").context("the agent has no size")?;
+    *other.get_mut(at + 1).context("a size")? = "7Gi".to_owned();
+    t.rig.processes.set_args("n1", other)?;
+    t.rig.restart("n1").await?;
+    let pool = t.kube().until_condition(("NodePool", "", "n1"), ("SizeDiffers", "True", None), STEP).await?;
+    ensure!(conditions(&pool).contains("7Gi are asked for") && pool["status"]["capacityBytes"] == before, "{}", pool["status"]);
+    t.rig.processes.set_args("n1", args)?;
+    t.rig.restart("n1").await?;
+    eventually("it to be over", STEP, || async {
+        let pool = t.object("NodePool", "n1").await?;
+        ensure!(!conditions(&pool).contains("SizeDiffers"), "{}", conditions(&pool));
+        Ok(())
+    })
+    .await
 }
 
 // ---- 24-twice ----

@@ -391,7 +391,7 @@ pub struct World {
 pub fn world() -> World {
     let place = place();
     let here = Here { place: place.clone(), boot: BootId::from_uuid(uuid(200)), stream_version: 2, kernel_release: "6.18".into() };
-    let info = PoolInfo { id: place.pool, stream_version: 2, kernel_release: "6.18".into(), features: Vec::new() };
+    let info = PoolInfo { id: place.pool, stream_version: 2, kernel_release: "6.18".into(), features: Vec::new(), asked_size: None };
     let journal = Arc::new(FakeJournal::default());
     let driver = Arc::new(FakeDriver { info, disk: Mutex::default(), gate: Gate::default() });
     let (api, peers) = (Arc::new(FakeApi::default()), Arc::new(FakePeers::default()));

@@ -225,6 +225,12 @@ fn allocate(file: &File, path: &Path, size: u64, expected: Option<PoolId>) -> Re
     Ok(())
 }
 
+/// The size that is asked for, where an existing file has another: it keeps its own.
+pub fn other_size(source: &PoolSource, file: &File) -> Option<u64> {
+    let PoolSource::File { size_bytes, .. } = source else { return None };
+    file.metadata().ok().filter(|m| m.len() != *size_bytes).map(|_| *size_bytes)
+}
+
 /// The block device, with what keeps it until it is mounted.
 fn device_of(source: &PoolSource, file: &File) -> Result<(PathBuf, Option<OwnedFd>), PoolError> {
     match source {

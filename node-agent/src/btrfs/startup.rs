@@ -49,7 +49,7 @@ impl BtrfsPool {
             fsx::sync_dir(&mounted.root)?;
         }
         let pool = Self {
-            info: facts(mounted.id),
+            info: PoolInfo { asked_size: pool::other_size(source, &mounted.lock), ..facts(mounted.id) },
             root: mounted.root,
             dev: mounted.dev,
             allocated: Mutex::default(),
@@ -155,5 +155,5 @@ fn facts(id: PoolId) -> PoolInfo {
     }
     features.sort_unstable();
     let kernel_release = rustix::system::uname().release().to_string_lossy().into_owned();
-    PoolInfo { id, stream_version, kernel_release, features }
+    PoolInfo { id, stream_version, kernel_release, features, asked_size: None }
 }
