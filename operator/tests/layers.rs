@@ -4,7 +4,7 @@
 use std::path::Path;
 
 /// What controllers stand on, and which may only stand on each other.
-const GROUND: [&str; 20] = [
+const GROUND: [&str; 21] = [
     "ca",
     "cache",
     "caches",

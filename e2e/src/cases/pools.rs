@@ -45,7 +45,7 @@ async fn other_size(t: Arc<Test>) -> Result<()> {
     let args = t.rig.processes.args("n1")?;
     let mut other = args.clone();
     let at = other.iter().position(|a| a == "--pool-file-size").context("the agent has no size")?;
-    *other.get_mut(at + 1).context("a size")? = "7Gi".to_owned();
+    "7Gi".clone_into(other.get_mut(at + 1).context("a size")?);
     t.rig.processes.set_args("n1", other)?;
     t.rig.restart("n1").await?;
     let pool = t.kube().until_condition(("NodePool", "", "n1"), ("SizeDiffers", "True", None), STEP).await?;
