@@ -286,8 +286,10 @@ impl Sim<'_> {
         let Some(Intent::Present(p)) = self.nodes[0].wanted.clone() else { return };
         let jobs = p.jobs;
         self.say("FLAP JOB".into());
-        // A job that is gone pins nothing: a removal that waits would part the histories for good, as asked.
-        let gone = self.rng.permille(500) && !p.commits.iter().any(|c| c.remove);
+        // A job that is gone pins nothing: a removal that waits, or one that is done but for what is kept as a base, would part the histories for
+        // good, as asked (ADR 11).
+        let let_go = self.nodes[0].journal.load().commits.iter().any(Commit::is_let_go);
+        let gone = self.rng.permille(500) && !let_go && !p.commits.iter().any(|c| c.remove);
         self.edit(0, |p| if gone { p.jobs.clear() } else { p.jobs.iter_mut().for_each(|j| j.spec.suspend = true) });
         self.run_for(2_000);
         let generation = 2 + i64::from(gone);

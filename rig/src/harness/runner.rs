@@ -29,14 +29,14 @@ pub enum Part {
     Pods,
     /// Those, and the ones with a rig of their own.
     Own,
-    /// Those of the table of failures that share two agents.
+    /// Those of the table of failures that share two agents, and where pods are placed.
     Failures,
     /// Others that share two agents, or need only an API server, and what waits most of its time.
     Rest,
 }
 
 /// Where the ids begin of the cases with kubelets that don't go with [`Part::Pods`], or that would take longest.
-const BESIDE: [&str; 3] = ["csi-", "locality-", "rig-"];
+const BESIDE: [(&str, Part); 3] = [("csi-", Part::Own), ("rig-", Part::Own), ("locality-", Part::Failures)];
 
 /// Cases with a rig of their own that wait for a clock more than they work.
 const WAITING: [&str; 1] = ["watched"];
@@ -44,8 +44,7 @@ const WAITING: [&str; 1] = ["watched"];
 fn part_of(case: &Case) -> Part {
     let numbered = case.id.starts_with(|first: char| first.is_ascii_digit());
     match &case.needs {
-        Needs::Kubelets if BESIDE.iter().any(|b| case.id.starts_with(b)) => Part::Own,
-        Needs::Kubelets => Part::Pods,
+        Needs::Kubelets => BESIDE.iter().find(|(begin, _)| case.id.starts_with(begin)).map_or(Part::Pods, |(_, part)| *part),
         Needs::Own(_) if WAITING.contains(&case.id.as_str()) => Part::Rest,
         Needs::Own(_) => Part::Own,
         Needs::Agents if numbered => Part::Failures,
