@@ -138,18 +138,44 @@ counted() {
   say "$1: $2 passed, $3 failed, $4 skipped"
 }
 
-# unit_tests TITLE CARGO-ARGUMENT...
+# test_program DIR PROGRAM: one of them, run as cargo runs it; its output and status go to $UNITS, and its failures are shown once it has ended.
+# A program that hangs is ended after $UNIT_SECONDS.
+test_program() {
+  local dir=$1 name start=$SECONDS status=0
+  name=${dir##*/}-${2##*/} name=${name%-*}
+  cd "$dir" || return
+  # shellcheck disable=SC2086 # UNIT_ARGS is a list of words
+  CARGO_MANIFEST_DIR=$dir timeout --foreground --kill-after=30 "$UNIT_SECONDS" "$2" ${UNIT_ARGS:-} >"$UNITS/$name.log" 2>&1 || status=$?
+  [ $status != 124 ] || printf '\nended after %s s\n' "$UNIT_SECONDS" >>"$UNITS/$name.log"
+  echo $status >"$UNITS/$name.status"
+  {
+    printf '%s (%s s)\n' "$name" $((SECONDS - start))
+    grep -Ev '^test .* \.\.\. (ok|ignored.*)$|^$|^running |^test result: ok' "$UNITS/$name.log"
+  } >"$UNITS/$name.shown"
+  cat "$UNITS/$name.shown"
+}
+export -f test_program
+
+# unit_tests TITLE CARGO-ARGUMENT... [-- TEST-ARGUMENT...]: builds the test programs, and runs as many at once as there are cores: many of them wait.
 unit_tests() {
-  local log status line title=$1
+  local status line title=$1 build=()
   shift
-  log=$(mktemp)
+  while [ $# != 0 ] && [ "$1" != -- ]; do build+=("$1"); shift; done
+  [ $# = 0 ] || shift
+  UNITS=$(mktemp -d)
+  export UNITS UNIT_ARGS="$*" UNIT_SECONDS=1200
   step "$title"
-  cargo test --locked --no-fail-fast "$@" 2>&1 | tee "$log" | grep --line-buffered -Ev '^test .* \.\.\. (ok|ignored.*)$|^$|^running '
-  status=${PIPESTATUS[0]}
+  cargo test --locked --no-run --message-format=json-render-diagnostics "${build[@]}" >"$UNITS/built"
+  status=$?
+  grep -E '"profile":\{[^}]*"test":true\}' "$UNITS/built" | sed -nE 's/^.*"manifest_path":"([^"]*)\/Cargo\.toml".*"executable":"([^"]+)".*$/\1\n\2/p' |
+    xargs -r -d '\n' -n 2 -P "$(nproc)" bash -c 'test_program "$@"' _
+  # A build that broke off, a program that didn't say how it went, and none at all are failures, too.
+  if [ $status != 0 ] || ! compgen -G "$UNITS/*.status" >/dev/null || grep -qvx 0 "$UNITS"/*.status; then status=1; fi
   # shellcheck disable=SC2046 # three numbers
-  counted "$title" $(awk '/^test result:/ {p += $4; f += $6; i += $8} END {print p + 0, f + 0, i + 0}' "$log") "$status"
-  while read -r line; do failures+=("$line"); done < <(sed -nE 's/^test (.*) \.\.\. FAILED$/\1/p' "$log")
-  rm -f "$log"
+  counted "$title" $(cat "$UNITS"/*.log 2>/dev/null | awk '/^test result:/ {p += $4; f += $6; i += $8} END {print p + 0, f + 0, i + 0}') "$status"
+  while read -r line; do failures+=("$line"); done < <(sed -nE 's/^test (.*) \.\.\. FAILED$/\1/p' "$UNITS"/*.log)
+  while read -r line; do failures+=("test program $line"); done < <(grep -Lx 0 "$UNITS"/*.status | sed 's|.*/||; s|\.status$||')
+  rm -rf "$UNITS"
 }
 
 supply_chain() {
@@ -274,7 +300,8 @@ quick_checks() {
   check "the documents point to what is there" docs/check.sh
   check "one version everywhere" deploy/release/versions.sh
   check "cargo clippy" cargo clippy --locked --workspace --all-targets -- -D warnings
-  check "the CRDs in crds/ are what the types say" cargo run --locked --quiet -p dotgraft-api --bin crdgen -- --check crds
+  check "our programs" cargo build --locked --workspace --bins # as the tests build them: with -p, dependencies have other features, and are built again
+  check "the CRDs in crds/ are what the types say" "${CARGO_TARGET_DIR:-target}/debug/crdgen" --check crds
   check "the chart and the plain manifests" chart_check
   tests_without_root
   skip "cargo deny and the end-to-end tests: make test has them"
