@@ -203,6 +203,7 @@ fn jobs() -> Vec<Case> {
     let keep = spec(&json!({"trigger": "again", "suspend": true, "retry": {"maxAttempts": 0}}));
     let one = "source takes exactly one of names and selector";
     let bandwidth = "bandwidth is in bytes per second, from 1Ki to 1Ei";
+    let when = |schedule: Value| spec(&json!({ "schedule": schedule }));
     [
         rule("spec", "direction Pull is not in this version: make a Push job to the node that is to have the copy")
             .create(&spec(&json!({"direction": "Push"})), &spec(&json!({"direction": "Pull"}))),
@@ -222,6 +223,14 @@ fn jobs() -> Vec<Case> {
             &spec(&json!({"source": {"selector": {"matchLabels": {"app": "shop"}}}})),
         ),
         rule("spec.source", one).create(&spec(&json!({"source": {"names": ["a", "b"]}})), &spec(&json!({"source": {"names": null}}))),
+        rule("spec.schedule", "take one of onCommit, cron and intervalSeconds")
+            .create(&when(json!({"intervalSeconds": 60})), &when(json!({"intervalSeconds": 60, "onCommit": true}))),
+        rule("spec.schedule", "take one of onCommit, cron and intervalSeconds")
+            .create(&when(json!({"onCommit": false, "cron": "@daily"})), &when(json!({"intervalSeconds": 60, "cron": "@daily"}))),
+        rule("spec.schedule", "timeZone says what the hours of cron are: set cron, too").create(
+            &when(json!({"cron": "30 2 * * *", "timeZone": "Europe/Berlin"})),
+            &when(json!({"intervalSeconds": 60, "timeZone": "Europe/Berlin"})),
+        ),
         rule("spec.limits.bandwidth", bandwidth)
             .create(&spec(&json!({"limits": {"bandwidth": "50Mi"}})), &spec(&json!({"limits": {"bandwidth": "1000"}}))),
     ]

@@ -194,6 +194,8 @@ words! {
         TargetNotFound,
         /// The target is of another pool group than the source.
         TargetRefused,
+        /// Its schedule can't be read.
+        InvalidSchedule,
         /// The pool of the target isn't ready.
         TargetNotReady,
         /// An agent's report can't be read by this version of the operator.
@@ -310,6 +312,8 @@ words! {
         Behind,
         /// It waits for its turn or for an agent.
         Pending,
+        /// It waits for the first time that its schedule names.
+        Scheduled,
         /// A commit is durable on its owner.
         Committed,
         /// Nothing needs the commit.

@@ -9,6 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::common::{Claim, Fencing, Initial, Intermediate, Origin, Place, ReclaimPolicy};
+use crate::replication_job::Schedule;
 use crate::run_report::AgentReport;
 use crate::schema::{self, rules};
 
@@ -202,6 +203,9 @@ pub struct JobWish {
     /// Runs on every commit.
     #[serde(default)]
     pub on_commit: bool,
+    /// Runs by itself: by cron, or at an interval. What it says of commits stands in `onCommit`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schedule: Option<Schedule>,
     /// A new value starts a run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 253))]
@@ -477,6 +481,10 @@ pub struct ReplicaJobStatus {
     /// Runs that failed since.
     #[serde(default)]
     pub consecutive_failures: u32,
+    /// When its schedule fires next.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::time")]
+    pub next_schedule_time: Option<Time>,
 }
 
 /// A run that ended.

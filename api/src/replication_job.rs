@@ -27,6 +27,13 @@ use crate::schema::{self, rules};
     printcolumn(name = "State", type_ = "string", json_path = ".status.state"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].status"),
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].reason"),
+    printcolumn(
+        name = "Next",
+        type_ = "string",
+        json_path = ".status.nextScheduleTime",
+        description = "when the schedule fires next",
+        priority = 1
+    ),
     printcolumn(name = "Last Success", type_ = "date", json_path = ".status.lastSuccessfulTime"),
     printcolumn(name = "Lag", type_ = "date", json_path = ".status.behindSince", description = "for how long a target lacks something"),
     printcolumn(name = "Sent", type_ = "string", json_path = ".status.progress.sent", priority = 1),
@@ -120,13 +127,31 @@ pub struct JobTarget {
     pub node: String,
 }
 
-/// When a job runs by itself.
+/// When a job runs by itself: on every commit, by cron, or at an interval. The agent of a source's owner sees to it, also while the API server is
+/// down. Runs of one source never overlap; what was missed is made up for by one run.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = rules(&[
+    ("[self.onCommit, has(self.cron), has(self.intervalSeconds)].filter(x, x).size() <= 1", "take one of onCommit, cron and intervalSeconds"),
+    ("!has(self.timeZone) || has(self.cron)", "timeZone says what the hours of cron are: set cron, too"),
+])))]
 pub struct Schedule {
     /// On every commit of a source.
     #[serde(default)]
     pub on_commit: bool,
+    /// By the calendar: the five fields of cron (minute, hour, day of month, month, day of week), or a name such as @daily. Each source runs up to a
+    /// minute later, by the job's UID, so that not all begin at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 128))]
+    pub cron: Option<String>,
+    /// Whose hours those are: a name of the IANA database, such as Europe/Berlin. UTC if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 128))]
+    pub time_zone: Option<String>,
+    /// At once, and then so many seconds apart; 10 to 31536000.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 10, max = 31_536_000))]
+    pub interval_seconds: Option<u32>,
 }
 
 /// Which commits a job sends.
@@ -221,6 +246,10 @@ pub struct ReplicationJobStatus {
     /// Bytes of all its Filesystems.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub progress: Option<Progress>,
+    /// When the schedule fires next, of the source that is next; runs begin up to a minute later. Absent: nothing is scheduled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::time")]
+    pub next_schedule_time: Option<Time>,
     /// End of the last run that brought everything over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::time")]

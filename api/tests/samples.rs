@@ -39,5 +39,11 @@ fn jobs_read_with_the_defaults_of_the_api_server() {
     assert_eq!(once.spec.source.names, ["orders"]);
     let on_commit: ReplicationJob = sample("replicationjob-on-commit.yaml");
     assert!(on_commit.spec.schedule.unwrap().on_commit);
+    let nightly: ReplicationJob = sample("replicationjob-schedule.yaml");
+    let schedule = nightly.spec.schedule.unwrap();
+    assert_eq!(
+        (schedule.cron.as_deref(), schedule.time_zone.as_deref(), schedule.on_commit),
+        (Some("30 2 * * *"), Some("Europe/Berlin"), false)
+    );
     assert_eq!(on_commit.spec.retry.unwrap().max_attempts, None, "absent is without limit");
 }

@@ -4,6 +4,7 @@
 //! - [`authority`]: who may write, and every transition of that (migration.md §2).
 //! - [`copies`]: which copy holds which kept commit, and whether it may go.
 //! - [`filesystem`]: all state of one Filesystem on one node (design §4).
+//! - [`schedule`]: when something is to be done by itself.
 //! - [`run`]: one execution of a ReplicationJob for one Filesystem (replication.md).
 //! - [`step`]: the order in which a shell does what they decide.
 
@@ -16,5 +17,6 @@ pub mod handle;
 pub mod ids;
 pub mod model;
 pub mod run;
+pub mod schedule;
 pub mod step;
 pub mod words;

@@ -4,19 +4,20 @@
 mod run_support;
 
 use dotgraft_engine::format::{FormatError, Kind};
-use dotgraft_engine::ids::{CommitId, JobUid, Now};
+use dotgraft_engine::ids::{CommitId, JobUid, Now, Timestamp};
 use dotgraft_engine::model::{Reason, Versions, VersionsRole};
 use dotgraft_engine::run::{
     CancelReason, Initial, Job, JobRow, JobSpec, Outcome, Retry, Run, RunEffect, RunEffectKind, RunEvent, RunParams, RunSeed, RunSpec,
     State,
 };
+use dotgraft_engine::schedule::Schedule;
 use run_support::*;
 use uuid::Uuid;
 
 fn one_shot(generation: i64) -> JobSpec {
     let RunSpec { peer, initial, intermediate, retry, on_conflict, .. } = spec();
     let params = RunParams { peer, initial, intermediate, retry, on_conflict, also: None };
-    JobSpec { uid: job_uid(), generation, suspend: false, trigger: None, on_commit: false, params }
+    JobSpec { uid: job_uid(), generation, suspend: false, trigger: None, on_commit: false, schedule: None, params }
 }
 
 fn on_commit(generation: i64) -> JobSpec {
@@ -25,6 +26,15 @@ fn on_commit(generation: i64) -> JobSpec {
 
 fn triggered(generation: i64, trigger: &str) -> JobSpec {
     JobSpec { trigger: Some(trigger.to_owned()), ..one_shot(generation) }
+}
+
+/// At the beginning of every hour.
+fn hourly(generation: i64) -> JobSpec {
+    JobSpec { schedule: Some(Schedule::cron("@hourly", None).unwrap()), ..one_shot(generation) }
+}
+
+fn each(seconds: u32) -> JobSpec {
+    JobSpec { schedule: Some(Schedule::interval(seconds).unwrap()), ..one_shot(1) }
 }
 
 /// A job, both sides' commits and a receiver that does as it is told.
@@ -495,4 +505,172 @@ fn a_row_of_a_newer_program_is_refused() {
     assert!(matches!(read(&row), Err(FormatError::Newer { version: 2, .. })), "{:?}", read(&row));
     row["version"] = 0.into();
     assert!(matches!(read(&row), Err(FormatError::Damaged { .. })));
+}
+
+// ---- schedules ----
+
+const MINUTE: u64 = 60_000;
+const HOUR: u64 = 60 * MINUTE;
+
+impl World {
+    /// Both clocks go on, with a timer whenever one is asked for, and the runs that follow.
+    fn wait(&mut self, ms: u64) {
+        let end = self.now.plus_ms(ms);
+        while let Some(due) = self.job.next_wake().filter(|due| *due <= end.boot) {
+            self.now = not_before(self.now, due);
+            self.give(RunEvent::Timer);
+            self.settle();
+            assert!(self.job.next_wake().is_none_or(|next| next > self.now.boot), "a timer that was handled leaves nothing due");
+        }
+        self.now = end;
+    }
+
+    /// The wall clock alone.
+    fn set_clock(&mut self, ms: i64) {
+        self.now.wall = Timestamp(self.now.wall.0 + ms);
+    }
+}
+
+#[test]
+fn a_schedule_runs_at_its_times_and_at_no_other() {
+    let mut w = World::new(&[1]);
+    w.spec(hourly(1));
+    w.settle();
+    assert_eq!((w.runs, w.job.next_firing()), (0, Some(Timestamp(3_600_000))), "it waits for its time");
+    w.wait(HOUR - 10_000);
+    assert_eq!(w.runs, 0);
+    w.wait(2 * MINUTE);
+    assert_eq!((w.runs, w.theirs.clone()), (1, vec![id(1)]));
+    for hours in 2..30 {
+        w.ours.push(hours);
+        w.wait(HOUR);
+        assert_eq!((w.runs, w.theirs.len()), (u32::try_from(hours).unwrap(), usize::try_from(hours).unwrap()));
+    }
+}
+
+#[test]
+fn an_interval_begins_at_once() {
+    let mut w = World::new(&[1]);
+    w.spec(each(600));
+    w.settle();
+    assert_eq!(w.runs, 1);
+    w.spec(each(600));
+    w.wait(9 * MINUTE);
+    assert_eq!(w.runs, 1);
+    w.wait(2 * MINUTE);
+    assert_eq!(w.runs, 2);
+}
+
+#[test]
+fn what_was_missed_while_the_agent_was_away_is_made_up_for_once() {
+    let mut w = World::new(&[1]);
+    w.spec(hourly(1));
+    w.wait(90 * MINUTE);
+    w.restart();
+    w.now = w.now.plus_ms(50 * HOUR);
+    w.spec(hourly(1));
+    w.settle();
+    assert_eq!(w.runs, 2);
+    w.restart();
+    w.spec(hourly(1));
+    w.settle();
+    assert_eq!(w.runs, 2, "not again after another restart");
+    w.wait(HOUR);
+    assert_eq!(w.runs, 3);
+}
+
+#[test]
+fn a_firing_during_a_run_starts_another_as_soon_as_it_ends() {
+    let mut w = World::new(&[1]);
+    w.spec(each(600));
+    w.until(is_send);
+    w.now = w.now.plus_ms(35 * MINUTE);
+    w.ours.push(2);
+    w.call(|job, now, out| job.handle(RunEvent::Wake, now, World::seed(), out));
+    assert_eq!(w.runs, 1, "runs never overlap");
+    w.settle();
+    assert_eq!((w.runs, w.theirs.last()), (2, Some(&id(2))), "three firings, one run");
+}
+
+#[test]
+fn what_fires_while_it_is_suspended_is_made_up_for_by_one_run_afterwards() {
+    let mut w = World::new(&[1]);
+    w.spec(JobSpec { suspend: true, ..hourly(1) });
+    w.wait(30 * HOUR);
+    assert_eq!((w.runs, w.job.next_firing()), (0, None));
+    w.spec(hourly(2));
+    w.settle();
+    assert_eq!(w.runs, 1);
+}
+
+#[test]
+fn a_clock_that_is_set_back_fires_nothing_twice_and_one_that_is_set_ahead_fires_once() {
+    let mut w = World::new(&[1]);
+    w.now = at(1_800_000_000_000);
+    w.spec(hourly(1));
+    w.wait(90 * MINUTE);
+    assert_eq!(w.runs, 1 + u32::from(w.job.row().fired.as_ref().unwrap().at.0 - 1_800_000_000_000 > 3_600_000));
+    let before = w.runs;
+    w.set_clock(-3_600_000);
+    w.wait(HOUR - MINUTE);
+    assert_eq!(w.runs, before, "that hour has been");
+    w.set_clock(5 * 3_600_000);
+    w.wait(2 * MINUTE);
+    assert_eq!(w.runs, before + 1, "noticed within a minute");
+    w.set_clock(400 * 24 * 3_600_000);
+    w.wait(2 * MINUTE);
+    w.set_clock(-400 * 24 * 3_600_000);
+    let wrong = w.runs;
+    w.wait(2 * HOUR);
+    assert!(w.runs > wrong, "a year that was none is not waited for");
+}
+
+#[test]
+fn a_clock_that_goes_wrong_by_two_nodes_fires_nothing_twice() {
+    // The row goes along with authority to a node whose clock is an hour behind, and comes back.
+    let mut w = World::new(&[1]);
+    w.now = at(1_800_000_000_000);
+    w.spec(hourly(1));
+    w.wait(61 * MINUTE);
+    let runs = w.runs;
+    for hours in [-1, 1] {
+        w.restart();
+        w.set_clock(hours * 3_600_000);
+        w.spec(hourly(1));
+        w.settle();
+        w.wait(MINUTE / 2);
+        assert_eq!(w.runs, runs, "{hours} h");
+    }
+}
+
+#[test]
+fn another_schedule_begins_anew() {
+    let mut w = World::new(&[1]);
+    w.spec(hourly(1));
+    w.wait(20 * HOUR);
+    let runs = w.runs;
+    let monthly = JobSpec { schedule: Some(Schedule::cron("@monthly", None).unwrap()), ..hourly(2) };
+    w.spec(monthly);
+    w.settle();
+    w.spec(hourly(3));
+    w.settle();
+    assert_eq!(w.runs, runs, "what another one would have fired in the past was not missed");
+    w.wait(HOUR + MINUTE);
+    assert_eq!(w.runs, runs + 1);
+}
+
+#[test]
+fn a_job_that_is_stopped_takes_no_firing() {
+    let mut w = World::new(&[1]);
+    w.spec(hourly(1));
+    w.wait(30 * MINUTE);
+    w.call(|job, now, out| job.on_stop(CancelReason::Deleted, now, World::seed(), out));
+    let fired = w.job.row().fired.clone();
+    assert_eq!(w.job.next_wake(), None);
+    w.wait(5 * HOUR);
+    w.give(RunEvent::Timer);
+    assert_eq!((w.runs, w.job.row().fired.clone()), (0, fired), "it is the next owner's");
+    w.call(|job, now, out| job.on_resume(now, World::seed(), out));
+    w.settle();
+    assert_eq!(w.runs, 1);
 }

@@ -48,7 +48,7 @@ fn completed() -> Outcome {
 /// A job whose last run was that, and that runs if `report` isn't at its end.
 fn job(last: Option<LastRun>, report: Option<RunReport>) -> JobStatus {
     let uid: JobUid = "0198c2a5-7f00-7000-8000-0000000000bb".parse().unwrap();
-    JobStatus { uid, row: JobRow { last, ..JobRow::new(uid) }, report, behind_since: None }
+    JobStatus { uid, row: JobRow { last, ..JobRow::new(uid) }, report, behind_since: None, next_firing: None }
 }
 
 fn with(jobs: Vec<JobStatus>) -> FilesystemStatus {

@@ -109,6 +109,7 @@ fn job(outcome: last_run::Outcome) -> JobCursor {
         last: Some(LastRun { run_id: id(70), generation: 3, outcome: Some(outcome), report: Some(report()) }),
         last_successful_time_ms: Some(0),
         consecutive_failures: 4,
+        fired: None,
     }
 }
 
@@ -188,7 +189,11 @@ fn of_the_first() -> Vec<(String, Vec<u8>)> {
 }
 
 fn of_now() -> Vec<(String, Vec<u8>)> {
-    vec![encoded("ExportRequest.leaves", &ExportRequest { fs_id: id(1), handoff: Vec::new(), leaves: Some(handoff()) })]
+    let fired = JobCursor { fired: Some(Fired { by: "@hourly UTC".into(), at_ms: 3_600_000 }), ..JobCursor::default() };
+    vec![
+        encoded("ExportRequest.leaves", &ExportRequest { fs_id: id(1), handoff: Vec::new(), leaves: Some(handoff()) }),
+        encoded("JobCursor.fired", &fired),
+    ]
 }
 
 fn print(messages: &[(String, Vec<u8>)]) -> String {

@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
 
 use crate::data::digest::{same_trees, tree_digest};
 use crate::data::sqlite::{self, SqliteWriter};
 use crate::harness::test::STEP;
 use crate::harness::{Case, Test};
+use crate::rig::kube::condition_of;
 use crate::rig::wait::eventually;
 
 /// All cases.
@@ -18,6 +19,7 @@ pub fn cases() -> Vec<Case> {
         Case::new("life/database", "a database under load is whole in every commit, here and there", database),
         Case::new("life/branch", "a branch starts as its commit, and neither sees what is written to the other", branch),
         Case::new("life/on-commit", "a job with onCommit sends every commit by itself", on_commit),
+        Case::new("life/schedule", "a job with a schedule runs at its times, also while the API server is down", schedule),
         Case::new("life/deleted-base", "the newest commit goes at once, and the next one is sent as an increment to it", deleted_base),
         Case::new("life/replicas", "placement.replicas keeps a copy on another node", replicas),
     ]
@@ -89,6 +91,45 @@ async fn on_commit(t: Arc<Test>) -> Result<()> {
         let commit = t.commit(name, "d").await?;
         t.arrived(&fs_id, &commit, "n2", STEP).await?;
     }
+    Ok(())
+}
+
+async fn schedule(t: Arc<Test>) -> Result<()> {
+    let fs_id = t.dot("d", "n1").await?;
+    let first = t.commit("c1", "d").await?;
+    let job = |schedule| json!({"direction": "Push", "source": {"names": ["d"]}, "target": {"node": "n2"}, "schedule": schedule});
+    t.create("ReplicationJob", "j", &job(json!({"intervalSeconds": 10}))).await?;
+    t.arrived(&fs_id, &first, "n2", STEP).await?;
+    let second = t.commit("c2", "d").await?;
+    t.arrived(&fs_id, &second, "n2", STEP).await?;
+
+    let shown = t.condition("ReplicationJob", "j", "Ready", "True", Some("Completed")).await?;
+    let next: jiff::Timestamp = crate::harness::test::text(&shown, "/status/nextScheduleTime")?.parse()?;
+    t.rig.kill9("apiserver")?;
+    let down = jiff::Timestamp::now();
+    // An interval of ten seconds is late by one at most.
+    let wait = next.duration_since(down).max(jiff::SignedDuration::ZERO) + jiff::SignedDuration::from_millis(2500);
+    ensure!(wait < jiff::SignedDuration::from_secs(13), "the next run is at {next}");
+    tokio::time::sleep(wait.unsigned_abs()).await;
+    let up = jiff::Timestamp::now();
+    t.rig.restart("apiserver").await?;
+    eventually("a run that began while the API server was down to be told", STEP, || async {
+        let job = t.kube().get("ReplicationJob", &t.namespace, "j").await?.context("no job")?;
+        let began: jiff::Timestamp = crate::harness::test::text(&job, "/status/startedAt")?.parse()?;
+        ensure!(began >= next && began < up, "the last run began at {began}, down from {down} to {up}");
+        ensure!(job["status"]["state"] == "Completed", "it ended as {}", job["status"]["state"]);
+        Ok(())
+    })
+    .await?;
+    t.kube().delete("ReplicationJob", &t.namespace, "j").await?;
+
+    t.create("ReplicationJob", "k", &job(json!({"cron": "61 * * * *"}))).await?;
+    let refused = t.condition("ReplicationJob", "k", "Ready", "False", Some("InvalidSchedule")).await?;
+    let said = condition_of(&refused, "Ready").map(|c| c["message"].to_string()).unwrap_or_default();
+    ensure!(said.contains("61 * * * *") && said.contains("take five fields"), "{said}");
+    t.kube().patch("ReplicationJob", &t.namespace, "k", "", &json!({"spec": {"schedule": {"cron": "@yearly"}}})).await?;
+    let waits = t.condition("ReplicationJob", "k", "Ready", "False", Some("Scheduled")).await?;
+    ensure!(waits["status"]["nextScheduleTime"].as_str().is_some_and(|at| at.contains("-01-01T00:00:00")), "{}", waits["status"]);
     Ok(())
 }
 

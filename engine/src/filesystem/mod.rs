@@ -178,7 +178,8 @@ impl Filesystem {
         let now = self.clock.boot;
         let usage = (self.standing.is_active() && self.tasks.is_ready(Slot::Usage, now)).then_some(self.usage.due());
         let precopy = self.precopy_due().filter(|at| *at > now);
-        let wakes = [self.tasks.next_wake(now), self.outbox.next_wake(), usage, self.cache_due(), precopy, self.resets.hold_ends(now)];
+        let outbox = self.standing.may_send().then(|| self.outbox.next_wake()).flatten();
+        let wakes = [self.tasks.next_wake(now), outbox, usage, self.cache_due(), precopy, self.resets.hold_ends(now)];
         wakes.into_iter().flatten().min()
     }
 

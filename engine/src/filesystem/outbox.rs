@@ -110,6 +110,7 @@ impl Outbox {
             row: job.row().clone(),
             report: job.report(now),
             behind_since: job.behind_since(history.iter().copied()),
+            next_firing: job.next_firing(),
         };
         of_objects.map(status).collect()
     }

@@ -127,7 +127,15 @@ impl Filesystem {
         let (peer, commit) = (self.wish.precopy_to(&self.here)?.clone(), self.history.newest_transient()?.id);
         let (key, suspend) = (JobKey::Precopy, self.handoff.is_in_hand());
         let params = transfer(peer, Initial::All, Some(commit));
-        let spec = JobSpec { uid: key.uid(self.id), generation: 1, suspend, trigger: Some(commit.to_string()), on_commit: false, params };
+        let spec = JobSpec {
+            uid: key.uid(self.id),
+            generation: 1,
+            suspend,
+            trigger: Some(commit.to_string()),
+            on_commit: false,
+            schedule: None,
+            params,
+        };
         Some((key, WantedJob { spec, bandwidth: None }))
     }
 }

@@ -96,6 +96,8 @@ pub struct JobStatus {
     pub report: Option<RunReport>,
     /// When the oldest commit was taken that its receiver should have and lacks; `None`: it lacks none.
     pub behind_since: Option<Timestamp>,
+    /// The next firing of its schedule, without jitter.
+    pub next_firing: Option<Timestamp>,
 }
 
 /// How a handoff goes, or went.

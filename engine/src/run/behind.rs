@@ -69,7 +69,8 @@ mod tests {
         let row = JobRow { observed_trigger: Some("t".into()), done_once: true, ..row };
         let trigger = Some("t".to_owned());
         let mut job = Job::restore(row);
-        let spec = JobSpec { uid: uid(), generation: 1, suspend: given.suspend, trigger, on_commit: given.on_commit, params };
+        let spec =
+            JobSpec { uid: uid(), generation: 1, suspend: given.suspend, trigger, on_commit: given.on_commit, schedule: None, params };
         let seed = crate::run::RunSeed { run_id: uuid::Uuid::nil(), jitter_seed: 0 };
         job.on_spec(spec, given.cursor.map(id), Now::default(), seed, &mut Vec::new());
         job

@@ -13,6 +13,10 @@ use super::{CancelReason, Initial, Intermediate, OnConflict, Outcome, Retry, Run
 use crate::format::Kind;
 use crate::ids::{BootTime, CommitId, JobUid, Now, Timestamp};
 use crate::model::{Place, RunReport};
+use crate::schedule::Schedule;
+
+/// At least so often a schedule is compared with the wall clock, which anybody may set.
+const LOOK_MS: u64 = 60_000;
 
 /// What each run of a job gets from its spec. A change supersedes the run in hand.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,7 +37,7 @@ pub struct RunParams {
     pub also: Option<CommitId>,
 }
 
-/// The job as `Replica.spec.jobs[]` has it. Without `trigger` and `on_commit` it is one-shot.
+/// The job as `Replica.spec.jobs[]` has it. Without `trigger`, `on_commit` and `schedule` it is one-shot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct JobSpec {
@@ -47,6 +51,9 @@ pub struct JobSpec {
     pub trigger: Option<String>,
     /// Each commit starts a run.
     pub on_commit: bool,
+    /// Each of its firings starts a run. Those that were missed, or came while a run was under way or suspended, are made up for by one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schedule: Option<Schedule>,
     /// For the runs.
     pub params: RunParams,
 }
@@ -84,12 +91,25 @@ pub struct JobRow {
     /// the two sides without a common commit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sending: Option<CommitId>,
+    /// The last firing of its schedule that was taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fired: Option<Fired>,
     /// The last run that ended.
     pub last: Option<LastRun>,
     /// When a run last ended with its target on the receiver.
     pub last_successful_time: Option<Timestamp>,
     /// Runs since then that did not.
     pub consecutive_failures: u32,
+}
+
+/// A firing of a schedule that was taken: it goes along with authority, so that no node takes it again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Fired {
+    /// The schedule, as text: another one begins anew.
+    pub by: String,
+    /// Its time, without jitter; of the first one, when the schedule was first seen.
+    pub at: Timestamp,
 }
 
 /// A run that has ended.
@@ -119,6 +139,7 @@ impl JobRow {
             owed: false,
             cursor: None,
             sending: None,
+            fired: None,
             last: None,
             last_successful_time: None,
             consecutive_failures: 0,
@@ -145,6 +166,8 @@ pub struct Job {
     /// Set by [`Job::on_stop`]; while it is, nothing starts.
     stopped: Option<CancelReason>,
     next_seq: u64,
+    /// When the schedule is to be looked at again.
+    look: Option<BootTime>,
 }
 
 type Out<'a> = &'a mut Vec<RunEffect>;
@@ -153,7 +176,7 @@ impl Job {
     /// A new job, or one from the journal.
     pub const fn restore(row: JobRow) -> Self {
         let again = Again { trigger: false, commit: false };
-        Self { row, spec: None, run: None, newest: None, again, stopped: None, next_seq: 1 }
+        Self { row, spec: None, run: None, newest: None, again, stopped: None, next_seq: 1, look: None }
     }
 
     /// Whether [`Job::on_stop`] was the last word: nothing starts.
@@ -191,7 +214,7 @@ impl Job {
 
     /// When `handle(Timer)` is due.
     pub fn next_wake(&self) -> Option<BootTime> {
-        self.run.as_ref().and_then(Run::next_wake)
+        self.run.as_ref().and_then(Run::next_wake).into_iter().chain(self.look).min()
     }
 
     /// Commits that must be kept for this job now: its cursor's and its run's.
@@ -235,7 +258,7 @@ impl Job {
             row.observed_trigger.clone_from(&spec.trigger);
             self.again.trigger = self.run.is_some();
         }
-        let once = spec.trigger.is_none() && !spec.on_commit && !row.done_once;
+        let once = spec.trigger.is_none() && !spec.on_commit && spec.schedule.is_none() && !row.done_once;
         let behind = spec.on_commit && self.newest.is_some() && self.newest != row.cursor;
         let failed = row.last.as_ref().is_some_and(|l| !matches!(l.outcome, Outcome::Completed { .. }) && l.generation != spec.generation);
         row.owed |= triggered || once || (behind && (first || changed)) || failed;
@@ -324,8 +347,37 @@ impl Job {
         row.last = Some(LastRun { run_id: run.spec().run_id, generation: row.observed_generation, outcome, report: run.report(now) });
     }
 
+    /// Takes what is due of the schedule: a run is owed. Not where nothing starts: it is the new owner's to take.
+    fn fire(&mut self, now: Now) {
+        self.look = None;
+        let Some(schedule) = self.spec.as_ref().and_then(|s| s.schedule.as_ref()).filter(|_| self.stopped.is_none()) else { return };
+        let (row, by) = (&mut self.row, schedule.to_string());
+        let last = match &row.fired {
+            Some(fired) if fired.by == by => Schedule::counted(fired.at, now.wall),
+            _ => {
+                row.owed |= schedule.begins_at_once();
+                now.wall
+            }
+        };
+        let due = schedule.due(last, now.wall, row.uid);
+        if due.is_some() {
+            row.owed = true;
+            self.again.trigger = self.run.is_some();
+        }
+        let at = due.unwrap_or(last);
+        row.fired = Some(Fired { by, at });
+        self.look = schedule.next_due(at, row.uid).map(|next| now.boot.plus_ms(next.since_ms(now.wall).clamp(1, LOOK_MS)));
+    }
+
+    /// The next firing of its schedule, without jitter; `None` without one, and while it is suspended or stopped.
+    pub fn next_firing(&self) -> Option<Timestamp> {
+        let spec = self.spec.as_ref().filter(|s| !s.suspend && self.stopped.is_none())?;
+        spec.schedule.as_ref()?.after(self.row.fired.as_ref()?.at)
+    }
+
     /// Brings the run in hand in line with what is wanted: cancels it, or starts one.
     fn settle(&mut self, now: Now, seed: RunSeed, out: Out) {
+        self.fire(now);
         if let Some(reason) = self.why_not() {
             self.tell_run(RunEvent::Cancel(reason), now, out);
         }

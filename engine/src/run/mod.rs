@@ -26,7 +26,7 @@ use crate::ids::{CommitId, JobUid};
 use crate::model::{Place, Problem, ResumeToken, Versions};
 
 pub use backoff::{BASE_MS as BACKOFF_BASE_MS, CAP_MS as BACKOFF_CAP_MS};
-pub use job::{Job, JobRow, JobSpec, LastRun, RunParams, RunSeed};
+pub use job::{Fired, Job, JobRow, JobSpec, LastRun, RunParams, RunSeed};
 pub use machine::Run;
 pub use plan::{Plan, PlanStep, Refused, plan};
 pub use state::{ItemState, State, StepState};

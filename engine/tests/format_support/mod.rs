@@ -9,7 +9,7 @@ use dotgraft_engine::filesystem::{
 use dotgraft_engine::format::Kind;
 use dotgraft_engine::ids::{Epoch, NodeName, Timestamp};
 use dotgraft_engine::model::{AttemptReport, Claim, Commit, Conflict, Origin, Place, Problem, Reason, ResumeToken, RunReport, StepReport};
-use dotgraft_engine::run::{CancelReason, JobRow, LastRun, Outcome, State, StepState};
+use dotgraft_engine::run::{CancelReason, Fired, JobRow, LastRun, Outcome, State, StepState};
 use proptest::collection::{btree_map, vec};
 use proptest::option;
 use proptest::prelude::*;
@@ -248,20 +248,24 @@ pub fn job() -> impl Strategy<Value = JobRow> {
     });
     let who = (id(), option::of(place()), any::<i64>(), option::of(text()));
     let at = (any::<bool>(), any::<bool>(), option::of(id()), option::of(id()));
-    (who, at, option::of(last), option::of(time()), any::<u32>()).prop_map(|(who, at, last, last_successful_time, n)| JobRow {
-        version: Kind::Job.newest(),
-        uid: who.0,
-        peer: who.1,
-        observed_generation: who.2,
-        observed_trigger: who.3,
-        done_once: at.0,
-        owed: at.1,
-        cursor: at.2,
-        sending: at.3,
-        last,
-        last_successful_time,
-        consecutive_failures: n,
-    })
+    let fired = (text(), time()).prop_map(|(by, at)| Fired { by, at });
+    (who, at, option::of(fired), option::of(last), option::of(time()), any::<u32>()).prop_map(
+        |(who, at, fired, last, last_successful_time, n)| JobRow {
+            version: Kind::Job.newest(),
+            uid: who.0,
+            peer: who.1,
+            observed_generation: who.2,
+            observed_trigger: who.3,
+            done_once: at.0,
+            owed: at.1,
+            cursor: at.2,
+            sending: at.3,
+            fired,
+            last,
+            last_successful_time,
+            consecutive_failures: n,
+        },
+    )
 }
 
 pub fn migration() -> impl Strategy<Value = MigrationRow> {

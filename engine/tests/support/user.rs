@@ -158,7 +158,7 @@ impl Sim<'_> {
             also: None,
         };
         WantedJob {
-            spec: JobSpec { uid: self.job, generation: 1, suspend: false, trigger: None, on_commit: true, params },
+            spec: JobSpec { uid: self.job, generation: 1, suspend: false, trigger: None, on_commit: true, schedule: None, params },
             bandwidth: None,
         }
     }

@@ -445,7 +445,15 @@ pub fn sender(generation: i64, commits: &[u64]) -> Desired {
             on_conflict: OnConflict::Fail,
             also: None,
         };
-        let spec = JobSpec { uid: JobUid::from_uuid(uuid(50)), generation: 1, suspend: false, trigger: None, on_commit: true, params };
+        let spec = JobSpec {
+            uid: JobUid::from_uuid(uuid(50)),
+            generation: 1,
+            suspend: false,
+            trigger: None,
+            on_commit: true,
+            schedule: None,
+            params,
+        };
         present.jobs.push(WantedJob { spec, bandwidth: None });
     }
     desired

@@ -14,6 +14,7 @@ use dotgraft_engine::filesystem::{
 use dotgraft_engine::ids::{Epoch, FsId, IdError, Timestamp};
 use dotgraft_engine::model::{Claim, Order, Origin, Place};
 use dotgraft_engine::run::{Initial, Intermediate, JobSpec, OnConflict, Outcome, Retry, RunParams};
+use dotgraft_engine::schedule::Schedule;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::report::cut;
@@ -133,12 +134,15 @@ fn wanted_job(j: &JobWish) -> Result<WantedJob, IdError> {
         on_conflict: OnConflict::Fail,
         also: None,
     };
+    let schedule = j.schedule.as_ref().map_or(Ok(None), |s| Schedule::of(s.cron.as_deref(), s.time_zone.as_deref(), s.interval_seconds));
     let spec = JobSpec {
         uid: j.uid.parse()?,
         generation: j.generation,
-        suspend: j.suspend,
+        // The operator has read it before: a schedule that this program can't read is of a newer one.
+        suspend: j.suspend || schedule.is_err(),
         trigger: j.trigger.clone(),
         on_commit: j.on_commit,
+        schedule: schedule.as_ref().ok().cloned().flatten(),
         params,
     };
     Ok(WantedJob { spec, bandwidth: j.bandwidth })
@@ -264,6 +268,7 @@ fn job_status(j: &JobStatus, chars: usize) -> ReplicaJobStatus {
         last,
         last_successful_time: j.row.last_successful_time.map(time),
         consecutive_failures: j.row.consecutive_failures,
+        next_schedule_time: j.next_firing.map(time),
     }
 }
 

@@ -71,7 +71,7 @@ fn a_status_with_too_many_words_says_all_of_it_in_fewer() {
     };
     let job = |n: u128| {
         let uid = JobUid::from_uuid(uuid::Uuid::from_u128(n));
-        JobStatus { uid, row: JobRow::new(uid), report: Some(failed(&text)), behind_since: None }
+        JobStatus { uid, row: JobRow::new(uid), report: Some(failed(&text)), behind_since: None, next_firing: None }
     };
     let holding = Holding { kept: (0..1024).map(id).collect(), complete: true, complete_to: None };
     let few = FilesystemStatus { requests: vec![request(1)], holding, ..copy() };

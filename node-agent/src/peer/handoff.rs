@@ -5,7 +5,7 @@ use dotgraft_engine::filesystem::{Handoff, RequestRow, RequestState};
 use dotgraft_engine::format::Kind;
 use dotgraft_engine::ids::{Epoch, FsId, Timestamp};
 use dotgraft_engine::model::{AttemptReport, Conflict, Origin, Place, Problem, Reason, RunReport, StepReport};
-use dotgraft_engine::run::{JobRow, LastRun, Outcome};
+use dotgraft_engine::run::{Fired, JobRow, LastRun, Outcome};
 use dotgraft_proto::agent::v1 as wire;
 use dotgraft_proto::bounded::MAX_STRUCTURED;
 use prost::Message;
@@ -132,6 +132,7 @@ fn job_to_wire(j: &JobRow) -> wire::JobCursor {
         last: j.last.as_ref().map(last_to_wire),
         last_successful_time_ms: j.last_successful_time.map(ms),
         consecutive_failures: j.consecutive_failures,
+        fired: j.fired.as_ref().map(|f| wire::Fired { by: f.by.clone(), at_ms: ms(f.at) }),
     }
 }
 
@@ -149,6 +150,7 @@ fn job_from_wire(j: wire::JobCursor) -> Result<JobRow, Problem> {
         last: j.last.map(last_from_wire).transpose()?,
         last_successful_time: j.last_successful_time_ms.map(Timestamp),
         consecutive_failures: j.consecutive_failures,
+        fired: j.fired.map(|f| Fired { by: f.by, at: Timestamp(f.at_ms) }),
     })
 }
 

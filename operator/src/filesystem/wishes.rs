@@ -119,6 +119,7 @@ fn job_wish(job: &ReplicationJob, peer: &Place) -> JobWish {
         initial: spec.initial,
         intermediate: spec.commits.as_ref().map(|c| c.intermediate).unwrap_or_default(),
         on_commit: resolve::on_commit(job),
+        schedule: spec.schedule.clone().filter(|s| s.cron.is_some() || s.interval_seconds.is_some()),
         trigger: spec.trigger.clone(),
         suspend: spec.suspend,
         // The CRD's pattern and bounds hold; an amount that can't be read would mean "no limit", so take the lowest.

@@ -25,7 +25,7 @@ const MAX_TYPED: usize = 8;
 /// The status to be.
 pub fn status(job: &ReplicationJob, items: Vec<Item>, now: &Time) -> ReplicationJobStatus {
     let old = job.status.clone().unwrap_or_default();
-    if is_final(job, &old) {
+    if resolve::is_over(job) {
         return frozen(job, old, &items, now);
     }
     let mut judged: Vec<Judged> = items.into_iter().map(|i| judge(i, job)).collect();
@@ -34,11 +34,6 @@ pub fn status(job: &ReplicationJob, items: Vec<Item>, now: &Time) -> Replication
     (new.lag, new.behind_since) = lag(judged.iter().map(|j| &j.item), now);
     new.conditions = conditions::merge(&old.conditions, &verdicts(job, &judged, &new, now), job.metadata.generation, now);
     new
-}
-
-/// The one run that this spec asks for has ended.
-fn is_final(job: &ReplicationJob, old: &ReplicationJobStatus) -> bool {
-    !resolve::on_commit(job) && old.finished_at.is_some() && old.observed_trigger == job.spec.trigger
 }
 
 /// Only how old the copy is by now goes on.
@@ -103,6 +98,7 @@ fn summary(job: &ReplicationJob, judged: &[Judged], old: &ReplicationJobStatus) 
             items: judged.iter().take(MAX_ITEMS).map(Judged::line).collect(),
         }),
         progress: progress(judged),
+        next_schedule_time: agents().filter_map(|j| j.next_schedule_time.clone()).min(),
         last_successful_time: last_successful_time.or_else(|| old.last_successful_time.clone()),
         last_duration,
         last_bytes,
@@ -245,8 +241,11 @@ fn readiness(job: &ReplicationJob, judged: &[Judged], new: &ReplicationJobStatus
     if let Some(late) = late {
         return late;
     }
-    if resolve::on_commit(job) && new.last_successful_time.is_some() {
+    if resolve::goes_on(job) && new.last_successful_time.is_some() {
         return wanted(ConditionType::Ready, true, Word::Running, "bringing newer commits over");
+    }
+    if let Some(at) = new.next_schedule_time.as_ref().filter(|_| judged.iter().all(|j| j.report.is_none())) {
+        return no(Word::Scheduled.into(), format!("the first run is at {:.0}", at.0));
     }
     no(
         if counts.active > 0 { Word::Running } else { Word::Pending }.into(),

@@ -209,7 +209,7 @@ fn lacks(commits: usize, since: Option<i64>) -> Behind<Timestamp> {
 fn lag_is_what_the_target_lacks_whatever_the_last_run_said() {
     let on_commit = {
         let mut j = job("j", "n2", 1);
-        j.spec.schedule = Some(Schedule { on_commit: true });
+        j.spec.schedule = Some(Schedule { on_commit: true, ..Schedule::default() });
         j
     };
     let seen = |behind: Option<Behind<Timestamp>>, now: i64| {
@@ -244,7 +244,7 @@ fn a_one_shot_job_that_has_ended_tells_how_old_its_copy_is_by_now() {
 #[test]
 fn a_standing_job_stays_ready_while_it_brings_newer_commits() {
     let mut j = job("j", "n2", 1);
-    j.spec.schedule = Some(Schedule { on_commit: true });
+    j.spec.schedule = Some(Schedule { on_commit: true, ..Schedule::default() });
     let mut i = item("db", Some(report("Working", |_| {})));
     i.job.as_mut().unwrap().last_successful_time = Some(at(900));
     assert_eq!(ready(&status(&j, vec![i.clone()], &at(1000))), ("True", "Running"));
@@ -254,6 +254,26 @@ fn a_standing_job_stays_ready_while_it_brings_newer_commits() {
     let s = status(&j, vec![item("db", None)], &at(1000));
     assert_eq!(ready(&s), ("False", "Suspended"));
     assert!(is_true(&s, "Suspended"));
+}
+
+#[test]
+fn a_scheduled_job_says_when_it_runs_and_goes_on_after_each_run() {
+    let mut j = job("j", "n2", 1);
+    j.spec.schedule = Some(Schedule { cron: Some("0 * * * *".into()), ..Schedule::default() });
+    let next = at(7200);
+    let with = |report: Option<serde_json::Value>, success: Option<i64>| {
+        let mut i = item("db", report);
+        let job = i.job.get_or_insert_default();
+        (job.next_schedule_time, job.last_successful_time) = (Some(next.clone()), success.map(at));
+        i
+    };
+    let waits = status(&j, vec![with(None, None)], &at(4000));
+    assert_eq!((ready(&waits), waits.next_schedule_time.clone()), (("False", "Scheduled"), Some(at(7200))));
+    assert_eq!(waits.report.as_ref().unwrap().items[0].blocked_on.as_deref(), Some("its schedule"));
+    j.status = Some(status(&j, vec![with(Some(done()), Some(900))], &at(4000)));
+    assert_eq!((ready(j.status.as_ref().unwrap()), j.status.as_ref().unwrap().finished_at.is_some()), (("True", "Completed"), true));
+    let again = status(&j, vec![with(Some(report("Working", |_| {})), Some(900))], &at(8000));
+    assert_eq!(ready(&again), ("True", "Running"), "the end of one run isn't the job's");
 }
 
 #[test]
@@ -292,7 +312,7 @@ fn a_report_that_cannot_be_read_is_said_and_changes_nothing_else() {
 fn what_an_agent_that_is_away_said_last_is_not_the_state_of_things() {
     let on_commit = || {
         let mut j = job("j", "n2", 1);
-        j.spec.schedule = Some(Schedule { on_commit: true });
+        j.spec.schedule = Some(Schedule { on_commit: true, ..Schedule::default() });
         j
     };
     let away = |mut item: Item| {

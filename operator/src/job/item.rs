@@ -103,8 +103,8 @@ fn judge_said(item: Item, job: &ReplicationJob) -> Judged {
     let current = item.job.as_ref().filter(|j| j.observed_trigger == job.spec.trigger).and_then(|j| j.report.as_ref());
     let report = current.and_then(AgentReport::known).cloned();
     if let Err(block) = &item.target {
-        use ConditionType::{SourceNotFound, TargetIsOwner, TargetNotFound, TargetRefused};
-        let final_ = matches!(block.reason, Reason::Of(TargetIsOwner | TargetNotFound | TargetRefused | SourceNotFound));
+        use ConditionType::{InvalidSchedule, SourceNotFound, TargetIsOwner, TargetNotFound, TargetRefused};
+        let final_ = matches!(block.reason, Reason::Of(InvalidSchedule | TargetIsOwner | TargetNotFound | TargetRefused | SourceNotFound));
         let problem = Some(Problem { reason: block.reason.to_string(), message: block.message.clone() });
         let stage = if final_ { Stage::Failed } else { Stage::Pending };
         return Judged { item, report: None, stage, state: RunState::Planning, problem };
@@ -159,6 +159,11 @@ impl Judged {
         self.report.as_ref().is_some_and(|r| r.state.is_end() && !was_stopped(r))
     }
 
+    /// When its schedule fires next.
+    fn next_firing(&self) -> Option<&Time> {
+        self.item.job.as_ref()?.next_schedule_time.as_ref()
+    }
+
     /// Its line in the report.
     pub fn line(&self) -> ItemReport {
         let state = match self.stage {
@@ -174,6 +179,7 @@ impl Judged {
         let blocked_on = match (&self.item.target, report) {
             (Err(b), _) => Some(clip(&b.message, 1024)),
             (Ok(_), _) if self.item.away.is_some() => self.item.away.as_deref().map(|why| clip(why, 1024)),
+            (Ok(_), None) if self.next_firing().is_some() => Some("its schedule".to_owned()),
             (Ok(_), None) => Some("the agent of the owner".to_owned()),
             (Ok(_), Some(r)) if r.problem.as_ref().is_some_and(|p| is_being_placed(r, p)) => {
                 Some("the copy that the target's agent makes".to_owned())

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use dotgraft_api::{ClaimKind, ConditionType, Place, ReplicationJob};
+use dotgraft_engine::schedule::{Schedule, ScheduleError};
 use kube::ResourceExt;
 
 use crate::conditions::Block;
@@ -33,10 +34,24 @@ pub fn on_commit(job: &ReplicationJob) -> bool {
     job.spec.schedule.as_ref().is_some_and(|s| s.on_commit)
 }
 
-/// No schedule: it runs once, or once per value of `trigger`.
-fn run_is_over(job: &ReplicationJob) -> bool {
+/// The times at which it runs by itself.
+///
+/// # Errors
+/// What the CRD can't tell: they can't be read.
+pub fn schedule(job: &ReplicationJob) -> Result<Option<Schedule>, ScheduleError> {
+    let Some(said) = &job.spec.schedule else { return Ok(None) };
+    Schedule::of(said.cron.as_deref(), said.time_zone.as_deref(), said.interval_seconds)
+}
+
+/// It runs by itself again and again. Any other runs once, or once per value of `trigger`.
+pub fn goes_on(job: &ReplicationJob) -> bool {
+    job.spec.schedule.as_ref().is_some_and(|s| s.on_commit || s.cron.is_some() || s.interval_seconds.is_some())
+}
+
+/// The one run that its spec asks for has ended.
+pub fn is_over(job: &ReplicationJob) -> bool {
     let Some(status) = &job.status else { return false };
-    !on_commit(job) && status.finished_at.is_some() && status.observed_trigger == job.spec.trigger
+    !goes_on(job) && status.finished_at.is_some() && status.observed_trigger == job.spec.trigger
 }
 
 /// It is being deleted, or we don't hold it yet: no agent may know of it.
@@ -46,7 +61,7 @@ pub fn is_live(job: &ReplicationJob) -> bool {
 
 /// It may send now or at any time by itself.
 pub fn is_active(job: &ReplicationJob) -> bool {
-    is_live(job) && !job.spec.suspend && !run_is_over(job)
+    is_live(job) && !job.spec.suspend && !is_over(job)
 }
 
 /// Order in which jobs to one target get their turn: the older first, then by UID.
@@ -71,6 +86,7 @@ pub fn resolve(
     has_copy: impl Fn(&Place) -> bool,
 ) -> Result<Place, Block> {
     let node = job.spec.target.node.as_str();
+    schedule(job).map_err(|e| Block::new(ConditionType::InvalidSchedule, format!("spec.schedule: {e}")))?;
     let Some(owner) = owner else {
         return Err(Block::new(ConditionType::SourceNotReady, "the source has no owner yet"));
     };
@@ -145,6 +161,22 @@ mod tests {
         down[1].node_exists = false;
         assert_eq!(go("n2", &down), "TargetNotFound");
         assert_eq!(reason(resolve(&job("j", "n2", 1), None, &pools, &[], |_| false)), "SourceNotReady");
+    }
+
+    #[test]
+    fn a_schedule_that_cannot_be_read_keeps_a_job_from_running() {
+        let mut nightly = job("j", "n2", 1);
+        let mut with = |cron: &str, zone: Option<&str>| {
+            let schedule = dotgraft_api::Schedule { cron: Some(cron.into()), time_zone: zone.map(Into::into), ..Default::default() };
+            nightly.spec.schedule = Some(schedule);
+            resolve(&nightly, Some(&place("n1")), &[pool("n1", 1), pool("n2", 1)], &[], |_| false)
+        };
+        assert_eq!(reason(with("30 2 * * *", Some("Europe/Berlin"))), "ok");
+        for (cron, zone, says) in [("61 * * * *", None, "`61 * * * *`"), ("@daily", Some("Mars/Olympus"), "`Mars/Olympus`")] {
+            let block = with(cron, zone).unwrap_err();
+            assert_eq!(block.reason.as_str(), "InvalidSchedule");
+            assert!(block.message.contains(says), "{}", block.message);
+        }
     }
 
     #[test]

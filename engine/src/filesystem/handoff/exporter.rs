@@ -36,7 +36,7 @@ impl Filesystem {
         let initial = if generation == PRECOPY { Initial::All } else { Initial::MostRecent };
         let params = transfer(e.terms.peer.clone(), initial, also);
         let (uid, trigger) = (e.key().uid(self.id), Some(trigger.to_owned()));
-        let spec = JobSpec { uid, generation, suspend: false, trigger, on_commit: true, params };
+        let spec = JobSpec { uid, generation, suspend: false, trigger, on_commit: true, schedule: None, params };
         Some((e.key(), WantedJob { spec, bandwidth: None }))
     }
 
