@@ -4,6 +4,8 @@
 use std::sync::Arc;
 
 use anyhow::{Result, bail};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use kube::Client;
 use serde_json::{Value, json};
 
@@ -16,10 +18,13 @@ use crate::rig::tokens::SYSTEM;
 /// Where Secrets of our programs are.
 const SECRETS: &str = "/api/v1/namespaces/dotgraft-system/secrets";
 const VOLUMES: &str = "/api/v1/persistentvolumes";
+const WEBHOOKS: &str = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations";
+const CRDS: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
 
 /// The case.
 pub fn case() -> Case {
-    let title = "operator and sidecars reach no other driver's volumes, no Secret but the operator's two, and not each other's rights";
+    let title =
+        "operator and sidecars reach no other driver's volumes, no Secret but the operator's two, no webhook, and not each other's rights";
     Case::new("rights/power", title, power).api()
 }
 
@@ -116,5 +121,80 @@ async fn volumes_and_secrets(t: &Test, theirs: &str, ours: &str) -> Result<()> {
         let verb = if *path == ca { Verb::Get } else { Verb::List };
         sidecars.may_not(verb, path, "").await?;
     }
-    sidecars.may_not(request(), &format!("{accounts}/dotgraft-csi/token"), "").await
+    sidecars.may_not(request(), &format!("{accounts}/dotgraft-csi/token"), "").await?;
+    webhook(t, &operator).await?;
+    crds(&operator).await
+}
+
+/// Of the configuration that is installed, `caBundle` and nothing else, however it is written.
+async fn webhook(t: &Test, operator: &As) -> Result<()> {
+    let ours = format!("{WEBHOOKS}/dotgraft-pods");
+    let request = http::Request::get(&ours).body(Vec::new())?;
+    let installed: Value = t.kube().client().request(request).await?;
+    let webhooks = installed.pointer("/webhooks").cloned().unwrap_or_default();
+    let with = |path: &str, value: Value| -> Result<Verb> {
+        let mut webhooks = webhooks.clone();
+        let (parent, field) = path.rsplit_once('/').unwrap_or_default();
+        let Some(Value::Object(parent)) = webhooks.pointer_mut(parent) else { bail!("no {path} in {webhooks}") };
+        parent.insert(field.into(), value);
+        Ok(Verb::Patch(json!({ "webhooks": webhooks })))
+    };
+    let bundle = json!(STANDARD.encode("what the API server is to trust"));
+    operator.may(with("/0/clientConfig/caBundle", bundle.clone())?, &ours).await?;
+
+    let only = "the operator changes caBundle only of its webhooks";
+    let elsewhere = json!({"url": "https://elsewhere.example/pods", "caBundle": bundle});
+    operator.may_not(with("/0/clientConfig", elsewhere)?, &ours, only).await?;
+    let denied = [
+        ("/0/clientConfig/service/namespace", json!("default")),
+        ("/0/clientConfig/service/port", json!(444)),
+        ("/0/clientConfig/service/path", json!("/others")),
+        ("/0/rules/0/resources", json!(["secrets"])),
+        ("/0/rules/0/operations", json!(["CREATE", "UPDATE"])),
+        ("/0/failurePolicy", json!("Fail")),
+        ("/0/matchPolicy", json!("Exact")),
+        ("/0/timeoutSeconds", json!(30)),
+        ("/0/reinvocationPolicy", json!("IfNeeded")),
+        ("/0/namespaceSelector", json!({})),
+        ("/0/objectSelector", json!({})),
+        ("/0/matchConditions", json!([])),
+        ("/0/sideEffects", json!("NoneOnDryRun")),
+        ("/0/name", json!("others.dotgraft.dev")),
+    ];
+    for (path, value) in denied {
+        operator.may_not(with(path, value)?, &ours, only).await?;
+    }
+    let mut another = webhooks.clone();
+    if let Some(list) = another.as_array_mut() {
+        list.extend(webhooks.as_array().cloned().unwrap_or_default());
+    }
+    if let Some(Value::Object(second)) = another.pointer_mut("/1") {
+        second.insert("name".into(), json!("second.dotgraft.dev"));
+    }
+    operator.may_not(Verb::Patch(json!({ "webhooks": another })), &ours, only).await?;
+    operator.may_not(Verb::Patch(json!({ "webhooks": [] })), &ours, only).await?;
+    let metadata = "nothing of its metadata";
+    operator.may_not(Verb::Patch(json!({"metadata": {"labels": {"a": "b"}}})), &ours, metadata).await?;
+    operator.may_not(Verb::Patch(json!({"metadata": {"annotations": {"a": "b"}}})), &ours, metadata).await?;
+    operator.may_not(Verb::Patch(json!({"metadata": {"labels": null}})), &ours, metadata).await?;
+
+    let name = format!("{}-others", t.namespace);
+    let kind = "MutatingWebhookConfiguration";
+    let others = json!({"apiVersion": "admissionregistration.k8s.io/v1", "kind": kind, "metadata": {"name": name}, "webhooks": []});
+    t.apply(&others.to_string()).await?;
+    let path = format!("{WEBHOOKS}/{name}");
+    let refused = operator.may_not(Verb::Patch(json!({"metadata": {"labels": {"a": "b"}}})), &path, "").await;
+    t.kubectl(&["delete", "mutatingwebhookconfiguration", &name]).await?;
+    refused?;
+    operator.may_not(Verb::Delete, &ours, "").await
+}
+
+/// It brings its own CRDs forward; none gets a server that objects are sent to.
+async fn crds(operator: &As) -> Result<()> {
+    let ours = format!("{CRDS}/dots.dotgraft.dev");
+    operator.may(Verb::Patch(json!({"metadata": {"annotations": {"a": "b"}}})), &ours).await?;
+    let client = json!({"url": "https://elsewhere.example/convert"});
+    let webhook = json!({"clientConfig": client, "conversionReviewVersions": ["v1"]});
+    let conversion = json!({"spec": {"conversion": {"strategy": "Webhook", "webhook": webhook}}});
+    operator.may_not(Verb::Patch(conversion), &ours, "no CRD a conversion webhook").await
 }

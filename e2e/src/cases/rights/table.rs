@@ -113,7 +113,7 @@ fn core_objects(add: &mut impl FnMut(&str, Verb, &str, Allowed)) {
     let webhooks = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations";
     let webhook = format!("{webhooks}/dotgraft-pods");
     add("webhook", Verb::List, webhooks, Allowed::Admin);
-    add("webhook", Verb::Patch(json!({"metadata": {"labels": {"x": "y"}}})), &webhook, Allowed::Operator);
+    add("webhook", Verb::Patch(json!({"metadata": {"labels": {"x": "y"}}})), &webhook, Allowed::Admin);
     add("webhook", Verb::Delete, &webhook, Allowed::Admin);
     add("pod", Verb::List, "/api/v1/pods", Allowed::Admin);
     let label = json!({"metadata": {"labels": {"dotgraft.dev/pool-group": "mine"}}});
