@@ -103,6 +103,21 @@ check_deploy() {
 
 settings() { grep -vE '^ *(#|---)|^$|labels:|app.kubernetes.io|helm.sh' | sort; }
 
+# Defaults have a fingerprint, so that an upgrade with those of another version is refused instead of rendered without new keys.
+check_defaults() {
+  local is want
+  want=$(grep -vE '^ *(#|$)|^defaults:' $CHART/values.yaml | sha256sum | cut -c 1-8)
+  for is in "$(sed -n 's/^defaults: "\(.*\)"/\1/p' $CHART/values.yaml)" "$(sed -n 's/.*define "dotgraft.defaults" -}}\(.*\){{- end.*/\1/p' $CHART/templates/_helpers.tpl)"; do
+    [ "$is" = "$want" ] || bad "the defaults are others: write $want where values.yaml and _helpers.tpl say ${is:-nothing}"
+  done
+  # As --reuse-values does: this chart, the values of the one before.
+  cp -rL "$CHART" "$SCRATCH/older"
+  sed -i '/^defaults:/d' "$SCRATCH/older/values.yaml"
+  if helm template r "$SCRATCH/older" --set pool.file.size=1Gi >"$SCRATCH/out"; then bad "defaults of another version are taken"; fi
+  grep -q -- '--reset-then-reuse-values' "$SCRATCH/err" || bad "a refusal of other defaults doesn't say what to do"
+  say "defaults of another version are refused"
+}
+
 # A package holds what the links of the source point to.
 check_package() {
   helm package "$CHART" --destination "$SCRATCH" >/dev/null || { bad "helm package"; return; }
@@ -204,6 +219,7 @@ if [ -x "$HELM" ]; then
   check_package
   check_webhook
   check_classes
+  check_defaults
   check_flags
 else
   skip "what helm renders: helm is missing (e2e/tools.sh $TOOLS helm builds it)"

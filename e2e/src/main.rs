@@ -15,11 +15,11 @@ use dotgraft_e2e::demo;
 use dotgraft_e2e::harness::Needs;
 use dotgraft_e2e::harness::runner::{self, Plan};
 use dotgraft_e2e::rig::control_plane::Tools;
-use dotgraft_e2e::rig::door;
 use dotgraft_e2e::rig::images;
 use dotgraft_e2e::rig::machine::root;
 use dotgraft_e2e::rig::wait::eventually;
 use dotgraft_e2e::rig::{Options, Rig};
+use dotgraft_e2e::rig::{door, helm};
 use dotgraft_e2e::sandbox;
 
 #[derive(Parser)]
@@ -197,6 +197,10 @@ async fn stay(rig: &Rig) -> Result<ExitCode> {
     println!("  kubectl get nodes");
     if rig.has_programs() {
         println!("  kubectl get dots -A");
+    }
+    if rig.awaits_chart() {
+        let settings: String = helm::VALUES.iter().map(|v| format!(" --set {v}")).collect();
+        println!("  helm install {} {} -n {} --create-namespace{settings}", helm::RELEASE, helm::chart(), helm::NAMESPACE);
     }
     println!();
     let program = sandbox::program()?;

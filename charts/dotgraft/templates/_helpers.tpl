@@ -83,6 +83,16 @@ imagePullSecrets:
 {{- if and .Values.csi.enabled .Values.webhook.enabled -}}true{{- end -}}
 {{- end }}
 
+{{/* Which defaults this chart's values.yaml has; charts/check.sh says what to write here and there. */}}
+{{- define "dotgraft.defaults" -}}eebeea53{{- end }}
+
+{{/* Ends an upgrade that goes on with the defaults of another version: it would lack new keys, and start the sidecars of then with the flags of now. */}}
+{{- define "dotgraft.own" -}}
+{{- if ne (toString .Values.defaults) (include "dotgraft.defaults" .) -}}
+{{- fail "these are defaults of another version of the chart: upgrade with --reset-then-reuse-values instead of --reuse-values, or with -f and a file of only what you changed" -}}
+{{- end -}}
+{{- end }}
+
 {{/* The pool's arguments of the agent. */}}
 {{- define "dotgraft.pool" -}}
 {{- with .Values.pool -}}

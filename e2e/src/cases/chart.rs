@@ -3,7 +3,8 @@
 //! One life, as each step begins where the last one ended. `first` is a pod that writes all the time: it must not notice anything.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -23,8 +24,7 @@ use crate::steps::pod::{claim, pod, started, stop};
 
 /// The cases of this file.
 pub fn cases() -> Vec<Case> {
-    let title =
-        "by Helm: install, test, upgrade, rollback, uninstall, install again, lose all objects, adopt; a pod's data is there throughout";
+    let title = "by Helm: upgrade from the release before, test, upgrade, rollback, uninstall, install again, lose all objects, adopt; a pod's data is there throughout";
     vec![Case::new("chart-life", title, life).own(Options::chart()).within(Duration::from_secs(1200))]
 }
 
@@ -41,22 +41,76 @@ fn took(what: &str, seconds: f64) {
 }
 
 async fn life(t: Arc<Test>) -> Result<()> {
-    install(&t).await?;
+    let begun = install(&t).await?;
     claim(&t, "data").await?;
     pod(&t, "first", "data", "n1", WRITE).await?;
     started(&t, "first").await?;
     eventually("it to write", STEP, || last(&t)).await?;
+    snapshot(&t).await?;
     upgrade(&t).await?;
-    took("helm rollback", rollback(&t).await?);
+    took("helm rollback", rollback(&t, begun).await?);
     uninstall(&t).await?;
     again(&t).await?;
     lost(&t).await
 }
 
-/// Everything is ready, as the chart says it should be, and Helm's own test passes.
-async fn install(t: &Test) -> Result<()> {
-    let (notes, seconds) = t.rig.helm_install().await?;
-    took("helm install, until all is ready", seconds);
+/// The chart of the release before, not waited for, and this one over it: what was set stays, all else is this chart's. `None` if that release
+/// isn't in this clone.
+async fn over_the_older(t: &Test) -> Result<Option<(String, f64)>> {
+    let Some(older) = older_chart(&t.dir)? else {
+        println!("        skipped: the upgrade from the release before, whose commit (e2e/older) is not in this clone");
+        return Ok(None);
+    };
+    let older = older.to_string_lossy();
+    let ours = crate::rig::helm::chart();
+    let mut settings = crate::rig::helm::VALUES.to_vec();
+    settings.push("operator.resources.requests.cpu=11m");
+    t.rig.helm(&["install", RELEASE, &older, "--create-namespace"], &settings).await?;
+    let reused = t.rig.helm(&["upgrade", RELEASE, &ours, "--reuse-values"], &[]).await;
+    ensure!(reused.is_err_and(|e| format!("{e:#}").contains("--reset-then-reuse-values")), "the defaults of the release before were taken");
+    let start = Instant::now();
+    let notes = t.rig.helm(&["upgrade", RELEASE, &ours, "--reset-then-reuse-values", "--wait", "--timeout=5m"], &[]).await?;
+    let deployment: Value = serde_json::from_str(&in_release(t, &["get", "deployment", "dotgraft-operator", "-o", "json"]).await?)?;
+    let template = deployment["spec"]["template"].to_string();
+    ensure!(template.contains(r#""cpu":"11m""#), "what was set is lost: {template}");
+    ensure!(!template.contains(OLD_SIDECAR), "a sidecar of the release before: {template}");
+    let agent = in_release(t, &["get", "daemonset", "dotgraft-agent", "-o", "jsonpath={.spec.template.spec.containers[0].args}"]).await?;
+    ensure!(agent.contains("--probes=127.0.0.1:9810"), "a new value is missing: {agent}");
+    Ok(Some((notes, start.elapsed().as_secs_f64())))
+}
+
+/// A tag that no version of ours has.
+const OLD_SIDECAR: &str = "csi-provisioner:v0.0.1";
+
+/// The chart of the release before, with an older sidecar, as `git` has it.
+fn older_chart(dir: &Path) -> Result<Option<PathBuf>> {
+    let source = crate::rig::source_root();
+    let commit = std::fs::read_to_string(source.join("e2e/older"))?;
+    let to = dir.join("older");
+    std::fs::create_dir_all(&to)?;
+    let archive = to.join("older.tar");
+    let mut git = Command::new("git");
+    git.arg("-C").arg(&source).args(["archive", "-o"]).arg(&archive).arg(commit.trim()).args(["charts", "deploy", "crds"]);
+    if !git.stderr(Stdio::null()).status().is_ok_and(|s| s.success()) {
+        return Ok(None);
+    }
+    let unpacked = Command::new("tar").arg("-C").arg(&to).arg("-xf").arg(&archive).status()?;
+    ensure!(unpacked.success(), "tar: {unpacked}");
+    let chart = to.join("charts/dotgraft");
+    let values = std::fs::read_to_string(chart.join("values.yaml"))?;
+    let (before, after) = values.split_once("csi-provisioner, tag: ").context("no provisioner in the values")?;
+    let after = after.split_once(',').context("a tag")?.1;
+    std::fs::write(chart.join("values.yaml"), format!("{before}csi-provisioner, tag: v0.0.1,{after}"))?;
+    Ok(Some(chart))
+}
+
+/// Everything is ready, as the chart says it should be, and Helm's own test passes. Answers the revision that this is.
+async fn install(t: &Test) -> Result<&'static str> {
+    let (revision, (notes, seconds)) = match over_the_older(t).await? {
+        Some(upgraded) => ("2", upgraded),
+        None => ("1", t.rig.helm_install().await?),
+    };
+    took("helm, until all is ready", seconds);
     ensure!(notes.contains("pod-security.kubernetes.io/enforce=privileged"), "the notes say nothing of the Pod Security label:\n{notes}");
     ensure!(notes.contains(&format!("helm test {RELEASE} -n {NAMESPACE}")), "the notes don't say how to test:\n{notes}");
     let operators = pods(t, "operator").await?;
@@ -81,7 +135,18 @@ async fn install(t: &Test) -> Result<()> {
     let start = Instant::now();
     t.rig.helm(&["test", RELEASE, "--timeout=5m"], &[]).await?;
     took("helm test", start.elapsed().as_secs_f64());
-    Ok(())
+    Ok(revision)
+}
+
+/// By the class that the chart brings where the cluster has the kinds, and with the cluster's own controller.
+async fn snapshot(t: &Test) -> Result<()> {
+    t.apply(
+        "apiVersion: snapshot.storage.k8s.io/v1\nkind: VolumeSnapshot\nmetadata: {name: s, namespace: NAMESPACE}\n\
+         spec: {volumeSnapshotClassName: dotgraft, source: {persistentVolumeClaimName: data}}\n",
+    )
+    .await?;
+    t.kubectl(&["wait", "volumesnapshot/s", "--for=jsonpath={.status.readyToUse}=true", "--timeout=60s"]).await?;
+    t.kubectl(&["delete", "volumesnapshot", "s", "--timeout=60s"]).await.map(drop)
 }
 
 /// Other values, from a version whose CRDs were older and fewer: agents and operators are replaced, the pod goes on writing.
@@ -108,9 +173,9 @@ async fn upgrade(t: &Test) -> Result<()> {
     Ok(())
 }
 
-async fn rollback(t: &Test) -> Result<f64> {
+async fn rollback(t: &Test, to: &str) -> Result<f64> {
     let start = Instant::now();
-    t.rig.helm(&["rollback", RELEASE, "1", "--wait", "--timeout=5m"], &[]).await?;
+    t.rig.helm(&["rollback", RELEASE, to, "--wait", "--timeout=5m"], &[]).await?;
     let seconds = start.elapsed().as_secs_f64();
     eventually("the agents to have the value of the first revision", STEP, || async {
         let level = log_level(t).await?;

@@ -12,8 +12,8 @@ pub const RELEASE: &str = "dotgraft";
 /// The release's namespace: another than the one that plain manifests name, so nothing may depend on that.
 pub const NAMESPACE: &str = "storage";
 
-/// What a person would set for these nodes.
-const VALUES: [&str; 3] = ["pool.file.size=2Gi", "imagePullPolicy=Never", "test.size=64Mi"];
+/// What a person sets for these nodes.
+pub const VALUES: [&str; 3] = ["pool.file.size=2Gi", "imagePullPolicy=Never", "test.size=64Mi"];
 
 impl Rig {
     /// `helm VERB RELEASE …` in the release's namespace; what it prints. `settings` go to `--set`.

@@ -179,6 +179,9 @@ impl Rig {
         }
         if options.chart {
             rig.install_snapshot_kinds().await?;
+            if let Some(controller) = sidecars::snapshot_controller(&rig.tools, &rig.control_plane.admin) {
+                rig.processes.start(controller)?;
+            }
         } else {
             rig.install().await?;
         }
@@ -219,6 +222,11 @@ impl Rig {
     /// Whether operator and agents are part of this rig.
     pub fn has_programs(&self) -> bool {
         self.has_programs
+    }
+
+    /// Whether this rig has our images and nothing else of ours, so that Helm installs the rest.
+    pub fn awaits_chart(&self) -> bool {
+        self.binaries.is_some() && !self.has_programs
     }
 
     /// The path of one of our programs (`kubectl-dot`, `dotgraft-agent`).
@@ -427,6 +435,8 @@ impl Rig {
             let status = r#"{"status":{"addresses":[{"type":"InternalIP","address":"127.0.0.1"},{"type":"Hostname","address":"NAME"}]}}"#;
             let status = status.replace("NAME", name);
             self.kube.kubectl(&["patch", "node", name, "--subresource=status", "--type=merge", "-p", &status]).await?;
+            // The API server makes every Node with a taint that a kubelet has taken away; there is none here.
+            self.kube.kubectl(&["patch", "node", name, "--type=merge", "-p", r#"{"spec":{"taints":null}}"#]).await?;
         }
         Ok(())
     }

@@ -9,6 +9,9 @@ use super::tokens::SYSTEM;
 /// As whom [`super::Rig::kube_as`] means all of them.
 pub const SIDECARS: &str = "sidecars";
 
+/// A part of the cluster, not of ours.
+const SNAPSHOT_CONTROLLER: &str = "snapshot-controller";
+
 /// The sidecars' names among the rig's programs, and the arguments that the chart gives them.
 const PROGRAMS: [(&str, &[&str]); 5] = [
     (
@@ -39,7 +42,7 @@ const PROGRAMS: [(&str, &[&str]); 5] = [
         ],
     ),
     ("csi-snapshotter", &["--timeout=60s", "--extra-create-metadata", "--kube-api-qps=50", "--kube-api-burst=100"]),
-    ("snapshot-controller", &["--leader-election=false", "--kube-api-qps=50", "--kube-api-burst=100"]),
+    (SNAPSHOT_CONTROLLER, &["--leader-election=false", "--kube-api-qps=50", "--kube-api-burst=100"]),
 ];
 
 /// The names of the programs.
@@ -47,10 +50,15 @@ pub fn names() -> impl Iterator<Item = &'static str> {
     PROGRAMS.iter().map(|(name, _)| *name)
 }
 
+/// How the snapshot controller alone is started, beside sidecars that run as pods.
+pub fn snapshot_controller(tools: &Tools, admin: &Path) -> Option<Spec> {
+    specs(tools, Path::new(""), admin, admin).into_iter().find(|spec| spec.name == SNAPSHOT_CONTROLLER)
+}
+
 /// How all of them are started. `ours`, `admin`: kubeconfigs; the snapshot controller is a part of the cluster, not of ours.
 pub fn specs(tools: &Tools, socket: &Path, ours: &Path, admin: &Path) -> Vec<Spec> {
     let spec = |(name, args): &(&str, &[&str])| {
-        let of_cluster = *name == "snapshot-controller";
+        let of_cluster = *name == SNAPSHOT_CONTROLLER;
         let mut all = vec![format!("--kubeconfig={}", if of_cluster { admin } else { ours }.display())];
         if !of_cluster {
             all.push(format!("--csi-address={}", socket.display()));
