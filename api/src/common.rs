@@ -60,6 +60,10 @@ pub const ANNOTATION_PEER_PORT: &str = "dotgraft.dev/peer-port";
 pub const LABEL_POOL_GROUP: &str = "dotgraft.dev/pool-group";
 /// Pool group of nodes without the label.
 pub const DEFAULT_POOL_GROUP: &str = "default";
+/// Label on Nodes: what taints of the node mean for new volumes and copies ([`crate::node::repelling_taint`]).
+pub const LABEL_TAINTS: &str = "dotgraft.dev/taints";
+/// Value of [`LABEL_TAINTS`]: those that people set mean nothing, as whoever uses volumes tolerates them.
+pub const TAINTS_IGNORE: &str = "ignore";
 /// Label on Replicas: the Filesystem they are a copy of.
 pub const LABEL_FS_ID: &str = "dotgraft.dev/fs-id";
 /// Label on Replicas: the node they are on, if the name fits a label.

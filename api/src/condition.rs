@@ -128,6 +128,10 @@ words! {
         PoolFailed,
         /// The pool's file has another size than is asked for by now.
         SizeDiffers,
+        /// By known faults of the node's kernel, a pod can turn the pool read-only.
+        KernelFaulty,
+        /// The node's kubelet uses another directory than its agent.
+        KubeletElsewhere,
 
         // What stands in the way of a Dot, Branch, Commit or Filesystem.
         /// The object is on its way out.

@@ -18,6 +18,7 @@ pub mod crds;
 pub mod dot;
 pub mod dot_operation;
 pub mod filesystem;
+pub mod node;
 pub mod node_pool;
 pub mod quantity;
 pub mod replica;

@@ -7,10 +7,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
+use dotgraft_api::node::{is_cordoned, repelling_taint};
 use dotgraft_api::{
     Branch, ClaimKind, ConditionType, CopyRole, Dot, DotStatus, Filesystem, FilesystemPhase, NodePool, Replica, ReplicaStatus, is_true,
 };
 use futures::{StreamExt, stream};
+use k8s_openapi::api::core::v1::Node;
 use kube::api::{ListParams, Patch, PatchParams};
 use kube::{Api, Client, ResourceExt};
 use serde::Serialize;
@@ -40,7 +42,8 @@ enum NodeCommand {
 pub struct DrainArgs {
     /// The node.
     node: String,
-    /// Where to; by default each to its newest replica, else to the pool of its group with most room.
+    /// Where to; by default each to its newest replica, else to the pool of its group with most room. By itself it takes no node that is
+    /// cordoned or has a taint which keeps volumes off.
     #[arg(long)]
     to: Option<String>,
     /// Only say what would be done.
@@ -60,6 +63,8 @@ struct View {
     filesystems: Vec<Filesystem>,
     replicas: Vec<Replica>,
     pools: Vec<NodePool>,
+    /// Those that may be seen: who has no right to Nodes isn't kept from draining.
+    nodes: Vec<Node>,
 }
 
 /// What becomes of one volume of the node.
@@ -92,10 +97,17 @@ impl View {
         (ready && group.is_none_or(|g| g == pool.spec.pool_group)).then_some(pool)
     }
 
+    /// Why nothing goes to a node unasked: cordoned, or a taint.
+    fn closed(&self, node: &str) -> Option<String> {
+        let node = self.nodes.iter().find(|n| n.metadata.name.as_deref() == Some(node))?;
+        if is_cordoned(node) { Some("cordoned".to_owned()) } else { repelling_taint(node) }
+    }
+
     /// The newest replica's node, else the one with most room for it.
     fn target(&self, fs_id: &str, node: &str) -> Result<String, String> {
         let group = self.pools.iter().find(|p| p.spec.node == node).map(|p| p.spec.pool_group.as_str());
-        let copies = self.replicas_of(fs_id).filter(|r| r.spec.node != node && self.open_pool(&r.spec.node, group).is_some());
+        let open = |to: &str| to != node && self.open_pool(to, group).is_some();
+        let copies = self.replicas_of(fs_id).filter(|r| open(&r.spec.node) && self.closed(&r.spec.node).is_none());
         let newest = |r: &&Replica| r.status.as_ref().and_then(ReplicaStatus::reach);
         let held = copies.filter(|r| r.status.as_ref().is_some_and(|s| s.role == CopyRole::Replica) && newest(r).is_some());
         if let Some(replica) = held.max_by_key(newest) {
@@ -103,9 +115,12 @@ impl View {
         }
         let bytes = self.replicas_of(fs_id).find(|r| r.spec.node == node).and_then(|r| r.status.as_ref()).map_or(0, |s| s.bytes);
         let room = |p: &&NodePool| p.status.as_ref().map_or(0, |s| s.available_bytes);
-        let open = self.pools.iter().filter(|p| p.spec.node != node && self.open_pool(&p.spec.node, group).is_some());
-        let best = open.filter(|p| room(p) > bytes).max_by_key(room);
-        let none = || format!("no ready pool of group `{}` has {} free", group.unwrap_or("?"), output::bytes(bytes));
+        let roomy = || self.pools.iter().filter(|p| open(&p.spec.node) && room(p) > bytes);
+        let best = roomy().filter(|p| self.closed(&p.spec.node).is_none()).max_by_key(room);
+        let none = || match roomy().find_map(|p| Some((&p.spec.node, self.closed(&p.spec.node)?))) {
+            Some((node, why)) => format!("{node}, where there is room, is closed ({why}): --to={node} moves it there all the same"),
+            None => format!("no ready pool of group `{}` has {} free", group.unwrap_or("?"), output::bytes(bytes)),
+        };
         best.map(|p| p.spec.node.clone()).ok_or_else(none)
     }
 
@@ -140,6 +155,11 @@ async fn view(client: &Client) -> Result<View> {
         filesystems: Api::all(client.clone()).list(&all).await?.items,
         replicas: Api::all(client.clone()).list(&all).await?.items,
         pools: Api::all(client.clone()).list(&all).await?.items,
+        nodes: match Api::all(client.clone()).list(&all).await {
+            Ok(nodes) => nodes.items,
+            Err(kube::Error::Api(status)) if status.is_forbidden() => Vec::new(),
+            Err(e) => return Err(e.into()),
+        },
     })
 }
 
@@ -304,6 +324,7 @@ mod tests {
                 pool("n4", "other", 9_000, true),
                 pool("n5", "default", 9_000, false),
             ],
+            ..View::default()
         };
         let to: Vec<_> = view.lines("n1", None).into_iter().map(|l| (l.name, l.to)).collect();
         assert_eq!(to, [("d1".to_owned(), Some("n3".to_owned())), ("d2".to_owned(), Some("n2".to_owned()))]);
@@ -322,8 +343,29 @@ mod tests {
             filesystems: vec![filesystem(1, "Active", "n1")],
             replicas: vec![complete("n2", "2026-01-01T00:00:00Z", 8), complete("n3", "2026-01-01T01:00:00Z", 7)],
             pools: vec![pool("n1", "default", 0, true), pool("n2", "default", 9, true), pool("n3", "default", 9, true)],
+            ..View::default()
         };
         assert_eq!(view.lines("n1", None)[0].to.as_deref(), Some("n2"));
+    }
+
+    #[test]
+    fn nothing_goes_unasked_to_a_node_that_is_cordoned_or_has_a_taint() {
+        let node = |name: &str, spec: Value| of::<Node>(json!({"metadata": {"name": name}, "spec": spec}));
+        let mut view = View {
+            filesystems: vec![filesystem(1, "Active", "n1"), filesystem(2, "Active", "n1")],
+            replicas: vec![replica(1, "n3", "Replica", 10, Some("2026-01-02T00:00:00Z")), replica(2, "n1", "Owner", 10, None)],
+            pools: ["n1", "n2", "n3", "n4"].map(|n| pool(n, "default", if n == "n2" { 20 } else { 900 }, true)).into(),
+            nodes: vec![
+                node("n3", json!({"unschedulable": true})),
+                node("n4", json!({"taints": [{"key": "gpu", "effect": "NoSchedule"}]})),
+            ],
+        };
+        let to = |view: &View| view.lines("n1", None).into_iter().map(|l| l.to.unwrap_or(l.message)).collect::<Vec<_>>();
+        assert_eq!(to(&view), ["n2", "n2"]);
+        view.pools.retain(|p| p.spec.node != "n2");
+        assert!(to(&view).iter().all(|why| why.contains("n3, where there is room, is closed (cordoned)")), "{:?}", to(&view));
+        view.pools.retain(|p| p.spec.node != "n3");
+        assert!(to(&view).iter().all(|why| why.contains("gpu:NoSchedule") && why.contains("--to=n4")), "{:?}", to(&view));
     }
 
     #[test]
@@ -334,6 +376,7 @@ mod tests {
             filesystems: vec![filesystem(1, "Released", "n1"), filesystem(2, "Headless", "n1"), used, filesystem(4, "Active", "n1")],
             replicas: vec![replica(4, "n1", "Owner", 5_000, None)],
             pools: vec![pool("n1", "default", 0, true), pool("n2", "default", 900, true)],
+            ..View::default()
         };
         let why: Vec<_> = view.lines("n1", None).into_iter().map(|l| (l.to.is_none(), l.message)).collect();
         for (line, word) in why.iter().zip(["Dot is gone", "snapshots", "a pod there", "no ready pool of group `default`"]) {

@@ -24,6 +24,7 @@ use crate::cluster::events::Events;
 use crate::cluster::pools::{Fact, OwnPool, PoolFacts};
 use crate::cluster::status::StatusWriter;
 use crate::cluster::{self, crds, lease, node, pools, replicas};
+use crate::csi::kubelet::Kubelet;
 use crate::csi::{Csi, CsiSettings};
 use crate::driver::Driver;
 use crate::journal::{self, Journal};
@@ -135,7 +136,11 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
 
     let pool_dev = pool_dev(&settings)?;
     let csi = settings.csi.clone().map(|csi| Csi::new(csi, node.clone(), pool_dev.clone(), own.clone(), ready.clone(), stop.clone()));
-    let mut supervisor = Supervisor::new(node, own);
+    let kubelet = Kubelet::default();
+    if let Some(dir) = settings.csi.as_ref().and_then(|csi| csi.kubelet_dir.clone()) {
+        tokio::spawn(kubelet.clone().watch(dir));
+    }
+    let mut supervisor = Supervisor::new(node, own, kubelet);
     supervisor.wake_all().await.map_err(|e| anyhow::anyhow!("{e}"))?;
     let (events, replicas_fresh, _watch) = replicas::watch(client.clone(), &settings.node);
     let fresh = vec![fresh, replicas_fresh.clone()];

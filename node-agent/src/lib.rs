@@ -14,6 +14,7 @@ mod descent;
 pub mod digest;
 pub mod driver;
 pub mod journal;
+mod kernel;
 pub mod logging;
 pub mod metrics;
 pub mod peer;

@@ -20,7 +20,9 @@ use crate::actor::{self, Node, Order, Orders, translate};
 use crate::cluster::pools::{Fact, OwnPool, PoolFacts};
 use crate::cluster::replicas::ReplicaEvent;
 use crate::cluster::watch::Freshness;
+use crate::csi::kubelet::Kubelet;
 use crate::driver::Space;
+use crate::kernel;
 use crate::probe::Probe;
 use crate::strays;
 
@@ -32,6 +34,7 @@ pub struct Supervisor {
     node: Arc<Node>,
     own: OwnPool,
     probe: Probe,
+    kubelet: Kubelet,
     /// Of every watch.
     fresh: Vec<Freshness>,
     /// Actors that live, with the slot's generation.
@@ -43,12 +46,13 @@ pub struct Supervisor {
 }
 
 impl Supervisor {
-    /// For a node with nobody on it.
-    pub fn new(node: Arc<Node>, own: OwnPool) -> Self {
+    /// For a node with nobody on it; `kubelet` is looked at by someone else.
+    pub fn new(node: Arc<Node>, own: OwnPool, kubelet: Kubelet) -> Self {
         Self {
             node,
             own,
             probe: Probe::default(),
+            kubelet,
             fresh: Vec::new(),
             actors: BTreeMap::new(),
             wanted: BTreeMap::new(),
@@ -200,6 +204,8 @@ impl Supervisor {
             conditions.extend(trouble.map(|t| Fact { kind: "PoolFailed".into(), status: Some(true), ..t }));
         }
         conditions.extend(size_differs(pool.asked_size, space.total));
+        conditions.extend(kernel::fact(&pool.kernel_release));
+        conditions.extend(self.kubelet.fact());
         self.own.set(PoolFacts {
             pool: Some(pool.id),
             capacity: space.total,

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use dotgraft_api::node::{is_cordoned, repelling_taint};
 use dotgraft_api::{ConditionType, NodePool, Place, Placement, Replica, condition, says};
 use k8s_openapi::api::core::v1::Node;
 use kube::{Api, ResourceExt};
@@ -34,6 +35,8 @@ pub struct PoolView {
     pub node_exists: bool,
     /// New volumes may go there: the Node exists and isn't cordoned.
     pub schedulable: bool,
+    /// The taint that keeps what nobody asked for off the node.
+    pub taint: Option<String>,
     /// The Node has the out-of-service taint: somebody says that nothing runs there any more.
     pub out_of_service: bool,
     /// Labels of the Node.
@@ -51,9 +54,13 @@ impl PoolView {
     pub fn may_fit(&self, bytes: u64) -> bool {
         self.size == 0 || bytes <= self.size
     }
-    /// New volumes may go there.
+    /// New volumes may go there, if somebody asks for it.
     pub fn usable(&self) -> bool {
         self.ready && self.pool.is_some() && self.schedulable
+    }
+    /// New volumes and copies may go there although nobody asked for that node.
+    pub fn inviting(&self) -> bool {
+        self.usable() && self.taint.is_none()
     }
 }
 
@@ -66,8 +73,6 @@ pub fn view(pool: &NodePool, node: Option<&Node>) -> PoolView {
         Some(_) => String::new(),
         None => "its agent has not reported".into(),
     };
-    let cordoned = node.is_some_and(|n| n.spec.as_ref().is_some_and(|s| s.unschedulable == Some(true)));
-    let leaving = node.is_some_and(|n| n.metadata.deletion_timestamp.is_some());
     PoolView {
         node: pool.spec.node.clone(),
         group: pool.spec.pool_group.clone(),
@@ -77,7 +82,8 @@ pub fn view(pool: &NodePool, node: Option<&Node>) -> PoolView {
         size: status.capacity_bytes,
         available: status.available_bytes,
         node_exists: node.is_some(),
-        schedulable: node.is_some() && !cordoned && !leaving,
+        schedulable: node.is_some_and(|n| !is_cordoned(n)),
+        taint: node.and_then(repelling_taint),
         out_of_service: node.is_some_and(is_out_of_service),
         labels: node.map(|n| n.labels().clone()).unwrap_or_default(),
         orphans: status.orphans.items.into_iter().map(|o| o.fs_id).collect(),
@@ -130,8 +136,18 @@ fn selected(pool: &PoolView, selector: &BTreeMap<String, String>) -> bool {
     selector.iter().all(|(k, v)| pool.labels.get(k) == Some(v))
 }
 
+/// What to do about taints, for people.
+pub const IF_TOLERATED: &str = "if the pods tolerate them, label the node dotgraft.dev/taints=ignore";
+
+/// The taints that keep volumes off pools which could take them otherwise, as the end of a sentence; empty if there are none.
+pub fn repelled<'a>(pools: impl Iterator<Item = &'a PoolView>) -> String {
+    let repelled: Vec<String> =
+        pools.filter(|p| p.usable()).filter_map(|p| p.taint.as_ref().map(|t| format!("{} ({t})", p.node))).take(3).collect();
+    if repelled.is_empty() { String::new() } else { format!("; taints keep volumes off {}: {IF_TOLERATED}", repelled.join(", ")) }
+}
+
 /// Where a new Filesystem goes: the node that is asked for; else the `initial` one, if it fits there; else the one with most free
-/// bytes, in the initial node's group if there is such.
+/// bytes that no taint keeps it off. In the initial node's group, if there is such: a PVC's volume is reached from there only.
 ///
 /// # Errors
 ///
@@ -150,6 +166,11 @@ pub fn choose(pools: &[PoolView], placement: &Placement, initial: Option<&str>, 
                 format!("placement.node `{node}` doesn't have the labels of placement.nodeSelector"),
             ));
         }
+        if let Some(initial) = initial.and_then(|n| pools.iter().find(|p| p.node == n)).filter(|i| i.group != pool.group) {
+            let (asked, of) = (&pool.group, &initial.group);
+            let why = format!("placement.node `{node}` is in pool group `{asked}`, and the volume's PVC can be used in `{of}` only");
+            return Err(Block::new(ConditionType::PlacementUnavailable, why));
+        }
         return pool
             .place()
             .filter(|_| pool.ready && pool.node_exists)
@@ -160,20 +181,20 @@ pub fn choose(pools: &[PoolView], placement: &Placement, initial: Option<&str>, 
     if let Some(place) = initial.filter(fit).filter(|p| p.available >= capacity).and_then(PoolView::place) {
         return Ok(place);
     }
+    let within = |p: &&PoolView| initial.is_none_or(|i| i.group == p.group) && selected(p, &placement.node_selector);
     let best = pools
         .iter()
-        .filter(fit)
-        .filter(|p| initial.is_none_or(|i| i.group == p.group))
+        .filter(within)
+        .filter(|p| p.inviting())
         // Among those where it fits, if any; ties go to the first by name.
         .max_by(|a, b| {
             let rank = |p: &PoolView| (p.available >= capacity, p.may_fit(capacity), p.available);
             rank(a).cmp(&rank(b)).then_with(|| b.node.cmp(&a.node))
         });
     best.and_then(PoolView::place).ok_or_else(|| {
-        Block::new(
-            ConditionType::NoPool,
-            "no node with a ready pool matches: see `kubectl get nodepools`, placement.nodeSelector and cordoned nodes",
-        )
+        let taints = repelled(pools.iter().filter(within));
+        let why = "no node with a ready pool matches: see `kubectl get nodepools`, placement.nodeSelector and cordoned nodes";
+        Block::new(ConditionType::NoPool, format!("{why}{taints}"))
     })
 }
 
@@ -192,9 +213,9 @@ pub fn may_hold(pools: &[PoolView], pool: &PoolView, owner: &str, placement: &Pl
     Ok(())
 }
 
-/// Nodes for `wanted` more copies: same group as the owner, ready, neither owner nor `taken`, most free bytes first.
+/// Nodes for `wanted` more copies: same group as the owner, ready, neither owner nor `taken`, without taints, most free bytes first.
 ///
-/// Nodes that `have` a copy go first: after a move that is where the volume came from.
+/// Nodes that `have` a copy, or pods that read it, go first, whatever their taints: after a move that is where the volume came from.
 pub fn choose_copies(
     pools: &[PoolView],
     owner: &str,
@@ -206,6 +227,7 @@ pub fn choose_copies(
     let mut fit: Vec<&PoolView> = pools
         .iter()
         .filter(|p| p.usable() && Some(p.group.as_str()) == group && p.node != owner)
+        .filter(|p| p.inviting() || have.contains(&p.node))
         .filter(|p| !taken.contains(&p.node) && selected(p, &placement.node_selector))
         .collect();
     let rank = |p: &PoolView| (have.contains(&p.node), p.available);
@@ -272,6 +294,35 @@ pub(crate) mod tests {
         pools[1].ready = false;
         assert_eq!(begin(&pools, 1), "NoPool");
         assert_eq!(node_of(choose(&pools, &Placement::default(), Some("gone"), 1)), "n3");
+    }
+
+    #[test]
+    fn a_node_with_a_taint_gets_what_is_asked_for_there_and_nothing_else() {
+        let mut pools = vec![pool("n1", 5), pool("n2", 9), pool("n3", 20)];
+        pools[2].taint = Some("gpu:NoSchedule".into());
+        assert_eq!(node_of(choose(&pools, &Placement::default(), None, 1)), "n2");
+        let ask = Placement { node: Some("n3".into()), ..Placement::default() };
+        assert_eq!(node_of(choose(&pools, &ask, None, 1)), "n3");
+        assert_eq!(node_of(choose(&pools, &Placement::default(), Some("n3"), 1)), "n3", "where its pod was scheduled");
+        assert_eq!(node_of(choose(&pools, &Placement::default(), Some("n3"), 21 << 30)), "n2", "it doesn't fit there");
+        let (none, have) = (BTreeSet::new(), BTreeSet::from(["n3".to_owned()]));
+        assert_eq!(choose_copies(&pools, "n1", &Placement::default(), (&none, &none), 5), ["n2"]);
+        assert_eq!(choose_copies(&pools, "n1", &Placement::default(), (&none, &have), 1), ["n3"], "the copy is there already");
+        for p in &mut pools {
+            p.taint = Some("gpu:NoSchedule".into());
+        }
+        let block = choose(&pools, &Placement::default(), None, 1).unwrap_err();
+        assert!(block.message.contains("n1 (gpu:NoSchedule)") && block.message.contains(IF_TOLERATED), "{}", block.message);
+    }
+
+    #[test]
+    fn a_node_that_is_asked_for_is_in_the_group_of_the_initial_one() {
+        let mut pools = vec![pool("n1", 5), pool("n2", 9)];
+        pools[1].group = "other".into();
+        let ask = Placement { node: Some("n2".into()), ..Placement::default() };
+        assert_eq!(node_of(choose(&pools, &ask, Some("n1"), 1)), "PlacementUnavailable");
+        assert_eq!(node_of(choose(&pools, &ask, Some("gone"), 1)), "n2");
+        assert_eq!(node_of(choose(&pools, &ask, None, 1)), "n2");
     }
 
     #[test]

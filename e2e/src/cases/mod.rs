@@ -22,6 +22,7 @@ pub mod fence;
 pub mod formats;
 pub mod held;
 pub mod hostile;
+pub mod joins;
 pub mod kept;
 pub mod killpoints;
 pub mod kubelet;
@@ -43,6 +44,7 @@ pub mod senders;
 pub mod silence;
 pub mod space;
 pub mod stale;
+pub mod taints;
 pub mod talk;
 pub mod tenants;
 pub mod upgrades;
@@ -73,6 +75,7 @@ pub fn all() -> Vec<Case> {
         certificates::cases(),
         senders::cases(),
         pools::cases(),
+        taints::cases(),
         space::cases(),
         stale::cases(),
         talk::cases(),
@@ -85,6 +88,7 @@ pub fn all() -> Vec<Case> {
         csi_sanity::cases(),
         kept::cases(),
         kubelet::cases(),
+        joins::cases(),
         csi_pvc::cases(),
         csi_retained::cases(),
         copies::cases(),

@@ -7,10 +7,12 @@
 //! - `mounting`: stage, publish and their undoing   - `fsgroup`: the group of a pod, touching only what differs
 //! - `figures`: stats, expansion, the node's facts  - `refusal`: the one place where a gRPC code is chosen
 //! - `service`: the RPCs                            - `registration`: the kubelet's plugin registration, v1
+//! - `kubelet`: whether the kubelet uses our directory
 
 mod figures;
 mod fsgroup;
 mod inflight;
+pub mod kubelet;
 mod mounting;
 mod place;
 mod refusal;

@@ -392,7 +392,10 @@ fn joined<T>(result: Result<T, tokio::task::JoinError>) -> Result<T, Refusal> {
 }
 
 fn no_parent() -> Refusal {
-    Refusal::invalid("the parent directory of the path is not there: the kubelet makes it")
+    Refusal::invalid(
+        "the parent directory of the path, which the kubelet has made, is not there for the agent: kubeletDir of the chart must be the \
+         directory as the kubelet names it",
+    )
 }
 
 fn shown(line: &MountLine) -> String {

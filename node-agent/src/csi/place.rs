@@ -60,7 +60,11 @@ pub fn find(kubelet_dir: Option<&Path>, field: &str, text: &str) -> Result<Optio
         Some(dir) => fs::canonicalize(dir).map_err(|e| failed("--kubelet-dir", dir, &e))?,
     };
     let Ok(below) = parent.strip_prefix(&root) else {
-        return Err(Refusal::invalid(format!("{field}: {} is not below {}, the kubelet's directory", target.display(), root.display())));
+        return Err(Refusal::invalid(format!(
+            "{field}: {} is not below {}, the kubelet's directory as kubeletDir of the chart has it",
+            target.display(),
+            root.display()
+        )));
     };
     let below = if below.as_os_str().is_empty() { Path::new(".") } else { below };
     let dir = open_beneath(&root, below).map_err(|e| failed(field, target, &e.into()))?;

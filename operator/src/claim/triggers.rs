@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use dotgraft_api::{Branch, ClaimKind, Commit, Dot, Filesystem, NodePool, Replica, ReplicationJob};
-use k8s_openapi::api::core::v1::{Namespace, PersistentVolume};
+use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume};
 use kube::ResourceExt;
 use kube::runtime::reflector::ObjectRef;
 
@@ -49,6 +49,16 @@ fn claims_on_pool<K: ClaimObject + Kind>(pool: &str, all: &[Arc<K>]) -> Vec<Obje
     all.iter().filter(concerns).map(|o| ObjectRef::from_obj(o.as_ref())).collect()
 }
 
+/// Claims with fewer copies than they ask for: a taint or a cordon may have gone. Nodes change often, so those that lack nothing aren't woken.
+fn short_of_copies<K: ClaimObject + Kind>(all: &[Arc<K>], ctx: &Ctx) -> Vec<ObjectRef<K>> {
+    let lacks = |o: &&Arc<K>| {
+        let view = o.view(None);
+        let jobs = || u32::try_from(super::copies::owned(&view, ctx).len()).unwrap_or(u32::MAX);
+        view.placement.replicas > 0 && jobs() < view.placement.replicas
+    };
+    all.iter().filter(lacks).map(|o| ObjectRef::from_obj(o.as_ref())).collect()
+}
+
 /// Dots to be looked at again.
 pub fn of_dots(ctx: &Arc<Ctx>) -> Triggers<Dot> {
     let c = &ctx.caches;
@@ -58,6 +68,7 @@ pub fn of_dots(ctx: &Arc<Ctx>) -> Triggers<Dot> {
         on(&c.jobs, ctx, owner_of_job),
         on(&c.branches, ctx, |b: &Branch, _| vec![ObjectRef::new(&b.spec.dot).within(&b.namespace().unwrap_or_default())]),
         on(&c.pools, ctx, |p: &NodePool, ctx| claims_on_pool(&p.spec.node, &ctx.caches.dots.all())),
+        on(&c.nodes, ctx, |_: &Node, ctx| short_of_copies(&ctx.caches.dots.all(), ctx)),
         on(&c.volumes, ctx, of_volume),
         on(&c.namespaces, ctx, |n: &Namespace, ctx| of_namespace(n, &ctx.caches.dots.all())),
     ]
@@ -82,6 +93,7 @@ pub fn of_branches(ctx: &Arc<Ctx>) -> Triggers<Branch> {
         on(&c.replicas, ctx, of_replica),
         on(&c.jobs, ctx, owner_of_job),
         on(&c.pools, ctx, |p: &NodePool, ctx| claims_on_pool(&p.spec.node, &ctx.caches.branches.all())),
+        on(&c.nodes, ctx, |_: &Node, ctx| short_of_copies(&ctx.caches.branches.all(), ctx)),
         on(&c.namespaces, ctx, |n: &Namespace, ctx| of_namespace(n, &ctx.caches.branches.all())),
         on(&c.volumes, ctx, of_volume),
         // What a Branch waits for: its Dot, another Branch, a Commit, the first commit of its source.

@@ -6,7 +6,7 @@ use dotgraft_api::common::{TOPOLOGY_NODE, TOPOLOGY_POOL};
 use dotgraft_proto::csi::v1 as wire;
 
 use super::error::CsiError;
-use crate::pools::PoolView;
+use crate::pools::{self, PoolView};
 
 /// Most topologies looked at in a call.
 const MOST: usize = 10_000;
@@ -64,8 +64,13 @@ pub fn check_size<'a>(pools: impl Iterator<Item = &'a PoolView> + Clone, bytes: 
     Err(CsiError::Exhausted(format!("{bytes} bytes are more than a pool has where the volume may be: {largest} at most")))
 }
 
+/// Whether the call leaves one node: the scheduler has chosen it, so the pod tolerates its taints.
+fn is_scheduled(requirement: Option<&wire::TopologyRequirement>) -> bool {
+    requirement.is_some_and(|r| matches!(r.requisite.as_slice(), [only] if only.segments.contains_key(TOPOLOGY_NODE)))
+}
+
 /// The node to begin on for a volume of so many bytes: the first that is preferred, else the one with most free bytes, if the call restricts the
-/// choice at all.
+/// choice at all. One with a taint that keeps volumes off only if no other node is named.
 ///
 /// # Errors
 ///
@@ -78,7 +83,9 @@ pub fn choose(
 ) -> Result<Option<String>, CsiError> {
     let allowed = allowed(pools, group, requirement)?;
     check_size(allowed.iter().copied(), bytes)?;
-    let usable: Vec<&PoolView> = allowed.into_iter().filter(|p| p.usable() && p.may_fit(bytes)).collect();
+    let scheduled = is_scheduled(requirement);
+    let fits = |p: &&PoolView| if scheduled { p.usable() } else { p.inviting() } && p.may_fit(bytes);
+    let usable: Vec<&PoolView> = allowed.iter().copied().filter(fits).collect();
     let most_free = |list: &mut dyn Iterator<Item = &PoolView>| {
         list.max_by(|a, b| a.available.cmp(&b.available).then_with(|| b.node.cmp(&a.node))).map(|p| p.node.clone())
     };
@@ -88,7 +95,8 @@ pub fn choose(
         }
     }
     let Some(best) = most_free(&mut usable.iter().copied()) else {
-        return Err(CsiError::Exhausted("no pool that is allowed is ready and on a node that isn't cordoned".into()));
+        let taints = pools::repelled(allowed.into_iter());
+        return Err(CsiError::Exhausted(format!("no pool that is allowed is ready and on a node that isn't cordoned{taints}")));
     };
     let free = group.is_none() && requirement.is_none_or(|r| r.requisite.is_empty());
     Ok((!free).then_some(best))
@@ -120,6 +128,24 @@ mod tests {
         let mut down = pools();
         down[0].ready = false;
         assert_eq!(choose(&down, None, r.as_ref(), 1).unwrap().as_deref(), Some("n2"));
+    }
+
+    #[test]
+    fn a_node_with_a_taint_is_begun_on_only_if_a_pod_was_scheduled_there() {
+        let mut pools = pools();
+        pools[1].taint = Some("gpu:NoSchedule".into());
+        let node = |n: &str| Topology {
+            segments: HashMap::from([(TOPOLOGY_NODE.to_owned(), n.to_owned()), (TOPOLOGY_POOL.to_owned(), "default".to_owned())]),
+        };
+        let immediate = asks(vec![node("n1"), node("n2")], vec![node("n2"), node("n1")]);
+        assert_eq!(choose(&pools, None, Some(&immediate), 1).unwrap().as_deref(), Some("n1"));
+        let of_group = asks(vec![at(TOPOLOGY_POOL, "default")], vec![]);
+        assert_eq!(choose(&pools, None, Some(&of_group), 1).unwrap().as_deref(), Some("n1"));
+        let scheduled = asks(vec![node("n2")], vec![node("n2")]);
+        assert_eq!(choose(&pools, None, Some(&scheduled), 1).unwrap().as_deref(), Some("n2"));
+        pools[0].ready = false;
+        let none = choose(&pools, Some("default"), None, 1).unwrap_err();
+        assert!(matches!(&none, CsiError::Exhausted(m) if m.contains("n2 (gpu:NoSchedule)")), "{none}");
     }
 
     #[test]

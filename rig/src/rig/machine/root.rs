@@ -18,6 +18,8 @@ use rustix::mount::{
 use crate::cgroups;
 use crate::rig::command::run;
 
+/// The node whose kubelet's directory is behind a symbolic link.
+const LINKED: &str = "n2";
 /// Kernel settings that a kubelet wants and would write for the whole host. It finds them written.
 const TUNABLES: [(&str, &str); 6] = [
     ("vm/overcommit_memory", "1"),
@@ -60,7 +62,8 @@ fn build(dir: &Path, shared: &[&Path], hierarchies: &[cgroups::Hierarchy]) -> Re
             read_only(Path::new(top), &root)?;
         }
     }
-    for path in ["lib/kubelet", "lib/containerd", "lib/cni", "lib/dotgraft", "lib/btrfs", "log/pods", "log/containers", "tmp"] {
+    kubelet_dir(&dir.join("var/lib"), dir.ends_with(LINKED))?;
+    for path in ["lib/containerd", "lib/cni", "lib/dotgraft", "lib/btrfs", "log/pods", "log/containers", "tmp"] {
         make_dir(&dir.join("var").join(path))?;
     }
     let target = beneath(&root, Path::new("/var"))?;
@@ -73,6 +76,19 @@ fn build(dir: &Path, shared: &[&Path], hierarchies: &[cgroups::Hierarchy]) -> Re
     mount_bind_recursive("/dev", &beneath(&root, Path::new("/dev"))?).context("binding /dev")?;
     system_mounts(&root, hierarchies)?;
     Ok(root)
+}
+
+/// The kubelet's directory; on one of the nodes behind a symbolic link, as where the disk for it is mounted elsewhere.
+fn kubelet_dir(lib: &Path, linked: bool) -> Result<()> {
+    let dir = lib.join("kubelet");
+    if !linked {
+        return make_dir(&dir);
+    }
+    make_dir(&lib.join("kubelet-disk"))?;
+    if dir.is_symlink() {
+        return Ok(());
+    }
+    symlink("kubelet-disk", &dir).context("linking the kubelet's directory")
 }
 
 fn system_mounts(root: &Path, hierarchies: &[cgroups::Hierarchy]) -> Result<()> {
