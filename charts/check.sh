@@ -106,9 +106,9 @@ settings() { grep -vE '^ *(#|---)|^$|labels:|app.kubernetes.io|helm.sh' | sort; 
 # Defaults have a fingerprint, so that an upgrade with those of another version is refused instead of rendered without new keys.
 check_defaults() {
   local is want
-  want=$(grep -vE '^ *(#|$)|^defaults:' $CHART/values.yaml | sha256sum | cut -c 1-8)
+  want=$(charts/fingerprint.sh $CHART --show)
   for is in "$(sed -n 's/^defaults: "\(.*\)"/\1/p' $CHART/values.yaml)" "$(sed -n 's/.*define "dotgraft.defaults" -}}\(.*\){{- end.*/\1/p' $CHART/templates/_helpers.tpl)"; do
-    [ "$is" = "$want" ] || bad "the defaults are others: write $want where values.yaml and _helpers.tpl say ${is:-nothing}"
+    [ "$is" = "$want" ] || bad "the defaults are others than ${is:-nothing}: run charts/fingerprint.sh $CHART"
   done
   # As --reuse-values does: this chart, the values of the one before.
   cp -rL "$CHART" "$SCRATCH/older"
@@ -116,6 +116,23 @@ check_defaults() {
   if helm template r "$SCRATCH/older" --set pool.file.size=1Gi >"$SCRATCH/out"; then bad "defaults of another version are taken"; fi
   grep -q -- '--reset-then-reuse-values' "$SCRATCH/err" || bad "a refusal of other defaults doesn't say what to do"
   say "defaults of another version are refused"
+}
+
+# The chart of a release starts every image by its digest, and its defaults are others than those of the source.
+check_pinned() {
+  local name digest
+  digest=sha256:$(printf 'b%.0s' {1..64})
+  mkdir "$SCRATCH/pinned" && cp -rL "$CHART" "$SCRATCH/pinned/dotgraft"
+  names() { sed -nE 's/^  ([a-z]+): \{repository: .*/\1/p' $CHART/values.yaml; }
+  if names | tail -n +2 | sed "s/\$/ $digest/" | deploy/release/pin.sh "$SCRATCH/pinned/dotgraft" 2>"$SCRATCH/err"; then bad "an image without a digest is released"; fi
+  rm -r "$SCRATCH/pinned/dotgraft" && cp -rL "$CHART" "$SCRATCH/pinned/dotgraft"
+  names | sed "s/\$/ $digest/" | deploy/release/pin.sh "$SCRATCH/pinned/dotgraft" || bad "deploy/release/pin.sh"
+  helm template r "$SCRATCH/pinned/dotgraft" --set pool.file.size=1Gi --api-versions snapshot.storage.k8s.io/v1 >"$SCRATCH/out" || { bad "helm template of the pinned chart"; troubles; }
+  name=$(grep -E '^ *(- )?image: ' "$SCRATCH/out" | grep -vc "@$digest")
+  [ "$name" = 0 ] || { bad "an image of the pinned chart has no digest"; grep -E '^ *image: ' "$SCRATCH/out" >&2; }
+  [ "$(grep -cE '^ *(- )?image: ' "$SCRATCH/out")" -ge 6 ] || bad "the pinned chart lacks images"
+  [ "$(charts/fingerprint.sh "$SCRATCH/pinned/dotgraft" --show)" != "$(charts/fingerprint.sh $CHART --show)" ] || bad "digests are no part of the fingerprint"
+  say "a release's chart starts its images by digest"
 }
 
 # A package holds what the links of the source point to.
@@ -220,6 +237,7 @@ if [ -x "$HELM" ]; then
   check_webhook
   check_classes
   check_defaults
+  check_pinned
   check_flags
 else
   skip "what helm renders: helm is missing (e2e/tools.sh $TOOLS helm builds it)"

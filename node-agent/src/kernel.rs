@@ -64,7 +64,9 @@ pub fn fact(release: &str) -> Option<Fact> {
     let what = "a pod with a volume can turn this pool read-only (CVE-2026-43360, CVE-2026-43361)";
     let (status, message) = match faults(release) {
         Faults::Mended => return None,
-        Faults::Present => (Some(true), format!("on kernel {release} {what}: upgrade to 6.12.78, 6.18.19, 6.19.9, 7.0 or newer")),
+        Faults::Present => {
+            (Some(true), format!("on kernel {release} {what}, unless its vendor has mended that: 6.12.78, 6.18.19, 6.19.9 and 7.0 are"))
+        }
         Faults::Unknown => {
             let ask = "its vendor's security tracker says whether that is mended";
             (None, format!("the number of kernel {release} doesn't say whether {what}: {ask}"))

@@ -3,6 +3,7 @@
 //! Every writer here notes outside its volume what was acknowledged to it; after each event nothing of that may be missing.
 
 mod commits;
+mod confined;
 mod database;
 mod evicted;
 mod failing;
@@ -24,6 +25,7 @@ pub fn cases() -> Vec<Case> {
         commits::cases(),
         holders::cases(),
         evicted::cases(),
+        vec![confined::case()],
     ];
     all.into_iter().flatten().collect()
 }
