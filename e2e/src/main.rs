@@ -199,8 +199,8 @@ async fn stay(rig: &Rig) -> Result<ExitCode> {
         println!("  kubectl get dots -A");
     }
     if rig.awaits_chart() {
-        let settings: String = helm::VALUES.iter().map(|v| format!(" --set {v}")).collect();
-        println!("  helm install {} {} -n {} --create-namespace{settings}", helm::RELEASE, helm::chart(), helm::NAMESPACE);
+        let settings = helm::VALUES.join(",");
+        println!("  helm install {} {} -n {} --create-namespace --set {settings}", helm::RELEASE, helm::chart(), helm::NAMESPACE);
     }
     println!();
     let program = sandbox::program()?;
