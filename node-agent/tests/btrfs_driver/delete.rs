@@ -1,6 +1,8 @@
 //! Deletion: whole, repeatable, durable, never under a mount (storage.md §2, §3, §5; failures.md rows 3, 5, 26).
 
 use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
 
 use dotgraft_agent::driver::{Driver, DriverError, Found, MountMode, MountWhat};
 use dotgraft_engine::model::Origin;
@@ -157,10 +159,25 @@ fn the_group_goes_when_the_kernel_has_cleaned_up() {
     assert!(!groups.contains("1/"), "{groups}");
 }
 
+/// A power cut is one moment, and a copy of a mounted pool's file takes a while, on a busy machine longer than btrfs waits between two transactions: what
+/// the first superblock points to may be overwritten by then. So the copy counts only if no transaction and no fsync ended meanwhile.
+fn copy_at_one_moment(from: &Path, to: &Path) {
+    let superblock = || {
+        let mut block = vec![0; 4096];
+        fs::File::open(from).unwrap().read_exact_at(&mut block, 64 << 10).unwrap();
+        block
+    };
+    eventually("a copy of one moment", || {
+        let before = superblock();
+        fs::copy(from, to).unwrap();
+        superblock() == before
+    });
+}
+
 /// What a power cut would leave: the backing file as it is now (the loop device reads and writes past the page cache), opened as a pool.
 fn after_power_cut(t: TestPool) -> TestPool {
     let copy = t.place.dir.path().join("cut.img");
-    fs::copy(t.place.file(), &copy).unwrap();
+    copy_at_one_moment(&t.place.file(), &copy);
     let TestPool { pool, place } = t;
     let id = dotgraft_agent::driver::Driver::pool(&pool).id;
     drop(pool);

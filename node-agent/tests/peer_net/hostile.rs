@@ -262,6 +262,17 @@ async fn a_peer_that_goes_away_in_mid_frame_frees_the_actor_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_goes_away_before_it_is_accepted_frees_the_actor_too() {
+    let (b, identity, _) = victim(ServerSettings::default()).await;
+    let actor = actor(&b, Act::Slow(Duration::from_millis(300)));
+    let (tx, call) = half_a_frame(&b, &identity, actor.fs).await;
+    actor.saw(|s| s.from.is_some()).await;
+    call.abort();
+    drop(tx);
+    assert_eq!(actor.saw(|s| s.abandoned).await.frames, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_frame_that_comes_byte_by_byte_is_timed_out_too() {
     let (b, identity, _) = victim(quick()).await;
     let actor = actor(&b, Act::Store);

@@ -310,7 +310,10 @@ async fn receive(offer: Offer, mut frames: mpsc::Receiver<Frame>, replies: mpsc:
     };
     let work = if let Act::Slow(work) = act { work } else { Duration::ZERO };
     tokio::time::sleep(work).await;
-    replies.send(Reply::Accepted { offset }).await.unwrap();
+    if replies.send(Reply::Accepted { offset }).await.is_err() {
+        seen.lock().unwrap().abandoned = true; // the peer went before it heard that
+        return;
+    }
     if matches!(act, Act::Hang) {
         replies.closed().await;
         return;
