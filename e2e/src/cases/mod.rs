@@ -5,6 +5,7 @@ pub mod away;
 pub mod certificates;
 pub mod chart;
 pub mod cli;
+pub mod clocks;
 pub mod copies;
 pub mod crd_rules;
 pub mod crds;
@@ -91,6 +92,7 @@ pub fn all() -> Vec<Case> {
         joins::cases(),
         csi_pvc::cases(),
         csi_retained::cases(),
+        clocks::cases(),
         copies::cases(),
         pods::cases(),
         locality::cases(),
