@@ -14,7 +14,7 @@ use crate::rig::Options;
 use crate::rig::kube::{condition_of, conditions};
 use crate::rig::wait::{eventually, throughout};
 use crate::steps::left::{nothing_left, on_disk};
-use crate::steps::owner::{filled, holds};
+use crate::steps::owner::{filled, holds, owned_by, place, says_fenced, taint};
 
 /// The node whose agent is too old.
 const NODE: &str = "n1";
@@ -69,7 +69,41 @@ async fn newer(t: Arc<Test>) -> Result<()> {
     for what in [&all[0], &all[3]] {
         a_deletion_waits(&t, what).await.with_context(|| format!("with {what:?}"))?;
     }
-    Ok(())
+    taken_while_closed(&t).await
+}
+
+/// Another node takes over while a newer row keeps the old owner closed: what its pods have mounted is frozen all the same, and the Replica says so.
+async fn taken_while_closed(t: &Test) -> Result<()> {
+    let (fs_id, digest) = filled(t, "taken").await?;
+    let commit = t.commit("of-taken", "taken").await?;
+    t.push("j", "taken", "n2").await?;
+    t.arrived(&fs_id, &commit, "n2", STEP).await?;
+    let head = t.mount(NODE, &fs_id).await?;
+    let write_late = || std::fs::write(head.join("late"), b"x").and_then(|()| std::fs::File::open(head.join("late"))?.sync_all());
+    t.rig.kill9(NODE)?;
+    let row = Newer::Row("base".into());
+    change(t, &fs_id, &row, true)?;
+    place(t, "taken", "n2").await?;
+    taint(t, NODE, true).await?;
+    owned_by(t, "taken", "n2").await?;
+    write_late().context("nobody has frozen it yet")?;
+    t.rig.start(NODE)?;
+    t.rig.ready(STEP).await?;
+    eventually("the closed owner to be frozen and to say so", STEP, || async {
+        ensure!(write_late().is_err(), "a pod there still writes");
+        let replica = t.replica(&fs_id, NODE).await?;
+        let said = condition_of(&replica, "Superseded").filter(|c| c["status"] == "True");
+        let frozen = said.is_some_and(|c| c["message"].as_str().is_some_and(|m| m.contains("frozen and kept")));
+        let closed = condition_of(&replica, "FormatNewer").is_some_and(|c| c["status"] == "True");
+        ensure!(frozen && closed, "{}", conditions(&replica));
+        Ok(())
+    })
+    .await?;
+    taint(t, NODE, false).await?;
+    write(t, &fs_id, &row, false).await?;
+    says_fenced(t, &fs_id, NODE).await?;
+    t.unmount(&head).await?;
+    holds(t, "n2", &fs_id, &digest).await
 }
 
 /// An order to delete what can't be read deletes nothing; it is carried out once it can be.
@@ -107,6 +141,13 @@ async fn says_so(t: &Test, fs_id: &str) -> Result<()> {
 /// Raises the version of what a stopped agent has written, or lowers it again, and starts the agent.
 async fn write(t: &Test, fs_id: &str, what: &Newer, raise: bool) -> Result<()> {
     t.rig.kill9(NODE)?;
+    change(t, fs_id, what, raise)?;
+    t.rig.start(NODE)?;
+    t.rig.ready(STEP).await
+}
+
+/// The same while no agent runs there.
+fn change(t: &Test, fs_id: &str, what: &Newer, raise: bool) -> Result<()> {
     let state = t.rig.node(NODE)?.files.state.clone();
     match what {
         Newer::Row(key) => {
@@ -119,8 +160,7 @@ async fn write(t: &Test, fs_id: &str, what: &Newer, raise: bool) -> Result<()> {
             std::fs::write(&path, with_version(&std::fs::read_to_string(&path)?, raise)?)?;
         }
     }
-    t.rig.start(NODE)?;
-    t.rig.ready(STEP).await
+    Ok(())
 }
 
 fn with_version(text: &str, raise: bool) -> Result<String> {

@@ -31,7 +31,7 @@ impl FsActor {
     pub(super) async fn stay_closed(&mut self, why: &Problem) -> bool {
         error!("this Filesystem stays closed: {why}");
         // Of a machine that has not read its journal nothing is known but that.
-        let status = FilesystemStatus { conditions: conditions(why), ..self.machine.status() };
+        let mut status = FilesystemStatus { conditions: conditions(why), ..self.machine.status() };
         self.say_closed(&status);
         let again = tokio::time::sleep(LOOK_EVERY);
         tokio::pin!(again);
@@ -55,7 +55,14 @@ impl FsActor {
                     Order::PeerBack(_) => {}
                 },
                 Some(request) = self.requests.recv() => self.answer_closed(request, why).await,
-                () = &mut freeze, if !looked => looked = true,
+                found = &mut freeze, if !looked => {
+                    looked = true;
+                    if let Some(elsewhere) = found {
+                        status.conditions = conditions(why);
+                        status.conditions.extend(elsewhere);
+                        self.say_closed(&status);
+                    }
+                }
                 () = &mut again => return true,
             }
         }
@@ -90,28 +97,37 @@ impl FsActor {
     }
 }
 
-/// Freezes the head where [`superseded`] says so. What can't be known or done now is tried again with the next look.
-async fn freeze_if_superseded(node: Arc<Node>, fs: FsId) {
-    let Some(text) = superseded(&node, fs).await else { return };
+/// Freezes the head where [`superseded`] says so. What can't be known or done now is tried again with the next look. Gives the condition that says
+/// it, or that there is none to say; `None`: it can't be known.
+async fn freeze_if_superseded(node: Arc<Node>, fs: FsId) -> Option<Option<Condition>> {
+    let Some(owner) = superseded(&node, fs).await? else { return Some(None) };
     let driver = node.driver.clone();
     let before = tokio::task::spawn_blocking(move || driver.is_fenced(fs)).await;
-    let Ok(Ok(before)) = before else { return debug!("no head that could be frozen") };
+    let Ok(Ok(before)) = before else {
+        debug!("no head that could be frozen");
+        return Some(None);
+    };
     // Also if it looks frozen: what is nested in it may not be yet.
-    match tasks::freeze(&node, fs).await {
-        Ok(()) if before => {}
-        Ok(()) => node.tell(fs, &Note { warning: true, reason: "Superseded".to_owned(), message: text }),
-        Err(problem) => warn!("the head of a closed Filesystem that another node owns can't be frozen: {problem}"),
+    let frozen = tasks::freeze(&node, fs).await;
+    let (reason, message) = match &frozen {
+        Ok(()) => (Reason::NotOwner, format!("{owner}: this copy, which is closed, is frozen and kept")),
+        Err(problem) => (problem.reason, format!("{owner}, and this copy, which is closed, can't be frozen: {problem}")),
+    };
+    if frozen.is_err() || !before {
+        warn!("{message}");
+        node.tell(fs, &Note { warning: true, reason: "Superseded".to_owned(), message: message.clone() });
     }
+    Some(Some(Condition { r#type: Trouble::Superseded.into(), status: true, reason: Why::Problem(reason), message }))
 }
 
-/// Another node owns it, in an epoch no earlier than this copy's own: says so for people. By a quorum read, never by an object of ours.
-async fn superseded(node: &Node, fs: FsId) -> Option<String> {
-    let read = tokio::time::timeout(LOOK_LIMIT, node.api.look(fs)).await.ok()?.ok()??;
-    let authority = read.authority?;
+/// Another node owns it, in an epoch no earlier than this copy's own: says which, for people; `None`: it can't be known. By a quorum read, never by an
+/// object of ours.
+async fn superseded(node: &Node, fs: FsId) -> Option<Option<String>> {
+    let read = tokio::time::timeout(LOOK_LIMIT, node.api.look(fs)).await.ok()?.ok()?;
+    let Some(authority) = read.and_then(|read| read.authority) else { return Some(None) };
     let rows = node.journal.load(Scope::Fs(fs)).await.unwrap_or_default();
     let elsewhere = of_owner(&authority, node.place(), epoch_in(&rows)) == OwnerStanding::Elsewhere;
-    let (owner, epoch) = (&authority.owner.node, authority.epoch);
-    elsewhere.then(|| format!("node {owner} owns it in epoch {epoch}: this copy, which is closed, is frozen and kept"))
+    Some(elsewhere.then(|| format!("node {} owns it in epoch {}", authority.owner.node, authority.epoch)))
 }
 
 /// The epoch that the rows name, as far as they can be read: of a newer row only this one word is taken. 0 where there is none.

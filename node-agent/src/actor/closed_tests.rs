@@ -113,6 +113,8 @@ async fn a_closed_owner_is_frozen_once_another_node_owns_it() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     assert!(world.driver.disk().fenced, "5 s after the object had changed");
+    let told = status_where(&actor, |s| says(s, Trouble::Superseded)).await;
+    assert!(says(&told, Trouble::FormatNewer) && told.conditions[2].message.contains("frozen and kept"), "{:?}", told.conditions);
     assert_eq!(actor.handle.fence(true).await.unwrap_err().reason, Reason::FormatNewer, "no proof without a row");
     assert!(world.driver.disk().commits.is_empty() && world.driver.disk().head, "it is kept as it is");
     assert_eq!((world.driver.disk().changes, world.journal.made()), (0, 0));
