@@ -358,6 +358,10 @@ words! {
         OwnerMissing,
         /// A copy isn't dropped, as it is the owner's.
         OwnerNotDropped,
+        /// What is where the pool should be can't be used as one.
+        PoolRefused,
+        /// A pool came up under another node's name while it is still recorded for its old one.
+        PoolOfAnotherNode,
         /// A `dataSourceRef` names an object of another namespace.
         OtherNamespace,
         /// A `dataSourceRef` names a kind that no volume can be made from.

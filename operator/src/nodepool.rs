@@ -22,7 +22,7 @@ use self::adopt::{Decision, Holder, View, decide};
 use crate::context::Ctx;
 use crate::error::Error;
 use crate::note::Note;
-use crate::{live, names, write};
+use crate::{live, names, pools, write};
 
 const RETRY: Duration = Duration::from_secs(10);
 
@@ -69,9 +69,10 @@ async fn gather(pools: &[NodePool], fs_id: &str, ctx: &Ctx) -> Result<View, Erro
     let holders = holders(pools, fs_id);
     let fs = filesystems.get_opt(fs_id).await?;
     let replicas = live::replicas(fs_id, ctx).await?;
+    let known = pools::confirmed(ctx, &replicas).await?;
     let orphans = pools.iter().filter_map(|p| p.status.as_ref()).flat_map(|s| s.orphans.items.iter());
     let orphans = orphans.map(|o| (o.fs_id.clone(), o.clone())).collect();
-    Ok(View { fs_id: fs_id.to_owned(), holders, fs, replicas, orphans })
+    Ok(View { fs_id: fs_id.to_owned(), holders, fs, replicas, pools: known, orphans })
 }
 
 /// Says whether the action is done.

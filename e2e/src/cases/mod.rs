@@ -37,6 +37,7 @@ pub mod partition;
 pub mod peers;
 pub mod pods;
 pub mod pools;
+pub mod renamed;
 pub mod reset;
 pub mod resume;
 pub mod rights;
@@ -66,6 +67,7 @@ pub fn all() -> Vec<Case> {
         fence::cases(),
         moving::cases(),
         nested::cases(),
+        renamed::cases(),
         reset::cases(),
         cli::cases(),
         drain::cases(),

@@ -165,6 +165,29 @@ pub fn give_back(read: &Read, copies: &[Copy], to: &NodeName) -> Result<Taken, R
     copies.iter().find(giver).map(|c| taken(authority, c)).ok_or(Refusal::NoCopy)
 }
 
+/// The owner's pool came back under another node's name, and a person says that it is the same: its copy goes on owning, one epoch on. Nothing is given
+/// up, as it is the very data that has authority; a handoff that was pending can't be committed any more, and what it had frozen is thawed under the new
+/// opening. `gone`: nobody holds that pool under its old name any more.
+///
+/// # Errors
+///
+/// [`Refusal`]: nothing is recorded or it is being deleted; that copy's pool isn't the owner's, or it doesn't claim to be the owner's in this epoch; or the
+/// old name isn't proven gone.
+pub fn rehome(read: &Read, copy: &Copy, gone: bool) -> Result<Authority, Refusal> {
+    let authority = read.known()?;
+    if read.phase == Phase::Deleting {
+        return Err(Refusal::Deleting);
+    }
+    if !gone {
+        return Err(Refusal::NotLost(authority.owner.clone()));
+    }
+    let same = copy.place.pool == authority.owner.pool && copy.place.node != authority.owner.node;
+    if !(same && copy.role == CopyRole::Owner && copy.epoch == authority.epoch) {
+        return Err(Refusal::NotOwner { owner: authority.owner.clone(), epoch: authority.epoch });
+    }
+    Ok(Authority { attempt: authority.attempt.saturating_add(1), ..authority.passed_to(copy.place.clone()) })
+}
+
 /// A person promotes the best copy, or the one on `node`. Without `accept_loss` only a copy takes over that has all of it.
 ///
 /// # Errors

@@ -4,6 +4,7 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use dotgraft_api::authority::read;
 use dotgraft_api::{
     Authority, Claim, ConditionType, CopyRole, Desired, DesiredRole, DesiredState, Filesystem, FilesystemPhase, Orphan, OrphanActionKind,
     Place, Reason, Replica, ReplicaSpec, Word,
@@ -14,6 +15,7 @@ use dotgraft_engine::ids::{Epoch, Timestamp};
 
 use crate::conditions::Block;
 use crate::filesystem::authority::complete_to;
+use crate::pools::{self, PoolView};
 
 /// One pool that holds the orphan.
 #[derive(Debug, Clone)]
@@ -74,8 +76,31 @@ pub struct View {
     pub fs: Option<Filesystem>,
     /// Its Replicas, if there are any.
     pub replicas: Vec<Arc<Replica>>,
+    /// All pools, those that are gone confirmed by live reads.
+    pub pools: Vec<PoolView>,
     /// Every orphan of any pool, by id: where a Branch came from may be an orphan too.
     pub orphans: BTreeMap<String, Orphan>,
+}
+
+impl View {
+    /// The Replica that the pool of a holder had under another node's name.
+    pub fn before(&self, h: &Holder) -> Option<&Arc<Replica>> {
+        self.replicas.iter().find(|r| r.spec.pool == h.pool && r.spec.node != h.node)
+    }
+
+    /// Two nodes may hold a pool of that UUID: one is a copy of the other's disk, or the old one has not been given up.
+    fn is_elsewhere(&self, h: &Holder) -> Option<Block> {
+        let at = |node: &str| Place { node: node.to_owned(), pool: h.pool.clone() };
+        let nodes = self.pools.iter().filter(|p| p.node != h.node && p.pool.as_ref() == Some(&h.pool)).map(|p| p.node.as_str());
+        let old = self.before(h).map(|r| r.spec.node.as_str()).filter(|node| !pools::is_gone(&self.pools, &at(node)));
+        let node = nodes.chain(old).next()?;
+        let why = format!(
+            "pool {} is on node `{}` and still recorded for node `{node}`: make sure that no machine of that name has the disk or a copy of it, then \
+             `kubectl delete node {node}` and `kubectl delete nodepool {node}`",
+            h.pool, h.node
+        );
+        Some(Block::new(Word::PoolOfAnotherNode, why))
+    }
 }
 
 /// What to make anew.
@@ -126,11 +151,30 @@ pub fn decide(view: &View) -> Decision {
     let Some(claim) = claim_of(&view.holders) else {
         return wait(Word::ClaimUnknown, "no copy says which object it belonged to");
     };
+    if let Some(block) = holders.iter().find_map(|h| view.is_elsewhere(h)) {
+        return Decision::Wait(block);
+    }
     let recorded = view.fs.as_ref().and_then(|f| f.status.as_ref()).and_then(|s| s.authority.clone());
-    match owner(&holders, recorded) {
+    let moved = recorded.as_ref().and_then(|a| holders.iter().find(|h| h.pool == a.owner.pool && h.node != a.owner.node));
+    let owner = match moved {
+        Some(moved) => rehomed(view, moved).map(|authority| (authority, moved.orphan.clone())),
+        None => owner(&holders, recorded),
+    };
+    match owner {
         Ok((authority, facts)) => Decision::Restore(Box::new(restore(view, &holders, claim, authority, facts))),
         Err(block) => Decision::Wait(block),
     }
+}
+
+/// The owner's pool under another node's name.
+fn rehomed(view: &View, h: &Holder) -> Result<Authority, Block> {
+    let stays =
+        |why: &dyn std::fmt::Display| Block::new(Word::OwnerMissing, format!("the copy on node `{}` doesn't take over: {why}", h.node));
+    let fs = view.fs.as_ref().ok_or_else(|| stays(&"its Filesystem is not there"))?;
+    let read = read(fs).map_err(|e| stays(&e))?;
+    let copy = h.copy().ok_or_else(|| stays(&"its pool or node has no usable name"))?;
+    // That nobody holds it under its old name was seen before.
+    take::rehome(&read, &copy, true).map(|a| Authority::from(&a)).map_err(|e| stays(&e))
 }
 
 fn owner(holders: &[&Holder], recorded: Option<Authority>) -> Result<(Authority, Orphan), Block> {
@@ -186,7 +230,7 @@ fn restore(view: &View, holders: &[&Holder], claim: Claim, authority: Authority,
     let ahead = ahead(holders, &authority.owner);
     let replicas = holders
         .iter()
-        .filter(|h| !view.replicas.iter().any(|r| r.spec.pool == h.pool))
+        .filter(|h| !view.replicas.iter().any(|r| r.spec.pool == h.pool && r.spec.node == h.node))
         .map(|h| {
             let place = h.place();
             let role = if place == authority.owner { DesiredRole::Owner } else { DesiredRole::Replica };
@@ -236,7 +280,10 @@ pub enum Drop {
 pub fn drop_decision(view: &View, pool: &str) -> Drop {
     let authority = view.fs.as_ref().and_then(|f| f.status.as_ref()).and_then(|s| s.authority.as_ref());
     let holder = view.holders.iter().find(|h| h.pool == pool);
-    let known = view.replicas.iter().any(|r| r.spec.pool == pool);
+    let known = view.replicas.iter().any(|r| r.spec.pool == pool && holder.is_none_or(|h| h.node == r.spec.node));
+    if let Some(block) = holder.and_then(|h| view.is_elsewhere(h)) {
+        return Drop::Refused(block);
+    }
     match (&view.fs, holder, known) {
         (Some(_), _, _) if authority.is_some_and(|a| a.owner.pool == pool) => {
             Drop::Refused(Block::new(Word::OwnerNotDropped, "this copy is the owner's: delete its Dot or Branch instead"))
@@ -276,7 +323,7 @@ mod tests {
         Holder { node: node.into(), pool: pool_id(node), orphan, wanted: Some(OrphanActionKind::Adopt) }
     }
     fn view(holders: Vec<Holder>) -> View {
-        View { fs_id: FS.into(), holders, fs: None, replicas: vec![], orphans: BTreeMap::new() }
+        View { fs_id: FS.into(), holders, fs: None, replicas: vec![], pools: vec![], orphans: BTreeMap::new() }
     }
     fn reason(v: &View) -> &'static str {
         match decide(v) {
@@ -367,6 +414,64 @@ mod tests {
         let Decision::Restore(r) = decide(&v) else { panic!() };
         assert_eq!(r.authority, authority);
         assert_eq!(r.replicas[0].desired.role, Some(DesiredRole::Replica));
+    }
+
+    /// The pool of `n1`, whose owner it is in epoch 4, came up on `n9`.
+    fn moved(role: CopyRole, epoch: u64) -> View {
+        let mut v = view(vec![Holder { node: "n9".into(), ..holder("n1", role, epoch) }]);
+        let owner = Place { node: "n1".into(), pool: pool_id("n1") };
+        let to = Place { node: "n2".into(), pool: pool_id("n2") };
+        let pending = dotgraft_api::Pending { mig: FS.into(), attempt: 2, to, final_commit: FS.into() };
+        let authority = Authority { owner, epoch: 4, attempt: 2, pending: Some(pending), ..Authority::default() };
+        v.fs = Some(filesystem(Some(FilesystemPhase::Active), Some(authority)));
+        let spec = ReplicaSpec { fs_id: FS.into(), node: "n1".into(), pool: pool_id("n1"), ..ReplicaSpec::default() };
+        v.replicas = vec![Arc::new(Replica::new("r", spec))];
+        v
+    }
+
+    #[test]
+    fn an_owners_pool_under_another_name_owns_on_one_epoch_later() {
+        let v = moved(CopyRole::Owner, 4);
+        let Decision::Restore(r) = decide(&v) else { panic!("{:?}", decide(&v)) };
+        let a = &r.authority;
+        assert_eq!((a.owner.node.as_str(), a.owner.pool.clone(), a.epoch, a.attempt), ("n9", pool_id("n1"), 5, 3));
+        assert!(a.pending.is_none() && a.opened.is_none(), "{a:?}");
+        let made: Vec<_> = r.replicas.iter().map(|s| (s.node.as_str(), s.desired.role, s.desired.epoch)).collect();
+        assert_eq!(made, [("n9", Some(DesiredRole::Owner), 5)]);
+        assert_eq!(v.before(&v.holders[0]).unwrap().spec.node, "n1", "it makes way");
+        // Adopted half-way: authority is there, the old object is gone.
+        let mut half = moved(CopyRole::Owner, 4);
+        half.replicas.clear();
+        half.fs = Some(filesystem(Some(FilesystemPhase::Active), Some(a.clone())));
+        let Decision::Restore(again) = decide(&half) else { panic!() };
+        assert_eq!((again.authority.epoch, again.replicas.len()), (5, 1));
+    }
+
+    #[test]
+    fn a_pool_that_two_nodes_may_hold_is_neither_adopted_nor_dropped() {
+        let mut v = moved(CopyRole::Owner, 4);
+        v.pools = vec![PoolView { node: "n1".into(), pool: Some(pool_id("n1")), node_exists: true, ..PoolView::default() }];
+        assert_eq!(reason(&v), "PoolOfAnotherNode");
+        assert!(matches!(drop_decision(&v, &pool_id("n1")), Drop::Refused(b) if b.reason.as_str() == "PoolOfAnotherNode"));
+        // No object of ours names the other one, and its machine is up with a copy of the disk.
+        v.replicas.clear();
+        v.pools[0].node_exists = false;
+        assert_eq!(reason(&v), "PoolOfAnotherNode");
+        v.pools[0].pool = Some(pool_id("n7"));
+        assert!(matches!(decide(&v), Decision::Restore(_)), "another disk is there now");
+    }
+
+    #[test]
+    fn what_the_pool_no_longer_owns_stays_another_nodes() {
+        assert_eq!(reason(&moved(CopyRole::Owner, 3)), "OwnerMissing", "the disk is of before the last move");
+        assert_eq!(reason(&moved(CopyRole::Replica, 4)), "OwnerMissing");
+        let mut copy = moved(CopyRole::Replica, 4);
+        let elsewhere = Authority { owner: Place { node: "n2".into(), pool: pool_id("n2") }, epoch: 4, ..Authority::default() };
+        copy.fs = Some(filesystem(Some(FilesystemPhase::Active), Some(elsewhere.clone())));
+        let Decision::Restore(r) = decide(&copy) else { panic!() };
+        assert_eq!(r.authority, elsewhere, "a read-only copy comes back as one");
+        assert_eq!(r.replicas[0].node, "n9");
+        assert!(matches!(drop_decision(&copy, &pool_id("n1")), Drop::Bury(b) if b.replica.node == "n9"));
     }
 
     #[test]

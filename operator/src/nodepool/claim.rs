@@ -2,7 +2,7 @@
 //! the middle is taken up by the next try.
 
 use dotgraft_api::common::ANNOTATION_CSI_NAME;
-use dotgraft_api::{Branch, Claim, ClaimKind, ClaimRef, Dot, Filesystem, FilesystemPhase, FilesystemSpec, Word};
+use dotgraft_api::{Branch, Claim, ClaimKind, ClaimRef, Dot, Filesystem, FilesystemPhase, FilesystemSpec, Replica, ReplicaSpec, Word};
 use kube::api::{ObjectMeta, Patch, PostParams};
 use kube::{Api, ResourceExt};
 use serde_json::json;
@@ -34,10 +34,13 @@ pub async fn restore(restore: &Restore, view: &View, ctx: &Ctx) -> Result<Option
         other => other?,
     };
     let fs = filesystem(view, &restore.claim, uid, restore.facts.origin.clone(), ctx).await?;
-    if fs.status.as_ref().and_then(|s| s.authority.as_ref()).is_none() {
-        write::phase(&ctx.client, &fs, FilesystemPhase::Active, Some(restore.authority.clone())).await?;
+    let recorded = fs.status.as_ref().and_then(|s| Some((s.phase, s.authority.as_ref()?)));
+    if recorded.is_none_or(|(_, authority)| *authority != restore.authority) {
+        let phase = recorded.map_or(FilesystemPhase::Active, |(phase, _)| phase);
+        write::phase(&ctx.client, &fs, phase, Some(restore.authority.clone())).await?;
     }
     for spec in &restore.replicas {
+        make_way(spec, view, ctx).await?;
         apply_replica(spec, Marks::default(), None, ctx).await?;
     }
     Ok(None)
@@ -56,7 +59,20 @@ pub async fn bury(burial: &Burial, view: &View, ctx: &Ctx) -> Result<(), Error> 
             write::phase(&ctx.client, &fs, FilesystemPhase::Deleting, Some(burial.authority.clone())).await?;
         }
     }
+    make_way(&burial.replica, view, ctx).await?;
     apply_replica(&burial.replica, Marks { unmanaged: true, ..Marks::default() }, None, ctx).await
+}
+
+/// A Replica is named by its pool and bound to its node: the object that a pool had under another node's name goes. Nobody holds that pool
+/// there any more, so it is no tombstone of anything.
+async fn make_way(spec: &ReplicaSpec, view: &View, ctx: &Ctx) -> Result<(), Error> {
+    let api: Api<Replica> = Api::all(ctx.client.clone());
+    for old in view.replicas.iter().filter(|r| r.spec.pool == spec.pool && r.spec.node != spec.node) {
+        tracing::info!(replica = old.name_any(), old = old.spec.node, new = spec.node, "the pool has another node's name now");
+        write::let_go(&api, old.as_ref(), names::REPLICA_FINALIZER).await?;
+        write::delete(&api, old.as_ref()).await?;
+    }
+    Ok(())
 }
 
 async fn filesystem(
