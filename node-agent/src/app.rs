@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use dotgraft_api::ConditionType;
+use dotgraft_api::condition::Word;
 use dotgraft_door::pages;
 use dotgraft_engine::filesystem::Here;
 use dotgraft_engine::ids::{NodeName, PoolId};
@@ -219,7 +221,14 @@ async fn open_pool(settings: &Settings, own: &OwnPool, ready: &Readiness) -> any
             Err(e @ PoolError::Missing { .. }) => {
                 warn!("{e}");
                 ready.wait("pool", &format!("PoolMissing: {e}"));
-                own.set(missing(expected, &e.to_string()));
+                own.set(unusable(expected, "PoolMissing", &[ConditionType::Ready, ConditionType::PoolMissing], &e.to_string()));
+                tokio::time::sleep(POOL_RETRY).await;
+            }
+            // Somebody has to do something about what is there: said where people look, and tried again.
+            Err(e @ (PoolError::Refused(_) | PoolError::TwoLoops { .. })) => {
+                warn!("{e}");
+                ready.wait("pool", &format!("PoolRefused: {e}"));
+                own.set(unusable(expected, Word::PoolRefused.as_str(), &[ConditionType::Ready], &e.to_string()));
                 tokio::time::sleep(POOL_RETRY).await;
             }
             Err(e) => bail!("the pool can't be opened: {e}"),
@@ -235,7 +244,13 @@ async fn recorded_pool(own: &OwnPool, ready: &Readiness) -> anyhow::Result<Optio
     Ok(recorded.map(str::parse).transpose()?)
 }
 
-fn missing(expected: Option<PoolId>, message: &str) -> PoolFacts {
-    let fact = |kind: &str, status| Fact { kind: kind.into(), status: Some(status), reason: "PoolMissing".into(), message: message.into() };
-    PoolFacts { pool: expected, conditions: vec![fact("Ready", false), fact("PoolMissing", true)], ..PoolFacts::default() }
+/// Of a pool that can't be used, the first of the conditions being false for that reason, and others true.
+fn unusable(expected: Option<PoolId>, reason: &str, conditions: &[ConditionType], message: &str) -> PoolFacts {
+    let fact = |(n, kind): (usize, &ConditionType)| Fact {
+        kind: kind.as_str().into(),
+        status: Some(n > 0),
+        reason: reason.into(),
+        message: message.into(),
+    };
+    PoolFacts { pool: expected, conditions: conditions.iter().enumerate().map(fact).collect(), ..PoolFacts::default() }
 }

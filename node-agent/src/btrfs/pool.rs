@@ -120,6 +120,7 @@ pub fn mount(source: &PoolSource, mount_point: &Path, expected: Option<PoolId>) 
     let lock = lock(source, expected)?;
     let (device, _hold) = device_of(source, &lock)?;
     let mut formatted = false;
+    refuse_several(&device)?;
     let id = match (superblock(&device)?, expected) {
         (Some(sb), Some(expected)) if sb.id == expected => sb.id,
         (Some(sb), None) if sb.label == LABEL => sb.id,
@@ -250,6 +251,8 @@ fn device_of(source: &PoolSource, file: &File) -> Result<(PathBuf, Option<OwnedF
 struct Superblock {
     id: PoolId,
     label: String,
+    /// Devices that the filesystem is on.
+    devices: u64,
 }
 
 fn superblock(device: &Path) -> Result<Option<Superblock>, PoolError> {
@@ -280,7 +283,8 @@ fn superblock_of(file: &File, path: &Path) -> Result<Option<Superblock>, PoolErr
         let id = block.get(0x20..0x30).and_then(|b| b.try_into().ok()).map(Uuid::from_bytes);
         let label = block.get(0x12b..0x22b).unwrap_or_default().split(|b| *b == 0).next().unwrap_or_default();
         let label = String::from_utf8_lossy(label).into_owned();
-        return Ok(id.map(|id| Superblock { id: PoolId::from_uuid(id), label }));
+        let devices = block.get(0x88..0x90).and_then(|b| b.try_into().ok()).map_or(0, u64::from_le_bytes);
+        return Ok(id.map(|id| Superblock { id: PoolId::from_uuid(id), label, devices }));
     }
     Ok(None)
 }
@@ -294,6 +298,18 @@ fn format(device: &Path) -> Result<(), PoolError> {
     }
     let said = String::from_utf8_lossy(&output.stderr);
     Err(PoolError::Refused(format!("mkfs.btrfs refused {}: {}", device.display(), said.trim())))
+}
+
+/// A pool is on one device (ADR 40).
+fn refuse_several(device: &Path) -> Result<(), PoolError> {
+    match superblock(device)? {
+        Some(Superblock { id, devices, .. }) if devices != 1 => Err(PoolError::Refused(format!(
+            "filesystem {id} on {} is spread over {devices} devices, and a pool is on one: make one block device of several below it (LVM, mdraid), or take \
+             the others out (`btrfs device remove`)",
+            device.display()
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// The kernel lists the devices of every mounted btrfs; it must be ours alone.

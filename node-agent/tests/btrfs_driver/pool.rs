@@ -227,6 +227,25 @@ fn a_pool_on_a_device_needs_no_loop_of_ours() {
 }
 
 #[test]
+fn a_filesystem_of_several_devices_is_refused_by_name_and_not_mounted() {
+    let place = Place::new(256);
+    let files = [place.file(), place.file().with_extension("second")];
+    let devices = files.each_ref().map(|file| {
+        fs::File::create(file).unwrap().set_len(place.size).unwrap();
+        run("losetup", &["--find", "--show", file.to_str().unwrap()]).trim().to_owned()
+    });
+    run("mkfs.btrfs", &["-q", "-f", "-L", "dotgraft-pool", "-d", "single", &devices[0], &devices[1]]);
+    let opened = BtrfsPool::open(&PoolSource::Device(devices[0].clone().into()), &place.mount_point(), None);
+    let mounted = fs::read_to_string("/proc/self/mountinfo").unwrap().contains(place.dir.path().to_str().unwrap());
+    place.unmount_all();
+    for device in &devices {
+        run("losetup", &["--detach", device]);
+    }
+    let Err(PoolError::Refused(why)) = opened else { panic!("{opened:?}") };
+    assert!(why.contains("2 devices") && why.contains("LVM") && !mounted, "{why}");
+}
+
+#[test]
 fn features_and_facts_are_told() {
     let t = TestPool::new(256);
     let info = t.pool();
