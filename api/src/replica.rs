@@ -58,6 +58,12 @@ pub struct ReplicaSpec {
     pub desired: Desired,
 }
 
+// serde's signature
+#[allow(clippy::trivially_copy_pass_by_ref)]
+const fn is_zero(n: &u64) -> bool {
+    *n == 0
+}
+
 /// What the operator wants of a copy.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -93,6 +99,9 @@ pub struct Desired {
     /// Most that commits may take beyond the files, in bytes.
     #[serde(default)]
     pub history_limit: u64,
+    /// Bytes that a clone began with, as its first owner measured them: on top of both. 0: no clone, or not measured.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub origin_bytes: u64,
     /// Who owns the Filesystem, on every other copy: only that node may send to this one. Absent, as an older operator leaves it: any
     /// node may.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -288,6 +297,9 @@ pub struct ReplicaStatus {
     /// Bytes of the files alone, about; told while nine tenths of the limit are used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub file_bytes: Option<u64>,
+    /// Bytes that it began with, of a clone; 0: no clone, or not known here.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub origin_bytes: u64,
     /// Commits that it has.
     #[serde(default)]
     pub commit_count: u64,

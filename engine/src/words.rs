@@ -54,6 +54,8 @@ pub struct Present {
     pub capacity: u64,
     /// Bytes for history on top.
     pub history_limit: u64,
+    /// Bytes that it began with, of a clone (ADR 39); 0: not known here, or none.
+    pub origin_bytes: u64,
     /// `Proof` or `Manual`.
     pub fencing: String,
     /// `Delete` or `Retain`.

@@ -8,6 +8,7 @@ use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
+use dotgraft_engine::filesystem::Began;
 pub use dotgraft_engine::filesystem::{MountMode, MountWhat, Nested, Role};
 use dotgraft_engine::ids::{BootId, CommitId, Epoch, FsId, PoolId};
 use dotgraft_engine::model::{Claim, Commit, Origin, Problem, Reason};
@@ -100,8 +101,14 @@ pub struct FsMeta {
     pub claim: Option<Claim>,
     /// Bytes the head may hold.
     pub capacity: u64,
-    /// Bytes that history may hold on top; limit of the qgroup = `capacity` + `history_limit`.
+    /// Bytes that history may hold on top.
     pub history_limit: u64,
+    /// Bytes that a clone began with (ADR 39); 0: not known, or no clone.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub origin_bytes: u64,
+    /// They are charged to its origin on this pool.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub shares_origin: bool,
     /// `Proof` or `Manual`.
     pub fencing: String,
     /// `Delete` or `Retain`.
@@ -119,6 +126,20 @@ pub struct FsMeta {
     /// Only its commits are kept: there is no head, or soon none.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub headless: bool,
+}
+
+impl FsMeta {
+    /// Bytes that all of it may take on its pool.
+    pub fn limit(&self) -> u64 {
+        let own = self.capacity.saturating_add(self.history_limit);
+        dotgraft_engine::filesystem::limit(self.role, own, Began::of(self.origin_bytes, self.shares_origin))
+    }
+}
+
+// serde's signature
+#[allow(clippy::trivially_copy_pass_by_ref)]
+const fn is_zero(n: &u64) -> bool {
+    *n == 0
 }
 
 /// State in `fs.json`.
@@ -198,6 +219,17 @@ pub struct Usage {
     pub bytes: u64,
     /// Their common limit; 0 = none.
     pub limit: u64,
+}
+
+/// What a look at the quota groups has done and found.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Tidied {
+    /// Groups of Filesystems that are gone, removed now.
+    pub removed: usize,
+    /// Bytes charged to Filesystems that are gone, or to none: volumes that are there share them.
+    pub left: u64,
+    /// Deleted subvolumes of no group, charged to the head that uses their extents now.
+    pub strays: Vec<Stray>,
 }
 
 /// A subvolume that was outside of its Filesystem's level-1 qgroup, and has been put in.
@@ -416,6 +448,20 @@ pub trait Driver: Send + Sync + 'static {
     ///
     /// `NotFound` without the head; its tree can't be read.
     fn file_bytes(&self, fs: FsId) -> Result<Option<u64>, DriverError>;
+
+    /// Bytes of what the head of a clone began with, at most: what is in it since before it was made of `origin`, with room for metadata.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound` without the head; a tree can't be read.
+    fn began_with(&self, fs: FsId, origin: Origin) -> Result<u64, DriverError>;
+    /// Removes the quota groups of subvolumes that are gone and of Filesystems that are, once nothing is charged to them, and has what a stray left behind
+    /// charged to the head that uses it. A look through the pool's extents for that takes half a second at most; the next one goes on.
+    ///
+    /// # Errors
+    ///
+    /// A tree or an `fs.json` can't be read: then nothing is removed.
+    fn tidy_groups(&self) -> Result<Tidied, DriverError>;
 
     /// Who has the head or any commit of it mounted, in any mount namespace, the agent's own pool mount left out.
     ///

@@ -96,6 +96,7 @@ pub struct Metrics {
     csi_seconds: Family<ByMethod, Histogram>,
     group_changed: Counter,
     strays: Counter,
+    left: Gauge,
 }
 
 impl Default for Metrics {
@@ -141,6 +142,7 @@ impl Metrics {
             csi_seconds: r.seconds("csi_call", "Time of one CSI call by method", Family::new_with_constructor(|| doubling(0.0005, 18))),
             group_changed: r.plain("group_changed_files", "Files that were given to a pod's group (fsGroup)"),
             strays: r.plain("strays", "Subvolumes that were made in a volume outside of its quota, and have been put in"),
+            left: r.bytes("pool_left", "Charged to volumes that are gone, and shared by volumes that are there"),
         };
         made.families = Arc::new(std::mem::take(r));
         // An increase from nothing is none: what an alert counts is there from the start.
@@ -245,6 +247,10 @@ impl Metrics {
     /// Subvolumes were found outside of their volume's quota.
     pub fn strays(&self, found: usize) {
         self.strays.inc_by(found as u64);
+    }
+    /// Bytes that are charged to volumes that are gone.
+    pub fn left(&self, bytes: u64) {
+        self.left.set(i64::try_from(bytes).unwrap_or(i64::MAX));
     }
     /// How long the API server has been silent.
     pub fn api_silence(&self, age: Duration) {

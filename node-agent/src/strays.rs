@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dotgraft_engine::filesystem::Note;
 use dotgraft_engine::ids::FsId;
@@ -15,25 +15,47 @@ use crate::driver::Stray;
 
 /// What a disk writes in this time can be outside of every quota.
 const EVERY: Duration = Duration::from_secs(2);
+/// Nobody waits for what deleted volumes leave; a look reads each `fs.json`.
+const TIDY_EVERY: Duration = Duration::from_secs(20);
 
 /// Looks for ever.
 pub async fn watch(node: Arc<Node>) {
     let mut tick = tokio::time::interval(EVERY);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut tidied = None;
     loop {
         tick.tick().await;
+        if tidied.is_none_or(|at: Instant| at.elapsed() >= TIDY_EVERY) {
+            tidied = Some(Instant::now());
+            tidy(&node).await;
+        }
         let driver = node.driver.clone();
         match tokio::task::spawn_blocking(move || driver.strays()).await {
-            Ok(Ok(found)) => {
-                node.metrics.strays(found.len());
-                for (fs, note) in notes(&found) {
-                    warn!(%fs, "{}", note.message);
-                    node.tell(fs, &note);
-                }
-            }
+            Ok(Ok(found)) => tell(&node, &found),
             Ok(Err(e)) => warn!("the look for subvolumes outside of their quota: {e}"),
             Err(e) => warn!("the look for subvolumes outside of their quota: {e}"),
         }
+    }
+}
+
+fn tell(node: &Node, found: &[Stray]) {
+    node.metrics.strays(found.len());
+    for (fs, note) in notes(found) {
+        warn!(%fs, "{}", note.message);
+        node.tell(fs, &note);
+    }
+}
+
+/// Groups that nobody is in any more go (ADR 39).
+async fn tidy(node: &Arc<Node>) {
+    let driver = node.driver.clone();
+    match tokio::task::spawn_blocking(move || driver.tidy_groups()).await {
+        Ok(Ok(tidied)) => {
+            node.metrics.left(tidied.left);
+            tell(node, &tidied.strays);
+        }
+        Ok(Err(e)) => warn!("the look for what deleted volumes have left in the quota: {e}"),
+        Err(e) => warn!("the look for what deleted volumes have left in the quota: {e}"),
     }
 }
 

@@ -6,6 +6,7 @@ pub mod certificates;
 pub mod chart;
 pub mod cli;
 pub mod clocks;
+pub mod clones;
 pub mod copies;
 pub mod crd_rules;
 pub mod crds;
@@ -95,6 +96,7 @@ pub fn all() -> Vec<Case> {
         csi_pvc::cases(),
         csi_retained::cases(),
         clocks::cases(),
+        clones::cases(),
         copies::cases(),
         pods::cases(),
         locality::cases(),

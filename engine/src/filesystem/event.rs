@@ -308,6 +308,8 @@ pub enum TaskDone {
     Inspected(Box<Found>),
     /// For `AllocateQgroup`.
     Qgroup(u64),
+    /// For `CreateHead` of a clone: bytes that it shares with its origin.
+    Cloned(u64),
     /// For `Open`: won.
     Opened {
         /// The epoch that was opened.

@@ -201,9 +201,9 @@ impl Filesystem {
             }
             LifeEnd::Prepared(base) => match base.role {
                 Role::Owner => self.tasks.start(Slot::Life, Task::CreateHead { qgroup: base.qgroup, from: base.origin }, out),
-                Role::Replica => self.on_created(out),
+                Role::Replica => self.on_created(None, out),
             },
-            LifeEnd::HeadCreated => self.on_head_created(out),
+            LifeEnd::HeadCreated(origin_bytes) => self.on_head_created(origin_bytes, out),
             LifeEnd::HeadDropped => self.on_head_dropped(out),
             LifeEnd::MetaWritten(written) => self.on_meta_written(&written, out),
             LifeEnd::AbsenceChecked(read) => self.on_absence_checked(read.as_deref(), out),
@@ -268,13 +268,13 @@ impl Filesystem {
         self.life.origin_pinned = false;
     }
 
-    fn on_created(&mut self, out: &mut Out) {
-        self.standing.created(out);
+    fn on_created(&mut self, origin_bytes: Option<u64>, out: &mut Out) {
+        self.standing.created(origin_bytes, out);
         self.troubles.clear(Trouble::Degraded);
         out.note("Created", "the copy is on this node's pool");
     }
 
-    fn on_head_created(&mut self, out: &mut Out) {
+    fn on_head_created(&mut self, origin_bytes: Option<u64>, out: &mut Out) {
         self.head.made();
         self.standing.soil();
         if self.standing.is_resetting() {
@@ -282,7 +282,7 @@ impl Filesystem {
         } else if self.standing.head_from().is_some() {
             self.standing.head_made(out);
         } else {
-            self.on_created(out);
+            self.on_created(origin_bytes, out);
         }
     }
 

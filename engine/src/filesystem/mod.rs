@@ -56,8 +56,8 @@ mod wish;
 pub use event::{Answer, Ctx, Event, Found, Handoff, Here, Note, Out, Swap, Task, TaskDone};
 pub use holding::Holding;
 pub use record::{
-    Base, CheckpointRow, Life, MigrationPhase, MigrationRow, Opened, OriginPinRow, PartialRow, PartyRow, Record, Recovered, RequestRow,
-    RequestState, Row,
+    Base, Began, CheckpointRow, Life, MigrationPhase, MigrationRow, Opened, OriginPinRow, PartialRow, PartyRow, Record, Recovered,
+    RequestRow, RequestState, Row, limit,
 };
 pub use status::{CommitStatus, Condition, FilesystemStatus, JobStatus, MigrationStatus, RequestStatus, RoleStatus};
 pub use trouble::{About, CopyState, MovePhase, Trouble, Why};

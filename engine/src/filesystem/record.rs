@@ -30,6 +30,8 @@ pub enum Life {
 /// The base row: what `fs.json` says too, plus what only this node needs to know.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+// Four independent facts, each of its own record, not the states of a machine.
+#[allow(clippy::struct_excessive_bools)]
 pub struct Base {
     /// Format version.
     pub version: u32,
@@ -49,6 +51,12 @@ pub struct Base {
     pub capacity: u64,
     /// Bytes for history on top.
     pub history_limit: u64,
+    /// Bytes that it began with, of a clone: on top of both. A row of before doesn't say so, and its clone has no more than both.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub origin_bytes: u64,
+    /// It was made here from its origin, and not moved since: what it began with is charged to its origin.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub shares_origin: bool,
     /// `Proof` or `Manual`.
     pub fencing: String,
     /// `Delete` or `Retain`.
@@ -81,6 +89,46 @@ pub struct Base {
     /// *headless*: the claim was deleted and only commits are kept, so the head goes, or has gone.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub headless: bool,
+}
+
+// serde's signature
+#[allow(clippy::trivially_copy_pass_by_ref)]
+const fn is_zero(n: &u64) -> bool {
+    *n == 0
+}
+
+impl Base {
+    /// Bytes that all of it may take on this node.
+    pub fn limit(&self) -> u64 {
+        limit(self.role, self.capacity.saturating_add(self.history_limit), Began::of(self.origin_bytes, self.shares_origin))
+    }
+}
+
+/// What a clone began with, bytes, as it is charged on one node; 0 of what is no clone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Began {
+    /// To its origin, whose extents it shares.
+    Shared(u64),
+    /// To itself.
+    Own(u64),
+}
+
+impl Began {
+    /// As the base row and `fs.json` have it.
+    pub const fn of(bytes: u64, shared: bool) -> Self {
+        if shared { Self::Shared(bytes) } else { Self::Own(bytes) }
+    }
+}
+
+/// Limit of a copy in bytes (ADR 39). `own`: `capacity` and `historyLimit` together. An owner may write `own` beside what it began with, wherever
+/// that is charged. What an owner has always fits where it is sent to: `own` and what it began with, which may come twice, once still shared with the
+/// origin and once written anew since the volume was moved.
+pub fn limit(role: Role, own: u64, began: Began) -> u64 {
+    match (role, began) {
+        (Role::Owner, Began::Shared(_)) => own,
+        (Role::Owner, Began::Own(bytes)) => own.saturating_add(bytes),
+        (Role::Replica, Began::Shared(bytes) | Began::Own(bytes)) => own.saturating_add(bytes.saturating_mul(2)),
+    }
 }
 
 /// `AuthOpen` of migration.md §2.
@@ -408,4 +456,23 @@ fn migration(key: &str, body: &[u8]) -> Result<MigrationRow, FormatError> {
     row.jobs.iter().try_for_each(|j| Kind::Job.check(key, j.version))?;
     row.requests.iter().try_for_each(|r| Kind::Request.check(key, r.version))?;
     Ok(row)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clone_may_write_the_same_everywhere_and_what_it_has_fits_where_it_goes() {
+        let (own, began) = (128, 100);
+        let (home, away) = (limit(Role::Owner, own, Began::Shared(began)), limit(Role::Owner, own, Began::Own(began)));
+        assert_eq!((home, away - began), (own, own), "beside what it began with");
+        for shared in [Began::Shared(began), Began::Own(began)] {
+            // All that an owner may have in its own group, and all that it may still share with its origin.
+            let most = limit(Role::Owner, own, shared) + began;
+            assert!(limit(Role::Replica, own, shared) >= most, "{shared:?}");
+        }
+        assert_eq!(limit(Role::Replica, own, Began::Own(0)), own, "what is no clone has what it always had");
+        assert_eq!(limit(Role::Replica, u64::MAX, Began::Own(u64::MAX)), u64::MAX);
+    }
 }

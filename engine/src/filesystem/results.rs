@@ -22,7 +22,8 @@ pub(super) enum LifeEnd {
     Opened(Won, bool),
     OriginPinned,
     Prepared(Box<Base>),
-    HeadCreated,
+    /// Bytes that a clone shares with its origin.
+    HeadCreated(Option<u64>),
     HeadDropped,
     MetaWritten(Box<Base>),
     /// Before anything is deleted: what authority says.
@@ -185,7 +186,8 @@ fn life(task: &Task, result: Result<TaskDone, Problem>) -> Result<LifeEnd, Probl
         }
         (Task::PinOrigin(_), TaskDone::Ok) => Some(LifeEnd::OriginPinned),
         (Task::Prepare(base), TaskDone::Ok) => Some(LifeEnd::Prepared(base.clone())),
-        (Task::CreateHead { .. }, TaskDone::Ok) => Some(LifeEnd::HeadCreated),
+        (Task::CreateHead { .. }, TaskDone::Ok) => Some(LifeEnd::HeadCreated(None)),
+        (Task::CreateHead { .. }, TaskDone::Cloned(bytes)) => Some(LifeEnd::HeadCreated(Some(bytes))),
         (Task::DropHead, TaskDone::Ok) => Some(LifeEnd::HeadDropped),
         (Task::WriteMeta(base), TaskDone::Ok) => Some(LifeEnd::MetaWritten(base.clone())),
         (Task::CheckDeleting, TaskDone::Looked(read)) => Some(LifeEnd::AbsenceChecked(read)),

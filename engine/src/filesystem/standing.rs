@@ -185,9 +185,15 @@ impl Standing {
         self.replace("create-intent", base, out);
     }
 
-    /// The copy is on disk.
-    pub(super) fn created(&mut self, out: &mut Out) {
-        self.save("created", |b| b.life = Life::Active, out);
+    /// The copy is on disk; a clone with that many bytes that it shares with its origin.
+    pub(super) fn created(&mut self, origin_bytes: Option<u64>, out: &mut Out) {
+        let change = |b: &mut Base| {
+            b.life = Life::Active;
+            if let Some(bytes) = origin_bytes {
+                (b.origin_bytes, b.shares_origin) = (bytes, true);
+            }
+        };
+        self.save("created", change, out);
     }
 
     /// New limits and words of the spec go to the row at once, to disk by the next `WriteMeta`.
@@ -195,7 +201,10 @@ impl Standing {
         let Some(b) = self.base.as_ref().filter(|b| b.life == Life::Active) else { return };
         let claim = p.claim.clone().or_else(|| b.claim.clone());
         let (fencing, reclaim_policy) = (p.fencing.clone(), p.reclaim_policy.clone());
-        let next = Base { capacity: p.capacity, history_limit: p.history_limit, fencing, reclaim_policy, claim, ..b.clone() };
+        // Who measured it knows it best; others are told.
+        let origin_bytes = if b.shares_origin || p.origin_bytes == 0 { b.origin_bytes } else { p.origin_bytes };
+        let (capacity, history_limit) = (p.capacity, p.history_limit);
+        let next = Base { claim, capacity, history_limit, origin_bytes, fencing, reclaim_policy, ..b.clone() };
         if next != *b {
             self.replace("spec", next, out);
             self.dirty = true;
@@ -272,6 +281,7 @@ impl Standing {
             b.role = Role::Owner;
             (b.epoch, b.attempt) = (now.epoch, now.attempt);
             (b.opened, b.frozen) = (None, None);
+            b.shares_origin = false; // what was written anew elsewhere has come back as its own
             b.head_from = Some(from);
         };
         self.save("import-finish", change, out);
@@ -349,6 +359,8 @@ fn blank(id: FsId, role: Role) -> Base {
         origin: None,
         capacity: 0,
         history_limit: 0,
+        origin_bytes: 0,
+        shares_origin: false,
         fencing: "Proof".into(),
         reclaim_policy: "Delete".into(),
         epoch: Epoch(0),
@@ -370,6 +382,7 @@ fn from_present(id: FsId, p: &Present) -> Base {
         origin: p.origin,
         capacity: p.capacity,
         history_limit: p.history_limit,
+        origin_bytes: p.origin_bytes,
         fencing: p.fencing.clone(),
         reclaim_policy: p.reclaim_policy.clone(),
         epoch: p.epoch,

@@ -101,6 +101,8 @@ pub fn base() -> impl Strategy<Value = Base> {
         origin: who.5,
         capacity: words.0,
         history_limit: words.1,
+        origin_bytes: 0,
+        shares_origin: false,
         fencing: words.2,
         reclaim_policy: words.3,
         epoch: authority.0,

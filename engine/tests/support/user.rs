@@ -26,6 +26,7 @@ pub fn present(role: Role) -> Present {
         origin: None,
         capacity: 100,
         history_limit: 100,
+        origin_bytes: 0,
         fencing: "Proof".into(),
         reclaim_policy: "Delete".into(),
         commits: Vec::new(),

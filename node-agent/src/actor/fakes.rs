@@ -23,7 +23,7 @@ use super::ports::{ApiPort, JournalPort, PeersPort, Rows};
 use super::{Node, Registry};
 use crate::clock::boot_clock;
 use crate::driver::{
-    CommitDone, Driver, DriverError, Fenced, Found, FsMeta, Holder, Incoming, MountMode, MountWhat, PoolInfo, Space, Stray, Usage,
+    CommitDone, Driver, DriverError, Fenced, Found, FsMeta, Holder, Incoming, MountMode, MountWhat, PoolInfo, Space, Stray, Tidied, Usage,
 };
 use crate::journal::{Entry, JournalError, Op, Scope};
 use crate::metrics::Metrics;
@@ -322,6 +322,12 @@ impl Driver for FakeDriver {
     fn file_bytes(&self, _: FsId) -> Result<Option<u64>, DriverError> {
         Ok(None)
     }
+    fn began_with(&self, _: FsId, _: Origin) -> Result<u64, DriverError> {
+        Ok(0)
+    }
+    fn tidy_groups(&self) -> Result<Tidied, DriverError> {
+        Ok(Tidied::default())
+    }
     fn head_written_since(&self, _: FsId, _: CommitId) -> Result<bool, DriverError> {
         Ok(false)
     }
@@ -420,6 +426,7 @@ pub fn owner(generation: i64, commits: &[u64]) -> Desired {
         origin: None,
         capacity: 100,
         history_limit: 100,
+        origin_bytes: 0,
         fencing: "Proof".into(),
         reclaim_policy: "Delete".into(),
         commits: commits.iter().map(wanted).collect(),

@@ -88,10 +88,10 @@ async fn carry_out(ctx: &TaskCtx, task: Task, transfer: Option<Transfer>) -> Res
             let meta = convert::meta_of(&base, ctx.node.here.place.pool);
             ctx.blocking(move |d| d.prepare(&meta)).await.map(|()| TaskDone::Ok)
         }
-        Task::CreateHead { qgroup, from } => ctx.blocking(move |d| d.create_head(fs, qgroup, from)).await.map(|()| TaskDone::Ok),
+        Task::CreateHead { qgroup, from } => ctx.blocking(move |d| create_head(d, fs, qgroup, from)).await,
         Task::WriteMeta(base) => {
             let meta = convert::meta_of(&base, ctx.node.here.place.pool);
-            let (qgroup, limit) = (base.qgroup, base.capacity.saturating_add(base.history_limit));
+            let (qgroup, limit) = (base.qgroup, base.limit());
             ctx.blocking(move |d| {
                 d.set_limit(qgroup, limit)?;
                 d.write_meta(&meta)
@@ -210,6 +210,14 @@ fn usage(d: &dyn Driver, fs: FsId, qgroup: u64, newest: Option<CommitId>, files:
     let files = if files { d.file_bytes(fs).ok().flatten() } else { None };
     let written = newest.and_then(|commit| d.head_written_since(fs, commit).ok());
     Ok(TaskDone::Usage { bytes: found.bytes, limit: found.limit, written, files })
+}
+
+fn create_head(d: &dyn Driver, fs: FsId, qgroup: u64, from: Option<Origin>) -> Result<TaskDone, DriverError> {
+    d.create_head(fs, qgroup, from)?;
+    match from.filter(|origin| origin.fs_id != fs) {
+        Some(origin) => d.began_with(fs, origin).map(TaskDone::Cloned),
+        None => Ok(TaskDone::Ok),
+    }
 }
 
 fn destroy(d: &dyn Driver, fs: FsId, qgroup: u64) -> Result<TaskDone, DriverError> {

@@ -63,6 +63,7 @@ fn parse(replica: &Replica) -> Result<(FsId, Desired), IdError> {
             origin: origin(d.origin.as_ref())?,
             capacity: d.capacity,
             history_limit: d.history_limit,
+            origin_bytes: d.origin_bytes,
             fencing: fencing_text(d.fencing).to_owned(),
             reclaim_policy: reclaim_text(d.reclaim_policy).to_owned(),
             commits: d.commits.iter().map(wanted_commit).collect::<Result<_, _>>()?,
@@ -178,6 +179,7 @@ fn with_texts(s: &FilesystemStatus, before: Option<&ReplicaStatus>, now: Timesta
         bytes: s.bytes,
         limit: s.limit,
         file_bytes: s.file_bytes,
+        origin_bytes: s.base.as_ref().map_or(0, |b| b.origin_bytes),
         commit_count: s.commits as u64,
         recent_commits: s
             .recent_commits

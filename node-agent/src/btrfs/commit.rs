@@ -9,7 +9,7 @@ use rustix::io::Errno;
 
 use super::fsx::{self, Context, What, fail};
 use super::subvol::Subvol;
-use super::{BtrfsPool, estimate, fold, ioctl, layout, meta, mounts, quota, subvol};
+use super::{BtrfsPool, estimate, fold, ioctl, layout, locked, meta, mounts, quota, subvol};
 use crate::driver::{CommitDone, DriverError, FsMeta, held_by_nobody};
 
 /// The measuring of a commit's size may take this long.
@@ -51,8 +51,10 @@ impl BtrfsPool {
         for sub in [layout::COMMITS, layout::INCOMING, layout::CHECKPOINTS] {
             fsx::make_dir(&dir, sub)?;
         }
+        // Known to be in use before it is there, and no `fs.json` says so yet.
+        locked(&self.allocated).insert(meta.qgroup);
         quota::ensure(&self.root, meta.qgroup)?;
-        quota::set_limit(&self.root, meta.qgroup, meta.capacity.saturating_add(meta.history_limit))?;
+        quota::set_limit(&self.root, meta.qgroup, meta.limit())?;
         meta::write_fs(&dir, meta)?;
         fsx::sync_dir(all)?;
         // The qgroup and the directories are of this transaction, or of one before.

@@ -9,7 +9,7 @@ use dotgraft_engine::model::{Commit, Origin};
 use super::fsx::Context;
 use super::{BtrfsPool, SendOptions, ioctl, layout, meta, mounts, quota, subvol};
 use crate::driver::{
-    CommitDone, Driver, DriverError, Fenced, Found, FsMeta, Holder, Incoming, MountMode, MountWhat, PoolInfo, Space, Stray, Usage,
+    CommitDone, Driver, DriverError, Fenced, Found, FsMeta, Holder, Incoming, MountMode, MountWhat, PoolInfo, Space, Stray, Tidied, Usage,
 };
 
 impl Driver for BtrfsPool {
@@ -69,6 +69,12 @@ impl Driver for BtrfsPool {
     }
     fn file_bytes(&self, fs: FsId) -> Result<Option<u64>, DriverError> {
         self.size_of_files(fs)
+    }
+    fn began_with(&self, fs: FsId, origin: Origin) -> Result<u64, DriverError> {
+        self.size_at_birth(fs, origin)
+    }
+    fn tidy_groups(&self) -> Result<Tidied, DriverError> {
+        self.tidy_quota()
     }
     fn head_written_since(&self, fs: FsId, commit: CommitId) -> Result<bool, DriverError> {
         self.written_since(fs, commit)

@@ -123,6 +123,8 @@ mod tests {
             claim: Some(Claim { kind: "Dot".into(), namespace: "shop".into(), name: "db".into(), csi_name: None }),
             capacity: 1 << 30,
             history_limit: 2 << 30,
+            origin_bytes: 0,
+            shares_origin: false,
             fencing: "Proof".into(),
             reclaim_policy: "Delete".into(),
             origin: Some(Origin { fs_id: id(3), commit: id(4) }),

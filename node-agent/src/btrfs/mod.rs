@@ -14,6 +14,7 @@ mod fsx;
 mod inspect;
 pub mod ioctl;
 pub mod layout;
+mod left;
 mod long;
 mod loopdev;
 mod meta;
@@ -57,6 +58,8 @@ pub struct BtrfsPool {
     doomed: Mutex<BTreeSet<u64>>,
     /// How far the look for strays is.
     looked: Mutex<strays::Looked>,
+    /// How far the look for who uses what a stray has left is.
+    traced: Mutex<left::Traced>,
     _lock: File,
 }
 

@@ -126,27 +126,50 @@ pub fn set_own_limit(root: BorrowedFd<'_>, subvolume: u64, bytes: Option<u64>) -
     .doing(|| format!("limit of qgroup 0/{subvolume}"))
 }
 
+/// A qgroup, as of the last transaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Group {
+    /// Full id.
+    pub id: u64,
+    /// Bytes that are charged to it.
+    pub bytes: u64,
+}
+
+/// Whether it is the own group of a subvolume that users or the agent make.
+pub const fn of_subvolume(id: u64) -> bool {
+    id >= search::FIRST_INODE && id < LEVEL_1
+}
+
+/// `n` of `1/n`; `None` for another level.
+pub const fn number(id: u64) -> Option<u64> {
+    if id >= LEVEL_1 && id < LEVEL_1 << 1 { Some(id & (LEVEL_1 - 1)) } else { None }
+}
+
+/// All qgroups, by id.
+///
+/// # Errors
+///
+/// The quota tree can't be read.
+pub fn all(root: BorrowedFd<'_>) -> Result<Vec<Group>, DriverError> {
+    let key = SearchKey { tree: QUOTA_TREE, min: (0, kind::QGROUP_INFO, 0), max: (0, kind::QGROUP_INFO, u64::MAX), min_transid: 0 };
+    let mut found = Vec::new();
+    search::for_each(root, key, 64 << 10, |item| {
+        if item.kind == kind::QGROUP_INFO {
+            found.push(Group { id: item.offset, bytes: item.u64_at(8).unwrap_or(0) });
+        }
+        ControlFlow::Continue(())
+    })
+    .doing(|| "read the quota tree".to_owned())?;
+    Ok(found)
+}
+
 /// Numbers `n` of all level-1 qgroups.
 ///
 /// # Errors
 ///
 /// The quota tree can't be read.
 pub fn numbers(root: BorrowedFd<'_>) -> Result<BTreeSet<u64>, DriverError> {
-    let key = SearchKey {
-        tree: QUOTA_TREE,
-        min: (0, kind::QGROUP_INFO, LEVEL_1),
-        max: (0, kind::QGROUP_INFO, (LEVEL_1 << 1) - 1),
-        min_transid: 0,
-    };
-    let mut found = BTreeSet::new();
-    search::for_each(root, key, 64 << 10, |item| {
-        if item.kind == kind::QGROUP_INFO {
-            found.insert(item.offset & (LEVEL_1 - 1));
-        }
-        ControlFlow::Continue(())
-    })
-    .doing(|| "read the quota tree".to_owned())?;
-    Ok(found)
+    Ok(all(root)?.iter().filter_map(|group| number(group.id)).collect())
 }
 
 /// Numbers `n` of the level-1 qgroups that the subvolume with this tree id is a member of.

@@ -3,6 +3,7 @@
 //!
 //! Buffers of 64 to 256 KiB are fastest (platform.md §4). `min_transid` filters whole leaves: what comes back may still be older.
 
+use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
@@ -12,6 +13,8 @@ use super::ioctl::{self, SearchKey};
 
 /// Tree of tree roots.
 pub const ROOT_TREE: u64 = 1;
+/// Tree of all extents, with who refers to them.
+pub const EXTENT_TREE: u64 = 2;
 /// Tree of the pool's top level, in which each subvolume of ours is.
 pub const TOP_TREE: u64 = 5;
 /// Tree of qgroups.
@@ -36,6 +39,10 @@ pub mod kind {
     pub const XATTR: u32 = 24;
     /// A range of a file.
     pub const EXTENT_DATA: u32 = 108;
+    /// (tree, `ROOT_ITEM`, …): a tree, also one that is deleted and not cleaned up yet.
+    pub const ROOT_ITEM: u32 = 132;
+    /// (address, `EXTENT_ITEM`, bytes).
+    pub const EXTENT_ITEM: u32 = 168;
     /// (child tree, `ROOT_BACKREF`, parent tree).
     pub const ROOT_BACKREF: u32 = 144;
     /// (parent tree, `ROOT_REF`, child tree).
@@ -123,6 +130,52 @@ fn successor((object, kind, offset): (u64, u32, u64)) -> Option<(u64, u32, u64)>
         None if kind < 255 => Some((object, kind + 1, 0)),
         None => object.checked_add(1).map(|object| (object, 0, 0)),
     }
+}
+
+/// Ids of all subvolumes, those that the kernel is still clearing away included.
+///
+/// # Errors
+///
+/// That of the ioctl.
+pub fn subvolumes(fd: BorrowedFd<'_>) -> Result<BTreeSet<u64>> {
+    let key =
+        SearchKey { tree: ROOT_TREE, min: (FIRST_INODE, kind::ROOT_ITEM, 0), max: (LAST_FREE, kind::ROOT_ITEM, u64::MAX), min_transid: 0 };
+    let mut found = BTreeSet::new();
+    for_each(fd, key, 64 << 10, |item| {
+        if item.kind == kind::ROOT_ITEM {
+            found.insert(item.object);
+        }
+        ControlFlow::Continue(())
+    })?;
+    Ok(found)
+}
+
+/// Whom a data extent is charged to, and a tree that refers to it by itself and not by a snapshot. `None`: no data, or of a time without quotas.
+pub fn charged(item: &Item<'_>) -> Option<(u64, Option<u64>)> {
+    const DATA: u64 = 1;
+    const OWNER: u8 = 172;
+    const BY_TREE: u8 = 178;
+    const BY_LEAF: u8 = 184;
+    if item.kind != kind::EXTENT_ITEM || item.u64_at(16)? & DATA == 0 {
+        return None;
+    }
+    let (mut at, mut owner, mut user) = (24, None, None);
+    while let Some(what) = item.u8_at(at) {
+        let one = item.u64_at(at + 1);
+        at += match what {
+            OWNER => {
+                owner = one;
+                9
+            }
+            BY_TREE => {
+                user = user.or(one);
+                29
+            }
+            BY_LEAF => 13,
+            _ => break,
+        };
+    }
+    Some((owner?, user))
 }
 
 /// A subvolume directly inside another tree.

@@ -1,6 +1,5 @@
 //! Opening a pool as a whole: mount, layout, quotas, and the start-up checks (storage.md §1, §4).
 
-use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Mutex;
 
@@ -55,6 +54,7 @@ impl BtrfsPool {
             allocated: Mutex::default(),
             doomed: Mutex::default(),
             looked: Mutex::default(),
+            traced: Mutex::default(),
             _lock: mounted.lock,
         };
         let mut report = OpenReport { formatted: mounted.formatted, reused_mount: mounted.reused, ..OpenReport::default() };
@@ -66,27 +66,25 @@ impl BtrfsPool {
 
     /// Strays back into their groups, empty groups of nobody away.
     fn check(&self, report: &mut OpenReport) -> Result<(), DriverError> {
-        let mut used = BTreeSet::new();
         for fs in self.list_all()? {
-            match self.check_one(fs, &mut used) {
+            match self.check_one(fs) {
                 Ok(strays) => report.strays.extend(strays),
                 Err(e) => report.unreadable.push((fs, e.to_string())),
             }
         }
         report.strays.extend(self.look_for_strays()?);
         if report.unreadable.is_empty() {
-            for n in quota::numbers(self.root())?.difference(&used) {
-                report.qgroups_removed += usize::from(quota::remove(&self.root, *n)?);
-            }
+            let tidied = self.tidy_quota()?;
+            report.qgroups_removed = tidied.removed;
+            report.strays.extend(tidied.strays);
         }
         Ok(())
     }
 
-    fn check_one(&self, fs: FsId, used: &mut BTreeSet<u64>) -> Result<Vec<Stray>, DriverError> {
+    fn check_one(&self, fs: FsId) -> Result<Vec<Stray>, DriverError> {
         let dir = self.fs_dir(fs)?;
         // A directory without fs.json is a `prepare` or `destroy` that a crash cut short; its actor repeats it.
         let Some(meta) = fsx::maybe(meta::read_fs(&dir, self.info.id))? else { return Ok(Vec::new()) };
-        used.insert(meta.qgroup);
         fsx::maybe(self.fs_sub(fs, layout::COMMITS).and_then(|commits| fold::sweep(self, &commits)))?;
         let mut strays = Vec::new();
         for path in self.subvolumes_of(fs)? {

@@ -31,13 +31,13 @@ pub struct Looked {
 
 /// The head that something is nested in.
 #[derive(Debug, Clone, Copy)]
-struct Head {
-    fs: FsId,
-    qgroup: u64,
+pub struct Head {
+    pub fs: FsId,
+    pub qgroup: u64,
 }
 
 /// Heads by the tree of a subvolume at any depth in them; `None`: it is in no head.
-type Heads = BTreeMap<u64, Option<Head>>;
+pub type Heads = BTreeMap<u64, Option<Head>>;
 
 impl BtrfsPool {
     /// See [`crate::driver::Driver::strays`].
@@ -77,7 +77,7 @@ impl BtrfsPool {
     }
 
     /// The head that the tree is, or is nested in.
-    fn head_of(&self, tree: u64, heads: &mut Heads) -> Result<Option<Head>, DriverError> {
+    pub(super) fn head_of(&self, tree: u64, heads: &mut Heads) -> Result<Option<Head>, DriverError> {
         let (mut at, mut passed) = (tree, Vec::new());
         let head = loop {
             if let Some(known) = heads.get(&at) {

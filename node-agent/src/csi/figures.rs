@@ -95,7 +95,7 @@ impl Csi {
         loop {
             let status = self.handle(volume.fs())?.current();
             let base = status.base.as_ref().ok_or_else(|| Refusal::not_found(format!("no copy of volume {volume} is on this node")))?;
-            let (qgroup, capacity, limit) = (base.qgroup, base.capacity, base.capacity.saturating_add(base.history_limit));
+            let (qgroup, capacity, limit) = (base.qgroup, base.capacity, base.limit());
             if capacity >= wanted {
                 let usage = self.blocking(move |look| look.node.driver.usage(qgroup)).await?;
                 if usage.limit == 0 || usage.limit >= limit {

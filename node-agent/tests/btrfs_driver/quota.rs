@@ -5,7 +5,7 @@ use std::fs;
 use std::io::Write;
 
 use dotgraft_agent::driver::{Driver, DriverError};
-use dotgraft_engine::model::Origin;
+use dotgraft_engine::model::{Commit, Origin};
 
 use crate::support::*;
 
@@ -174,4 +174,62 @@ fn an_unknown_group_is_not_found() {
     let t = TestPool::new(512);
     assert!(matches!(t.usage(12345), Err(DriverError::NotFound(_))));
     assert!(matches!(t.set_limit(12345, 1), Err(DriverError::NotFound(_))));
+}
+
+/// A clone of what `v` holds in a commit, with that limit for itself alone.
+fn clone_of(t: &TestPool, v: &Volume, commit: &Commit, own: u64) -> Volume {
+    let origin = Origin { fs_id: v.fs, commit: commit.id };
+    let mut meta = t.meta(own);
+    t.prepare(&meta).unwrap();
+    t.create_head(meta.fs_id, meta.qgroup, Some(origin)).unwrap();
+    (meta.origin_bytes, meta.shares_origin) = (t.began_with(meta.fs_id, origin).unwrap(), true);
+    t.write_meta(&meta).unwrap();
+    Volume { fs: meta.fs_id, n: meta.qgroup, meta }
+}
+
+#[test]
+fn a_clone_knows_what_it_began_with_whatever_is_written_in_it_since() {
+    let t = TestPool::new(1024);
+    let v = t.volume(500);
+    fs::write(t.head(v.fs).join("a"), noise(10, 60 << 20)).unwrap();
+    let commit = v.next(None);
+    t.commit(v.n, &commit).unwrap();
+    let clone = clone_of(&t, &v, &commit, 500 * MIB);
+    assert!(about(clone.meta.origin_bytes, 60), "{}", clone.meta.origin_bytes);
+    fs::write(t.head(clone.fs).join("b"), noise(11, 20 << 20)).unwrap();
+    rustix::fs::syncfs(fs::File::open(t.head(clone.fs)).unwrap()).unwrap();
+    // Measured once more after a crash.
+    let again = t.began_with(clone.fs, Origin { fs_id: v.fs, commit: commit.id }).unwrap();
+    assert!(about(again, 60), "{again}");
+}
+
+#[test]
+fn what_a_deleted_origin_leaves_is_counted_and_goes_with_its_last_user() {
+    let t = TestPool::new(1024);
+    let v = t.volume(500);
+    fs::write(t.head(v.fs).join("a"), noise(12, 60 << 20)).unwrap();
+    let commit = v.next(None);
+    t.commit(v.n, &commit).unwrap();
+    let clone = clone_of(&t, &v, &commit, 500 * MIB);
+    t.destroy(v.fs, v.n).unwrap();
+    eventually("60 MiB that nobody's group has", || about(t.tidy_groups().unwrap().left, 60));
+    assert!(t.used(&clone) < 3 * MIB, "nor the clone's");
+    assert!(groups(&t).contains(&format!("1_{}", v.n)), "its group stays");
+    fs::remove_file(t.head(clone.fs).join("a")).unwrap();
+    eventually("nothing left, and no group without a subvolume", || {
+        rustix::fs::syncfs(fs::File::open(t.place.mount_point()).unwrap()).unwrap();
+        t.tidy_groups().unwrap().left == 0 && !groups(&t).contains(&format!("1_{}", v.n)) && groups(&t).len() <= 5
+    });
+    // The number of a volume that is being made isn't taken for one that is gone.
+    let new = t.meta(MIB);
+    t.prepare(&new).unwrap();
+    t.tidy_groups().unwrap();
+    t.create_head(new.fs_id, new.qgroup, None).unwrap();
+}
+
+/// Groups of the pool, as sysfs names them.
+fn groups(t: &TestPool) -> BTreeSet<String> {
+    let dir = fs::read_dir(format!("/sys/fs/btrfs/{}/qgroups", t.pool().id)).unwrap();
+    let names = dir.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    names.filter(|name| name.starts_with(|c: char| c.is_ascii_digit())).collect()
 }

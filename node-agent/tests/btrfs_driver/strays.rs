@@ -150,3 +150,30 @@ fn none_that_is_made_while_it_is_looked_stays_outside() {
     }
     assert!(t.used(&victim) < MIB && t.used(&v) > 10 * MIB, "{} {}", t.used(&victim), t.used(&v));
 }
+
+/// Made, filled, emptied into the head and removed between two looks: nothing but the extents says where it was.
+#[test]
+fn what_a_deleted_stray_has_left_in_a_head_is_charged_to_that() {
+    let t = TestPool::new(1024);
+    let (v, beside) = (t.volume(64), t.volume(64));
+    let nested = made(&t.head(v.fs), "mine", &[], &[]);
+    fs::write(nested.join("f"), noise(1, 100 << 20)).unwrap();
+    rustix::fs::syncfs(fs::File::open(&nested).unwrap()).unwrap();
+    let text = |path: &Path| path.to_str().unwrap().to_owned();
+    run("cp", &["--reflink=always", &text(&nested.join("f")), &text(&t.head(v.fs).join("f"))]);
+    run("btrfs", &["subvolume", "delete", "-c", &text(&nested)]);
+    assert_eq!(looked(&t), []);
+    assert!(t.used(&v) < 4 * MIB, "an escape: else this shows nothing");
+    let mut found = Vec::new();
+    eventually("the head that uses it to pay", || {
+        rustix::fs::syncfs(fs::File::open(t.place.mount_point()).unwrap()).unwrap();
+        found.extend(t.tidy_groups().unwrap().strays);
+        !found.is_empty()
+    });
+    assert_eq!((found.len(), found[0].fs), (1, v.fs));
+    assert!(t.used(&v) >= 100 * MIB && t.used(&beside) < 4 * MIB, "{}", t.used(&v));
+    assert!(is_full(&t.head(v.fs)) && !is_full(&t.head(beside.fs)));
+    assert_eq!(t.tidy_groups().unwrap().left, 0);
+    fs::remove_file(t.head(v.fs).join("f")).unwrap();
+    eventually("it came back", || t.used(&v) < 4 * MIB);
+}

@@ -113,6 +113,8 @@ impl TestPool {
             claim: None,
             capacity,
             history_limit: 0,
+            origin_bytes: 0,
+            shares_origin: false,
             fencing: "Proof".into(),
             reclaim_policy: "Delete".into(),
             origin: None,

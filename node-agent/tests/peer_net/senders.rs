@@ -32,6 +32,7 @@ impl Copy {
             origin: None,
             capacity: 1,
             history_limit: 1,
+            origin_bytes: 0,
             fencing: "Proof".into(),
             reclaim_policy: "Delete".into(),
             commits: vec![],

@@ -1,5 +1,6 @@
 //! What the volumes of a namespace may take together (security.md, "Tenants"; ADR 25): the annotation `dotgraft.dev/capacity-limit` of the
-//! namespace, which no role within it can write. A volume takes `capacity` and `historyLimit`, once for each copy that is there or asked for.
+//! namespace, which no role within it can write. A volume takes `capacity` and `historyLimit`, and a clone what it began with, once for each copy that
+//! is there or asked for.
 //!
 //! Who asks for more than it has gets it if it fits beside what all others have. What somebody has already is never taken away: with a limit
 //! below that nothing grows. Each grant is remembered until the caches show what came of it, so that many who ask at once share one room.
@@ -8,15 +9,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use dotgraft_api::common::ANNOTATION_CAPACITY_LIMIT;
-use dotgraft_api::{ConditionType, DesiredState, Filesystem, Place, parse_quantity};
+use dotgraft_api::{ClaimKind, ConditionType, DesiredState, Filesystem, Place, parse_quantity};
 use kube::ResourceExt;
 use tokio::time::Instant;
 
 use super::{ClaimObject, ClaimView, cached, own};
 use crate::conditions::Block;
 use crate::context::{Ctx, Grant};
-use crate::filesystem::jobs_of;
 use crate::filesystem::spare::Marks;
+use crate::filesystem::{began, jobs_of};
 use crate::pools;
 
 /// How long a claim that was granted something may be missing in the caches.
@@ -88,6 +89,13 @@ fn size(claim: &ClaimView) -> u64 {
     bytes(&claim.capacity).saturating_add(bytes(&claim.history_limit))
 }
 
+/// Bytes that a claim which isn't made yet may begin with, at most: what it asks for before anybody can measure it (ADR 39).
+fn may_begin_with(claim: &ClaimView, ctx: &Ctx) -> u64 {
+    let of_dot = || own::filesystem(&cached(ctx, ClaimKind::Dot, &claim.namespace, claim.dot.as_deref()?)?, ctx).map(|fs| fs.name_any());
+    let origin = claim.origin.as_ref().map(|o| o.fs_id.clone()).or_else(of_dot);
+    origin.and_then(|id| began::most(&ctx.caches.replicas.with(&id))).unwrap_or(0)
+}
+
 /// All that takes or asks for room in the namespace of `claim`, which is as given there.
 fn demands(claim: &ClaimView, grants: &BTreeMap<String, Grant>, ctx: &Ctx) -> Vec<Demand> {
     let namespace = &claim.namespace;
@@ -104,7 +112,9 @@ fn demands(claim: &ClaimView, grants: &BTreeMap<String, Grant>, ctx: &Ctx) -> Ve
             continue;
         };
         let has = has.max(granted(&holder.uid));
-        let wanted = if holder.deleting { has } else { size(&holder).saturating_mul(copies(&holder, Some(fs), nodes, ctx)) };
+        let origin_bytes = ctx.caches.replicas.with(&fs.name_any()).iter().map(|r| r.spec.desired.origin_bytes).max().unwrap_or(0);
+        let one = size(&holder).saturating_add(origin_bytes);
+        let wanted = if holder.deleting { has } else { one.saturating_mul(copies(&holder, Some(fs), nodes, ctx)) };
         list.push(Demand { of: holder.uid.clone(), wanted, has });
         known.insert(holder.uid);
     }
@@ -115,7 +125,7 @@ fn demands(claim: &ClaimView, grants: &BTreeMap<String, Grant>, ctx: &Ctx) -> Ve
     let branches = branches.map(|b| b.view(ctx.caches.dots.get_in(namespace, &b.spec.dot).as_deref()));
     for other in [claim.clone()].into_iter().chain(dots).chain(branches) {
         if known.insert(other.uid.clone()) {
-            let asked = size(&other).saturating_mul(copies(&other, None, BTreeSet::new(), ctx));
+            let asked = size(&other).saturating_add(may_begin_with(&other, ctx)).saturating_mul(copies(&other, None, BTreeSet::new(), ctx));
             // One that has its id was granted it, perhaps by an operator of before.
             let has = if other.fs_id.is_some() { asked } else { granted(&other.uid) };
             let wanted = if other.deleting { has } else { asked };
@@ -152,7 +162,7 @@ fn held(fs: &Filesystem, ctx: &Ctx) -> (u64, BTreeSet<String>) {
         let place = Place { node: r.spec.node.clone(), pool: r.spec.pool.clone() };
         r.spec.desired.state == DesiredState::Present && Marks::of(r).spare_since.is_none() && !pools::is_gone(&pools, &place)
     });
-    let bytes = replicas.iter().map(|r| r.spec.desired.capacity.saturating_add(r.spec.desired.history_limit));
+    let bytes = replicas.iter().map(|r| began::size(&r.spec.desired));
     (bytes.fold(0, u64::saturating_add), replicas.iter().map(|r| r.spec.node.clone()).collect())
 }
 

@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 
 use dotgraft_api::common::ANNOTATION_CAPACITY_LIMIT;
-use dotgraft_api::{Dot, FilesystemPhase, QuantityError};
+use dotgraft_api::{CopyRole, Desired, Dot, FilesystemPhase, QuantityError, Replica, ReplicaSpec};
 use k8s_openapi::api::core::v1::Namespace;
 use proptest::prelude::*;
 
 use super::*;
+use crate::pools::tests::pool_id;
 use crate::testing::scenario::play;
-use crate::testing::{dot, filesystem, job, namespace, with_pools};
+use crate::testing::{self, dot, filesystem, job, namespace, with_pools};
 
 const GI: u64 = 1 << 30;
 
@@ -101,6 +102,42 @@ async fn copies_count_those_of_jobs_and_of_placement_and_history_counts_too() {
     assert!(wanted(2, "12Gi", None).await && !wanted(2, "11Gi", None).await, "three copies");
     assert!(wanted(0, "8Gi", Some("n2")).await && !wanted(0, "7Gi", Some("n2")).await, "the job's copy");
     assert!(wanted(0, "4Gi", Some("n9")).await, "there is no such node");
+}
+
+/// A copy on `node` of the Filesystem `of`, of 1Gi and as much for history, that began with so much.
+fn copy_of(of: &str, node: &str, began_with: u64) -> Replica {
+    let desired = Desired { capacity: GI, history_limit: GI, origin_bytes: began_with, ..Desired::default() };
+    let spec = ReplicaSpec { fs_id: of.into(), node: node.into(), pool: pool_id(node), desired };
+    testing::replica(spec, Marks::default(), CopyRole::Owner)
+}
+
+#[tokio::test]
+async fn a_clone_counts_with_what_it_began_with() {
+    let origin = "0198c2a5-7f00-7000-8000-00000000000f";
+    // One that is asked for, with all that its origin may have: 1Gi and 1Gi of its own, 5Gi that the origin began with, 2Gi of the origin's.
+    let asks = |limit: &'static str| async move {
+        let mut d = new_dot("d", "1Gi");
+        d.spec.origin = Some(dotgraft_api::Origin { fs_id: origin.into(), commit: origin.into() });
+        let fill = move |ctx: &Ctx| ctx.caches.replicas.fill([copy_of(origin, "n1", 5 * GI)]);
+        asked(Some(limit), vec![d.view(None)], fill).await.remove(0).is_ok()
+    };
+    assert!(asks("9Gi").await && !asks("8Gi").await);
+    // One that is there, with what was measured, on each node; what it has is never refused.
+    let has = |limit: &'static str, replicas: u32| async move {
+        let mut d = dot();
+        d.spec.history_limit = Some("1Gi".into());
+        d.spec.placement.get_or_insert_default().replicas = replicas;
+        let claim = d.view(None);
+        let fill = move |ctx: &Ctx| {
+            with_pools(ctx, &["n1", "n2", "n3"]);
+            ctx.caches.dots.fill([d]);
+            ctx.caches.filesystems.fill([filesystem(Some(FilesystemPhase::Active), None)]);
+            ctx.caches.replicas.fill([copy_of(testing::FS, "n1", 3 * GI)]);
+        };
+        asked(Some(limit), vec![claim], fill).await.remove(0).is_ok()
+    };
+    assert!(has("5Gi", 0).await && has("1Gi", 0).await);
+    assert!(has("10Gi", 1).await && !has("9Gi", 1).await, "its second copy has no base to share");
 }
 
 #[tokio::test]

@@ -8,6 +8,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::ListParams;
 use kube::{Api, ResourceExt};
 
+use super::began;
 use super::plan::View;
 use super::wishes::ResetWish;
 use crate::caches::claim_term;
@@ -83,12 +84,13 @@ fn assemble(fs: Filesystem, claim: Option<ClaimView>, replicas: Vec<Arc<Replica>
     };
     let commits = content::as_kept(commits, ctx);
     let origin_owner: Option<Place> = origin.and_then(|o| o.status.as_ref()).and_then(|s| s.authority.as_ref()).map(|a| a.owner.clone());
+    let origin_most = origin.and_then(|o| began::most(&ctx.caches.replicas.with(&o.name_any())));
     let dropped = dropped(&id, ctx);
     let resets = claim.as_ref().map(|c| resets_of(c, &fs, ctx)).unwrap_or_default();
     let snapshots = commit::snapshots(&fs, ctx);
     let (pools, now, spare_after) = (pools::all(&ctx.caches), Timestamp::now().as_second(), ctx.spare_after);
     let limited = claim.as_ref().is_some_and(|c| limit::check(c, ctx).is_err());
-    View { fs, claim, replicas, pools, origin_owner, commits, resets, jobs, dropped, snapshots, now, limited, spare_after }
+    View { fs, claim, replicas, pools, origin_owner, origin_most, commits, resets, jobs, dropped, snapshots, now, limited, spare_after }
 }
 
 /// Live jobs that select a claim.

@@ -2,6 +2,7 @@
 //! write beyond phase and authority; what people read stands on the claims.
 
 pub mod authority;
+pub mod began;
 pub mod bring;
 pub mod cordon;
 mod gather;

@@ -14,6 +14,7 @@ use dotgraft_engine::authority::Refusal;
 use kube::ResourceExt;
 
 use super::authority::{self, Stays};
+use super::began;
 use super::bring::{self, Transfers};
 use super::cordon;
 use super::kept::{self, Stay};
@@ -38,6 +39,8 @@ pub struct View {
     pub pools: Vec<PoolView>,
     /// Where the origin's owner is, for a Filesystem that starts from another.
     pub origin_owner: Option<Place>,
+    /// Bytes that its origin may have, while that is there.
+    pub origin_most: Option<u64>,
     /// Commit objects of the claim.
     pub commits: Vec<Arc<Commit>>,
     /// Resets in hand: the Commit that keeps what was there, and what the volume is to become.
@@ -286,6 +289,7 @@ fn base(view: &View, authority: &Authority) -> Option<Desired> {
         origin: view.fs.spec.origin.clone(),
         capacity,
         history_limit,
+        origin_bytes: began::origin_bytes(&view.replicas, view.origin_most.unwrap_or(capacity.saturating_add(history_limit))),
         headless: view.claim.is_none() && view.fs.status.as_ref().is_some_and(|s| s.phase == FilesystemPhase::Headless),
         ..Desired::default()
     })
