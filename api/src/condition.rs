@@ -108,6 +108,8 @@ words! {
         HeadMissing,
         /// The rows of its journal are damaged, or the journal can't be read.
         JournalUnreadable,
+        /// A kept commit that another copy lacks can't be brought there.
+        LendFailed,
         /// The commit that this one starts from is not in the pool.
         OriginMissing,
         /// What is written can't be committed for a copy that is kept close behind.
@@ -271,6 +273,7 @@ impl ConditionType {
         Self::FormatNewer,
         Self::HeadMissing,
         Self::JournalUnreadable,
+        Self::LendFailed,
         Self::MoveBlocked,
         Self::OriginMissing,
         Self::PendingLost,

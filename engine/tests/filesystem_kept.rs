@@ -5,7 +5,7 @@ mod support;
 
 use std::collections::BTreeSet;
 
-use dotgraft_engine::filesystem::{Event, Intent, Offer, Role, Task, Transfer, WantedCommit};
+use dotgraft_engine::filesystem::{Event, Intent, Offer, Role, Task, Transfer, Trouble, WantedCommit};
 use dotgraft_engine::ids::{CommitId, Epoch, RequestUid};
 use dotgraft_engine::model::Commit;
 use dotgraft_engine::run::{Initial, Intermediate};
@@ -87,6 +87,33 @@ fn a_commit_that_is_asked_for_is_lent_and_no_other() {
     sim.run_for(10_000);
     assert_eq!(uids.iter().map(|u| on_disk(&sim, 1, *u)).collect::<Vec<_>>(), [true, false, true]);
     assert_eq!(status(&sim, 1).head, Some(id(&sim, uids[2])), "its newest is what it was");
+}
+
+#[test]
+fn a_commit_that_cannot_be_lent_says_why_until_it_is_there() {
+    let mut trace = Vec::new();
+    let (mut sim, uids) = newest_only(&mut trace);
+    let wish = |sim: &Sim, with: usize| BTreeSet::from([Transfer { commit: id(sim, uids[0]), with: sim.nodes[with].place.clone() }]);
+    let (lend, fetch) = (wish(&sim, 1), wish(&sim, 0));
+    let says = |sim: &Sim| status(sim, 0).conditions.into_iter().find(|c| c.r#type == Trouble::LendFailed.into());
+    sim.partition = true;
+    sim.edit(0, |p| p.lend = lend);
+    sim.edit(1, |p| p.fetch = fetch);
+    sim.run_for(10_000);
+    let told = says(&sim).expect("it is told");
+    assert!(told.status && told.message.contains(&id(&sim, uids[0]).to_string()), "{told:?}");
+    sim.partition = false;
+    sim.run_for(120_000);
+    assert!(on_disk(&sim, 1, uids[0]) && says(&sim).is_none(), "{:?}", says(&sim));
+    // Nobody asks for one that can't come any more.
+    sim.partition = true;
+    let other = BTreeSet::from([Transfer { commit: id(&sim, uids[1]), with: sim.nodes[1].place.clone() }]);
+    sim.edit(0, |p| p.lend = other);
+    sim.run_for(10_000);
+    assert!(says(&sim).is_some());
+    sim.edit(0, |p| p.lend.clear());
+    sim.run_for(1_000);
+    assert!(says(&sim).is_none());
 }
 
 #[test]

@@ -134,6 +134,7 @@ impl Metrics {
             pool_available: r.bytes("pool_available", "What new copies could use"),
             quota_bytes: r.bytes("quota_used", "What all copies use, by their quota groups"),
             quota_limit: r.bytes("quota_limit", "Sum of the limits of all copies"),
+            left: r.bytes("pool_left", "Charged to volumes that are gone, and shared by volumes that are there"),
             orphans: r.plain("orphans", "Copies on this pool that no object asks for"),
             conditions: r.plain("condition", "Copies on which this condition is true"),
             api_age: r.seconds("api_silence", "Time since the API server last proved that nothing was missed", Float::default()),
@@ -142,7 +143,6 @@ impl Metrics {
             csi_seconds: r.seconds("csi_call", "Time of one CSI call by method", Family::new_with_constructor(|| doubling(0.0005, 18))),
             group_changed: r.plain("group_changed_files", "Files that were given to a pod's group (fsGroup)"),
             strays: r.plain("strays", "Subvolumes that were made in a volume outside of its quota, and have been put in"),
-            left: r.bytes("pool_left", "Charged to volumes that are gone, and shared by volumes that are there"),
         };
         made.families = Arc::new(std::mem::take(r));
         // An increase from nothing is none: what an alert counts is there from the start.

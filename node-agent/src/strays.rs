@@ -16,7 +16,7 @@ use crate::driver::Stray;
 /// What a disk writes in this time can be outside of every quota.
 const EVERY: Duration = Duration::from_secs(2);
 /// Nobody waits for what deleted volumes leave; a look reads each `fs.json`.
-const TIDY_EVERY: Duration = Duration::from_secs(20);
+const TIDY_EVERY: Duration = Duration::from_secs(10);
 
 /// Looks for ever.
 pub async fn watch(node: Arc<Node>) {

@@ -9,8 +9,9 @@ use std::collections::BTreeSet;
 use super::Filesystem;
 use super::event::{Ctx, Out, Task};
 use super::tasks::Slot;
+use super::trouble::Trouble;
 use crate::ids::{CommitId, JobUid, NodeName};
-use crate::model::{Commit, Problem, Versions};
+use crate::model::{Commit, Problem, Reason, Versions};
 use crate::words::{Present, Transfer};
 
 /// How long it is before a copy is asked again whether a commit can come to it.
@@ -51,6 +52,9 @@ impl Filesystem {
         if self.lending.last.as_ref().is_some_and(|t| !wishes.contains(t)) && self.tasks.is_running(Slot::Lend) {
             self.tasks.cancel(Slot::Lend, out);
         }
+        if wishes.is_empty() {
+            self.troubles.clear(Trouble::LendFailed);
+        }
         if !self.standing.is_active() || !self.tasks.is_ready(Slot::Lend, ctx.boot) {
             return;
         }
@@ -63,20 +67,38 @@ impl Filesystem {
         self.lending.last = Some(next);
     }
 
-    /// It is there.
+    /// It is there, or not.
     pub(super) fn on_lent(&mut self, result: Result<(), Problem>, out: &mut Out) {
-        if let (Ok(()), Some(wish)) = (result, self.lending.last.clone()) {
-            out.note("Lent", format!("commit {} is on node {} now", wish.commit, wish.with.node));
-            self.lending.done.insert(wish);
+        let Some(wish) = self.lending.last.clone() else { return };
+        match result {
+            Ok(()) => {
+                out.note("Lent", format!("commit {} is on node {} now", wish.commit, wish.with.node));
+                self.troubles.clear(Trouble::LendFailed);
+                self.lending.done.insert(wish);
+            }
+            Err(problem) => self.say_not_lent(&wish, &problem, out),
+        }
+    }
+
+    /// Whoever waits for that commit hears why it doesn't come.
+    fn say_not_lent(&mut self, wish: &Transfer, problem: &Problem, out: &mut Out) {
+        if problem.reason != Reason::Cancelled {
+            let text = format!("commit {} can't be brought to node {}: {}", wish.commit, wish.with.node, problem.message);
+            self.troubles.raise(Trouble::LendFailed, Problem::new(problem.reason, text), out);
         }
     }
 
     /// What the other side has: it is sent, unless it is there.
     pub(super) fn on_lend_listed(&mut self, theirs: Result<Box<Versions>, Problem>, ctx: &Ctx, out: &mut Out) {
-        let (Ok(theirs), Some(wish)) = (theirs, self.lending.last.clone()) else { return };
+        let Some(wish) = self.lending.last.clone() else { return };
+        let theirs = match theirs {
+            Ok(theirs) => theirs,
+            Err(problem) => return self.say_not_lent(&wish, &problem, out),
+        };
         let wanted = self.wish.present().is_some_and(|p| p.lend.contains(&wish));
         let Some(to) = self.history.get(wish.commit).filter(|_| wanted).cloned() else { return };
         if theirs.commits.iter().any(|c| c.id == wish.commit) {
+            self.troubles.clear(Trouble::LendFailed);
             self.lending.done.insert(wish);
             return;
         }

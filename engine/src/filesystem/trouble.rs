@@ -54,6 +54,8 @@ words! {
         HeadMissing,
         /// The rows of its journal can't be read. Only the agent finds this, which then has no machine to tell of it.
         JournalUnreadable,
+        /// A commit that another copy lacks can't be brought there.
+        LendFailed,
         /// Something has it mounted that is to be deleted.
         Mounted,
         /// A move was given up, and is tried again later.

@@ -26,6 +26,7 @@ const fn trouble_type(trouble: Trouble) -> ConditionType {
         Trouble::FormatNewer => ConditionType::FormatNewer,
         Trouble::HeadMissing => ConditionType::HeadMissing,
         Trouble::JournalUnreadable => ConditionType::JournalUnreadable,
+        Trouble::LendFailed => ConditionType::LendFailed,
         Trouble::Mounted => ConditionType::Mounted,
         Trouble::MoveBlocked => ConditionType::MoveBlocked,
         Trouble::Opened => ConditionType::Opened,

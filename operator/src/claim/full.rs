@@ -21,7 +21,9 @@ pub fn full(owner: &Replica, old: &[Condition]) -> Option<Wanted> {
     }
     let (capacity, history_limit) = (owner.spec.desired.capacity, owner.spec.desired.history_limit);
     let all = format!("{} of {} are used", human(status.bytes), human(status.limit));
-    let Some(files) = status.file_bytes else {
+    // A clone's files are in part its origin's, which no walk of them can tell (ADR 39).
+    let is_clone = owner.spec.desired.origin_bytes.max(status.origin_bytes) > 0;
+    let Some(files) = status.file_bytes.filter(|_| !is_clone) else {
         let text = format!("{all}, by files and history together: delete files or Commits, or raise capacity or historyLimit");
         return Some(wanted(ConditionType::Full, true, ConditionType::Full, text));
     };
@@ -75,6 +77,9 @@ mod tests {
         assert_eq!(reason(1790, Some(100)).as_deref(), Some("HistoryFull"));
         assert_eq!(reason(1800, Some(900)).as_deref(), Some("FilesFull"), "both are: who writes is told of files");
         assert_eq!(reason(1790, None).as_deref(), Some("Full"), "nobody could tell them apart in time");
+        let mut clone = owner(1790, Some(1600));
+        clone.spec.desired.origin_bytes = MI;
+        assert_eq!(full(&clone, &[]).unwrap().reason().unwrap().to_string(), "Full", "what it shares isn't in its bytes");
         let (_, text) = told(1790, Some(1600), &[]).unwrap();
         assert!(text.contains("1.6Gi by files, of the 900Mi") && text.contains("raise capacity"), "{text}");
     }

@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 
 use dotgraft_api::common::ANNOTATION_CSI_NAME;
-use dotgraft_api::{ClaimKind, Dot, DotSpec, Filesystem, FilesystemPhase, parse_quantity};
+use dotgraft_api::{ClaimKind, Dot, DotSpec, Filesystem, FilesystemPhase, Placement, parse_quantity};
 use dotgraft_engine::handle::VolumeHandle;
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use k8s_openapi::api::storage::v1::StorageClass;
@@ -80,7 +80,7 @@ async fn take(pv: &PersistentVolume, id: &str, to: &To, ctx: &Ctx) -> Result<(),
     if !follows(&fs, holder.as_ref(), &to.namespace) || namespace.is_none() {
         return Ok(());
     }
-    let Some(dot) = dot(pv, id, to, ctx).await? else { return Ok(()) };
+    let Some(dot) = dot(pv, id, to, &had(id, holder.as_ref(), ctx), ctx).await? else { return Ok(()) };
     let patch = json!({
         "metadata": { "labels": { names::CLAIM_LABEL: names::claim_hash("Dot", &to.namespace, &dot.name_any()) } },
         "spec": { "claimRef": {
@@ -95,8 +95,24 @@ async fn take(pv: &PersistentVolume, id: &str, to: &To, ctx: &Ctx) -> Result<(),
     }
 }
 
+/// What the volume has beyond its class: a VolumeAttributesClass may have changed it since, and the PV still names that one.
+#[derive(Debug, Default)]
+struct Had {
+    history_limit: Option<u64>,
+    replicas: Option<u32>,
+}
+
+/// From its Dot; of one that is gone, what its copies were told last.
+fn had(id: &str, holder: Option<&ClaimView>, ctx: &Ctx) -> Had {
+    let told = || ctx.caches.replicas.with(id).iter().map(|r| r.spec.desired.history_limit).max().filter(|bytes| *bytes > 0);
+    Had {
+        history_limit: holder.and_then(|h| h.history_limit.as_ref().ok().copied()).or_else(told),
+        replicas: holder.map(|h| h.placement.replicas),
+    }
+}
+
 /// The Dot to be: there from an earlier try, or made. Named as the PVC where that name is free, as `CreateVolume` does.
-async fn dot(pv: &PersistentVolume, id: &str, to: &To, ctx: &Ctx) -> Result<Option<Dot>, Error> {
+async fn dot(pv: &PersistentVolume, id: &str, to: &To, had: &Had, ctx: &Ctx) -> Result<Option<Dot>, Error> {
     let api: Api<Dot> = Api::namespaced(ctx.client.clone(), &to.namespace);
     let class = pv.spec.as_ref().and_then(|s| s.storage_class_name.clone()).filter(|c| !c.is_empty());
     let class = match class {
@@ -105,7 +121,7 @@ async fn dot(pv: &PersistentVolume, id: &str, to: &To, ctx: &Ctx) -> Result<Opti
     };
     let params = PostParams { field_manager: Some(names::FIELD_MANAGER.into()), ..PostParams::default() };
     for name in [to.name.clone(), names::dot_of_call(&to.name, &pv.name_any())] {
-        match api.create(&params, &new_dot(pv, id, (&to.namespace, &name), class.as_ref())).await {
+        match api.create(&params, &new_dot(pv, id, (&to.namespace, &name), class.as_ref(), had)).await {
             Ok(dot) => return Ok(Some(dot)),
             Err(kube::Error::Api(s)) if s.is_already_exists() => {}
             Err(e) => return Err(e.into()),
@@ -119,10 +135,13 @@ async fn dot(pv: &PersistentVolume, id: &str, to: &To, ctx: &Ctx) -> Result<Opti
     Ok(None)
 }
 
-/// What the class says, of the size that the PV has.
-fn new_dot(pv: &PersistentVolume, id: &str, (namespace, name): (&str, &str), class: Option<&StorageClass>) -> Dot {
+/// What the class says, of the size that the PV has, with what the volume had.
+fn new_dot(pv: &PersistentVolume, id: &str, (namespace, name): (&str, &str), class: Option<&StorageClass>, had: &Had) -> Dot {
     let size = pv.spec.as_ref().and_then(|s| s.capacity.as_ref()?.get("storage")).map(|q| q.0.clone());
     let spec = DotSpec { capacity: size.filter(|q| parse_quantity(q).is_ok()).unwrap_or_else(|| "1Gi".into()), ..csi::class_spec(class) };
+    let spec = DotSpec { history_limit: had.history_limit.map(|bytes| bytes.to_string()).or(spec.history_limit.clone()), ..spec };
+    let placement = had.replicas.map(|replicas| Placement { replicas, ..spec.placement.clone().unwrap_or_default() });
+    let spec = DotSpec { placement: placement.or(spec.placement.clone()), ..spec };
     Dot {
         metadata: ObjectMeta {
             name: Some(name.to_owned()),
@@ -243,6 +262,27 @@ mod tests {
             call("PUT", format!("/filesystems/{FS}/status"), released.clone()).with(|b| assert_eq!(b["status"]["phase"], "Active")),
         ];
         run(released, vec![], pv(), script).await;
+    }
+
+    #[tokio::test]
+    async fn what_a_volume_attributes_class_has_changed_stays_changed() {
+        let mut of_dot = claim();
+        (of_dot.history_limit, of_dot.placement.replicas) = (Ok(7 << 20), 2);
+        let told = |ctx: &Ctx| {
+            let desired = dotgraft_api::Desired { history_limit: 5 << 20, ..Default::default() };
+            let spec = dotgraft_api::ReplicaSpec { fs_id: FS.into(), node: "n1".into(), pool: FS.into(), desired };
+            let role = dotgraft_api::CopyRole::Owner;
+            ctx.caches.replicas.fill([crate::testing::replica(spec, crate::filesystem::spare::Marks::default(), role)]);
+        };
+        play(told, vec![], |ctx| async move {
+            let made = |had: &Had| new_dot(&pv(), FS, ("other", "data"), None, had).spec;
+            let handed = made(&had(FS, Some(&of_dot), &ctx));
+            assert_eq!((handed.history_limit, handed.placement.unwrap().replicas), (Some((7 << 20).to_string()), 2));
+            let released = made(&had(FS, None, &ctx));
+            assert_eq!(released.history_limit, Some((5 << 20).to_string()), "as its copies were told last");
+            assert_eq!(made(&Had::default()).history_limit, csi::class_spec(None).history_limit);
+        })
+        .await;
     }
 
     #[tokio::test]
