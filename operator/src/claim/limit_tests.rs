@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use dotgraft_api::common::ANNOTATION_CAPACITY_LIMIT;
-use dotgraft_api::{CopyRole, Desired, Dot, FilesystemPhase, QuantityError, Replica, ReplicaSpec};
+use dotgraft_api::{Authority, CopyRole, Desired, Dot, FilesystemPhase, QuantityError, Replica, ReplicaSpec};
 use k8s_openapi::api::core::v1::Namespace;
 use proptest::prelude::*;
 
@@ -128,15 +128,16 @@ async fn a_clone_counts_with_what_it_began_with() {
         d.spec.history_limit = Some("1Gi".into());
         d.spec.placement.get_or_insert_default().replicas = replicas;
         let claim = d.view(None);
+        let authority = Authority { owner: Place { node: "n1".into(), pool: pool_id("n1") }, epoch: 1, ..Authority::default() };
         let fill = move |ctx: &Ctx| {
             with_pools(ctx, &["n1", "n2", "n3"]);
             ctx.caches.dots.fill([d]);
-            ctx.caches.filesystems.fill([filesystem(Some(FilesystemPhase::Active), None)]);
+            ctx.caches.filesystems.fill([filesystem(Some(FilesystemPhase::Active), Some(authority))]);
             ctx.caches.replicas.fill([copy_of(testing::FS, "n1", 3 * GI)]);
         };
         asked(Some(limit), vec![claim], fill).await.remove(0).is_ok()
     };
-    assert!(has("5Gi", 0).await && !has("4Gi", 0).await);
+    assert!(has("5Gi", 0).await && has("1Gi", 0).await, "what it has is never refused");
     assert!(has("10Gi", 1).await && !has("9Gi", 1).await, "its second copy has no base to share");
 }
 
