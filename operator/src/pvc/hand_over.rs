@@ -95,7 +95,7 @@ async fn take(pv: &PersistentVolume, id: &str, to: &To, ctx: &Ctx) -> Result<(),
     }
 }
 
-/// What the volume has beyond its class: a VolumeAttributesClass may have changed it since, and the PV still names that one.
+/// What the volume has beyond its class: a `VolumeAttributesClass` may have changed it since, and the PV still names that one.
 #[derive(Debug, Default)]
 struct Had {
     history_limit: Option<u64>,
