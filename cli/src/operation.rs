@@ -16,6 +16,7 @@ use crate::evict::{Evictor, Which};
 use crate::find;
 use crate::output::{self, Table};
 use crate::relocate::shown;
+use crate::users::Users;
 use crate::wait::{Seen, TimedOut, try_until};
 
 /// Longest that is waited for the owner to hear that a reset was taken back.
@@ -48,19 +49,22 @@ pub async fn perform(
     prefix: &str,
     spec: DotOperationSpec,
 ) -> Result<Option<(DotOperation, DotOperationStatus)>> {
+    let of = Source { kind: spec.target.kind, name: spec.target.name.clone(), fs_id: None };
     let name = make(client, prefix, spec).await?;
     let Some(timeout) = common.wait() else {
         println!("dotoperation.dotgraft.dev/{name} created");
         return Ok(None);
     };
-    outcome(client, &name, timeout).await.map(Some)
+    outcome(client, &of, &name, timeout).await.map(Some)
 }
 
 /// Waits for an operation's end. What is given up waiting for, or interrupted, is taken back: it would be done at a time when nobody expects it.
-async fn outcome(client: &Client, name: &str, timeout: Duration) -> Result<(DotOperation, DotOperationStatus)> {
+async fn outcome(client: &Client, of: &Source, name: &str, timeout: Duration) -> Result<(DotOperation, DotOperationStatus)> {
     let api = Api::<DotOperation>::default_namespaced(client.clone());
+    let users = Users::default();
     let given_up = tokio::select! {
-        ended = ending(&api, name, timeout) => match ended {
+        never = users.watch(client, of) => match never {},
+        ended = ending(&api, name, timeout, &users) => match ended {
             Err(e) if e.is::<TimedOut>() => e.to_string(),
             ended => return ended,
         },
@@ -131,10 +135,11 @@ async fn heard(client: &Client, kept: &str) -> Result<String> {
     }
 }
 
-async fn ending(api: &Api<DotOperation>, name: &str, timeout: Duration) -> Result<(DotOperation, DotOperationStatus)> {
+async fn ending(api: &Api<DotOperation>, name: &str, timeout: Duration, users: &Users) -> Result<(DotOperation, DotOperationStatus)> {
     let mut told = String::new();
     let done = try_until(api, name, timeout, |operation| {
-        let status = operation.status.clone().unwrap_or_default();
+        let mut status = operation.status.clone().unwrap_or_default();
+        status.message = users.named(&status.message);
         if status.phase.is_none() && told != status.message {
             eprintln!("{}", status.message);
             told.clone_from(&status.message);
@@ -161,7 +166,7 @@ async fn evicting(client: &Client, common: &Common, source: &Source, spec: DotOp
         Ok(operation.and_then(|o| o.status).and_then(|s| s.reset).is_some_and(|r| r.holding))
     };
     let ended = tokio::select! {
-        ended = outcome(client, &name, timeout) => ended,
+        ended = outcome(client, source, &name, timeout) => ended,
         Err(e) = evictor.run(holding) => Err(e.context(format!("DotOperation {name} goes on without evictions"))),
     };
     ended.map_err(|e| anyhow!("{}{}", output::sentence(&e), evictor.obstacles()))

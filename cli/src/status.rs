@@ -8,6 +8,7 @@ use dotgraft_api::{
     Branch, ClaimKind, Condition, ConditionType, Dot, DotOperation, DotStatus, ReplicaSummary, ReplicationJob, condition, is_true, says,
 };
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
 use kube::api::ListParams;
 use kube::core::NamespaceResourceScope;
 use kube::{Api, Client, Resource, ResourceExt};
@@ -15,7 +16,7 @@ use serde::Serialize;
 
 use crate::Common;
 use crate::output::{self, Table, age, age_at, bytes, short};
-use crate::runbook;
+use crate::{runbook, users};
 
 #[derive(Debug, Args)]
 pub struct StatusArgs {
@@ -38,6 +39,20 @@ struct Report {
 }
 
 impl Report {
+    fn waits(&self) -> impl Iterator<Item = &str> {
+        self.operations.iter().map(|o| o.waits_for.as_str())
+    }
+
+    /// Names these pods where the agents name processes and paths of theirs.
+    fn name(&mut self, pods: &[Pod]) {
+        for v in &mut self.volumes {
+            v.trouble = v.trouble.as_deref().map(|text| users::named(text, pods, Some(&v.namespace)));
+        }
+        for o in &mut self.operations {
+            o.waits_for = users::named(&o.waits_for, pods, Some(&o.namespace));
+        }
+    }
+
     /// What was asked for.
     ///
     /// # Errors
@@ -151,7 +166,10 @@ async fn gather(client: &Client, all: bool) -> Result<Report> {
     );
     let jobs = jobs.list(&list).await?.iter().map(job).collect();
     let operations = operations.list(&list).await?.iter().filter_map(operation).collect();
-    Ok(Report { volumes, jobs, operations })
+    let mut report = Report { volumes, jobs, operations };
+    let pods = users::spoken_of(&apis(client, all), report.volumes.iter().filter_map(|v| v.trouble.as_deref()).chain(report.waits())).await;
+    report.name(&pods);
+    Ok(report)
 }
 
 fn apis<K>(client: &Client, all: bool) -> Api<K>

@@ -10,6 +10,8 @@ use kube::{Api, Client, ResourceExt};
 
 use crate::client::{Source, status};
 
+/// In a path of the kubelet, before the UID of a pod.
+const PODS: &str = "/pods/";
 /// How often it is looked who they are.
 const EVERY: Duration = Duration::from_secs(2);
 
@@ -41,8 +43,17 @@ impl Users {
 
     /// The text with the names of pods in place of processes and paths of theirs.
     pub fn named(&self, text: &str) -> String {
-        named(text, &self.0.borrow())
+        named(text, &self.0.borrow(), None)
     }
+}
+
+/// The pods that somebody may list, to name those that texts speak of; none where no text does, or who asks may not.
+pub async fn spoken_of(api: &Api<Pod>, texts: impl Iterator<Item = &str>) -> Vec<Pod> {
+    let mut texts = texts;
+    if !texts.any(|text| text.contains(PODS)) {
+        return Vec::new();
+    }
+    api.list(&ListParams::default()).await.map(|pods| pods.items).unwrap_or_default()
 }
 
 /// On the owner's node, with one of the volume's claims, and not over.
@@ -62,18 +73,25 @@ fn claims_of(pod: &Pod) -> impl Iterator<Item = String> {
     })
 }
 
-/// `sleep (pid 7) at /var/lib/kubelet/pods/UID/volumes/…` → `pod web-0`.
-fn named(text: &str, pods: &[Pod]) -> String {
-    let mut parts: Vec<String> = text.split(", ").map(|part| of_pod(part, pods).unwrap_or_else(|| part.to_owned())).collect();
-    parts.dedup();
-    parts.join(", ")
+/// `sleep (pid 7) at /var/lib/kubelet/pods/UID/volumes/…` → `pod web-0`; `pod shop/web-0` of another namespace than `here`, which is that of the
+/// object that says so.
+pub fn named(text: &str, pods: &[Pod], here: Option<&str>) -> String {
+    let each = |text: &str, between: &str, name: &dyn Fn(&str) -> String| {
+        let mut parts: Vec<String> = text.split(between).map(name).collect();
+        parts.dedup();
+        parts.join(between)
+    };
+    let one = |part: &str| of_pod(part, pods, here).unwrap_or_else(|| part.to_owned());
+    each(text, "; ", &|part| each(part, ", ", &one))
 }
 
 /// One of several holders; `None`: no path of one of these pods is in it.
-fn of_pod(part: &str, pods: &[Pod]) -> Option<String> {
-    let (before, after) = part.split_once("/pods/")?;
+fn of_pod(part: &str, pods: &[Pod], here: Option<&str>) -> Option<String> {
+    let (before, after) = part.split_once(PODS)?;
     let uid = after.split('/').next()?;
-    let pod = pods.iter().find(|p| p.metadata.uid.as_deref() == Some(uid))?.name_any();
+    let pod = pods.iter().find(|p| p.metadata.uid.as_deref() == Some(uid))?;
+    let elsewhere = pod.namespace().filter(|n| here.is_some_and(|here| here != n));
+    let pod = elsewhere.map_or_else(|| pod.name_any(), |namespace| format!("{namespace}/{}", pod.name_any()));
     let said = before.rsplit_once(' ').map_or("", |(said, _)| said);
     let Some(who) = said.strip_suffix("at").map(str::trim_end) else { return Some(joined(said, &format!("pod {pod}"))) };
     Some(match who.rsplit_once(" (pid ") {
@@ -102,13 +120,23 @@ mod tests {
     #[test]
     fn a_process_and_a_path_of_a_pod_become_its_name() {
         let path = format!("/var/lib/kubelet/pods/{UID}/volumes/kubernetes.io~csi/pvc/mount");
-        let is = |text: &str, becomes: &str| assert_eq!(named(text, &[pod()]), becomes, "{text}");
+        let is = |text: &str, becomes: &str| assert_eq!(named(text, &[pod()], None), becomes, "{text}");
+        is(&format!("mounted by {path} on node n1; {path} on node n1"), "mounted by pod web-0; pod web-0");
         is(&format!("postgres (pid 71) at {path}"), "pod web-0");
         is(&format!("from node `n1` to `n2`: sh (pid 7) at {path}"), "from node `n1` to `n2`: pod web-0");
         is(&format!("a mount at {path}"), "a mount of pod web-0");
         is(&format!("sh (pid 7) at {path}, sh (pid 9) at {path}, vim (pid 3) at /mnt/x"), "pod web-0, vim (pid 3) at /mnt/x");
         is("sh (pid 7) at /var/lib/kubelet/pods/of-another/mount", "sh (pid 7) at /var/lib/kubelet/pods/of-another/mount");
         is("nothing of the kind", "nothing of the kind");
+    }
+
+    #[test]
+    fn a_pod_of_another_namespace_has_that_in_its_name() {
+        let mut pod = pod();
+        pod.metadata.namespace = Some("shop".into());
+        let text = format!("sh (pid 7) at /var/lib/kubelet/pods/{UID}/volumes/x");
+        assert_eq!(named(&text, std::slice::from_ref(&pod), Some("shop")), "pod web-0");
+        assert_eq!(named(&text, &[pod], Some("other")), "pod shop/web-0");
     }
 
     #[test]
