@@ -228,6 +228,8 @@ words! {
         NoSpace,
         /// A btrfs subvolume inside the volume is in the way.
         NestedSubvolume,
+        /// A swap file inside the volume is in use.
+        SwapFile,
         /// A stream is malformed, oversized or forbidden.
         CorruptStream,
         /// What arrived is not what was sent.

@@ -159,6 +159,8 @@ pub enum Reason {
     NoSpace,
     /// A nested subvolume is in the way (the message has its path).
     NestedSubvolume,
+    /// A swap file in the volume is in use.
+    SwapFile,
     /// The stream is malformed, oversized or forbidden.
     CorruptStream,
     /// What arrived is not what was sent.
@@ -221,6 +223,7 @@ impl Reason {
             | Self::BaseGone
             | Self::NoSpace
             | Self::NestedSubvolume
+            | Self::SwapFile
             | Self::DigestMismatch
             | Self::Denied
             | Self::Unreachable

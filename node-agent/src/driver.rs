@@ -26,6 +26,11 @@ pub enum DriverError {
     /// What is nested in the head can't be made part of a commit.
     #[error("{0}: a commit has nested subvolumes as directories; delete this one or move it out of the volume, then it goes on by itself")]
     NestedSubvolume(String),
+    /// A file in it is in use as swap.
+    #[error(
+        "{0}: a swap file in the volume is in use, and btrfs neither takes a snapshot of such a volume nor deletes it: `swapoff` it, then this goes on by itself"
+    )]
+    SwapFile(String),
     /// Someone has it mounted.
     #[error("mounted by {0}")]
     Mounted(String),
@@ -64,6 +69,7 @@ impl DriverError {
             Self::NoSpace(_) => Reason::NoSpace,
             Self::NotFound(_) => Reason::NotFound,
             Self::NestedSubvolume(_) => Reason::NestedSubvolume,
+            Self::SwapFile(_) => Reason::SwapFile,
             Self::Mounted(_) => Reason::Mounted,
             Self::FenceRaced(_) => Reason::Busy,
             Self::PoolFailed(_) => Reason::PoolFailed,

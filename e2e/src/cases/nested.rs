@@ -33,6 +33,11 @@ pub fn cases() -> Vec<Case> {
             no_second_writer,
         ),
         Case::new(
+            "26-swap",
+            "a swap file in use in the volume keeps commits and moves waiting, with a reason that says what to do; then they go on",
+            swapped,
+        ),
+        Case::new(
             "26-stray",
             "a subvolume that a pod makes outside of its volume's quota counts in it seconds later, and people hear of it",
             counted,
@@ -65,6 +70,58 @@ fn copy(t: &Test, head: &Path, name: &str) -> Result<PathBuf> {
     let output = Command::new("cp").arg("-a").args([head, &to]).output().context("running cp")?;
     ensure!(output.status.success(), "cp: {}", String::from_utf8_lossy(&output.stderr));
     Ok(to)
+}
+
+/// A file in use as swap, until this goes.
+struct Swap(PathBuf);
+
+impl Drop for Swap {
+    fn drop(&mut self) {
+        let _ = Command::new("swapoff").arg(&self.0).status();
+    }
+}
+
+impl Swap {
+    /// A small one, without copy-on-write as btrfs wants it.
+    fn on(file: PathBuf) -> Result<Self> {
+        let run = |program: &str, args: &[&str]| {
+            let output = Command::new(program).args(args).arg(&file).output().with_context(|| format!("running {program}"))?;
+            ensure!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
+            anyhow::Ok(())
+        };
+        std::fs::File::create(&file)?;
+        run("chattr", &["+C"])?;
+        run("fallocate", &["-l", "1M"])?;
+        run("chmod", &["600"])?;
+        run("mkswap", &[])?;
+        run("swapon", &["-p", "0"])?;
+        Ok(Self(file))
+    }
+}
+
+async fn swapped(t: Arc<Test>) -> Result<()> {
+    let fs_id = t.dot("d", "n1").await?;
+    let head = t.rig.node("n1")?.files.state.join("pool/fs").join(&fs_id).join("head");
+    let swap = Swap::on(head.join("swap"))?;
+    t.create("Commit", "c", &json!({"source": {"kind": "Dot", "name": "d"}})).await?;
+    eventually("the Commit to say why it waits", STEP, || async {
+        let said = crate::rig::kube::conditions(&t.object("Commit", "c").await?);
+        ensure!(said.contains("Ready=False") && said.contains("`swapoff` it"), "{said}");
+        Ok(())
+    })
+    .await?;
+    place(&t, "d", "n2").await?;
+    eventually("the Dot to say why it doesn't move", STEP, || async {
+        let dot = t.object("Dot", "d").await?;
+        let said = dot["status"]["migration"].to_string() + &dot["status"]["conditions"].to_string();
+        ensure!(said.contains("SwapFile") && said.contains("`swapoff` it"), "{said}");
+        Ok(())
+    })
+    .await?;
+    drop(swap);
+    owned_by(&t, "d", "n2").await?;
+    t.ready("Commit", "c").await?;
+    Ok(())
 }
 
 fn is_subvolume(path: &Path) -> Result<bool> {

@@ -95,6 +95,7 @@ pub const fn problem(reason: model::Reason) -> ConditionType {
         model::Reason::InitialRefused => ConditionType::InitialRefused,
         model::Reason::NoSpace => ConditionType::NoSpace,
         model::Reason::NestedSubvolume => ConditionType::NestedSubvolume,
+        model::Reason::SwapFile => ConditionType::SwapFile,
         model::Reason::CorruptStream => ConditionType::CorruptStream,
         model::Reason::DigestMismatch => ConditionType::DigestMismatch,
         model::Reason::Denied => ConditionType::Denied,

@@ -22,6 +22,7 @@ pub fn fail(what: impl Into<String>, errno: Errno) -> DriverError {
         Errno::ROFS => DriverError::PoolFailed(format!("{what}: the pool is read-only")),
         Errno::UCLEAN => DriverError::CorruptDisk(format!("{what}: {errno}")),
         Errno::IO => DriverError::PoolFailed(format!("{what}: {errno}")),
+        Errno::TXTBSY => DriverError::SwapFile(what),
         Errno::NOTTY | Errno::OPNOTSUPP => DriverError::Unsupported(format!("{what}: {errno}")),
         _ => DriverError::Io { what, source: errno.into() },
     }

@@ -30,6 +30,7 @@ mod space;
 mod startup;
 mod strays;
 mod subvol;
+mod swap;
 
 use std::collections::BTreeSet;
 use std::fs::File;

@@ -16,7 +16,7 @@ use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 
 use super::fsx::{Context, fail};
-use super::layout;
+use super::{layout, swap};
 use crate::driver::{DriverError, Holder, MountMode, MountWhat};
 
 /// One line of a mount table.
@@ -49,7 +49,7 @@ impl MountLine {
 }
 
 /// `\ooo` of a mount table back to bytes.
-fn unescape(field: &[u8]) -> PathBuf {
+pub(super) fn unescape(field: &[u8]) -> PathBuf {
     let mut out = Vec::with_capacity(field.len());
     let mut rest = field;
     while let [first, tail @ ..] = rest {
@@ -197,7 +197,7 @@ fn in_use(target: &Path) -> String {
     let users = users(target);
     let mut text: Vec<String> = users.iter().take(3).map(|(pid, command)| format!("{command} (pid {pid})")).collect();
     match users.len() {
-        0 => text.push("a process".into()),
+        0 => text.push(swap::below(target).map_or_else(|| "a process".into(), |file| format!("the swap file {}", file.display()))),
         1..=3 => {}
         more => text.push(format!("{} more", more - 3)),
     }

@@ -8,7 +8,7 @@ use rustix::io::Errno;
 use super::fsx::{self, Context, What, fail};
 use super::ioctl::{self, SubvolInfo};
 use super::search::{self, Child};
-use super::{BtrfsPool, quota};
+use super::{BtrfsPool, quota, swap};
 use crate::driver::DriverError;
 
 /// A nested subvolume that is locked or renamed again and again is tried so often.
@@ -105,6 +105,7 @@ pub fn remove(pool: &BtrfsPool, dir: impl AsFd, name: &str) -> Result<bool, Driv
     match result {
         Ok(()) => Ok(true),
         Err(Errno::NOENT) => Ok(false),
+        Err(Errno::PERM) if swap::is_any() => Err(DriverError::SwapFile(format!("delete subvolume {name}"))),
         Err(Errno::PERM) => Err(DriverError::Mounted(format!("a send of {name} that still runs"))),
         Err(e) => Err(fail(format!("delete subvolume {name}"), e)),
     }

@@ -56,6 +56,7 @@ pub const fn code_of(reason: Reason) -> Code {
         | Reason::Mounted
         | Reason::Pinned
         | Reason::NestedSubvolume
+        | Reason::SwapFile
         | Reason::ReceiverIsOwner
         | Reason::Diverged
         | Reason::NoCommonAncestor

@@ -21,6 +21,7 @@ pub const fn code_of(reason: Reason) -> Code {
         | Reason::NoCommits
         | Reason::InitialRefused
         | Reason::NestedSubvolume
+        | Reason::SwapFile
         | Reason::Mounted
         | Reason::Pinned
         | Reason::Held
@@ -97,7 +98,7 @@ pub(super) fn cut(text: &str, max: usize) -> &str {
 mod tests {
     use super::*;
 
-    const ALL: [Reason; 30] = [
+    const ALL: [Reason; 31] = [
         Reason::Busy,
         Reason::NotPlaced,
         Reason::Deleting,
@@ -110,6 +111,7 @@ mod tests {
         Reason::InitialRefused,
         Reason::NoSpace,
         Reason::NestedSubvolume,
+        Reason::SwapFile,
         Reason::CorruptStream,
         Reason::DigestMismatch,
         Reason::Denied,
