@@ -1,5 +1,5 @@
-//! The group of a pod on its volume (storage.md §5): what is there gets it once, and a pod's restart touches nothing, so that a run after it
-//! has nothing to send.
+//! The group of a pod on its volume (storage.md §5, ADR 38): what is there gets it, whoever made it, and a pod's restart touches nothing, so that a run
+//! after it has nothing to send.
 
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
@@ -22,7 +22,7 @@ pub fn cases() -> Vec<Case> {
     vec![
         Case::new(
             "csi-fsgroup",
-            "the pod's group gets every file once; a pod's restart changes no file, and leaves a run nothing to do",
+            "the pod's group gets every file that lacks it, also one that another pod restored; a restart changes none, and leaves a run nothing to do",
             |t| fs_group(t, 2_000),
         ),
         Case::new("measure-fsgroup", "the same with 200,000 files", |t| fs_group(t, 200_000)).within(Duration::from_secs(600)).measures(),
@@ -98,6 +98,22 @@ async fn fs_group(t: Arc<Test>, files: usize) -> Result<()> {
     rustix::fs::sync();
     ensure!(generation(&head)? == before, "a restart of the pod made a new generation: there would be something to replicate");
     no_steps(&t, &fs_id).await?;
+    // A pod without a group puts files there that are for its own: the next one with it can read them, and nothing else is touched.
+    pod.end(&fs_id).await?;
+    pod.start(&fs_id).await?;
+    let restored = pod.target().join("d1").join("restored");
+    std::fs::write(&restored, "of a backup")?;
+    std::fs::set_permissions(&restored, std::fs::Permissions::from_mode(0o600))?;
+    std::os::unix::fs::chown(&restored, Some(1001), Some(1001))?;
+    pod.end(&fs_id).await?;
+    pod.stage(&fs_id, group.clone()).await??;
+    pod.publish(&fs_id, group.clone(), false).await??;
+    let mut now = attributes(&pod.target())?;
+    let at = now.iter().position(|(path, ..)| *path == restored).context("it is gone")?;
+    let (_, gid, mode, ..) = now.remove(at);
+    ensure!(gid == 4242 && mode & 0o777 == 0o660, "the pod can't read what was restored: group {gid}, mode {mode:o}");
+    let others = |all: &[Attributes]| all.iter().filter(|(path, ..)| !path.ends_with("d1")).cloned().collect::<Vec<_>>();
+    ensure!(others(&now) == others(&first), "other files were touched");
     refused(pod.publish(&fs_id, capability(Mode::SingleNodeMultiWriter, "staff"), false).await?, Code::InvalidArgument, "number")?;
     pod.end(&fs_id).await
 }
