@@ -7,6 +7,26 @@ use crate::ids::{CommitId, FsId, IdError};
 
 /// Before the id in a handle that is only to read.
 const READ_ONLY: &str = "ro/";
+/// Digits of [`ViewId`].
+const VIEW_DIGITS: usize = 16;
+
+/// Which of several views of one commit: Kubernetes takes two volumes of one handle for one volume, and a pod with both waits for ever.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ViewId(pub u64);
+
+impl FromStr for ViewId {
+    type Err = ();
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let digits = text.len() == VIEW_DIGITS && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+        u64::from_str_radix(text, 16).ok().filter(|_| digits).map(Self).ok_or(())
+    }
+}
+
+impl fmt::Display for ViewId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:0VIEW_DIGITS$x}", self.0)
+    }
+}
 
 /// A volume handle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,6 +37,8 @@ pub enum VolumeHandle {
     Newest(FsId),
     /// `ro/<fsId>@<commitId>`: that commit, read-only.
     Commit(FsId, CommitId),
+    /// `ro/<fsId>@<commitId>/<viewId>`: the same for one PVC, which needs the commit and not the volume that it is of (ADR 37).
+    View(FsId, CommitId, ViewId),
 }
 
 /// Why a text is no volume handle.
@@ -28,13 +50,16 @@ pub enum HandleError {
     /// What is behind `@` is no commit id.
     #[error("what is behind @ is no commit: {0}")]
     Commit(IdError),
+    /// What is behind the commit is no view.
+    #[error("what is behind the commit is no view of it: 16 digits")]
+    View,
 }
 
 impl VolumeHandle {
     /// Whose data it is.
     pub const fn fs(self) -> FsId {
         match self {
-            Self::Head(fs) | Self::Newest(fs) | Self::Commit(fs, _) => fs,
+            Self::Head(fs) | Self::Newest(fs) | Self::Commit(fs, _) | Self::View(fs, ..) => fs,
         }
     }
 
@@ -42,7 +67,15 @@ impl VolumeHandle {
     pub const fn commit(self) -> Option<CommitId> {
         match self {
             Self::Head(_) | Self::Newest(_) => None,
-            Self::Commit(_, commit) => Some(commit),
+            Self::Commit(_, commit) | Self::View(_, commit, _) => Some(commit),
+        }
+    }
+
+    /// It is one of the views of its commit.
+    pub const fn view(self) -> Option<ViewId> {
+        match self {
+            Self::View(.., view) => Some(view),
+            Self::Head(_) | Self::Newest(_) | Self::Commit(..) => None,
         }
     }
 
@@ -63,7 +96,12 @@ impl FromStr for VolumeHandle {
             return rest.parse().map(Self::Newest).map_err(HandleError::Filesystem);
         };
         let fs = fs.parse().map_err(HandleError::Filesystem)?;
-        Ok(Self::Commit(fs, commit.parse().map_err(HandleError::Commit)?))
+        let (commit, view) = commit.split_once('/').map_or((commit, None), |(commit, view)| (commit, Some(view)));
+        let commit = commit.parse().map_err(HandleError::Commit)?;
+        match view {
+            None => Ok(Self::Commit(fs, commit)),
+            Some(view) => Ok(Self::View(fs, commit, view.parse().map_err(|()| HandleError::View)?)),
+        }
     }
 }
 
@@ -73,6 +111,7 @@ impl fmt::Display for VolumeHandle {
             Self::Head(fs) => write!(f, "{fs}"),
             Self::Newest(fs) => write!(f, "{READ_ONLY}{fs}"),
             Self::Commit(fs, commit) => write!(f, "{READ_ONLY}{fs}@{commit}"),
+            Self::View(fs, commit, view) => write!(f, "{READ_ONLY}{fs}@{commit}/{view}"),
         }
     }
 }
@@ -80,7 +119,7 @@ impl fmt::Display for VolumeHandle {
 /// By Filesystem, then the head, the newest, and each commit: the order of the pages that list them.
 impl Ord for VolumeHandle {
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        let key = |h: &Self| (h.fs(), h.is_read_only(), h.commit());
+        let key = |h: &Self| (h.fs(), h.is_read_only(), h.commit(), h.view());
         key(self).cmp(&key(other))
     }
 }
@@ -102,12 +141,13 @@ mod tests {
 
     /// Of one of so many Filesystems.
     fn any_handle(filesystems: u128) -> impl Strategy<Value = VolumeHandle> {
-        (1..=filesystems, 1..=u128::MAX, 0..3_u8).prop_map(|(fs, commit, kind)| {
+        (1..=filesystems, 1..=u128::MAX, 0..4_u8).prop_map(|(fs, commit, kind)| {
             let (fs, commit) = (FsId::from_uuid(Uuid::from_u128(fs)), CommitId::from_uuid(Uuid::from_u128(commit)));
             match kind {
                 0 => VolumeHandle::Head(fs),
                 1 => VolumeHandle::Newest(fs),
-                _ => VolumeHandle::Commit(fs, commit),
+                2 => VolumeHandle::Commit(fs, commit),
+                _ => VolumeHandle::View(fs, commit, ViewId(u64::from_ne_bytes([kind; 8]))),
             }
         })
     }
@@ -119,6 +159,7 @@ mod tests {
             (VolumeHandle::Head(fs), FS.to_owned(), false),
             (VolumeHandle::Newest(fs), format!("ro/{FS}"), true),
             (VolumeHandle::Commit(fs, commit), format!("ro/{FS}@{FS}"), true),
+            (VolumeHandle::View(fs, commit, ViewId(10)), format!("ro/{FS}@{FS}/000000000000000a"), true),
         ];
         for (handle, text, read_only) in spelt {
             assert_eq!((handle.to_string(), text.parse(), handle.is_read_only()), (text, Ok(handle), read_only));
@@ -133,6 +174,9 @@ mod tests {
         }
         for text in [format!("ro/{FS}@"), format!("ro/{FS}@{FS}@"), format!("ro/{FS}@x")] {
             assert!(matches!(id(&text), HandleError::Commit(_)), "{text}");
+        }
+        for view in ["", "a", "000000000000000A", "00000000000000000a", "+00000000000000a", "000000000000000a/"] {
+            assert_eq!(id(&format!("ro/{FS}@{FS}/{view}")), HandleError::View, "{view}");
         }
     }
 

@@ -138,6 +138,9 @@ pub struct Offer {
     pub from: NodeName,
 }
 
+/// Behind the path of a mount, where people read it and the operator, if a commit is mounted there and not the head.
+pub const OF_COMMIT: &str = " (commit)";
+
 /// Head or a commit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum MountWhat {

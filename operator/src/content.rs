@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::context::Ctx;
 use crate::error::Error;
+use crate::handle;
 
 const GROUP: &str = "snapshot.storage.k8s.io";
 const VERSION: &str = "v1";
@@ -175,10 +176,11 @@ pub async fn grants(snapshot: &str, namespace: &str, ctx: &Ctx) -> Result<bool, 
     Ok(false)
 }
 
-/// Commits as they count for data: one that is being deleted and whose snapshot is kept isn't, until it is where nothing takes it along.
+/// Commits as they count for data: one that is being deleted and whose snapshot is kept isn't, until it is where nothing takes it along; nor is one
+/// of which somebody has a view.
 pub fn as_kept(commits: Vec<Arc<Commit>>, ctx: &Ctx) -> Vec<Arc<Commit>> {
     let stays = |mut commit: Arc<Commit>| {
-        if commit.metadata.deletion_timestamp.is_some() && may_keep(&commit, ctx) {
+        if commit.metadata.deletion_timestamp.is_some() && (may_keep(&commit, ctx) || !handle::readers(&commit, ctx).is_empty()) {
             Arc::make_mut(&mut commit).metadata.deletion_timestamp = None;
         }
         commit

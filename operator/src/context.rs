@@ -45,6 +45,8 @@ pub struct Ctx {
     pub spare_after: Option<u64>,
     /// Most volumes with figures of their own.
     pub volume_metrics: usize,
+    /// Seconds for which a volume that CSI made waits for its PV while its PVC is gone.
+    pub forsaken_after: u32,
     recorder: Recorder,
     failures: Mutex<HashMap<String, u32>>,
     written: Mutex<HashMap<String, Instant>>,
@@ -69,6 +71,7 @@ impl Ctx {
             certificate_life: MAX_LIFE,
             spare_after: None,
             volume_metrics: 1000,
+            forsaken_after: 900,
             failures: Mutex::default(),
             written: Mutex::default(),
             grants: Mutex::default(),
@@ -86,6 +89,13 @@ impl Ctx {
     #[must_use]
     pub const fn with_volume_metrics(mut self, most: usize) -> Self {
         self.volume_metrics = most;
+        self
+    }
+
+    /// A volume that nobody came back for goes after so many seconds.
+    #[must_use]
+    pub const fn with_forsaken_after(mut self, seconds: u32) -> Self {
+        self.forsaken_after = seconds;
         self
     }
 

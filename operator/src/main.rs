@@ -67,6 +67,9 @@ struct Args {
     /// Seconds in deletion after which an object counts as stuck (`dotgraft_operator_stuck_finalizers`).
     #[arg(long, env = "DOTGRAFT_STUCK_AFTER", hide = true, default_value_t = 600, value_parser = clap::value_parser!(u32).range(1..=86_400))]
     stuck_after: u32,
+    /// Seconds after which a volume goes that was made for a PVC which was deleted before it had it.
+    #[arg(long, env = "DOTGRAFT_FORSAKEN_AFTER", hide = true, default_value_t = 900, value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    forsaken_after: u32,
     /// Most volumes with metrics of their own (`dotgraft_operator_volume_…`); 0 for none.
     #[arg(long, env = "DOTGRAFT_VOLUME_METRICS", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(0..=100_000))]
     volume_metrics: u32,
@@ -178,7 +181,11 @@ async fn main() -> Result<()> {
     let ctx = Ctx::new(client.clone(), args.namespace.clone(), identity.clone(), metrics.clone());
     let spare = Some(args.spare_copy_seconds).filter(|s| *s > 0);
     let ctx = ctx.with_volume_metrics(usize::try_from(args.volume_metrics).unwrap_or(usize::MAX));
-    let ctx = Arc::new(ctx.with_certificate_life(Duration::from_secs(args.certificate_lifetime)).with_spare_after(spare));
+    let ctx = Arc::new(
+        ctx.with_certificate_life(Duration::from_secs(args.certificate_lifetime))
+            .with_spare_after(spare)
+            .with_forsaken_after(args.forsaken_after),
+    );
     let crds = Crds::new(client.clone(), args.apply_crds);
     let (tx, rx) = watch::channel(false);
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);

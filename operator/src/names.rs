@@ -31,6 +31,9 @@ pub const OPERATION_ANNOTATION: &str = "dotgraft.dev/operation";
 /// On `NodePool`: UID of the last certificate request that was signed for it.
 pub const LAST_CSR_ANNOTATION: &str = "dotgraft.dev/last-csr";
 
+/// On a Dot that CSI has made: nobody has had it yet, so it goes with the PVC that it was made for ([`crate::claim::forsaken`]).
+pub const AWAITED_ANNOTATION: &str = "dotgraft.dev/csi-awaited";
+
 /// Lower-case hex SHA-256.
 pub fn sha256_hex(data: &[u8]) -> String {
     use std::fmt::Write as _;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use dotgraft_proto::csi::v1 as csi_v1;
 use serde_json::Value;
 use tokio::task::JoinHandle;
 use tonic::Status;
@@ -12,7 +13,8 @@ use tonic::Status;
 use crate::harness::test::STEP;
 use crate::harness::{Case, Test};
 use crate::rig::tokens::SYSTEM;
-use crate::rig::wait::eventually;
+use crate::rig::wait::{eventually, throughout};
+use crate::steps;
 use crate::steps::left::nothing_left;
 use crate::steps::sidecar::{Sidecar, read, write};
 
@@ -25,7 +27,65 @@ pub fn cases() -> Vec<Case> {
             "the operator killed in ControllerPublish, at each step of the move: it moves once, with its data",
             in_publish,
         ),
+        Case::new(
+            "9-csi/forsaken",
+            "what was made for a PVC that is deleted before the provisioner comes back goes; what anybody has had stays",
+            forsaken,
+        ),
     ]
+}
+
+/// A PVC that nobody serves, as there is no provisioner: its UID, as the provisioner names a call.
+async fn pending(t: &Test, name: &str) -> Result<String> {
+    steps::pod::claim(t, name).await?;
+    Ok(format!("pvc-{}", t.kubectl(&["get", "pvc", name, "-o", "jsonpath={.metadata.uid}"]).await?))
+}
+
+/// An operator that waits so many seconds for sidecars that don't come back.
+async fn waits(t: &Test, seconds: Option<&str>) -> Result<()> {
+    t.rig.kill9("operator")?;
+    t.kube().kubectl(&["delete", "lease", "dotgraft-operator", "-n", SYSTEM]).await?;
+    t.rig.restart_with_env("operator", "DOTGRAFT_FORSAKEN_AFTER", seconds).await?;
+    t.rig.ready(STEP).await
+}
+
+async fn forsaken(t: Arc<Test>) -> Result<()> {
+    waits(&t, Some("2")).await?;
+    let csi = Sidecar::new(&t).await?;
+    let mut made = Vec::new();
+    // Of one the PVC goes, one is still wanted, one has been published, and of one there is a PV.
+    for name in ["gone", "wanted", "used", "bound"] {
+        let request = csi_v1::CreateVolumeRequest { name: pending(&t, name).await?, ..csi.request(name, "n1") };
+        made.push((request.name.clone(), csi.volume(&request).await?.volume_id));
+    }
+    csi.publish(&made[2].1, "n1", false).await?;
+    csi.unpublish(&made[2].1, "n1").await?;
+    t.apply(
+        &serde_json::json!({"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": made[3].0}, "spec": {
+            "capacity": {"storage": "256Mi"}, "accessModes": ["ReadWriteOnce"], "persistentVolumeReclaimPolicy": "Retain",
+            "csi": {"driver": "csi.dotgraft.dev", "volumeHandle": made[3].1},
+        }})
+        .to_string(),
+    )
+    .await?;
+    t.kubectl(&["delete", "pvc", "gone", "used", "bound"]).await?;
+    nothing_left(&t, &made[0].1).await?;
+    // Also when its PV goes and leaves the data, as Retain says.
+    t.kubectl(&["delete", "pv", &made[3].0]).await?;
+    throughout("what is wanted, or was had, to stay", Duration::from_secs(4), || async {
+        let mut dots = t.kube().names("Dot", &t.namespace, |d| d["metadata"]["deletionTimestamp"].is_null()).await?;
+        dots.sort();
+        ensure!(dots == ["bound", "used", "wanted"], "{dots:?}");
+        Ok(())
+    })
+    .await?;
+    waits(&t, None).await?;
+    let csi = Sidecar::new(&t).await?;
+    t.kubectl(&["delete", "pvc", "wanted"]).await?;
+    for (_, id) in &made[1..] {
+        csi.delete(id).await?;
+    }
+    Ok(())
 }
 
 /// What is there of a volume by the API: each is the next write behind the call.

@@ -30,6 +30,11 @@ pub fn cases() -> Vec<Case> {
         Case::new("csi-node-lifecycle", "stage, publish, stats, expansion, unpublish, unstage, each of them twice", lifecycle),
         Case::new("csi-node-refusals", "what can't be is refused with CSI's code and a sentence that says what to use", refusals),
         Case::new("csi-read-only", "a read-only handle is pinned to a commit when it is staged, also on a replica", read_only),
+        Case::new(
+            "csi-unstaged",
+            "a pod starts where the staging mount of its volume is gone, and sees the commit that others of the volume see",
+            unstaged,
+        ),
         Case::new("csi-registration", "the kubelet finds the driver's registration, also after somebody removed it", registration),
         Case::new("16-concurrent", "the same call many times at once: each succeeds or is ABORTED, and one mount results", concurrent),
         Case::new("16-killed", "calls repeated after the agent died between any two, with a writer in the volume", killed),
@@ -193,6 +198,45 @@ async fn read_only(t: Arc<Test>) -> Result<()> {
     ensure!(follow.target().join("c3").exists(), "after a restart it shows the newest");
     follow.end(&newest).await?;
     fixed.end(&first).await
+}
+
+/// Unmounts as an administrator does, or as a reboot has.
+fn take_away(path: &Path) -> Result<()> {
+    Ok(rustix::mount::unmount(path, rustix::mount::UnmountFlags::DETACH)?)
+}
+
+async fn unstaged(t: Arc<Test>) -> Result<()> {
+    let fs_id = t.dot("d", "n1").await?;
+    let head = t.mount("n1", &fs_id).await?;
+    std::fs::write(head.join("a"), "first")?;
+    let first = t.commit("c1", "d").await?;
+    let [newest, fixed] = [format!("ro/{fs_id}"), format!("ro/{fs_id}@{first}")];
+    let view = format!("{fixed}/0123456789abcdef");
+    let pods = [("newest", &newest, reader()), ("fixed", &fixed, reader()), ("view", &view, reader()), ("head", &fs_id, writer())];
+    for (name, volume, capability) in pods {
+        let pod = Pod::new(&t, "n1", name)?;
+        pod.stage(volume, capability.clone()).await??;
+        pod.publish(volume, capability.clone(), false).await??;
+        std::fs::write(head.join("a"), name)?;
+        t.commit(&format!("c-{name}"), "d").await?;
+        take_away(&pod.staging())?;
+        // The kubelet's second pod: another directory of the same PV's name.
+        let second = pod.dir.join("second").join(name).join("mount");
+        std::fs::create_dir_all(second.parent().context("no parent")?)?;
+        pod.publish_at(volume, &second, capability.clone(), false).await?.with_context(|| format!("{name}: the second pod"))?;
+        let seen = std::fs::read_to_string(second.join("a"))?;
+        ensure!(seen == if name == "head" { name } else { "first" }, "{name}: the second pod sees {seen:?}");
+        ensure!(mounts_at(&pod.staging())? == 1, "{name}: nothing is staged for the next");
+        pod.unpublish_at(volume, &second).await??;
+        pod.end(volume).await?;
+    }
+    // Where nothing shows what it was, it is the newest, as for any pod that comes first.
+    let pod = Pod::new(&t, "n1", "alone")?;
+    pod.stage(&newest, reader()).await??;
+    take_away(&pod.staging())?;
+    pod.publish(&newest, reader(), true).await??;
+    ensure!(std::fs::read_to_string(pod.target().join("a"))? == "head", "not the newest");
+    pod.end(&newest).await
 }
 
 async fn registration(t: Arc<Test>) -> Result<()> {

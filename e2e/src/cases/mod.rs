@@ -13,10 +13,12 @@ pub mod crds;
 pub mod csi_controller;
 pub mod csi_fsgroup;
 pub mod csi_killed;
+pub mod csi_movers;
 pub mod csi_node;
 pub mod csi_pvc;
 pub mod csi_retained;
 pub mod csi_sanity;
+pub mod csi_view;
 pub mod deletion;
 pub mod drain;
 pub mod drained;
@@ -90,6 +92,7 @@ pub fn all() -> Vec<Case> {
         csi_controller::cases(),
         csi_killed::cases(),
         csi_sanity::cases(),
+        csi_view::cases(),
         kept::cases(),
         kubelet::cases(),
         joins::cases(),
@@ -97,6 +100,7 @@ pub fn all() -> Vec<Case> {
         csi_retained::cases(),
         clocks::cases(),
         clones::cases(),
+        csi_movers::cases(),
         copies::cases(),
         pods::cases(),
         locality::cases(),

@@ -8,7 +8,7 @@ use super::event::{Answer, Ctx, Out, Task};
 use super::tasks::Slot;
 use crate::ids::CommitId;
 use crate::model::{Problem, Reason};
-use crate::words::{MountMode, MountWhat, ReqId};
+use crate::words::{MountMode, MountWhat, OF_COMMIT, ReqId};
 
 /// At most so many mount requests wait at once.
 const WAITING: usize = 64;
@@ -40,7 +40,7 @@ fn fencing() -> Problem {
 impl Mounts {
     /// `target` or `target (commit)`.
     pub(super) fn shown(&self) -> Vec<String> {
-        self.there.iter().map(|(t, w)| if *w == MountWhat::Head { t.clone() } else { format!("{t} (commit)") }).collect()
+        self.there.iter().map(|(t, w)| if *w == MountWhat::Head { t.clone() } else { format!("{t}{OF_COMMIT}") }).collect()
     }
 
     /// Where that commit is mounted: the first few. A pod's own path sorts after the one at which the kubelet stages its volume.

@@ -76,8 +76,8 @@ impl Csi {
             let handle = me.handle(volume.fs())?;
             let what = me.what_to_stage(volume, &handle, place.path()).await?;
             place.make()?;
-            me.mount_here(volume, what, &place, MountMode { read_only: volume.is_read_only(), ..access.mode }, None).await?;
-            me.give_to_group(volume, &place, access, volume.is_read_only() || access.mode.read_only).await
+            // The group comes with each pod, when it is published.
+            me.mount_here(volume, what, &place, MountMode { read_only: volume.is_read_only(), ..access.mode }, None).await
         })
         .await
     }
@@ -105,8 +105,8 @@ impl Csi {
         let me = self.clone();
         finish(async move {
             let _turn = turn;
-            me.handle(volume.fs())?;
-            let (what, staging) = me.staged(volume, staging).await?;
+            let handle = me.handle(volume.fs())?;
+            let (what, staging) = me.staged(volume, &handle, staging, place.path()).await?;
             if access.single_writer {
                 me.only_there(volume, what, [staging.path(), place.path()]).await?;
             }
@@ -191,7 +191,7 @@ impl Csi {
     async fn what_to_stage(&self, volume: VolumeHandle, handle: &FsHandle, path: &Path) -> Result<MountWhat, Refusal> {
         match volume {
             VolumeHandle::Head(_) => Ok(MountWhat::Head),
-            VolumeHandle::Commit(_, commit) => Ok(MountWhat::Commit(commit)),
+            VolumeHandle::Commit(_, commit) | VolumeHandle::View(_, commit, _) => Ok(MountWhat::Commit(commit)),
             VolumeHandle::Newest(fs) => {
                 if let Some(what) = self.mounted(path).await?.and_then(|line| self.what_is(volume, &line)) {
                     return Ok(what);
@@ -204,15 +204,35 @@ impl Csi {
         }
     }
 
-    /// What is staged, and where. The kubelet's directory without a mount is one that a reset has taken away.
-    async fn staged(&self, volume: VolumeHandle, staging: Option<Place>) -> Result<(MountWhat, Place), Refusal> {
+    /// What is staged, and where. The kubelet's directory without a mount is one that a reset, a reboot or a person has taken it away from: the
+    /// kubelet doesn't stage again what it takes to be staged, so a refusal would stand for ever.
+    async fn staged(
+        self: &Arc<Self>,
+        volume: VolumeHandle,
+        handle: &FsHandle,
+        staging: Option<Place>,
+        target: &Path,
+    ) -> Result<(MountWhat, Place), Refusal> {
         let refusal = || Refusal::precondition(format!("volume {volume} is not staged there: NodeStageVolume comes first"));
         let staging = staging.ok_or_else(refusal)?;
         let what = match self.mounted(staging.path()).await? {
             Some(line) => self.what_is(volume, &line),
-            None => (staging.look()? == Found::Directory && matches!(volume, VolumeHandle::Head(_))).then_some(MountWhat::Head),
+            None if staging.look()? != Found::Directory => None,
+            None => match self.published_elsewhere(volume, target).await? {
+                Some(what) => Some(what),
+                None => Some(self.what_to_stage(volume, handle, staging.path()).await?),
+            },
         };
         Ok((what.ok_or_else(refusal)?, staging))
+    }
+
+    /// The commit that other pods of the same PV have on this node: what follows the newest doesn't follow it while one of them runs. The kubelet
+    /// names the directory of a target after the PV.
+    async fn published_elsewhere(self: &Arc<Self>, volume: VolumeHandle, target: &Path) -> Result<Option<MountWhat>, Refusal> {
+        let VolumeHandle::Newest(_) = volume else { return Ok(None) };
+        let table = self.blocking(|_| mounts::own()).await?;
+        let is_alike = |m: &&MountLine| m.mount_point.file_name() == target.file_name() && pv_of(&m.mount_point) == pv_of(target);
+        Ok(table.iter().filter(is_alike).find_map(|m| self.what_is(volume, m)))
     }
 
     /// `staging`: to be unmounted if a reset keeps the mount back.
@@ -357,8 +377,9 @@ impl Csi {
         let (fs, what) = line.what_is(&self.pool_dev)?;
         let fits = match (volume, what) {
             (VolumeHandle::Head(_), MountWhat::Head) | (VolumeHandle::Newest(_), MountWhat::Commit(_)) => true,
-            (VolumeHandle::Commit(_, wanted), MountWhat::Commit(there)) => wanted == there,
-            (VolumeHandle::Head(_), MountWhat::Commit(_)) | (VolumeHandle::Newest(_) | VolumeHandle::Commit(..), MountWhat::Head) => false,
+            (VolumeHandle::Commit(_, wanted) | VolumeHandle::View(_, wanted, _), MountWhat::Commit(there)) => wanted == there,
+            (VolumeHandle::Head(_), MountWhat::Commit(_))
+            | (VolumeHandle::Newest(_) | VolumeHandle::Commit(..) | VolumeHandle::View(..), MountWhat::Head) => false,
         };
         (fits && fs == volume.fs()).then_some(what)
     }
@@ -389,6 +410,11 @@ pub struct Looker {
 
 fn joined<T>(result: Result<T, tokio::task::JoinError>) -> Result<T, Refusal> {
     result.map_err(|e| Refusal::new(Code::Internal, format!("a call died: {e}")))
+}
+
+/// `…/<PV>/mount`.
+fn pv_of(target: &Path) -> Option<&std::ffi::OsStr> {
+    target.parent()?.file_name()
 }
 
 fn no_parent() -> Refusal {

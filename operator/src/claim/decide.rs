@@ -4,6 +4,7 @@
 //! Filesystem; the Filesystem is durably `Deleting` or `Released` before the claim goes.
 
 use dotgraft_api::{ClaimKind, ConditionType, DeletionPolicy, Filesystem, FilesystemPhase, Origin, Reason};
+use dotgraft_engine::words::OF_COMMIT;
 
 use super::ClaimView;
 use super::own::{self, Holding};
@@ -219,9 +220,12 @@ fn tear_down(view: &View) -> Decision {
         DeletionPolicy::Delete | DeletionPolicy::Cascade => FilesystemPhase::Deleting,
     };
     if phase == Some(goal) || phase == Some(FilesystemPhase::Deleting) {
+        // Who reads a commit that is kept doesn't need the head.
+        let holds = |m: &&String| goal != FilesystemPhase::Headless || !m.contains(OF_COMMIT);
+        let mounts: Vec<&str> = view.mounts.iter().filter(holds).map(String::as_str).collect();
         // Pods of the PV that keeps it may be those of another namespace.
-        if !view.mounts.is_empty() && !view.kept {
-            return block(ConditionType::Mounted, format!("mounted by {}", view.mounts.join("; ")));
+        if !mounts.is_empty() && !view.kept {
+            return block(ConditionType::Mounted, format!("mounted by {}", mounts.join("; ")));
         }
         // Only the agents can see the mounts of all namespaces of their nodes; under `Retain` the data stays and so may mounts.
         if phase == Some(FilesystemPhase::Deleting) && !view.unconfirmed.is_empty() {

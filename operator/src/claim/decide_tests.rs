@@ -229,6 +229,20 @@ fn a_bound_pvc_holds_a_deletion_up_and_is_named() {
 }
 
 #[test]
+fn who_reads_a_snapshot_holds_no_dot_that_leaves_it() {
+    let held = |mounts: &[&str], snapshots| {
+        going(|v| {
+            v.mounts = mounts.iter().map(|m| format!("{m} on node n1")).collect();
+            v.snapshots = snapshots;
+            v.fs = Some(filesystem(Some(if snapshots > 0 { FilesystemPhase::Headless } else { FilesystemPhase::Deleting }), None));
+        })
+    };
+    assert_eq!(step_of(&held(&["/x (commit)"], 1)), Step::LetGo);
+    assert_eq!(reason(&held(&["/x (commit)", "/y"], 1)), "Mounted");
+    assert_eq!(reason(&held(&["/x (commit)"], 0)), "Mounted", "nothing is kept for it");
+}
+
+#[test]
 fn what_a_persistent_volume_keeps_outlives_the_claim_and_no_other_namespace_holds_that_up() {
     let kept = |edit: &dyn Fn(&mut View)| {
         going(|v| {

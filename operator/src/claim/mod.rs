@@ -3,6 +3,7 @@
 
 mod copies;
 mod decide;
+pub mod forsaken;
 mod full;
 mod gather;
 pub mod limit;
@@ -68,7 +69,9 @@ async fn reconcile<K: ClaimObject>(object: Arc<K>, branch: Option<Branch>, ctx: 
     copies::keep(&view, ctx).await?;
     let now = dotgraft_api::Time(Timestamp::now());
     let blocked = status::write(object.as_ref(), &view, decision.block, &now, ctx).await?;
-    Ok(Action::requeue(if blocked { BLOCKED } else { RESYNC }))
+    let rest = if blocked { BLOCKED } else { RESYNC };
+    let again = forsaken::look(object.as_ref(), &view, ctx).await?;
+    Ok(Action::requeue(again.map_or(rest, |again| again.min(rest))))
 }
 
 type Advanced<K> = (Arc<K>, View, Decision);

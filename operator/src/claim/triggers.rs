@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use dotgraft_api::{Branch, ClaimKind, Commit, Dot, Filesystem, NodePool, Replica, ReplicationJob};
-use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume};
+use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim};
 use kube::ResourceExt;
 use kube::runtime::reflector::ObjectRef;
 
-use super::ClaimObject;
+use super::{ClaimObject, forsaken};
 use crate::cache::Kind;
 use crate::caches::claim_term;
 use crate::context::Ctx;
@@ -70,6 +70,7 @@ pub fn of_dots(ctx: &Arc<Ctx>) -> Triggers<Dot> {
         on(&c.pools, ctx, |p: &NodePool, ctx| claims_on_pool(&p.spec.node, &ctx.caches.dots.all())),
         on(&c.nodes, ctx, |_: &Node, ctx| short_of_copies(&ctx.caches.dots.all(), ctx)),
         on(&c.volumes, ctx, of_volume),
+        on(&c.claims, ctx, |p: &PersistentVolumeClaim, ctx| forsaken::of_claim(p, ctx)),
         on(&c.namespaces, ctx, |n: &Namespace, ctx| of_namespace(n, &ctx.caches.dots.all())),
     ]
 }

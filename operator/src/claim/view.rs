@@ -10,7 +10,7 @@ use kube::{Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 
 use crate::context::Ctx;
-use crate::names::{ALLOCATED_ANNOTATION, CLAIM_FINALIZER};
+use crate::names::{ALLOCATED_ANNOTATION, AWAITED_ANNOTATION, CLAIM_FINALIZER};
 use crate::write::has_finalizer;
 
 /// The two kinds that claim a Filesystem.
@@ -70,6 +70,8 @@ pub struct ClaimView {
     pub initial_node: Option<String>,
     /// The name in the CSI call that made it.
     pub csi_name: Option<String>,
+    /// CSI made it, and nobody has had it yet ([`super::forsaken`]).
+    pub awaited: bool,
 }
 
 struct Common<'a> {
@@ -107,6 +109,7 @@ fn view<K: Resource>(object: &K, c: &Common<'_>) -> ClaimView {
         initial_node: object.annotations().get(ANNOTATION_INITIAL_NODE).cloned(),
         // The CSI specification bounds it; longer, a person wrote it.
         csi_name: object.annotations().get(ANNOTATION_CSI_NAME).filter(|n| n.len() <= 128).cloned(),
+        awaited: object.annotations().contains_key(AWAITED_ANNOTATION),
         uid,
     }
 }

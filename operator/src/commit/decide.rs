@@ -40,6 +40,8 @@ pub struct View {
     pub pools: Vec<PoolView>,
     /// The `DotOperation` that it was made for, if that is gone.
     pub withdrawn: Option<String>,
+    /// Who has a view of it: it stays for them.
+    pub readers: Vec<String>,
 }
 
 /// What to do.
@@ -67,6 +69,10 @@ pub fn decide(view: &View) -> Step {
 /// claim (`Retain` keeps commits too), or has never had data.
 fn is_gone(view: &View) -> bool {
     let Some(fs) = &view.fs else { return true };
+    let phase = fs.status.as_ref().map(|s| s.phase);
+    if !view.readers.is_empty() && !matches!(phase, Some(FilesystemPhase::Deleting | FilesystemPhase::Released)) {
+        return false;
+    }
     // Without a head, snapshots still go one by one.
     if view.claim.is_none() && fs.status.as_ref().is_none_or(|s| s.phase != FilesystemPhase::Headless) {
         return true;
@@ -178,6 +184,9 @@ fn verdicts(view: &View, made: bool, safety: Safety) -> Vec<Wanted> {
         let a = answer(r, &view.commit).filter(|a| a.state == CommitState::Pinned)?;
         Some(format!("on node {}: {}", r.spec.node, a.message.clone().unwrap_or_default()))
     });
+    let going = view.commit.metadata.deletion_timestamp.is_some();
+    let read = (going && !view.readers.is_empty()).then(|| format!("{} has a view of it", view.readers.join(", ")));
+    let pinned = read.or(pinned);
     let ready = match readiness(view, made.then_some(safety), pinned.as_deref()) {
         Ok(()) => wanted(ConditionType::Ready, true, Word::Committed, "durable on its owner"),
         Err(b) => wanted(ConditionType::Ready, false, b.reason, b.message),
@@ -271,6 +280,7 @@ mod tests {
             replicas,
             pools: vec![pool("n1", 1), pool("n2", 1)],
             withdrawn: None,
+            readers: vec![],
         }
     }
     fn now() -> Time {
@@ -350,6 +360,23 @@ mod tests {
         assert_eq!(ready(&v).1, "Pinned");
         let s = status(&v, &now());
         assert!(dotgraft_api::condition(&s.conditions, "Pinned").unwrap().message.contains("Branch x"));
+    }
+
+    #[test]
+    fn who_has_a_view_of_it_holds_it_also_after_its_dot_and_is_named() {
+        let mut v = view(deleted(recorded(commit("c", 1))), vec![copy("n1", Some(CommitState::Removed))]);
+        v.readers = vec!["PVC data".into()];
+        assert_eq!((decide(&v), ready(&v).1.as_str()), (Step::Show, "Pinned"));
+        v.claim = None;
+        v.fs = Some(Arc::new(filesystem(Some(FilesystemPhase::Headless), None)));
+        assert_eq!(decide(&v), Step::Show);
+        let s = status(&v, &now());
+        assert_eq!(dotgraft_api::condition(&s.conditions, "Pinned").unwrap().message, "PVC data has a view of it");
+        v.fs = Some(Arc::new(filesystem(Some(FilesystemPhase::Deleting), None)));
+        assert_eq!(decide(&v), Step::LetGo, "its data goes as a whole");
+        let mut there = view(recorded(commit("c", 1)), vec![copy("n1", Some(CommitState::Done))]);
+        there.readers = vec!["PVC data".into()];
+        assert_ne!(ready(&there).1, "Pinned", "nobody deletes it");
     }
 
     #[test]

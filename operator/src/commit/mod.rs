@@ -28,6 +28,7 @@ use crate::conditions;
 use crate::content;
 use crate::context::Ctx;
 use crate::error::Error;
+use crate::handle;
 use crate::live;
 use crate::names::{COMMIT_FINALIZER, FS_LABEL, OPERATION_ANNOTATION, SNAPSHOT_COPIES_ANNOTATION, TRANSIENT_LABEL};
 use crate::pools;
@@ -53,7 +54,8 @@ fn gather(commit: &Arc<Commit>, ctx: &Ctx) -> View {
     }
     let replicas = fs.as_ref().map(|f| ctx.caches.replicas.with(&f.name_any())).unwrap_or_default();
     let withdrawn = commit.annotations().get(OPERATION_ANNOTATION).filter(|o| ctx.caches.operations.get_in(&namespace, o).is_none());
-    View { commit: commit.clone(), claim, fs, replicas, pools: pools::all(&ctx.caches), withdrawn: withdrawn.cloned() }
+    let readers = handle::readers(commit, ctx);
+    View { commit: commit.clone(), claim, fs, replicas, pools: pools::all(&ctx.caches), withdrawn: withdrawn.cloned(), readers }
 }
 
 /// The Filesystem that it was made in, once it is made.
@@ -91,9 +93,10 @@ fn outlives(commit: &Commit, fs_id: &str) -> bool {
     is_csi(commit) && kept && recorded_in(commit) == Some(fs_id)
 }
 
-/// The same of one that is being deleted, or that a user made: if a `VolumeSnapshotContent` keeps it.
+/// The same of one that is being deleted, or that a user made: if a `VolumeSnapshotContent` keeps it, or somebody has a view of it.
 fn is_kept(commit: &Commit, fs_id: &str, ctx: &Ctx) -> bool {
-    outlives(commit, fs_id) || (recorded_in(commit) == Some(fs_id) && content::may_keep(commit, ctx))
+    let held = || content::may_keep(commit, ctx) || !handle::readers(commit, ctx).is_empty();
+    outlives(commit, fs_id) || (recorded_in(commit) == Some(fs_id) && held())
 }
 
 /// Commits that say they were made in a Filesystem, as the watches saw: those of its namespace, as others only say so.
@@ -119,8 +122,10 @@ pub async fn live_snapshots(fs: &Filesystem, ctx: &Ctx) -> Result<usize, Error> 
     let mut count = 0;
     for namespace in own::live_namespaces(fs, ctx).await? {
         for commit in Api::<Commit>::namespaced(ctx.client.clone(), namespace).list(&labelled).await?.items {
-            let kept = outlives(&commit, &id) || (recorded_in(&commit) == Some(id.as_str()) && content::keeps(&commit, ctx).await?);
-            count += usize::from(kept);
+            // A view is known by the watches alone: what a pod has mounted of it the agents see besides.
+            let recorded = recorded_in(&commit) == Some(id.as_str());
+            let held = recorded && (!handle::readers(&commit, ctx).is_empty() || content::keeps(&commit, ctx).await?);
+            count += usize::from(outlives(&commit, &id) || held);
         }
     }
     Ok(count)
@@ -238,7 +243,15 @@ mod tests {
     use dotgraft_api::Word;
 
     fn view(commit: Commit) -> View {
-        View { commit: Arc::new(commit), claim: Some(testing::claim()), fs: None, replicas: vec![], pools: vec![], withdrawn: None }
+        View {
+            commit: Arc::new(commit),
+            claim: Some(testing::claim()),
+            fs: None,
+            replicas: vec![],
+            pools: vec![],
+            withdrawn: None,
+            readers: vec![],
+        }
     }
     fn snapshot(recorded: bool) -> Commit {
         let mut c = testing::commit("s", 1);

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use dotgraft_api::{Branch, ClaimKind, Commit, Dot, Filesystem, NodePool, Replica};
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::core::v1::{Node, PersistentVolume};
 use kube::ResourceExt;
 use kube::runtime::reflector::ObjectRef;
 
@@ -14,6 +14,7 @@ use crate::claim::{ClaimObject, ClaimView, own};
 use crate::content::VolumeSnapshotContent;
 use crate::context::Ctx;
 use crate::filesystem::kept;
+use crate::handle;
 use crate::pools;
 use crate::triggers::{Triggers, on, refs};
 
@@ -21,6 +22,13 @@ use crate::triggers::{Triggers, on, refs};
 fn restless(kind: ClaimKind, namespace: &str, name: &str, ctx: &Ctx) -> Vec<ObjectRef<Commit>> {
     let mut list = ctx.caches.commits.with(&claim_term(kind.as_str(), namespace, name));
     list.retain(|c| c.metadata.deletion_timestamp.is_some() || !super::is_recorded(c));
+    refs(&list)
+}
+
+/// Commits of a Filesystem that are being deleted: a content or a view may have kept them.
+fn going(fs_id: &str, ctx: &Ctx) -> Vec<ObjectRef<Commit>> {
+    let mut list = ctx.caches.commits.with(&fs_term(fs_id));
+    list.retain(|c| c.metadata.deletion_timestamp.is_some());
     refs(&list)
 }
 
@@ -58,10 +66,10 @@ pub fn of_commits(ctx: &Arc<Ctx>) -> Triggers<Commit> {
             all.extend(outdated(&r.spec.fs_id, ctx));
             all
         }),
-        on(&c.contents, ctx, |v: &VolumeSnapshotContent, ctx| {
-            let mut list = v.filesystem().map(|id| ctx.caches.commits.with(&fs_term(id))).unwrap_or_default();
-            list.retain(|c| c.metadata.deletion_timestamp.is_some());
-            refs(&list)
+        on(&c.contents, ctx, |v: &VolumeSnapshotContent, ctx| v.filesystem().map(|id| going(id, ctx)).unwrap_or_default()),
+        on(&c.volumes, ctx, |v: &PersistentVolume, ctx| {
+            let of = handle::filesystem_of(v).filter(|_| handle::is_view(v));
+            of.map(|id| going(&id, ctx)).unwrap_or_default()
         }),
         on(&c.pools, ctx, |p: &NodePool, ctx| outdated_on(&p.spec.node, ctx)),
         on(&c.nodes, ctx, |n: &Node, ctx| outdated_on(&n.name_any(), ctx)),

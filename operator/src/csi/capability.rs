@@ -52,23 +52,30 @@ pub fn check(capability: &wire::VolumeCapability) -> Result<Use, CsiError> {
     }
 }
 
-/// What all of them mean together, for a new volume: its head is written from one node.
+/// What a new volume is to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum New {
+    /// One whose head is written from one node.
+    Volume,
+    /// A view of a commit, read from any number of nodes.
+    View,
+}
+
+/// What all of them mean together, for a new volume: its head is written from one node, or it is only read.
 ///
 /// # Errors
 ///
-/// As [`check`]; a new volume that would only be read.
-pub fn check_new(capabilities: &[wire::VolumeCapability]) -> Result<(), CsiError> {
+/// As [`check`]; one that would be both.
+pub fn check_new(capabilities: &[wire::VolumeCapability]) -> Result<New, CsiError> {
     if capabilities.is_empty() || capabilities.len() > MOST {
         return Err(CsiError::Invalid(format!("from 1 to {MOST} volume capabilities are needed")));
     }
-    for capability in capabilities {
-        if check(capability)? == Use::ReadMany {
-            return Err(CsiError::Invalid(
-                "ReadOnlyMany can't be provisioned: make a PersistentVolume with volumeHandle `ro/<fsId>` or `ro/<fsId>@<commitId>`".into(),
-            ));
-        }
+    let uses = capabilities.iter().map(check).collect::<Result<Vec<_>, _>>()?;
+    match uses.iter().filter(|u| **u == Use::ReadMany).count() {
+        0 => Ok(New::Volume),
+        n if n == uses.len() => Ok(New::View),
+        _ => Err(CsiError::Invalid("a volume is written from one node, or read from many: ReadOnlyMany goes alone".into())),
     }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -90,7 +97,9 @@ pub(super) mod tests {
         assert_eq!(check(&mount(Mode::SingleNodeMultiWriter)).unwrap(), Use::Write);
         assert_eq!(check(&mount(Mode::MultiNodeReaderOnly)).unwrap(), Use::ReadMany);
         assert!(check_new(&[mount(Mode::SingleNodeWriter)]).is_ok());
-        assert!(check_new(&[mount(Mode::MultiNodeReaderOnly)]).is_err());
+        assert_eq!(check_new(&[mount(Mode::SingleNodeWriter)]).unwrap(), New::Volume);
+        assert_eq!(check_new(&[mount(Mode::MultiNodeReaderOnly)]).unwrap(), New::View);
+        assert!(check_new(&[mount(Mode::MultiNodeReaderOnly), mount(Mode::SingleNodeWriter)]).is_err(), "one or the other");
         assert!(check_new(&[]).is_err());
     }
 

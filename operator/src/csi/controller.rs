@@ -84,7 +84,7 @@ async fn validate(r: &wire::ValidateVolumeCapabilitiesRequest, ctx: &Ctx) -> Res
         return Err(CsiError::Invalid("volume_capabilities are missing".into()));
     }
     let handle = ids::volume(&r.volume_id)?;
-    find::volume(&handle, ctx).await?;
+    find::published(&handle, ctx).await?;
     let parameters = params::Parameters::read(&r.parameters, &r.mutable_parameters).map(|_| ());
     let uses = r.volume_capabilities.iter().try_for_each(|c| match capability::check(c)? {
         capability::Use::ReadMany if !handle.is_read_only() => {

@@ -11,27 +11,29 @@ use kube::api::{ListParams, ObjectMeta, PostParams};
 use kube::{Api, ResourceExt};
 use wire::volume_content_source::Type as Source;
 
+use super::capability::{self, New};
 use super::error::CsiError;
 use super::find::{self, PATIENCE, amount, csi_name, until};
 use super::ids::{SnapshotId, VolumeHandle, required};
 use super::params::{Parameters, SIZE_DEFAULT, Sizes};
-use super::{capability, snapshot, topology};
+use super::{snapshot, topology, view};
 use crate::claim::{ClaimObject, own};
 use crate::context::Ctx;
 use crate::names;
-use crate::pools;
+use crate::pools::{self, PoolView};
 
 /// On Dots that CSI made: what must be the same in every call of that name ([`Parameters::fixed`]).
 const ANNOTATION_PARAMETERS: &str = "dotgraft.dev/csi-parameters";
 
 /// A call, validated.
-struct Wanted<'a> {
-    name: &'a str,
-    params: Parameters,
-    sizes: Sizes,
-    topology: Option<&'a wire::TopologyRequirement>,
-    source: Option<Source>,
+pub(super) struct Wanted<'a> {
+    pub name: &'a str,
+    pub params: Parameters,
+    pub sizes: Sizes,
+    pub topology: Option<&'a wire::TopologyRequirement>,
+    pub source: Option<Source>,
     namespace: String,
+    new: New,
     /// Names for the Dot: the one for people, and one that nobody else has.
     names: (Option<String>, String),
 }
@@ -39,7 +41,7 @@ struct Wanted<'a> {
 impl<'a> Wanted<'a> {
     fn read(request: &'a wire::CreateVolumeRequest, ctx: &Ctx) -> Result<Self, CsiError> {
         let name = required("name", &request.name)?;
-        capability::check_new(&request.volume_capabilities)?;
+        let new = capability::check_new(&request.volume_capabilities)?;
         let params = Parameters::read(&request.parameters, &request.mutable_parameters)?;
         let sizes = Sizes::read(request.capacity_range.as_ref())?;
         let source = match &request.volume_content_source {
@@ -51,7 +53,7 @@ impl<'a> Wanted<'a> {
             Some((namespace, pvc)) => (namespace.clone(), (Some(pvc.clone()), names::dot_of_call(pvc, name))),
             None => (params.namespace.clone().unwrap_or_else(|| ctx.namespace.clone()), (None, names::dot_of_call("csi", name))),
         };
-        Ok(Self { name, params, sizes, topology: request.accessibility_requirements.as_ref(), source, namespace, names })
+        Ok(Self { name, params, sizes, topology: request.accessibility_requirements.as_ref(), source, namespace, new, names })
     }
 
     fn source_id(&self) -> Option<&str> {
@@ -87,6 +89,10 @@ impl<'a> Wanted<'a> {
 /// `NOT_FOUND` without its source, `ABORTED` while it is made.
 pub async fn create(request: &wire::CreateVolumeRequest, ctx: &Ctx) -> Result<wire::Volume, CsiError> {
     let wanted = Wanted::read(request, ctx)?;
+    if wanted.new == New::View {
+        let view = view::create(&wanted, ctx).await?;
+        return Ok(wire::Volume { content_source: request.volume_content_source.clone(), ..view });
+    }
     let dot = match existing(&wanted, ctx).await? {
         Found::Ours(dot) => *dot,
         Found::Free(name) => make(&wanted, name, ctx).await?,
@@ -139,12 +145,31 @@ async fn has_data(namespace: &str, name: &str, ctx: &Ctx) -> Result<bool, CsiErr
 }
 
 /// What a new volume starts from.
-struct Start {
-    origin: Origin,
+pub(super) struct Start {
+    pub origin: Origin,
     /// Size of what it is a copy of.
-    size: u64,
+    pub size: u64,
     /// Where that is.
-    node: Option<String>,
+    pub node: Option<String>,
+}
+
+impl Start {
+    /// The pool of what it is a copy of, where that is known and allowed.
+    ///
+    /// # Errors
+    ///
+    /// `RESOURCE_EXHAUSTED` if no pool of its group is asked for.
+    pub(super) fn pool<'p>(&self, wanted: &Wanted<'_>, pools: &'p [PoolView]) -> Result<Option<&'p PoolView>, CsiError> {
+        let allowed = topology::allowed(pools, wanted.params.pool_group.as_deref(), wanted.topology)?;
+        let source = pools.iter().find(|p| Some(&p.node) == self.node.as_ref());
+        match source.filter(|s| !allowed.iter().any(|p| p.group == s.group)) {
+            Some(source) => {
+                let text = format!("the source is in pool group `{}`, outside of what is asked for", source.group);
+                Err(CsiError::Exhausted(text))
+            }
+            None => Ok(source),
+        }
+    }
 }
 
 async fn make(wanted: &Wanted<'_>, name: String, ctx: &Ctx) -> Result<Dot, CsiError> {
@@ -158,12 +183,7 @@ async fn make(wanted: &Wanted<'_>, name: String, ctx: &Ctx) -> Result<Dot, CsiEr
     let node = match &start {
         // A clone begins where its source is, and follows its pod from there.
         Some(s) => {
-            let allowed = topology::allowed(&pools, group, wanted.topology)?;
-            let source = pools.iter().find(|p| Some(&p.node) == s.node.as_ref());
-            if let Some(source) = source.filter(|s| !allowed.iter().any(|p| p.group == s.group)) {
-                let text = format!("the source is in pool group `{}`, outside of what is asked for", source.group);
-                return Err(CsiError::Exhausted(text));
-            }
+            let source = s.pool(wanted, &pools)?;
             if source.is_some() {
                 topology::check_size(source.into_iter(), capacity)?;
             }
@@ -191,6 +211,7 @@ fn new_dot(wanted: &Wanted<'_>, name: String, capacity: u64, node: Option<String
     let mut annotations = BTreeMap::from([
         (ANNOTATION_CSI_NAME.to_owned(), wanted.name.to_owned()),
         (ANNOTATION_PARAMETERS.to_owned(), wanted.params.fixed(wanted.source_id())),
+        (names::AWAITED_ANNOTATION.to_owned(), "true".to_owned()),
     ]);
     if let Some(node) = node {
         annotations.insert(ANNOTATION_INITIAL_NODE.to_owned(), node);
@@ -226,7 +247,12 @@ pub fn of_class(class: Option<&StorageClass>) -> DotSpec {
     read.map(|p| spec_of(&p)).unwrap_or_default()
 }
 
-async fn start(wanted: &Wanted<'_>, ctx: &Ctx) -> Result<Option<Start>, CsiError> {
+/// What it starts from, if anything, and if that is there for its namespace.
+///
+/// # Errors
+///
+/// `NOT_FOUND` if it isn't, `ABORTED` while the commit to clone from is made.
+pub(super) async fn start(wanted: &Wanted<'_>, ctx: &Ctx) -> Result<Option<Start>, CsiError> {
     let owner = |f: &Filesystem| f.status.as_ref().and_then(|s| s.authority.as_ref()).map(|a| a.owner.node.clone());
     match &wanted.source {
         None => Ok(None),

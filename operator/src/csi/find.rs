@@ -1,10 +1,11 @@
 //! The objects behind a handle, read from the API server; and bounded waiting on what the watches see.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use dotgraft_api::common::ANNOTATION_CSI_NAME;
 use dotgraft_api::{
-    Branch, ClaimKind, CommitState, ConditionType, CopyRole, Dot, Filesystem, FilesystemPhase, ReplicaCommitStatus, ReplicaStatus,
+    Branch, ClaimKind, CommitState, ConditionType, CopyRole, Dot, Filesystem, FilesystemPhase, Replica, ReplicaCommitStatus, ReplicaStatus,
     condition, says,
 };
 use kube::{Api, Resource, ResourceExt};
@@ -77,6 +78,49 @@ pub async fn volume(handle: &VolumeHandle, ctx: &Ctx) -> Result<Volume, CsiError
     };
     let (claim, trouble) = found.filter(|(claim, _)| is_usable(&fs, claim)).ok_or_else(|| no_volume(&id))?;
     Ok(Volume { fs, claim, trouble })
+}
+
+/// What is behind a handle that is published: the Filesystem, and its claim where that holds a head.
+#[derive(Debug, Clone)]
+pub struct Published {
+    /// The Filesystem.
+    pub fs: Filesystem,
+    /// Its claim. A view does without: it needs the commit alone, which may outlive the claim (ADR 37).
+    pub claim: Option<ClaimView>,
+    /// `Ready` of the claim is false: why.
+    pub trouble: Option<String>,
+}
+
+/// What is behind a handle. Of a view it is there as long as its Filesystem is.
+///
+/// # Errors
+///
+/// As [`volume`].
+pub async fn published(handle: &VolumeHandle, ctx: &Ctx) -> Result<Published, CsiError> {
+    match volume(handle, ctx).await {
+        Ok(Volume { fs, claim, trouble }) => Ok(Published { fs, claim: Some(claim), trouble }),
+        Err(CsiError::NotFound(_)) if handle.view().is_some() => {
+            let id = handle.fs().to_string();
+            let kept = |f: &Filesystem| matches!(f.status.as_ref().map(|s| s.phase), Some(phase) if phase != FilesystemPhase::Deleting);
+            let fs = filesystem(&id, ctx).await?.filter(kept).ok_or_else(|| no_volume(&id))?;
+            Ok(Published { fs, claim: None, trouble: None })
+        }
+        Err(e) => Err(e),
+    }
+}
+
+/// Whether a claim holds the Filesystem's head, as the watches saw.
+pub fn is_claimed(fs: &Filesystem, ctx: &Ctx) -> bool {
+    own::holder(fs, ctx).is_some_and(|claim| is_usable(fs, &claim))
+}
+
+/// Nodes whose copies say that they have a commit.
+pub fn holders(fs_id: &str, commit: &str, ctx: &Ctx) -> Vec<String> {
+    let there = |r: &Arc<Replica>| r.status.as_ref().is_some_and(|s| s.head.is_some() && holds(s, commit));
+    let replicas = ctx.caches.replicas.with(fs_id);
+    let mut nodes: Vec<String> = replicas.iter().filter(|r| there(r)).map(|r| r.spec.node.clone()).collect();
+    nodes.sort();
+    nodes
 }
 
 /// Whether the Filesystem has a head that its claim holds.

@@ -10,7 +10,7 @@ use dotgraft_proto::csi::v1 as wire;
 use kube::ResourceExt;
 
 use super::error::CsiError;
-use super::find::{self, Volume, is_usable};
+use super::find::{self, Published, is_usable};
 use super::ids::{self, SnapshotId, VolumeHandle};
 use super::{snapshot, topology};
 use crate::caches::fs_term;
@@ -32,7 +32,7 @@ fn page<T>(max_entries: i32, token: &str, parse: impl Fn(&str) -> Option<T>) -> 
     Ok((most, Some(after)))
 }
 
-/// `ListVolumes`: every Filesystem with a head that a Dot or Branch holds, by each handle it is known by.
+/// `ListVolumes`: every Filesystem with a head that a Dot or Branch holds, by each handle it is known by; of any other the views that there are.
 ///
 /// # Errors
 ///
@@ -42,17 +42,17 @@ pub fn volumes(request: &wire::ListVolumesRequest, ctx: &Ctx) -> Result<wire::Li
     let mut list = Vec::new();
     for fs in ctx.caches.filesystems.all() {
         let Ok(id) = fs.name_any().parse::<FsId>() else { continue };
-        if let Some(claim) = own::holder(&fs, ctx).filter(|claim| is_usable(&fs, claim)) {
-            list.extend(handles(id, ctx).into_iter().map(|handle| (handle, (handle, fs.clone(), claim.clone()))));
-        }
+        let claim = own::holder(&fs, ctx).filter(|claim| is_usable(&fs, claim));
+        let handles = handles(id, ctx).into_iter().filter(|handle| claim.is_some() || handle.view().is_some());
+        list.extend(handles.map(|handle| (handle, (handle, fs.clone(), claim.clone()))));
     }
     list.sort_by_key(|(handle, _)| *handle);
     let (entries, next_token) = cut_page(list, most, after.as_ref());
     let entries = entries.into_iter().map(|(handle, fs, claim)| {
-        let volume = on_wire(&handle, &fs, &claim, ctx);
+        let volume = on_wire(&handle, &fs, claim.as_ref(), ctx);
         let status = wire::list_volumes_response::VolumeStatus {
             published_node_ids: nodes(&fs),
-            volume_condition: Some(condition(cached_trouble(&claim, ctx))),
+            volume_condition: Some(condition(claim.as_ref().and_then(|claim| cached_trouble(claim, ctx)))),
         };
         wire::list_volumes_response::Entry { volume: Some(volume), status: Some(status) }
     });
@@ -96,10 +96,11 @@ fn condition(trouble: Option<String>) -> wire::VolumeCondition {
     wire::VolumeCondition { abnormal: trouble.is_some(), message: trouble.unwrap_or_else(|| "Ready".into()) }
 }
 
-fn on_wire(handle: &VolumeHandle, fs: &Filesystem, claim: &ClaimView, ctx: &Ctx) -> wire::Volume {
+/// Without a claim nobody says how large it is, and nobody needs to know: 0, as the specification has it.
+fn on_wire(handle: &VolumeHandle, fs: &Filesystem, claim: Option<&ClaimView>, ctx: &Ctx) -> wire::Volume {
     let owner = fs.status.as_ref().and_then(|s| s.authority.as_ref()).and_then(|a| ctx.caches.pools.get(&a.owner.node));
     wire::Volume {
-        capacity_bytes: i64::try_from(claim.capacity.clone().unwrap_or_default()).unwrap_or(i64::MAX),
+        capacity_bytes: i64::try_from(claim.and_then(|c| c.capacity.clone().ok()).unwrap_or_default()).unwrap_or(i64::MAX),
         volume_id: handle.to_string(),
         accessible_topology: owner.iter().map(|p| topology::of_group(&p.spec.pool_group)).collect(),
         ..wire::Volume::default()
@@ -113,8 +114,8 @@ fn on_wire(handle: &VolumeHandle, fs: &Filesystem, claim: &ClaimView, ctx: &Ctx)
 /// `NOT_FOUND` if there is none.
 pub async fn volume(volume_id: &str, ctx: &Ctx) -> Result<wire::ControllerGetVolumeResponse, CsiError> {
     let handle = ids::volume(volume_id)?;
-    let Volume { fs, claim, trouble } = find::volume(&handle, ctx).await?;
-    let on_wire = on_wire(&handle, &fs, &claim, ctx);
+    let Published { fs, claim, trouble } = find::published(&handle, ctx).await?;
+    let on_wire = on_wire(&handle, &fs, claim.as_ref(), ctx);
     let status =
         wire::controller_get_volume_response::VolumeStatus { published_node_ids: nodes(&fs), volume_condition: Some(condition(trouble)) };
     Ok(wire::ControllerGetVolumeResponse { volume: Some(on_wire), status: Some(status) })

@@ -23,6 +23,7 @@ mod scenario_tests;
 pub mod sidecars;
 mod snapshot;
 mod topology;
+mod view;
 
 use std::convert::Infallible;
 use std::io;
@@ -83,12 +84,13 @@ pub async fn create_volume(request: &wire::CreateVolumeRequest, ctx: &Ctx) -> Re
     create::create(request, ctx).await.map_err(Into::into)
 }
 
-/// The parts of a request that are the same for every volume from a snapshot, written from one node.
-pub fn restore_request(snapshot_id: String) -> wire::CreateVolumeRequest {
+/// The parts of a request that are the same for every volume from a snapshot: written from one node, or read from many.
+pub fn restore_request(snapshot_id: String, read_only: bool) -> wire::CreateVolumeRequest {
     use wire::volume_capability::access_mode::Mode;
     use wire::volume_capability::{AccessMode, AccessType, MountVolume};
     use wire::volume_content_source::{SnapshotSource, Type};
-    let access_mode = Some(AccessMode { mode: Mode::SingleNodeWriter.into() });
+    let mode = if read_only { Mode::MultiNodeReaderOnly } else { Mode::SingleNodeWriter };
+    let access_mode = Some(AccessMode { mode: mode.into() });
     let access_type = Some(AccessType::Mount(MountVolume::default()));
     wire::CreateVolumeRequest {
         volume_capabilities: vec![wire::VolumeCapability { access_mode, access_type }],

@@ -94,7 +94,12 @@ fn grown(now: u64, sizes: Sizes) -> Result<Option<u64>, CsiError> {
 pub async fn modify(volume_id: &str, mutable: &HashMap<String, String>, ctx: &Ctx) -> Result<(), CsiError> {
     ids::required("volume_id", volume_id)?;
     let mutable = Mutable::read(mutable);
-    let volume = find::volume(&ids::volume(volume_id)?, ctx).await?;
+    let handle = ids::volume(volume_id)?;
+    if handle.is_read_only() {
+        // Its reader may be of another namespace: what the volume takes is its owner's.
+        return Err(CsiError::Invalid("a read-only volume is a commit of another one: change that".into()));
+    }
+    let volume = find::volume(&handle, ctx).await?;
     let change = change(&volume.claim, &mutable?);
     if change != json!({}) {
         patch(&volume.claim, json!({ "spec": change }), ctx).await?;

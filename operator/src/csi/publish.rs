@@ -12,6 +12,7 @@ use super::capability::{self, Use};
 use super::error::CsiError;
 use super::find::{self, TRIES, until};
 use super::ids::{self, VolumeHandle, required};
+use crate::claim::forsaken;
 use crate::context::Ctx;
 use crate::error::{Error, Kind};
 use crate::filesystem::moving;
@@ -92,14 +93,17 @@ pub async fn publish(request: &wire::ControllerPublishVolumeRequest, limit: usiz
     let usage = capability::check(capability)?;
     let handle = ids::volume(&request.volume_id)?;
     let way = way(&handle, usage, request.readonly)?;
-    let mut volume = find::volume(&handle, ctx).await?;
+    let mut volume = find::published(&handle, ctx).await?;
     let pool = Api::<NodePool>::all(ctx.client.clone()).get_opt(node).await?;
     let pool = pool.ok_or_else(|| CsiError::NotFound(format!("there is no node `{node}` with a pool")))?;
     check_group(&volume.fs, &pool, ctx)?;
     match way {
-        Way::Copy if !has_copy(&handle, node, ctx) => check_placement(&volume, node, ctx)?,
+        Way::Copy if !has_copy(&handle, node, ctx) => check_placement(&handle, &volume, node, ctx)?,
         Way::Read if !is_for(&volume, node) => return Err(elsewhere(handle, node)),
         _ => {}
+    }
+    if let Some(claim) = &volume.claim {
+        forsaken::is_published(claim, ctx).await?;
     }
     for _ in 0..TRIES {
         let Some(next) = with(&volume.fs.spec.published_to, node, way)? else {
@@ -110,7 +114,7 @@ pub async fn publish(request: &wire::ControllerPublishVolumeRequest, limit: usiz
         }
         match write_list(&volume.fs, &next, ctx).await {
             Ok(()) => return arrived(&handle, node, way, ctx).await,
-            Err(e) if e.kind() == Kind::Conflict => volume = find::volume(&handle, ctx).await?,
+            Err(e) if e.kind() == Kind::Conflict => volume = find::published(&handle, ctx).await?,
             Err(e) => return Err(e.into()),
         }
     }
@@ -144,9 +148,9 @@ fn check_group(fs: &Filesystem, pool: &NodePool, ctx: &Ctx) -> Result<(), CsiErr
 }
 
 /// The node owns the volume, or is to own it.
-fn is_for(volume: &find::Volume, node: &str) -> bool {
+fn is_for(volume: &find::Published, node: &str) -> bool {
     let owner = volume.fs.status.as_ref().and_then(|s| s.authority.as_ref()).map(|a| a.owner.node.as_str());
-    owner == Some(node) || moving::wanted_node(&volume.fs, Some(&volume.claim)) == Some(node)
+    owner == Some(node) || moving::wanted_node(&volume.fs, volume.claim.as_ref()) == Some(node)
 }
 
 fn elsewhere(handle: VolumeHandle, node: &str) -> CsiError {
@@ -156,11 +160,20 @@ fn elsewhere(handle: VolumeHandle, node: &str) -> CsiError {
     ))
 }
 
-/// A copy for pods that read is made only where placement allows one.
-fn check_placement(volume: &find::Volume, node: &str, ctx: &Ctx) -> Result<(), CsiError> {
+/// A copy for pods that read is made only where placement allows one, and while there is a volume that keeps it.
+fn check_placement(handle: &VolumeHandle, volume: &find::Published, node: &str, ctx: &Ctx) -> Result<(), CsiError> {
+    let Some(claim) = &volume.claim else {
+        let commit = handle.commit().map(|c| c.to_string()).unwrap_or_default();
+        let nodes = find::holders(&handle.fs().to_string(), &commit, ctx);
+        let where_it_is = if nodes.is_empty() { "no node that answers".to_owned() } else { nodes.join(", ") };
+        let text = format!(
+            "the volume of the snapshot is gone, so no copy is made on node `{node}`: {where_it_is} has the snapshot, pods read it there"
+        );
+        return Err(CsiError::InUse(text));
+    };
     let (pools, owner) = (pools::all(&ctx.caches), volume.fs.status.as_ref().and_then(|s| s.authority.as_ref()).map(|a| &a.owner.node));
     let Some((pool, owner)) = pools.iter().find(|p| p.node == node).zip(owner) else { return Ok(()) };
-    pools::may_hold(&pools, pool, owner, &volume.claim.placement)
+    pools::may_hold(&pools, pool, owner, &claim.placement)
         .map_err(|why| CsiError::InUse(format!("node `{node}` has no copy of the volume, and none is made there: {why}")))
 }
 

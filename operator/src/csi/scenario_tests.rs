@@ -14,7 +14,7 @@ use super::{create, delete, list, modify, publish};
 use crate::context::Ctx;
 use crate::pools::tests::pool_id;
 use crate::testing::scenario::{self, Call, call, conflict, missing, play};
-use crate::testing::{FS, dot, filesystem, node_pool, pv, with_pools};
+use crate::testing::{FS, dot, filesystem, namespace, node_pool, pv, with_pools};
 
 const NAME: &str = "pvc-1";
 
@@ -236,6 +236,63 @@ async fn what_no_pool_could_ever_hold_is_made_nowhere_and_no_volume_grows_to_it(
     let script = vec![call("GET", format!("/filesystems/{FS}"), active()), call("GET", "/dots/db", made())];
     let stays = play(seen(vec![made()], active()), script, |ctx| async move { modify::expand(&larger, &ctx).await });
     assert_eq!(stays.await.unwrap_err().code(), Code::ResourceExhausted);
+}
+
+#[tokio::test]
+async fn no_volume_grows_beyond_what_its_namespace_may_take() {
+    let grow = |limit: &'static str| {
+        let range = Some(wire::CapacityRange { required_bytes: 2 << 30, limit_bytes: 0 });
+        let request = wire::ControllerExpandVolumeRequest { volume_id: FS.into(), capacity_range: range, ..Default::default() };
+        let fill = move |ctx: &Ctx| {
+            seen(vec![made()], active())(ctx);
+            let mut team = namespace();
+            team.metadata.annotations = Some([("dotgraft.dev/capacity-limit".to_owned(), limit.to_owned())].into());
+            ctx.caches.namespaces.fill([team]);
+        };
+        let mut script = vec![call("GET", format!("/filesystems/{FS}"), active()), call("GET", "/dots/db", made())];
+        if limit == "4Gi" {
+            script.push(call("GET", "/dots/db", made()));
+            script.push(call("PATCH", "/dots/db", made()));
+        }
+        play(fill, script, |ctx| async move { modify::expand(&request, &ctx).await.map(|e| e.bytes) })
+    };
+    assert_eq!(grow("4Gi").await.unwrap(), 2 << 30, "with as much for history");
+    let refused = grow("4095Mi").await.unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted);
+    assert!(refused.to_string().contains("capacity-limit"), "{refused}");
+}
+
+/// The snapshot that a view is of, when its volume is gone.
+fn headless() -> Filesystem {
+    let mut fs = active();
+    fs.status.as_mut().unwrap().phase = FilesystemPhase::Headless;
+    fs
+}
+
+#[tokio::test]
+async fn a_view_outlives_the_volume_and_is_read_where_the_snapshot_is() {
+    let view = format!("ro/{FS}@{FS}/000000000000000a");
+    let publish = |handle: String, fs: Filesystem, script| {
+        let fill = seen(vec![], fs);
+        let request = wire::ControllerPublishVolumeRequest { volume_id: handle, readonly: true, ..publication("n1") };
+        play(fill, script, move |ctx| async move { publish::publish(&request, 500, &ctx).await.unwrap_err() })
+    };
+    let gone = |fs: &Filesystem| vec![call("GET", format!("/filesystems/{FS}"), fs), missing("GET", "/dots/db")];
+    let mut script = gone(&headless());
+    script.push(call("GET", format!("/filesystems/{FS}"), headless()));
+    script.push(call("GET", "/nodepools/n1", node_pool("n1").0));
+    let refused = publish(view.clone(), headless(), script).await;
+    assert_eq!(refused.code(), Code::FailedPrecondition, "no copy is made for what has no volume");
+    assert!(refused.to_string().contains("snapshot is gone"), "{refused}");
+    let refused = publish(format!("ro/{FS}@{FS}"), headless(), gone(&headless())).await;
+    assert_eq!(refused.code(), Code::NotFound, "what an administrator made for a volume goes with it");
+    let mut ends = headless();
+    ends.status.as_mut().unwrap().phase = FilesystemPhase::Deleting;
+    let mut script = gone(&ends);
+    script.push(call("GET", format!("/filesystems/{FS}"), &ends));
+    assert_eq!(publish(view.clone(), ends, script).await.code(), Code::NotFound);
+    let modified = play(|_| {}, vec![], |ctx| async move { modify::modify(&view, &std::collections::HashMap::new(), &ctx).await });
+    assert_eq!(modified.await.unwrap_err().code(), Code::InvalidArgument, "a reader changes nothing of it");
 }
 
 #[tokio::test]

@@ -291,7 +291,10 @@ pub async fn delete(snapshot_id: &str, ctx: &Ctx) -> Result<(), CsiError> {
     }
     let (namespace, name) = (commit.namespace().unwrap_or_default(), commit.name_any());
     let left = || ctx.caches.commits.get_in(&namespace, &name).filter(|c| c.uid() == commit.uid());
-    if until(PATIENCE, || left().is_none().then_some(())).await.is_some() {
+    // Whoever needs it is no business of a second.
+    let needed = |c: &Commit| c.status.as_ref().is_some_and(|s| is_true(&s.conditions, ConditionType::Pinned).is_some());
+    until(PATIENCE, || left().is_none_or(|c| needed(&c)).then_some(())).await;
+    if left().is_none() {
         return Ok(());
     }
     let conditions = left().and_then(|c| c.status.clone()).unwrap_or_default().conditions;

@@ -16,6 +16,13 @@ pub fn of_group(group: &str) -> wire::Topology {
     wire::Topology { segments: HashMap::from([(TOPOLOGY_POOL.to_owned(), group.to_owned())]) }
 }
 
+/// What the accessible topology is of what stays on one node.
+pub fn of_node(pool: &PoolView) -> wire::Topology {
+    let mut topology = of_group(&pool.group);
+    topology.segments.insert(TOPOLOGY_NODE.to_owned(), pool.node.clone());
+    topology
+}
+
 /// Whether the pool lies in a topology. A segment that we don't know lies nowhere.
 pub fn matches(pool: &PoolView, topology: &wire::Topology) -> bool {
     topology.segments.iter().all(|(key, value)| match key.as_str() {

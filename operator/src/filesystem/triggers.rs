@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use dotgraft_api::{Branch, Commit, Dot, DotOperation, Filesystem, FilesystemPhase, NodePool, Replica, ReplicationJob};
-use k8s_openapi::api::core::v1::{Namespace, Node};
+use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume};
 use kube::ResourceExt;
 use kube::runtime::reflector::ObjectRef;
 
@@ -11,6 +11,7 @@ use super::moving;
 use crate::claim::{self, ClaimObject, ClaimView, own};
 use crate::content::VolumeSnapshotContent;
 use crate::context::Ctx;
+use crate::handle;
 use crate::triggers::{Triggers, on, refs};
 use crate::{commit, job};
 
@@ -32,6 +33,9 @@ pub fn of_filesystems(ctx: &Arc<Ctx>) -> Triggers<Filesystem> {
             all
         }),
         on(&c.contents, ctx, |v: &VolumeSnapshotContent, _| v.filesystem().map(ObjectRef::new).into_iter().collect()),
+        on(&c.volumes, ctx, |v: &PersistentVolume, _| {
+            handle::filesystem_of(v).filter(|_| handle::is_view(v)).map(|id| ObjectRef::new(&id)).into_iter().collect()
+        }),
         on(&c.jobs, ctx, |j: &ReplicationJob, ctx| job::claims_of(j, ctx).into_iter().flat_map(|c| bound_to(Some(c))).collect()),
         on(&c.operations, ctx, |o: &DotOperation, ctx| {
             let t = &o.spec.target;

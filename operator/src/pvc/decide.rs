@@ -92,8 +92,8 @@ pub fn volume_name(fs: FsId, read_only: bool) -> String {
 pub struct Volume<'a> {
     /// Its name: [`volume_name`] for a Dot or Branch that somebody has; the PVC's own for what is made for it.
     pub name: String,
-    /// The Filesystem.
-    pub fs: FsId,
+    /// What it is.
+    pub handle: VolumeHandle,
     /// How it is used.
     pub access: &'a Access,
     /// Its size in bytes.
@@ -108,8 +108,7 @@ pub struct Volume<'a> {
 
 /// The PV: bound to exactly this PVC by its UID (bound within 0.1 s; without UID the binder takes 12 s).
 pub fn volume(pvc: &PersistentVolumeClaim, v: &Volume<'_>) -> Value {
-    let handle = if v.access.read_only { VolumeHandle::Newest(v.fs) } else { VolumeHandle::Head(v.fs) };
-    let fs_id = v.fs.to_string();
+    let fs_id = v.handle.fs().to_string();
     json!({
         "apiVersion": "v1", "kind": "PersistentVolume",
         "metadata": {
@@ -125,7 +124,7 @@ pub fn volume(pvc: &PersistentVolumeClaim, v: &Volume<'_>) -> Value {
                 "apiVersion": "v1", "kind": "PersistentVolumeClaim",
                 "namespace": pvc.namespace(), "name": pvc.name_any(), "uid": pvc.uid(),
             },
-            "csi": { "driver": DRIVER_NAME, "volumeHandle": handle.to_string(), "readOnly": v.access.read_only },
+            "csi": { "driver": DRIVER_NAME, "volumeHandle": v.handle.to_string(), "readOnly": v.access.read_only },
             "nodeAffinity": { "required": { "nodeSelectorTerms": [
                 { "matchExpressions": [{ "key": TOPOLOGY_POOL, "operator": "In", "values": [v.group] }] },
             ] } },
@@ -181,7 +180,7 @@ pub(super) mod tests {
         let fs = FS.parse().unwrap();
         let v = Volume {
             name: volume_name(fs, access.read_only),
-            fs,
+            handle: if access.read_only { VolumeHandle::Newest(fs) } else { VolumeHandle::Head(fs) },
             access,
             capacity: 1 << 30,
             group: "default",

@@ -85,10 +85,6 @@ async fn provide(pvc: &PersistentVolumeClaim, source: &Source, ctx: &Ctx) -> Res
     }
     match source {
         Source::Claim(kind, name) => use_claim(pvc, *kind, name, (&access, &options), ctx).await,
-        Source::Commit(name) if access.read_only => blocked(
-            ConditionType::Unsupported,
-            format!("to read Commit `{name}` on many nodes, make a PersistentVolume with its `ro/` handle"),
-        ),
         Source::Commit(name) => restore(pvc, name, &access, &class, ctx).await,
     }
 }
@@ -131,11 +127,12 @@ async fn use_claim(
         return blocked(Word::TooSmall, format!("{what} has {capacity} bytes, fewer than the claim asks for: make it larger first"));
     }
     let name = decide::volume_name(fs, access.read_only);
-    let volume = Volume { name, fs, access, capacity, group: &pool.spec.pool_group, reclaim: "Retain", options };
+    let handle = if access.read_only { VolumeHandle::Newest(fs) } else { VolumeHandle::Head(fs) };
+    let volume = Volume { name, handle, access, capacity, group: &pool.spec.pool_group, reclaim: "Retain", options };
     bind(pvc, &volume, &what, ctx).await
 }
 
-/// A volume of its own from a Commit, as `CreateVolume` makes one from a snapshot; it goes with the PVC as the class says.
+/// A volume of its own from a Commit, as `CreateVolume` makes one from a snapshot, or a view of it; it goes with the PVC as the class says.
 async fn restore(pvc: &PersistentVolumeClaim, name: &str, access: &Access, class: &StorageClass, ctx: &Ctx) -> Result<Outcome, Error> {
     let namespace = pvc.namespace().unwrap_or_default();
     let Some(commit) = Api::<Commit>::namespaced(ctx.client.clone(), &namespace).get_opt(name).await? else {
@@ -151,7 +148,7 @@ async fn restore(pvc: &PersistentVolumeClaim, name: &str, access: &Access, class
         name: own_name(pvc),
         parameters,
         capacity_range: i64::try_from(decide::requested(pvc)).ok().map(|n| wire::CapacityRange { required_bytes: n, limit_bytes: 0 }),
-        ..csi::restore_request(id)
+        ..csi::restore_request(id, access.read_only)
     };
     let made = match csi::create_volume(&request, ctx).await {
         Ok(made) => made,
@@ -165,7 +162,7 @@ async fn restore(pvc: &PersistentVolumeClaim, name: &str, access: &Access, class
     let Ok(handle) = made.volume_id.parse::<VolumeHandle>() else {
         return blocked(Word::ProvisioningFailed, format!("`{}` is no volume", made.volume_id));
     };
-    let volume = Volume { name: own_name(pvc), fs: handle.fs(), access, capacity, group: &group, reclaim: &reclaim, options };
+    let volume = Volume { name: own_name(pvc), handle, access, capacity, group: &group, reclaim: &reclaim, options };
     bind(pvc, &volume, &format!("Commit `{name}`"), ctx).await
 }
 
@@ -176,9 +173,11 @@ fn own_name(pvc: &PersistentVolumeClaim) -> String {
 
 /// Makes the PV. That of a Dot or Branch has the Filesystem's name, so of two PVCs one gets it, whoever looks.
 async fn bind(pvc: &PersistentVolumeClaim, volume: &Volume<'_>, what: &str, ctx: &Ctx) -> Result<Outcome, Error> {
-    let rivals = ctx.caches.volumes.with(&fs_term(&volume.fs.to_string()));
+    let rivals = ctx.caches.volumes.with(&fs_term(&volume.handle.fs().to_string()));
     let name = volume.name.clone();
-    let is_rival = |pv: &PersistentVolume| pv.name_any() != name && handle::is_read_only(pv) == volume.access.read_only;
+    // Of views there are as many as one likes.
+    let alike = |pv: &PersistentVolume| handle::is_read_only(pv) == volume.access.read_only && !handle::is_view(pv);
+    let is_rival = |pv: &PersistentVolume| volume.handle.view().is_none() && pv.name_any() != name && alike(pv);
     if let Some(other) = rivals.iter().find(|pv| is_rival(pv)) {
         return blocked(Word::AlreadyClaimed, already(what, other));
     }
@@ -224,9 +223,11 @@ pub async fn reconcile_volume(pv: Arc<PersistentVolume>, ctx: Arc<Ctx>) -> Resul
     Ok(Action::await_change())
 }
 
-/// PVCs that are bound to a Filesystem, as `namespace/name`: its Dot or Branch doesn't go while there are any.
+/// PVCs that are bound to a Filesystem, as `namespace/name`: its Dot or Branch doesn't go while there are any. Views hold their commit instead.
 pub fn bound_claims(fs_id: &str, ctx: &Ctx) -> Vec<String> {
-    let mut list: Vec<String> = ctx.caches.volumes.with(&fs_term(fs_id)).iter().filter_map(|pv| decide::bound_claim(pv)).take(16).collect();
+    let volumes = ctx.caches.volumes.with(&fs_term(fs_id));
+    let bound = volumes.iter().filter(|pv| !handle::is_view(pv)).filter_map(|pv| decide::bound_claim(pv));
+    let mut list: Vec<String> = bound.take(16).collect();
     list.sort();
     list
 }

@@ -64,7 +64,10 @@ fn volume(namespace: &str, name: &str, ctx: &Ctx) -> Option<Volume> {
     let pvc = ctx.caches.claims.get_in(namespace, name)?;
     let (id, read_only) = filesystem_of(&pvc, namespace, ctx)?;
     let fs = ctx.caches.filesystems.get(&id)?;
-    let status = fs.status.as_ref().filter(|s| s.phase == FilesystemPhase::Active)?;
+    // What is read may be a snapshot whose volume is gone.
+    let there =
+        |phase| phase == FilesystemPhase::Active || read_only && matches!(phase, FilesystemPhase::Headless | FilesystemPhase::Released);
+    let status = fs.status.as_ref().filter(|s| there(s.phase))?;
     let authority = status.authority.as_ref()?;
     let replicas = ctx.caches.replicas.with(&id);
     let owner = &authority.owner;

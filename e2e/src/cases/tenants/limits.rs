@@ -6,10 +6,12 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use dotgraft_proto::csi::v1 as csi;
 use serde_json::{Value, json};
+use tonic::Code;
 
 use crate::harness::Test;
 use crate::harness::test::STEP;
 use crate::rig::wait::{eventually, throughout};
+use crate::steps::csi::refused;
 use crate::steps::sidecar::{SIZE, Sidecar};
 use crate::steps::tenant::Tenant;
 
@@ -37,6 +39,7 @@ async fn may_not_patch(b: &Tenant, name: &str, patch: &Value, words: &str) -> Re
 /// `tenants-pvc-limits`.
 pub async fn of_pvc(t: Arc<Test>) -> Result<()> {
     let b = Tenant::come(&t, "b").await?;
+    limit(&t, &b, "1Gi").await?;
     let (sidecar, id) = volume_of_pvc(&t, &b).await?;
     for round in ["edit", "everything"] {
         for spec in [json!({"capacity": "1Pi"}), json!({"historyLimit": "1Pi"}), json!({"placement": {"replicas": 3}})] {
@@ -59,12 +62,20 @@ pub async fn of_pvc(t: Arc<Test>) -> Result<()> {
     // And the PVC goes on to be resized.
     let range = csi::CapacityRange { required_bytes: 2 * SIZE, limit_bytes: 0 };
     let request = csi::ControllerExpandVolumeRequest { volume_id: id.clone(), capacity_range: Some(range), ..Default::default() };
-    let grown = eventually("the volume to grow", STEP, || async {
-        Ok(sidecar.client.clone().controller_expand_volume(request.clone()).await?.into_inner().capacity_bytes)
-    });
+    let grow = async |request: &csi::ControllerExpandVolumeRequest| {
+        sidecar.client.clone().controller_expand_volume(request.clone()).await.map(|done| done.into_inner().capacity_bytes)
+    };
+    let grown = eventually("the volume to grow", STEP, || async { Ok(grow(&request).await?) });
     ensure!(grown.await? == 2 * SIZE);
+    // With as much for its history it has all that the namespace may take: it stays as it is, and grows once there is more.
+    let range = csi::CapacityRange { required_bytes: 3 * SIZE, limit_bytes: 0 };
+    let more = csi::ControllerExpandVolumeRequest { capacity_range: Some(range), ..request };
+    refused(grow(&more).await, Code::ResourceExhausted, "dotgraft.dev/capacity-limit")?;
     let dot = b.kube.get("Dot", &b.namespace, "data").await?.context("no Dot")?;
     ensure!(dot["spec"]["capacity"] == "512Mi", "{}", dot["spec"]);
+    limit(&t, &b, "2Gi").await?;
+    let grown = eventually("the volume to grow with the limit", STEP, || async { Ok(grow(&more).await?) });
+    ensure!(grown.await? == 3 * SIZE);
     sidecar.delete(&id).await?;
     b.leave(&t).await
 }
