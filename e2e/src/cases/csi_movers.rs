@@ -40,7 +40,17 @@ async fn field(t: &Test, what: &[&str], path: &str) -> Result<String> {
 
 /// `VolumeSnapshot` `s`, ready; its content.
 async fn snapshot(t: &Test, source: &str) -> Result<String> {
-    t.apply(&format!("{SNAPSHOT}  {source}\n")).await?;
+    let class = format!("{}-shot", t.namespace);
+    let source = if source.contains("volumeSnapshotContentName") {
+        source.to_owned()
+    } else {
+        format!("volumeSnapshotClassName: {class}\n  {source}")
+    };
+    t.apply(&format!(
+        "apiVersion: snapshot.storage.k8s.io/v1\nkind: VolumeSnapshotClass\nmetadata: {{name: {class}}}\ndriver: csi.dotgraft.dev\n\
+         deletionPolicy: Delete\n---\n{SNAPSHOT}  {source}\n"
+    ))
+    .await?;
     t.kubectl(&["wait", "--for=jsonpath={.status.readyToUse}=true", "volumesnapshot", "s", "--timeout=180s"]).await?;
     field(t, &["volumesnapshot", "s"], ".status.boundVolumeSnapshotContentName").await
 }
@@ -127,6 +137,7 @@ async fn movers(t: Arc<Test>) -> Result<()> {
     says(&source, "mover", "/data/two/word", "of two").await?;
     stop(&source, "mover").await?;
     source.leave().await?;
+    t.kubectl(&["delete", "volumesnapshotclass", &format!("{}-shot", source.namespace), &format!("{own}-shot")]).await?;
     for id in &ids {
         nothing_left(&t, id).await?;
     }
@@ -165,5 +176,6 @@ async fn given_up(t: Arc<Test>) -> Result<()> {
     let left = t.kube().kubectl(&["get", "volumesnapshotcontent,pv", "-o", "json"]).await?;
     ensure!(!left.contains(&of.namespace), "{left}");
     t.kubectl(&["delete", "storageclass", &class]).await?;
+    t.kubectl(&["delete", "volumesnapshotclass", &format!("{}-shot", of.namespace)]).await?;
     Ok(())
 }

@@ -22,6 +22,7 @@ const PROGRAMS: [(&str, &[&str]); 5] = [
             "--enable-capacity",
             "--capacity-ownerref-level=-1", // there is no pod that could own the capacity objects
             "--capacity-poll-interval=5s",
+            "--snapshot-orphan-sweep-interval=5s", // as a test has less patience than an administrator
             "--timeout=60s",
             "--retry-interval-max=30s",
             "--worker-threads=100",
