@@ -10,6 +10,7 @@ use dotgraft_engine::format::Kind;
 use dotgraft_engine::ids::{CommitId, Epoch, FsId, MigId, OpId, RequestUid, Timestamp};
 use dotgraft_engine::model::{Commit, Origin, Place, Problem, Reason};
 use dotgraft_engine::run::{Initial, Intermediate, JobSpec, OnConflict, Outcome, Retry, RunParams};
+use dotgraft_engine::schedule::Schedule;
 
 use super::api::Phase;
 use super::sim::{Asked, Sim, Two, short, uuid};
@@ -158,8 +159,10 @@ impl Sim<'_> {
             on_conflict: OnConflict::Fail,
             also: None,
         };
+        // And by the clock, which jumps here: what fires must stop where authority does.
+        let schedule = Schedule::interval(900).ok();
         WantedJob {
-            spec: JobSpec { uid: self.job, generation: 1, suspend: false, trigger: None, on_commit: true, schedule: None, params },
+            spec: JobSpec { uid: self.job, generation: 1, suspend: false, trigger: None, on_commit: true, schedule, params },
             bandwidth: None,
         }
     }
