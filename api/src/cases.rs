@@ -223,11 +223,11 @@ fn jobs() -> Vec<Case> {
             &spec(&json!({"source": {"selector": {"matchLabels": {"app": "shop"}}}})),
         ),
         rule("spec.source", one).create(&spec(&json!({"source": {"names": ["a", "b"]}})), &spec(&json!({"source": {"names": null}}))),
-        rule("spec.schedule", "take one of onCommit, cron and intervalSeconds")
+        rule("spec", "schedule takes one of onCommit, cron and intervalSeconds")
             .create(&when(json!({"intervalSeconds": 60})), &when(json!({"intervalSeconds": 60, "onCommit": true}))),
-        rule("spec.schedule", "take one of onCommit, cron and intervalSeconds")
+        rule("spec", "schedule takes one of onCommit, cron and intervalSeconds")
             .create(&when(json!({"onCommit": false, "cron": "@daily"})), &when(json!({"intervalSeconds": 60, "cron": "@daily"}))),
-        rule("spec.schedule", "timeZone says what the hours of cron are: set cron, too").create(
+        rule("spec", "timeZone says what the hours of cron are: set cron, too").create(
             &when(json!({"cron": "30 2 * * *", "timeZone": "Europe/Berlin"})),
             &when(json!({"intervalSeconds": 60, "timeZone": "Europe/Berlin"})),
         ),

@@ -45,6 +45,10 @@ use crate::schema::{self, rules};
     ("self.direction == oldSelf.direction", "direction can't change: make another ReplicationJob"),
     ("self.source == oldSelf.source", "source can't change: make another ReplicationJob"),
     ("self.target == oldSelf.target", "target can't change: make another ReplicationJob"),
+    // Here and not at the type, which Replicas have too.
+    ("!has(self.schedule) || [self.schedule.onCommit, has(self.schedule.cron), has(self.schedule.intervalSeconds)].filter(x, x).size() <= 1",
+        "schedule takes one of onCommit, cron and intervalSeconds"),
+    ("!has(self.schedule) || !has(self.schedule.timeZone) || has(self.schedule.cron)", "timeZone says what the hours of cron are: set cron, too"),
 ])))]
 pub struct ReplicationJobSpec {
     /// Who drives a run: Push is the sender. Can't change.
@@ -131,10 +135,6 @@ pub struct JobTarget {
 /// down. Runs of one source never overlap; what was missed is made up for by one run.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-#[schemars(extend("x-kubernetes-validations" = rules(&[
-    ("[self.onCommit, has(self.cron), has(self.intervalSeconds)].filter(x, x).size() <= 1", "take one of onCommit, cron and intervalSeconds"),
-    ("!has(self.timeZone) || has(self.cron)", "timeZone says what the hours of cron are: set cron, too"),
-])))]
 pub struct Schedule {
     /// On every commit of a source.
     #[serde(default)]

@@ -351,7 +351,8 @@ impl Sim<'_> {
             assert_eq!(head.content, world.written, "the owner's head is not what was acknowledged last");
         }
         let handled = self.run_for(600_000);
-        assert!(handled <= 200, "{handled} events in ten quiet minutes");
+        // Ten looks at the schedule of each job among them.
+        assert!(handled <= 300, "{handled} events in ten quiet minutes");
     }
 }
 
