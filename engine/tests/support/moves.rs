@@ -351,8 +351,8 @@ impl Sim<'_> {
             assert_eq!(head.content, world.written, "the owner's head is not what was acknowledged last");
         }
         let handled = self.run_for(600_000);
-        // Ten looks at the schedule of each job among them.
-        assert!(handled <= 300, "{handled} events in ten quiet minutes");
+        // Among them a firing of each job, which may have something to bring to a copy that a move has made anew.
+        assert!(handled <= 600, "{handled} events in ten quiet minutes");
     }
 }
 
