@@ -55,6 +55,7 @@ async fn watched(t: Arc<Test>) -> Result<()> {
     replica_away(&w).await.context("while n2 is away")?;
     orphan(&w).await.context("an orphan")?;
     stray(&w).await.context("a subvolume outside of its quota")?;
+    left_behind(&w).await.context("what a volume leaves in a clone")?;
     superseded(&w).await.context("a superseded copy")?;
     stuck(&w).await.context("a deletion that hangs")?;
     crowd(&w).await.context("a volume that many want")?;
@@ -223,6 +224,21 @@ async fn stray(w: &Watched) -> Result<()> {
     make_stray(&head, "mine")?;
     w.moves("dotgraft_strays_total > 0").await?;
     t.unmount(&head).await
+}
+
+/// A volume goes, and one that was restored from it has its bytes still.
+async fn left_behind(w: &Watched) -> Result<()> {
+    let t = &w.t;
+    let fs_id = t.dot_of("origin", &json!({"placement": {"node": "n1"}, "deletionPolicy": "Cascade"})).await?;
+    let head = t.mount("n1", &fs_id).await?;
+    std::fs::write(head.join("shared"), vec![1; 4 << 20])?;
+    t.unmount(&head).await?;
+    let commit = t.commit("origins", "origin").await?;
+    t.dot_of("heir", &json!({"origin": {"fsId": fs_id, "commit": commit}})).await?;
+    for (kind, name) in [("Commit", "origins"), ("Dot", "origin")] {
+        t.kube().delete(kind, &t.namespace, name).await?;
+    }
+    w.moves("dotgraft_pool_left_bytes > 0").await
 }
 
 /// A person promotes a copy and accepts the loss of what only the owner has.
