@@ -3,7 +3,7 @@
 //! The kubelet's own walk changes every inode at every start, which made an increment of 1.4 MB for 20,000 unchanged files (storage.md §5).
 //! This one looks at every inode each time, as no driver is told of `fsGroupChangePolicy` (ADR 38): what has another group gets the pod's, with the
 //! rights that go with it. What has the group already keeps its mode once a walk has come to its end, which the root's setgid bit tells, set last:
-//! programs give modes of their own, and PostgreSQL doesn't start where its group may write.
+//! programs give modes of their own, and `PostgreSQL` doesn't start where its group may write.
 //!
 //! The volume belongs to pods that may be hostile and may run meanwhile: each entry is opened beneath the root as a mere handle, looked at
 //! through that handle, and changed through it. Links are not followed, devices are left alone, other subvolumes and mounts not entered.
