@@ -229,12 +229,12 @@ async fn stray(w: &Watched) -> Result<()> {
 /// A volume goes, and one that was restored from it has its bytes still.
 async fn left_behind(w: &Watched) -> Result<()> {
     let t = &w.t;
-    let fs_id = t.dot_of("origin", &json!({"placement": {"node": "n1"}, "deletionPolicy": "Cascade"})).await?;
+    let fs_id = t.dot_of("origin", &json!({"capacity": "64Mi", "placement": {"node": "n1"}, "deletionPolicy": "Cascade"})).await?;
     let head = t.mount("n1", &fs_id).await?;
     std::fs::write(head.join("shared"), vec![1; 4 << 20])?;
     t.unmount(&head).await?;
     let commit = t.commit("origins", "origin").await?;
-    t.dot_of("heir", &json!({"origin": {"fsId": fs_id, "commit": commit}})).await?;
+    t.dot_of("heir", &json!({"capacity": "64Mi", "origin": {"fsId": fs_id, "commit": commit}})).await?;
     for (kind, name) in [("Commit", "origins"), ("Dot", "origin")] {
         t.kube().delete(kind, &t.namespace, name).await?;
     }
